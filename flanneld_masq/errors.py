@@ -1,0 +1,93 @@
+"""Every error that flanneld-masq raises on purpose.
+
+    MasqError
+     +-- ConfigError           a configuration file, or an option of the command line, is wrong
+     +-- SubnetFileError       a subnet file cannot be used; the last good lease stays in force
+     +-- BackendUnavailable    a backend cannot be used here (binary, module, kernel, Python module)
+     +-- PluginError           a plugin raised, or returned what the hook does not allow
+     +-- CommandError          a program could not be started, failed, timed out or was cut short
+     +-- KernelError           netlink said no, or answered what cannot be read
+     +-- RulesetError          the kernel holds something that keeps our rules from taking effect
+     +-- AlreadyRunning        another instance holds the state directory
+     +-- StateError            the state directory cannot be used
+
+A message says what was tried, what happened, and what to do next. Only `cli` and `service` decide
+whether an error ends the process.
+"""
+
+from __future__ import annotations
+
+
+class MasqError(Exception):
+    """Base of all. `exit_code` is what a command ends with when nobody handles it."""
+
+    exit_code = 1
+
+
+class ConfigError(MasqError):
+    exit_code = 2
+
+    def __init__(self, source: str, key: str, reason: str) -> None:
+        super().__init__(f"{source}: {key}: {reason}" if key else f"{source}: {reason}")
+        self.source = source
+        self.key = key
+        self.reason = reason
+
+
+class SubnetFileError(MasqError):
+    """`line` is 1-based; 0 stands for the file as a whole."""
+
+    def __init__(self, path: str, line: int, reason: str) -> None:
+        super().__init__(f"{path}, line {line}: {reason}" if line else f"{path}: {reason}")
+        self.path = path
+        self.line = line
+        self.reason = reason
+
+
+class BackendUnavailable(MasqError):
+    def __init__(self, backend: str, reason: str, remedy: str = "") -> None:
+        super().__init__(f"backend {backend} cannot be used: {reason}" + (f"; {remedy}" if remedy else ""))
+        self.backend = backend
+        self.reason = reason
+        self.remedy = remedy
+
+
+class PluginError(MasqError):
+    def __init__(self, plugin: str, hook: str, reason: str) -> None:
+        super().__init__(f"plugin {plugin} failed in {hook}: {reason}")
+        self.plugin = plugin
+        self.hook = hook
+        self.reason = reason
+
+
+class CommandError(MasqError):
+    """`status` is the exit status, a negative signal number, or None where there is none."""
+
+    def __init__(self, argv: tuple[str, ...], reason: str, *, status: int | None = None, stderr: str = "") -> None:
+        super().__init__(f"`{' '.join(argv)}` {reason}" + (f": {stderr}" if stderr else ""))
+        self.argv = argv
+        self.reason = reason
+        self.status = status
+        self.stderr = stderr
+
+
+class KernelError(MasqError):
+    """`errno` is the kernel's error number, or 0 where the answer could not be read."""
+
+    def __init__(self, attempt: str, reason: str, errno: int = 0) -> None:
+        super().__init__(f"{attempt}: {reason}")
+        self.attempt = attempt
+        self.reason = reason
+        self.errno = errno
+
+
+class RulesetError(MasqError):
+    pass
+
+
+class AlreadyRunning(MasqError):
+    pass
+
+
+class StateError(MasqError):
+    pass

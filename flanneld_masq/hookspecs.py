@@ -1,0 +1,141 @@
+"""What a plugin may implement. The built-in backends use these hooks and nothing else.
+
+A plugin is a Python module, or an object, that an installed distribution names under the entry-point
+group ``flanneld_masq``:
+
+    [project.entry-points.flanneld_masq]
+    my-backend = "my_backend.plugin"
+
+and that implements any of the hooks below with ``flanneld_masq.hookimpl``. A hook that raises never
+stops the daemon: the plugin is named in the log and in ``backends`` and ``status``, and is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol, TypeVar, cast
+
+import pluggy
+
+from .model import (
+    SLOTS,
+    BackendName,
+    Desired,
+    Family,
+    Group,
+    Item,
+    Network,
+    Observation,
+    Probe,
+    Settings,
+)
+from .run import Runner
+
+ENTRY_POINT_GROUP = "flanneld_masq"
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+hookspec = cast("Callable[[_Function], _Function]", pluggy.HookspecMarker(ENTRY_POINT_GROUP))
+if TYPE_CHECKING:
+
+    def hookimpl(function: _Function) -> _Function:
+        """Marks a function as the implementation of the hook of that name."""
+else:
+    hookimpl = pluggy.HookimplMarker(ENTRY_POINT_GROUP)
+
+
+@dataclass(frozen=True, **SLOTS)
+class Host:
+    """The machine as a backend may see it: a way to start programs, and the root directory of files."""
+
+    run: Runner
+    root: Path = Path("/")
+
+
+class Backend(Protocol):
+    """One kernel interface, for one family. Used by one thread at a time.
+
+    Methods that touch the kernel raise `MasqError`; an answer that cannot be read is an error and
+    never an empty observation.
+    """
+
+    name: BackendName
+    family: Family
+
+    def probe(self) -> Probe:
+        """Whether it can be used here. Changes nothing. Called at start, at reload and after failures."""
+
+    def wanted(self, desired: Desired) -> tuple[Item, ...]:
+        """The items that an observation shall hold, in order, `raw` left empty where the kernel's form
+        is not known beforehand. Pure."""
+
+    def render(self, desired: Desired) -> str:
+        """What `replace` would write into an empty kernel, in the tool's language. Pure."""
+
+    def observe(self, groups: Collection[Group]) -> Observation:
+        """All that is ours of these groups, and what stands in its place. Changes nothing."""
+
+    def replace(self, desired: Desired, observed: Observation) -> int:
+        """Make the kernel hold exactly `desired`, given what was just read, touching nothing foreign.
+
+        Each table changes in one transaction. Returns the number of transactions committed.
+        """
+
+    def generation(self) -> Optional[int]:
+        """A number that changes with every change of the kernel's ruleset, cheap to read; None if
+        the kernel has none for this interface."""
+
+
+@dataclass(frozen=True, **SLOTS)
+class BackendType:
+    """A backend as a plugin offers it. `create` is called once per family and starts nothing.
+
+    `preference` orders the candidates of `auto`: lower goes first; None is never chosen by `auto`.
+    """
+
+    name: BackendName
+    summary: str
+    create: Callable[[Family, Host], Backend]
+    preference: Optional[int] = None
+
+
+@dataclass(frozen=True, **SLOTS)
+class Event:
+    """Something that happened. `kind` is one of the names in `journal.MESSAGE_IDS`."""
+
+    kind: str
+    message: str
+    family: str = ""
+    group: str = ""
+    backend: str = ""
+    reason: str = ""
+    duration_us: int = 0
+
+
+class HookSpecs:
+    """The hooks. pluggy passes only those arguments that an implementation names."""
+
+    @hookspec
+    def flanneld_masq_backends(self) -> Sequence[BackendType]:
+        """The backends that this plugin offers.
+
+        Called once, when the plugins are loaded. A name that is taken already is an error of the
+        plugin that comes second. If it raises, the plugin's backends are listed as failed.
+        """
+
+    @hookspec
+    def flanneld_masq_non_masquerade_cidrs(self, settings: Settings) -> Sequence[Network]:
+        """Destinations that pods reach with their own address, beside the configured ones.
+
+        Called when the configuration is loaded or reloaded, and at each resync; the networks of all
+        plugins are joined. If it raises, the last good answer of that plugin stays in force.
+        """
+
+    @hookspec
+    def flanneld_masq_event(self, event: Event) -> None:
+        """Something happened (rules applied, drift repaired, degraded, ...).
+
+        Called after the fact, from the daemon's event loop: return at once. What it returns is not
+        used. If it raises, the plugin is named in the log and the daemon goes on.
+        """

@@ -1,0 +1,334 @@
+"""The values that the other modules take and return. Nothing here reads, writes or decides.
+
+Addresses are `ipaddress` objects, sequences are tuples, and all classes are frozen (and slotted from
+Python 3.10 on, where `dataclass` can do it).
+"""
+
+from __future__ import annotations
+
+import enum
+import sys
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Dict, NewType, Optional, Tuple, Union
+
+SLOTS: Dict[str, bool] = {"slots": True} if sys.version_info >= (3, 10) else {}
+
+Address = Union[IPv4Address, IPv6Address]
+Network = Union[IPv4Network, IPv6Network]
+BackendName = NewType("BackendName", str)
+
+AUTO = BackendName("auto")
+COMMENT_PREFIX = "flanneld-masq:"
+
+
+@dataclass(frozen=True, **SLOTS)
+class FamilyData:
+    """What differs between the families; code takes it from here and has no second branch."""
+
+    version: int
+    nft: str
+    nfproto: int
+    tools: str
+    multicast: Network
+    link_local: Network
+    width: int
+    legacy_names: str
+    proc: str
+
+
+class Family(enum.Enum):
+    """An address family. The value is the name that users see."""
+
+    IPV4 = "ipv4"
+    IPV6 = "ipv6"
+
+    @property
+    def data(self) -> FamilyData:
+        return _FAMILIES[self]
+
+    def __str__(self) -> str:
+        return self.value
+
+
+_FAMILIES = {
+    Family.IPV4: FamilyData(
+        version=4,
+        nft="ip",
+        nfproto=2,
+        tools="iptables",
+        multicast=IPv4Network("224.0.0.0/4"),
+        link_local=IPv4Network("169.254.0.0/16"),
+        width=32,
+        legacy_names="proc/net/ip_tables_names",
+        proc="proc/sys/net/ipv4",
+    ),
+    Family.IPV6: FamilyData(
+        version=6,
+        nft="ip6",
+        nfproto=10,
+        tools="ip6tables",
+        multicast=IPv6Network("ff00::/8"),
+        link_local=IPv6Network("fe80::/10"),
+        width=128,
+        legacy_names="proc/net/ip6_tables_names",
+        proc="proc/sys/net/ipv6",
+    ),
+}
+
+
+def family_of(value: Address | Network) -> Family:
+    return Family.IPV4 if value.version == 4 else Family.IPV6
+
+
+class Group(enum.Enum):
+    """The two groups of rules; each may live in a backend of its own."""
+
+    MASQUERADE = "masquerade"
+    FORWARD = "forward"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class Verdict(enum.Enum):
+    RETURN = "return"
+    ACCEPT = "accept"
+    MASQUERADE = "masquerade"
+
+
+class Position(enum.Enum):
+    """Where our jump stands among the rules of others."""
+
+    FIRST = "first"
+    LAST = "last"
+
+
+@dataclass(frozen=True, **SLOTS)
+class Mark:
+    """A packet mark test: `mark & mask == value`, both 32 bits."""
+
+    value: int
+    mask: int
+
+    def __str__(self) -> str:
+        return f"{self.value:#x}/{self.mask:#x}"
+
+
+@dataclass(frozen=True, **SLOTS)
+class Packet:
+    """What a rule looks at in a packet: addresses of one family, and the mark (0 to 2**32-1)."""
+
+    src: Address
+    dst: Address
+    mark: int = 0
+
+
+@dataclass(frozen=True, **SLOTS)
+class Rule:
+    """One rule: every test that is set must hold, then the verdict applies.
+
+    `row` is the row of the design's table ("1" to "7", "forward-src", "forward-dst"); `tag` is the
+    chained hash that its comment carries, filled in by `policy`.
+    """
+
+    row: str
+    why: str
+    verdict: Verdict
+    src: Optional[Network] = None
+    dst: Optional[Network] = None
+    dst_not: Optional[Network] = None
+    mark: Optional[Mark] = None
+    fully_random: bool = False
+    tag: str = ""
+
+    def matches(self, packet: Packet) -> bool:
+        if self.mark is not None and packet.mark & self.mark.mask != self.mark.value:
+            return False
+        if self.src is not None and packet.src not in self.src:
+            return False
+        if self.dst is not None and packet.dst not in self.dst:
+            return False
+        return self.dst_not is None or packet.dst not in self.dst_not
+
+    @property
+    def comment(self) -> str:
+        return COMMENT_PREFIX + self.tag
+
+
+@dataclass(frozen=True, **SLOTS)
+class GroupRules:
+    """The rules of one group, in order. `jump_tag` goes with the jump, where a backend needs one."""
+
+    group: Group
+    rules: Tuple[Rule, ...]
+    jump_tag: str = ""
+
+    @property
+    def jump_comment(self) -> str:
+        return COMMENT_PREFIX + self.jump_tag
+
+
+@dataclass(frozen=True, **SLOTS)
+class Desired:
+    """All that one backend shall hold for one family. No groups means: nothing of ours at all."""
+
+    family: Family
+    groups: Tuple[GroupRules, ...] = ()
+    position: Position = Position.LAST
+
+    def rules_of(self, group: Group) -> Optional[GroupRules]:
+        return next((found for found in self.groups if found.group is group), None)
+
+
+@dataclass(frozen=True, **SLOTS)
+class FamilyLease:
+    """One family of a lease: the pod networks of the cluster, and this node's subnet within them.
+
+    `subnet` has its host bits cleared; `gateway` is the address as it was written, host bits and all.
+    """
+
+    networks: Tuple[Network, ...]
+    subnet: Network
+    gateway: Address
+
+
+@dataclass(frozen=True, **SLOTS)
+class Lease:
+    """What one subnet file says. `mtu` is in bytes; None where the file names none."""
+
+    path: str
+    ipv4: Optional[FamilyLease] = None
+    ipv6: Optional[FamilyLease] = None
+    mtu: Optional[int] = None
+    ipmasq: Optional[bool] = None
+
+    def of(self, family: Family) -> Optional[FamilyLease]:
+        return self.ipv4 if family is Family.IPV4 else self.ipv6
+
+
+@dataclass(frozen=True, **SLOTS)
+class MasqueradeSettings:
+    enabled: bool = True
+    random_fully: bool = True
+    non_masquerade_cidrs: Tuple[Network, ...] = ()
+    masquerade_link_local: bool = True
+    kube_proxy_mark: Optional[Mark] = Mark(0x4000, 0x4000)
+    position: Position = Position.LAST
+
+
+@dataclass(frozen=True, **SLOTS)
+class ForwardSettings:
+    enabled: bool = True
+    backend: BackendName = AUTO
+
+
+@dataclass(frozen=True, **SLOTS)
+class ReconcileSettings:
+    """Both in seconds."""
+
+    resync_seconds: float = 60.0
+    legacy_poll_seconds: float = 0.5
+
+
+@dataclass(frozen=True, **SLOTS)
+class Settings:
+    """The configuration file, with a default for everything. Paths are absolute."""
+
+    backend: BackendName = AUTO
+    subnet_files: Tuple[str, ...] = ("/run/flannel/subnet.env",)
+    net_conf: str = "/etc/kube-flannel/net-conf.json"
+    state_directory: str = "/run/flanneld-masq"
+    masquerade: MasqueradeSettings = MasqueradeSettings()
+    forward: ForwardSettings = ForwardSettings()
+    reconcile: ReconcileSettings = ReconcileSettings()
+    takeover_remove_flannel_rules: bool = False
+    stop_remove_rules: bool = False
+    dbus_enabled: bool = True
+    metrics_textfile: str = ""
+    log_level: str = "info"
+
+
+@dataclass(frozen=True, **SLOTS)
+class Probe:
+    """Whether a backend can be used for a family here, and what it can do.
+
+    `reason` and `remedy` say why not and what to do about it; `versions` is for people.
+    """
+
+    usable: bool
+    reason: str = ""
+    remedy: str = ""
+    versions: Tuple[str, ...] = ()
+    random_fully: bool = True
+
+
+@dataclass(frozen=True, **SLOTS)
+class Item:
+    """One object of ours in the kernel, or something that stands where ours should.
+
+    `place` says where ("ip nat FLANNELD-MASQ"), `text` is for people, `raw` is what is compared: all
+    that the kernel holds of the object but handles and counters. `handle` is what removes it and is
+    not compared; 0 where there is none.
+    """
+
+    kind: str
+    place: str
+    text: str
+    raw: str = ""
+    tag: str = ""
+    handle: int = 0
+
+
+@dataclass(frozen=True, **SLOTS)
+class Neighbours:
+    """The foreign rules around our jump in `place`, each as a digest, in order."""
+
+    place: str
+    before: Tuple[str, ...] = ()
+    after: Tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, **SLOTS)
+class Observation:
+    """What a backend found in the kernel, in order.
+
+    `obstacle`, where not empty, says what makes writing pointless (a dormant table of others, an
+    owner, a base chain with our name) and what to do about it.
+    """
+
+    items: Tuple[Item, ...] = ()
+    neighbours: Tuple[Neighbours, ...] = ()
+    obstacle: str = ""
+
+
+@dataclass(frozen=True, **SLOTS)
+class Golden:
+    """An observation right after our own write, with the fingerprint of what was wanted then."""
+
+    fingerprint: str
+    items: Tuple[Item, ...]
+    neighbours: Tuple[Neighbours, ...] = ()
+
+
+@dataclass(frozen=True, **SLOTS)
+class Change:
+    """One difference. `found` is in the kernel, `wanted` should be; either may be empty."""
+
+    kind: str
+    place: str
+    wanted: str = ""
+    found: str = ""
+
+    @property
+    def summary(self) -> str:
+        return f"{self.kind} in {self.place}: {self.found or self.wanted}"
+
+
+@dataclass(frozen=True, **SLOTS)
+class Plan:
+    """What one backend would change for one family to reach what is wanted."""
+
+    family: Family
+    backend: BackendName
+    changes: Tuple[Change, ...] = ()
