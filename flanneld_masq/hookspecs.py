@@ -22,6 +22,7 @@ import pluggy
 from .model import (
     SLOTS,
     BackendName,
+    Change,
     Desired,
     Family,
     Group,
@@ -76,8 +77,10 @@ class Backend(Protocol):
     def observe(self, groups: Collection[Group]) -> Observation:
         """All that is ours of these groups, and what stands in its place. Changes nothing."""
 
-    def replace(self, desired: Desired, observed: Observation) -> int:
-        """Make the kernel hold exactly `desired`, given what was just read, touching nothing foreign.
+    def replace(self, desired: Desired, observed: Observation, changes: tuple[Change, ...]) -> int:
+        """Make the kernel hold exactly `desired`, touching nothing foreign.
+
+        `observed` was just read, of all groups in `desired` at least, and differs by `changes`.
 
         Each table changes in one transaction. Returns the number of transactions committed.
         """

@@ -10,9 +10,9 @@ import enum
 import sys
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Dict, NewType, Optional, Tuple, Union
+from typing import NewType, Optional, Union
 
-SLOTS: Dict[str, bool] = {"slots": True} if sys.version_info >= (3, 10) else {}
+SLOTS: dict[str, bool] = {"slots": True} if sys.version_info >= (3, 10) else {}
 
 Address = Union[IPv4Address, IPv6Address]
 Network = Union[IPv4Network, IPv6Network]
@@ -161,7 +161,7 @@ class GroupRules:
     """The rules of one group, in order. `jump_tag` goes with the jump, where a backend needs one."""
 
     group: Group
-    rules: Tuple[Rule, ...]
+    rules: tuple[Rule, ...]
     jump_tag: str = ""
 
     @property
@@ -174,7 +174,7 @@ class Desired:
     """All that one backend shall hold for one family. No groups means: nothing of ours at all."""
 
     family: Family
-    groups: Tuple[GroupRules, ...] = ()
+    groups: tuple[GroupRules, ...] = ()
     position: Position = Position.LAST
 
     def rules_of(self, group: Group) -> Optional[GroupRules]:
@@ -188,7 +188,7 @@ class FamilyLease:
     `subnet` has its host bits cleared; `gateway` is the address as it was written, host bits and all.
     """
 
-    networks: Tuple[Network, ...]
+    networks: tuple[Network, ...]
     subnet: Network
     gateway: Address
 
@@ -211,7 +211,7 @@ class Lease:
 class MasqueradeSettings:
     enabled: bool = True
     random_fully: bool = True
-    non_masquerade_cidrs: Tuple[Network, ...] = ()
+    non_masquerade_cidrs: tuple[Network, ...] = ()
     masquerade_link_local: bool = True
     kube_proxy_mark: Optional[Mark] = Mark(0x4000, 0x4000)
     position: Position = Position.LAST
@@ -236,7 +236,7 @@ class Settings:
     """The configuration file, with a default for everything. Paths are absolute."""
 
     backend: BackendName = AUTO
-    subnet_files: Tuple[str, ...] = ("/run/flannel/subnet.env",)
+    subnet_files: tuple[str, ...] = ("/run/flannel/subnet.env",)
     net_conf: str = "/etc/kube-flannel/net-conf.json"
     state_directory: str = "/run/flanneld-masq"
     masquerade: MasqueradeSettings = MasqueradeSettings()
@@ -259,7 +259,7 @@ class Probe:
     usable: bool
     reason: str = ""
     remedy: str = ""
-    versions: Tuple[str, ...] = ()
+    versions: tuple[str, ...] = ()
     random_fully: bool = True
 
 
@@ -285,8 +285,8 @@ class Neighbours:
     """The foreign rules around our jump in `place`, each as a digest, in order."""
 
     place: str
-    before: Tuple[str, ...] = ()
-    after: Tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -297,8 +297,8 @@ class Observation:
     owner, a base chain with our name) and what to do about it.
     """
 
-    items: Tuple[Item, ...] = ()
-    neighbours: Tuple[Neighbours, ...] = ()
+    items: tuple[Item, ...] = ()
+    neighbours: tuple[Neighbours, ...] = ()
     obstacle: str = ""
 
 
@@ -307,8 +307,8 @@ class Golden:
     """An observation right after our own write, with the fingerprint of what was wanted then."""
 
     fingerprint: str
-    items: Tuple[Item, ...]
-    neighbours: Tuple[Neighbours, ...] = ()
+    items: tuple[Item, ...]
+    neighbours: tuple[Neighbours, ...] = ()
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -331,4 +331,4 @@ class Plan:
 
     family: Family
     backend: BackendName
-    changes: Tuple[Change, ...] = ()
+    changes: tuple[Change, ...] = ()

@@ -71,6 +71,10 @@ class Runner:
             for process in self._running:
                 process.kill()
 
+    def resume(self) -> None:
+        with self._lock:
+            self._stopped = False
+
     def _start(self, argv: tuple[str, ...], executable: str | None) -> subprocess.Popen[str]:
         with self._lock:
             if self._stopped:

@@ -1,0 +1,321 @@
+"""The only module that speaks netlink: reads nf_tables objects, and deletes what was just read.
+
+Formats: include/uapi/linux/netlink.h, include/uapi/linux/netfilter/nfnetlink.h and nf_tables.h of the
+kernel. Dumps are asked for by table and chain, so their cost does not depend on the rules of others.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .errors import KernelError
+from .model import SLOTS, Family
+
+NETLINK_NETFILTER = 12
+_SOL_NETLINK = 270
+_NETLINK_EXT_ACK = 11
+_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP, _NLM_F_DUMP_INTR = 0x1, 0x4, 0x300, 0x10
+_NLM_F_CAPPED, _NLM_F_ACK_TLVS = 0x100, 0x200
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_SUBSYS_NFTABLES, _SUBSYS_NFT_COMPAT = 10 << 8, 11 << 8
+_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
+_GETTABLE, _GETCHAIN, _DELCHAIN, _GETRULE, _DELRULE, _GETGEN = (_SUBSYS_NFTABLES | n for n in (1, 4, 5, 7, 8, 16))
+_COMPAT_GET = _SUBSYS_NFT_COMPAT | 0
+_HEADER, _NFGENMSG, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=BBH"), struct.Struct("=HH")
+_TYPE_MASK = 0x3FFF
+_BUFFER = 1 << 17
+_DUMP_TRIES = 10
+_TIMEOUT = 10.0  # seconds; the kernel answers while we ask, so this only ends a bug
+_VOLATILE = frozenset({"counter", "quota", "last"})
+
+TABLE_DORMANT = 0x1
+
+Attributes = dict[int, bytes]
+
+
+@dataclass(frozen=True, **SLOTS)
+class Table:
+    """`use` counts the chains, sets and objects in it; `owner` is a netlink port, 0 for none."""
+
+    name: str
+    flags: int
+    use: int
+    owner: int
+
+
+@dataclass(frozen=True, **SLOTS)
+class Chain:
+    """`hook` is None for a regular chain. `use` counts its rules and the jumps to it. `policy` is a
+    verdict code (0 drop, 1 accept)."""
+
+    name: str
+    handle: int
+    use: int
+    flags: int
+    hook: int | None = None
+    priority: int = 0
+    type: str = ""
+    policy: int | None = None
+
+
+@dataclass(frozen=True, **SLOTS)
+class Expression:
+    """One expression of a rule, as the kernel dumps it: its attributes, still encoded."""
+
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True, **SLOTS)
+class KernelRule:
+    chain: str
+    handle: int
+    expressions: tuple[Expression, ...]
+    userdata: bytes
+
+    @property
+    def raw(self) -> str:
+        """All that makes this rule what it is: no handle, no counters. Equal exactly if the rules are."""
+        parts = [f"{found.name}:{'' if found.name in _VOLATILE else found.data.hex()}" for found in self.expressions]
+        return " ".join([*parts, f"userdata:{self.userdata.hex()}"])
+
+
+def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The (type, value) pairs of an attribute stream. Raises KernelError where it is cut short."""
+    offset, end = 0, len(data)
+    while offset + 4 <= end:
+        length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if length < 4 or offset + length > end:
+            raise KernelError("reading a netlink attribute", "it is cut short")
+        yield kind & _TYPE_MASK, data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+
+
+def u32(data: bytes | None, default: int = 0) -> int:
+    return default if data is None else int.from_bytes(data[:4], "big")
+
+
+def text(data: bytes | None) -> str:
+    return "" if data is None else data.rstrip(b"\0").decode("utf-8", "replace")
+
+
+class Nfnetlink:
+    """One netlink socket in the network namespace of the thread that makes it.
+
+    Every method raises KernelError when the kernel refuses or answers what cannot be read; what is
+    merely not there is None or an empty tuple.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+        except OSError as error:
+            reason = f"{error.strerror}; is the kernel built with nfnetlink?"
+            raise KernelError("opening a netfilter netlink socket", reason, error.errno or 0) from error
+        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
+        self._socket.settimeout(_TIMEOUT)
+        self._socket.bind((0, 0))
+        self._sequence = 0
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def generation(self) -> int:
+        """The number of the ruleset's generation; every transaction by anyone adds one."""
+        (reply,) = self._ask("reading the ruleset generation", _GETGEN, 0, b"")
+        return u32(dict(attributes(reply)).get(1))
+
+    def table(self, family: Family, name: str) -> Table | None:
+        reply = self._get(f"reading table {family.data.nft} {name}", _GETTABLE, family, _string(1, name))
+        if reply is None:
+            return None
+        return Table(name, u32(reply.get(2)), u32(reply.get(3)), u32(reply.get(7)))
+
+    def chain(self, family: Family, table: str, name: str) -> Chain | None:
+        attempt = f"reading chain {family.data.nft} {table} {name}"
+        reply = self._get(attempt, _GETCHAIN, family, _string(1, table) + _string(3, name))
+        if reply is None:
+            return None
+        hook = dict(attributes(reply[4])) if 4 in reply else {}
+        return Chain(
+            name,
+            handle=int.from_bytes(reply.get(2, b""), "big"),
+            use=u32(reply.get(6)),
+            flags=u32(reply.get(10)) & ~0x1,  # NFT_CHAIN_BASE says what `hook` says, on newer kernels alone
+            hook=u32(hook[1]) if 1 in hook else None,
+            priority=struct.unpack(">i", hook[2])[0] if 2 in hook else 0,
+            type=text(reply.get(7)),
+            policy=u32(reply[5]) if 5 in reply else None,
+        )
+
+    def rules(self, family: Family, table: str, chain: str | None = None) -> tuple[KernelRule, ...]:
+        """The rules of one chain, or of the whole table, in order; none where it does not exist."""
+        place = f"{family.data.nft} {table} {chain or ''}".rstrip()
+        request = _string(1, table) + (_string(2, chain) if chain else b"")
+        for _ in range(_DUMP_TRIES):
+            try:
+                replies = self._ask(f"listing the rules of {place}", _GETRULE, family.data.nfproto, request, dump=True)
+            except _Interrupted:
+                continue
+            except KernelError as error:
+                if error.errno == errno.ENOENT:
+                    return ()
+                raise
+            rules = map(_rule, replies)
+            # kernels that do not filter by table answer with more than was asked for
+            return tuple(rule for found, rule in rules if found == table and chain in (None, rule.chain))
+        raise KernelError(f"listing the rules of {place}", f"the ruleset changed during each of {_DUMP_TRIES} dumps")
+
+    def delete(self, family: Family, table: str, rules: tuple[tuple[str, int], ...], chain: str | None = None) -> None:
+        """Delete just these rules (chain and handle), and then `chain` if given: one transaction or nothing."""
+        family_number = family.data.nfproto
+        messages = [(_BATCH_BEGIN, 0, _SUBSYS_NFTABLES >> 8, b"", 0)]
+        for place, handle in rules:
+            body = _string(1, table) + _string(2, place) + _attribute(3, handle.to_bytes(8, "big"))
+            messages.append((_DELRULE, family_number, 0, body, _NLM_F_ACK))
+        if chain is not None:
+            body = _string(1, table) + _string(3, chain)
+            messages.append((_DELCHAIN, family_number, 0, body, _NLM_F_ACK))
+        messages.append((_BATCH_END, 0, _SUBSYS_NFTABLES >> 8, b"", 0))
+        acknowledgements = len(messages) - 2
+        datagram = b"".join(
+            self._message(kind, _NLM_F_REQUEST | flags, number, resource, body)
+            for kind, number, resource, body, flags in messages
+        )
+        attempt = f"deleting {len(rules)} rules" + (f" and chain {chain}" if chain else "")
+        self._send(attempt, datagram)
+        self._collect_acknowledgements(f"{attempt} in table {family.data.nft} {table}", acknowledgements)
+
+    def has_extension(self, family: Family, name: str, revision: int, *, target: bool) -> bool:
+        """Whether the kernel's nft_compat offers an xtables match or target of that revision."""
+        body = _string(1, name) + _attribute(2, revision.to_bytes(4, "big")) + _attribute(3, target.to_bytes(4, "big"))
+        try:
+            self._ask(f"asking for extension {name}", _COMPAT_GET, family.data.nfproto, body)
+        except KernelError as error:
+            if error.errno in (errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP):
+                return False
+            raise
+        return True
+
+    def _get(self, attempt: str, kind: int, family: Family, body: bytes) -> Attributes | None:
+        try:
+            (reply,) = self._ask(attempt, kind, family.data.nfproto, body)
+        except KernelError as error:
+            if error.errno in (errno.ENOENT, errno.EAFNOSUPPORT):
+                return None
+            raise
+        return dict(attributes(reply))
+
+    def _ask(self, attempt: str, kind: int, family_number: int, body: bytes, *, dump: bool = False) -> list[bytes]:
+        """One request; the attribute streams of its replies."""
+        flags = _NLM_F_REQUEST | (_NLM_F_DUMP if dump else 0)
+        self._send(attempt, self._message(kind, flags, family_number, 0, body))
+        replies: list[bytes] = []
+        while True:
+            for reply_kind, reply_flags, payload in self._receive(attempt):
+                if reply_flags & _NLM_F_DUMP_INTR and dump:
+                    self._drain()
+                    raise _Interrupted(attempt, "the ruleset changed during the dump")
+                if reply_kind == _NLMSG_DONE:
+                    return replies
+                if reply_kind == _NLMSG_ERROR:
+                    _raise_error(attempt, reply_flags, payload)
+                    return replies
+                replies.append(payload[_NFGENMSG.size :])
+            if not dump:
+                return replies
+
+    def _collect_acknowledgements(self, attempt: str, expected: int) -> None:
+        """An error of any message means that the kernel did nothing at all."""
+        failure: KernelError | None = None
+        while expected > 0 and failure is None:
+            for kind, flags, payload in self._receive(attempt):
+                if kind == _NLMSG_ERROR:
+                    expected -= 1
+                    try:
+                        _raise_error(attempt, flags, payload)
+                    except KernelError as error:
+                        failure = failure or error
+        if failure is not None:
+            self._drain()
+            raise failure
+
+    def _message(self, kind: int, flags: int, family_number: int, resource: int, body: bytes) -> bytes:
+        self._sequence = (self._sequence + 1) & 0xFFFFFFFF
+        payload = struct.pack("=BB", family_number, 0) + resource.to_bytes(2, "big") + body
+        return _HEADER.pack(_HEADER.size + len(payload), kind, flags, self._sequence, 0) + payload
+
+    def _send(self, attempt: str, datagram: bytes) -> None:
+        try:
+            self._socket.sendto(datagram, (0, 0))
+        except OSError as error:
+            raise KernelError(attempt, error.strerror or str(error), error.errno or 0) from error
+
+    def _receive(self, attempt: str) -> Iterator[tuple[int, int, bytes]]:
+        """The messages of one datagram that answer the last request."""
+        try:
+            data, _, flags, _ = self._socket.recvmsg(_BUFFER)
+        except OSError as error:
+            raise KernelError(attempt, error.strerror or str(error), error.errno or 0) from error
+        if flags & socket.MSG_TRUNC:
+            self._drain()
+            raise KernelError(attempt, f"the answer is larger than {_BUFFER} bytes and was cut short")
+        offset = 0
+        while offset + _HEADER.size <= len(data):
+            length, kind, message_flags, sequence, _ = _HEADER.unpack_from(data, offset)
+            if length < _HEADER.size or offset + length > len(data):
+                raise KernelError(attempt, "the answer is cut short")
+            if sequence == self._sequence or kind == _NLMSG_ERROR:
+                yield kind, message_flags, data[offset + _HEADER.size : offset + length]
+            offset += (length + 3) & ~3
+
+    def _drain(self) -> None:
+        """Throw away what is left of an answer, so that the next request does not read it."""
+        try:
+            while self._socket.recv(_BUFFER, socket.MSG_DONTWAIT):
+                pass
+        except BlockingIOError:
+            return
+
+
+class _Interrupted(KernelError):
+    pass
+
+
+def _raise_error(attempt: str, flags: int, payload: bytes) -> None:
+    (code,) = struct.unpack_from("=i", payload)
+    if code == 0:
+        return
+    reason = os.strerror(-code)
+    if flags & _NLM_F_ACK_TLVS:
+        (original,) = struct.unpack_from("=I", payload, 4)
+        start = 4 + (_HEADER.size if flags & _NLM_F_CAPPED else (original + 3) & ~3)
+        extended = text(dict(attributes(payload[start:])).get(1))
+        reason += f" ({extended})" if extended else ""
+    raise KernelError(attempt, reason, -code)
+
+
+def _rule(reply: bytes) -> tuple[str, KernelRule]:
+    found = dict(attributes(reply))
+    expressions = []
+    for _, element in attributes(found.get(4, b"")):
+        parts = dict(attributes(element))
+        expressions.append(Expression(text(parts.get(1)), parts.get(2, b"")))
+    rule = KernelRule(
+        text(found.get(2)), int.from_bytes(found.get(3, b""), "big"), tuple(expressions), found.get(7, b"")
+    )
+    return text(found.get(1)), rule
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    length = 4 + len(value)
+    return _ATTRIBUTE.pack(length, kind) + value + b"\0" * (-length % 4)
+
+
+def _string(kind: int, value: str) -> bytes:
+    return _attribute(kind, value.encode() + b"\0")
