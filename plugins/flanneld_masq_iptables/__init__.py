@@ -1,0 +1,17 @@
+"""The iptables backends: one module of rules, one of programs, and a transport per flavour."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flanneld_masq.hookspecs import BackendType, hookimpl
+
+from . import legacy, nft
+
+
+@hookimpl
+def flanneld_masq_backends() -> Sequence[BackendType]:
+    return [
+        BackendType(nft.NAME, "iptables over nf_tables", nft.IptablesNft, preference=20),
+        BackendType(legacy.NAME, "iptables over the kernel's older ip_tables", legacy.IptablesLegacy, preference=30),
+    ]

@@ -1,0 +1,185 @@
+"""iptables-legacy: written by iptables-legacy-restore, read by iptables-legacy-save.
+
+A table of ip_tables comes into being by the first look at it, so none is looked at that
+/proc/net/ip_tables_names does not list.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from collections.abc import Collection, Iterator
+
+from flanneld_masq.errors import BackendUnavailable, CommandError, KernelError
+from flanneld_masq.hookspecs import Host
+from flanneld_masq.model import (
+    BackendName,
+    Change,
+    Desired,
+    Family,
+    Group,
+    GroupRules,
+    Item,
+    Neighbours,
+    Observation,
+    Probe,
+)
+from flanneld_masq.run import Completed
+
+from . import programs, rules
+from .rules import PLACES, Place
+
+NAME = BackendName("iptables-legacy")
+
+
+class IptablesLegacy:
+    name = NAME
+
+    def __init__(self, family: Family, host: Host) -> None:
+        self.family = family
+        self._host = host
+        self._found: programs.Program | None = None
+
+    @property
+    def _program(self) -> programs.Program:
+        if self._found is None:
+            self._found = programs.find("legacy", NAME, self._host.run)
+        return self._found
+
+    def probe(self) -> Probe:
+        self._found = None
+        try:
+            program = self._program
+            self._tables()
+        except BackendUnavailable as error:
+            return Probe(False, error.reason, error.remedy)
+        except KernelError as error:
+            return Probe(False, str(error), "run as root")
+        if not self._kernel_has_it():
+            module = self.family.data.tools.replace("tables", "_tables")
+            remedy = f"load it with `modprobe {module}`, or choose another backend: recent kernels come without"
+            return Probe(False, f"the kernel has no {module}, nor a module of that name", remedy, (str(program),))
+        return Probe(True, versions=(str(program),), random_fully=program.random_fully)
+
+    def wanted(self, desired: Desired) -> tuple[Item, ...]:
+        return rules.items(desired)
+
+    def render(self, desired: Desired) -> str:
+        return rules.restore_input(desired, lambda place, group: [rules.new_jump(place, group, desired.position)])
+
+    def observe(self, groups: Collection[Group]) -> Observation:
+        tables = self._tables()
+        found = [self._observe(PLACES[group]) for group in Group if group in groups and PLACES[group].table in tables]
+        items = tuple(item for observed, _ in found for item in observed)
+        return Observation(items, tuple(around for _, around in found))
+
+    def replace(self, desired: Desired, observed: Observation, changes: tuple[Change, ...]) -> int:
+        def jumps(place: Place, group: GroupRules) -> list[str]:
+            needed, stale = rules.jumps_to_replace(place, group, observed, changes)
+            new = [rules.new_jump(place, group, desired.position)] if needed else []
+            return [*map(_deletion, stale), *new]
+
+        wanted = {group.group for group in desired.groups}
+        removals = [_removal(place, observed) for group, place in PLACES.items() if group not in wanted]
+        texts = [text for text in (rules.restore_input(desired, jumps), *removals) if text]
+        for text in texts:
+            self._program.restore(self._host.run, self.family.data.tools, text)
+        return len(texts)
+
+    def generation(self) -> None:
+        return None
+
+    def _names_file(self) -> str:
+        return self.family.data.legacy_names
+
+    def _tables(self) -> frozenset[str]:
+        """The tables that exist. None do while the module is not loaded."""
+        path = self._host.root / self._names_file()
+        try:
+            return frozenset(path.read_text().split())
+        except FileNotFoundError:
+            return frozenset()
+        except OSError as error:
+            raise KernelError(f"reading {path}", error.strerror or str(error), error.errno or 0) from error
+
+    def _kernel_has_it(self) -> bool:
+        if (self._host.root / self._names_file()).exists():
+            return True
+        module = self.family.data.tools.replace("tables", "_tables")
+        try:
+            self._host.run(("modprobe", "--dry-run", "--quiet", module))
+        except CommandError:
+            return False
+        return True
+
+    def _observe(self, place: Place) -> tuple[tuple[Item, ...], Neighbours]:
+        lines = _table_lines(self._program.save(self._host.run, self.family.data.tools, place.table), place.table)
+        items: list[Item] = []
+        jumps: list[Item] = []
+        base: list[str] = []
+        first = -1
+        for line in lines:
+            chain = line[1:] if line.startswith(":") else line.split(" ", 2)[1]
+            chain = chain.split(" ", 1)[0]
+            if chain == place.chain:
+                items.append(_own_item(place, line))
+                continue
+            jumping = place.chain in line and _jumps_to(line, place.chain)
+            if jumping and (chain == place.base or rules.is_ours(_comment(line))):
+                jumps.append(Item("jump", f"{place.table} {chain}", line, raw=line, tag=rules.tag_of(_comment(line))))
+                first = len(base) if chain == place.base and first < 0 else first
+            elif chain == place.base and not line.startswith(":"):
+                base.append(hashlib.sha256(line.encode()).hexdigest()[:16])
+        around = Neighbours(place.jump, tuple(base[:first]), tuple(base[first:])) if first >= 0 else None
+        return (*items, *jumps), around or Neighbours(place.jump)
+
+
+def _table_lines(printed: Completed, table: str) -> Iterator[str]:
+    """The chain and rule lines of one table. Raises CommandError unless the listing is whole."""
+    lines = [line for line in printed.stdout.splitlines() if line and not line.startswith("#")]
+    if len(lines) < 2 or lines[0] != f"*{table}" or lines[-1] != "COMMIT":
+        raise CommandError(printed.argv, f"did not print the whole of table {table}", stderr=printed.stderr.strip())
+    for line in lines[1:-1]:
+        if line.startswith(":"):
+            yield line.rsplit(" [", 1)[0]
+        elif line.startswith("-A "):
+            yield line
+        else:
+            raise CommandError(printed.argv, f"printed a line that is neither chain nor rule: {line!r}")
+
+
+def _own_item(place: Place, line: str) -> Item:
+    if line.startswith(":"):
+        return Item("chain", place.own, rules.chain_text(place), raw=rules.chain_text(place))
+    return Item("rule", place.own, line, raw=line, tag=rules.tag_of(_comment(line)))
+
+
+def _words(line: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise CommandError(("iptables-save",), f"printed a rule that cannot be read ({error}): {line!r}") from error
+
+
+def _jumps_to(line: str, chain: str) -> bool:
+    words = _words(line)
+    return any(option in ("-j", "-g") and target == chain for option, target in zip(words, words[1:]))
+
+
+def _comment(line: str) -> str:
+    words = _words(line)
+    return next((value for option, value in zip(words, words[1:]) if option == "--comment"), "")
+
+
+def _deletion(item: Item) -> str:
+    """The exact text that was just read, so it is there unless somebody else was quicker, and then the
+    whole restore fails, nothing changes, and it is read anew."""
+    return item.raw.replace("-A ", "-D ", 1)
+
+
+def _removal(place: Place, observed: Observation) -> str:
+    items = [item for item in observed.items if item.place.split(" ", 1)[0] == place.table]
+    lines = [_deletion(item) for item in items if item.kind == "jump"]
+    if any(item.kind == "chain" for item in items):
+        lines += [f"-F {place.chain}", f"-X {place.chain}"]
+    return "\n".join([f"*{place.table}", *lines, "COMMIT", ""]) if lines else ""

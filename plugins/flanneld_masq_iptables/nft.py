@@ -1,0 +1,212 @@
+"""iptables-nft: written by iptables-nft-restore, read and cleaned over netlink.
+
+Reading over netlink sees what the tool cannot parse, starts no process, and costs the same however many
+rules others keep in the table.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from collections.abc import Collection, Iterator
+from functools import cached_property
+
+from flanneld_masq.errors import BackendUnavailable, KernelError, RulesetError
+from flanneld_masq.expressions import comment, describe, jump_target
+from flanneld_masq.hookspecs import Host
+from flanneld_masq.model import (
+    BackendName,
+    Change,
+    Desired,
+    Family,
+    Group,
+    GroupRules,
+    Item,
+    Neighbours,
+    Observation,
+    Probe,
+)
+from flanneld_masq.netlink import TABLE_DORMANT, Chain, KernelRule, Nfnetlink
+
+from . import programs, rules
+from .rules import PLACES, Place
+
+NAME = BackendName("iptables-nft")
+_JUMP_EXPRESSIONS = frozenset({"match", "counter", "immediate"})
+
+
+class IptablesNft:
+    name = NAME
+
+    def __init__(self, family: Family, host: Host) -> None:
+        self.family = family
+        self._host = host
+        self._found: programs.Program | None = None
+
+    @cached_property
+    def _netlink(self) -> Nfnetlink:
+        return Nfnetlink()
+
+    @property
+    def _program(self) -> programs.Program:
+        if self._found is None:
+            self._found = programs.find("nf_tables", NAME, self._host.run)
+        return self._found
+
+    def probe(self) -> Probe:
+        self._found = None
+        try:
+            program = self._program
+            self._netlink.generation()
+            compatible = self._netlink.has_extension(self.family, "MASQUERADE", 0, target=True)
+        except BackendUnavailable as error:
+            return Probe(False, error.reason, error.remedy)
+        except KernelError as error:
+            return Probe(False, str(error), "run as root (CAP_NET_ADMIN), on a kernel with nf_tables")
+        if not compatible:
+            remedy = "the kernel needs nft_compat and xt_MASQUERADE (modprobe nft_compat)"
+            return Probe(False, "the kernel's nft_compat does not offer MASQUERADE", remedy, (str(program),))
+        return Probe(True, versions=(str(program),), random_fully=program.random_fully)
+
+    def wanted(self, desired: Desired) -> tuple[Item, ...]:
+        return rules.items(desired)
+
+    def render(self, desired: Desired) -> str:
+        return rules.restore_input(desired, lambda place, group: [rules.new_jump(place, group, desired.position)])
+
+    def observe(self, groups: Collection[Group]) -> Observation:
+        places = [PLACES[group] for group in Group if group in groups]
+        obstacles = filter(None, map(self._obstacle, places))
+        found = [self._observe(place) for place in places]
+        items = tuple(item for observed, _ in found for item in observed)
+        return Observation(items, tuple(around for _, around in found), "; ".join(obstacles))
+
+    def replace(self, desired: Desired, observed: Observation, changes: tuple[Change, ...]) -> int:
+        """New jumps are in place before old ones go: at no time is there none."""
+        transactions = 0
+        if desired.groups:
+            new, stale = self._jumps(desired, observed, changes)
+            self._restore(rules.restore_input(desired, lambda place, _: new.get(place, [])))
+            transactions += len(desired.groups)
+            for place, items in stale.items():
+                transactions += self._delete(place, items, None)
+        wanted = {group.group for group in desired.groups}
+        for group, place in PLACES.items():
+            if group not in wanted:
+                transactions += self._remove(place, observed)
+        return transactions
+
+    def generation(self) -> int:
+        return self._netlink.generation()
+
+    def _jumps(
+        self, desired: Desired, observed: Observation, changes: tuple[Change, ...]
+    ) -> tuple[dict[Place, list[str]], dict[Place, tuple[Item, ...]]]:
+        new: dict[Place, list[str]] = {}
+        stale: dict[Place, tuple[Item, ...]] = {}
+        for group in desired.groups:
+            place = PLACES[group.group]
+            needed, stale[place] = rules.jumps_to_replace(place, group, observed, changes)
+            new[place] = [rules.new_jump(place, group, desired.position)] if needed else []
+        return new, stale
+
+    def _restore(self, text: str) -> None:
+        self._program.restore(self._host.run, self.family.data.tools, text)
+
+    def _remove(self, place: Place, observed: Observation) -> int:
+        items = tuple(item for item in observed.items if item.place.split(" ", 1)[0] == place.table)
+        if not items:
+            return 0
+        chain = place.chain if any(item.kind == "chain" for item in items) else None
+        removable = tuple(item for item in items if item.kind != "chain")
+        try:
+            return self._delete(place, removable, chain)
+        except KernelError as error:
+            if error.errno != errno.EBUSY:
+                raise
+        self._delete(place, removable, None)
+        raise RulesetError(
+            f"chain {place.chain} in table {self.family.data.nft} {place.table} is empty now but stays, because a rule "
+            f"that is not ours jumps to it; find it with `nft -a list table {self.family.data.nft} {place.table}`"
+        )
+
+    def _delete(self, place: Place, items: tuple[Item, ...], chain: str | None) -> int:
+        if not items and chain is None:
+            return 0
+        handles = tuple((item.place.split(" ", 1)[1], item.handle) for item in items)
+        self._netlink.delete(self.family, place.table, handles, chain)
+        return 1
+
+    def _obstacle(self, place: Place) -> str:
+        table = self._netlink.table(self.family, place.table)
+        if table is None:
+            return ""
+        name = f"{self.family.data.nft} {place.table}"
+        if table.flags & TABLE_DORMANT:
+            return f"table {name} is dormant, so none of its rules runs; wake it with `nft add table {name}`"
+        if table.owner:
+            return f"table {name} is owned by another program (netlink port {table.owner}); end that program"
+        chain = self._netlink.chain(self.family, place.table, place.chain)
+        if chain is not None and chain.hook is not None:
+            return (
+                f"chain {place.chain} in table {name} is a base chain (type {chain.type}, hook {chain.hook}, priority "
+                f"{chain.priority}) that another program made, and no rule can jump to it; remove it with "
+                f"`nft delete chain {name} {place.chain}`"
+            )
+        return ""
+
+    def _observe(self, place: Place) -> tuple[tuple[Item, ...], Neighbours]:
+        base = self._netlink.rules(self.family, place.table, place.base)
+        positions = [index for index, rule in enumerate(base) if jump_target(rule) == place.chain]
+        jumps = [base[index] for index in positions]
+        own: tuple[KernelRule, ...] = ()
+        items: list[Item] = []
+        chain = self._netlink.chain(self.family, place.table, place.chain)
+        if chain is not None and chain.hook is None:
+            own = self._netlink.rules(self.family, place.table, place.chain)
+            items.append(Item("chain", place.own, rules.chain_text(place), raw=_chain_raw(place, chain)))
+            items.extend(self._item("rule", place, rule) for rule in own)
+            if chain.use != len(own) + len(jumps):
+                jumps.extend(self._strays(place))
+        items.extend(self._item("jump", place, rule) for rule in jumps)
+        return tuple(items), _neighbours(place, base, positions)
+
+    def _strays(self, place: Place) -> Iterator[KernelRule]:
+        """Jumps with our comment in chains where none belongs. Reads the whole table, so only when the
+        kernel counts more references to our chain than we know of."""
+        for rule in self._netlink.rules(self.family, place.table):
+            if rule.chain != place.base and jump_target(rule) == place.chain and rules.is_ours(comment(rule)):
+                yield rule
+
+    def _item(self, kind: str, place: Place, rule: KernelRule) -> Item:
+        tag = rules.tag_of(comment(rule))
+        text = describe(rule, self.family)
+        if kind == "jump" and _is_plain_jump(rule):
+            text = rules.jump_line(place, GroupRules(Group.MASQUERADE, (), tag))
+        return Item(kind, f"{place.table} {rule.chain}", text, raw=rule.raw, tag=tag, handle=rule.handle)
+
+
+def _chain_raw(place: Place, chain: Chain) -> str:
+    return rules.chain_text(place) + (f", flags {chain.flags:#x}" if chain.flags else "")
+
+
+def _is_plain_jump(rule: KernelRule) -> bool:
+    """A jump as we write it: our comment, a counter, and nothing that could keep a packet from it."""
+    names = [found.name for found in rule.expressions]
+    return (
+        len(set(names)) == len(names)
+        and set(names) <= _JUMP_EXPRESSIONS
+        and rules.is_ours(comment(rule))
+        and " goto " not in f" {describe(rule, Family.IPV4)} "
+    )
+
+
+def _neighbours(place: Place, base: tuple[KernelRule, ...], jumps: list[int]) -> Neighbours:
+    if not jumps:
+        return Neighbours(place.jump)
+    digests = [hashlib.sha256(rule.raw.encode()).hexdigest()[:16] for rule in base]
+    return Neighbours(
+        place.jump,
+        tuple(digest for index, digest in enumerate(digests) if index < jumps[0]),
+        tuple(digest for index, digest in enumerate(digests) if index > jumps[0] and index not in jumps),
+    )

@@ -1,0 +1,132 @@
+"""Rules to the language of iptables-restore, and back to the names of what they stand in. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+
+from flanneld_masq.model import (
+    COMMENT_PREFIX,
+    SLOTS,
+    Change,
+    Desired,
+    Group,
+    GroupRules,
+    Item,
+    Observation,
+    Position,
+    Rule,
+    Verdict,
+)
+
+
+@dataclass(frozen=True, **SLOTS)
+class Place:
+    """Where a group of rules lives: a chain of ours, reached by one jump from a built-in chain."""
+
+    table: str
+    chain: str
+    base: str
+
+    @property
+    def own(self) -> str:
+        return f"{self.table} {self.chain}"
+
+    @property
+    def jump(self) -> str:
+        return f"{self.table} {self.base}"
+
+
+PLACES = {
+    Group.MASQUERADE: Place("nat", "FLANNELD-MASQ", "POSTROUTING"),
+    Group.FORWARD: Place("filter", "FLANNELD-MASQ-FWD", "FORWARD"),
+}
+RestoreLines = Callable[[Place, "GroupRules"], "list[str]"]
+
+
+def rule_line(place: Place, rule: Rule) -> str:
+    """A rule as iptables-save prints it: addresses, matches, target."""
+    return " ".join(["-A", place.chain, *_matches(rule), *_comment(rule.comment), "-j", *_target(rule)])
+
+
+def jump_line(place: Place, group: GroupRules) -> str:
+    return " ".join(["-A", place.base, *_comment(group.jump_comment), "-j", place.chain])
+
+
+def chain_text(place: Place) -> str:
+    return f"chain {place.chain}"
+
+
+def items(desired: Desired) -> tuple[Item, ...]:
+    """What an observation of `desired` holds. The kernel's form of rules is not known beforehand."""
+    return tuple(item for group in desired.groups for item in _group_items(group))
+
+
+def restore_input(desired: Desired, jumps: RestoreLines) -> str:
+    """The input of `iptables-restore --noflush`: our chains declared, and so replaced whole.
+
+    `jumps` says for each place which lines bring its jump in order; each table is one transaction.
+    """
+    return "".join(_table(group, jumps(PLACES[group.group], group)) for group in desired.groups)
+
+
+def new_jump(place: Place, group: GroupRules, position: Position) -> str:
+    line = jump_line(place, group)
+    return line.replace("-A ", "-I ", 1) if position is Position.FIRST else line
+
+
+def is_ours(comment: str) -> bool:
+    return comment.startswith(COMMENT_PREFIX)
+
+
+def tag_of(comment: str) -> str:
+    return comment[len(COMMENT_PREFIX) :] if is_ours(comment) else ""
+
+
+def jumps_to_replace(
+    place: Place, group: GroupRules, observed: Observation, changes: Collection[Change]
+) -> tuple[bool, tuple[Item, ...]]:
+    """Whether a new jump is needed, and which of those observed must go.
+
+    The first jump that is as wanted stays, unless it was moved.
+    """
+    found = [item for item in observed.items if item.kind == "jump" and item.place.startswith(f"{place.table} ")]
+    moved = any(change.kind == "moved" and change.place == place.jump for change in changes)
+    wanted = (place.jump, jump_line(place, group))
+    kept = None if moved else next((item for item in found if (item.place, item.text) == wanted), None)
+    return kept is None, tuple(item for item in found if item is not kept)
+
+
+def _group_items(group: GroupRules) -> Iterator[Item]:
+    place = PLACES[group.group]
+    yield Item("chain", place.own, chain_text(place), raw=chain_text(place))
+    for rule in group.rules:
+        yield Item("rule", place.own, rule_line(place, rule), tag=rule.tag)
+    yield Item("jump", place.jump, jump_line(place, group), tag=group.jump_tag)
+
+
+def _table(group: GroupRules, jumps: list[str]) -> str:
+    place = PLACES[group.group]
+    rules = [rule_line(place, rule) for rule in group.rules]
+    return "\n".join([f"*{place.table}", f":{place.chain} - [0:0]", *rules, *jumps, "COMMIT", ""])
+
+
+def _comment(text: str) -> tuple[str, ...]:
+    return ("-m", "comment", "--comment", f'"{text}"')
+
+
+def _matches(rule: Rule) -> Iterator[str]:
+    if rule.src is not None:
+        yield f"-s {rule.src}"
+    if rule.dst is not None:
+        yield f"-d {rule.dst}"
+    if rule.dst_not is not None:
+        yield f"! -d {rule.dst_not}"
+    if rule.mark is not None:
+        yield f"-m mark --mark {rule.mark}"
+
+
+def _target(rule: Rule) -> tuple[str, ...]:
+    if rule.verdict is Verdict.MASQUERADE and rule.fully_random:
+        return ("MASQUERADE", "--random-fully")
+    return (rule.verdict.value.upper(),)

@@ -1,0 +1,14 @@
+"""The native nftables backend: a private table per family, written by libnftables, read over netlink."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flanneld_masq.hookspecs import BackendType, hookimpl
+
+from .backend import NAME, NftBackend
+
+
+@hookimpl
+def flanneld_masq_backends() -> Sequence[BackendType]:
+    return [BackendType(NAME, "native nftables, a table of its own", NftBackend, preference=10)]

@@ -1,0 +1,139 @@
+"""Reads and replaces our nftables table."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from functools import cached_property
+
+from flanneld_masq.errors import BackendUnavailable, CommandError, KernelError, RulesetError
+from flanneld_masq.expressions import comment, describe
+from flanneld_masq.hookspecs import Host
+from flanneld_masq.model import (
+    COMMENT_PREFIX,
+    BackendName,
+    Change,
+    Desired,
+    Family,
+    Group,
+    GroupRules,
+    Item,
+    Observation,
+    Probe,
+    Rule,
+    Verdict,
+)
+from flanneld_masq.netlink import Chain, Nfnetlink, Table
+
+from . import render
+from .library import Nftables
+
+NAME = BackendName("nft")
+_HOOKS = {0: "prerouting", 1: "input", 2: "forward", 3: "output", 4: "postrouting"}
+_POLICIES = {0: "drop", 1: "accept"}
+
+
+class NftBackend:
+    name = NAME
+
+    def __init__(self, family: Family, host: Host) -> None:
+        self.family = family
+        self._host = host
+        self._library = Nftables()
+
+    @cached_property
+    def _netlink(self) -> Nfnetlink:
+        return Nfnetlink()
+
+    def probe(self) -> Probe:
+        """Has the kernel judge a table like ours, without committing it."""
+        try:
+            self._netlink.generation()
+            self._library.check(render.render(_trial(self.family)))
+        except BackendUnavailable as error:
+            return Probe(False, error.reason, error.remedy)
+        except KernelError as error:
+            return Probe(False, str(error), "run as root (CAP_NET_ADMIN), on a kernel with nf_tables")
+        except RulesetError as error:
+            remedy = "the kernel needs nf_tables with NAT (modules nf_tables, nft_chain_nat, nft_masq)"
+            return Probe(False, str(error).splitlines()[0], remedy)
+        return Probe(True, versions=self._versions())
+
+    def wanted(self, desired: Desired) -> tuple[Item, ...]:
+        return render.items(desired)
+
+    def render(self, desired: Desired) -> str:
+        return render.render(desired)
+
+    def observe(self, groups: Collection[Group]) -> Observation:
+        table = self._netlink.table(self.family, render.TABLE)
+        if table is None:
+            return Observation()
+        return Observation(tuple(self._items(table, groups)), obstacle=self._obstacle(table))
+
+    def replace(self, desired: Desired, observed: Observation, changes: tuple[Change, ...]) -> int:
+        text = render.render(desired)
+        if not desired.groups:
+            text = render.removal(self.family)
+        elif _structure(observed.items) == _structure(render.items(desired)):
+            text = render.flush(desired) + text
+        else:
+            text = render.removal(self.family) + text
+        self._library.commit(text)
+        return 1
+
+    def generation(self) -> int:
+        return self._netlink.generation()
+
+    def _items(self, table: Table, groups: Collection[Group]) -> Iterator[Item]:
+        found = render.describe_table(self.family, table.use, table.flags, table.owner)
+        yield Item("table", render.table_place(self.family), found, raw=found)
+        for group in Group:
+            if group in groups:
+                yield from self._chain_items(group)
+
+    def _chain_items(self, group: Group) -> Iterator[Item]:
+        name, place = render.CHAINS[group].name, render.chain_place(self.family, group)
+        chain = self._netlink.chain(self.family, render.TABLE, name)
+        if chain is None:
+            return
+        found = _describe(chain)
+        yield Item("chain", place, found, raw=found, handle=chain.handle)
+        for rule in self._netlink.rules(self.family, render.TABLE, name):
+            tag = comment(rule)
+            tag = tag[len(COMMENT_PREFIX) :] if tag.startswith(COMMENT_PREFIX) else ""
+            yield Item("rule", place, describe(rule, self.family), raw=rule.raw, tag=tag, handle=rule.handle)
+
+    def _obstacle(self, table: Table) -> str:
+        if not table.owner:
+            return ""
+        return (
+            f"table {render.table_place(self.family)} is owned by another program (netlink port {table.owner}), "
+            f"and the kernel lets nobody else change it; end that program"
+        )
+
+    def _versions(self) -> tuple[str, ...]:
+        try:
+            printed = self._host.run(("nft", "--version")).stdout.split()
+        except CommandError:
+            return ("libnftables",)  # the nft program is not needed, so its absence is no news
+        return (" ".join(printed[:2]).replace("nftables v", "nft "),)
+
+
+def _describe(chain: Chain) -> str:
+    if chain.hook is None:
+        return "a regular chain, without a hook"
+    policy = _POLICIES.get(-1 if chain.policy is None else chain.policy, f"{chain.policy}")
+    hook = _HOOKS.get(chain.hook, f"{chain.hook}")
+    flags = f" flags {chain.flags:#x};" if chain.flags else ""
+    return render.describe_chain(chain.type, hook, chain.priority, policy) + flags
+
+
+def _structure(items: tuple[Item, ...]) -> list[tuple[str, str, str]]:
+    """Tables and chains: where these are as wanted, only rules are written, and no hook is unregistered."""
+    return [(item.kind, item.place, item.raw) for item in items if item.kind != "rule"]
+
+
+def _trial(family: Family) -> Desired:
+    rule = Rule("6", "", Verdict.MASQUERADE, dst_not=family.data.multicast, fully_random=True, tag="trial")
+    accept = Rule("forward-src", "", Verdict.ACCEPT, src=family.data.link_local, tag="trial")
+    return Desired(family, (GroupRules(Group.MASQUERADE, (rule,)), GroupRules(Group.FORWARD, (accept,))))

@@ -1,0 +1,53 @@
+"""libnftables, by the distribution's Python binding, behind two calls."""
+
+from __future__ import annotations
+
+import importlib
+from functools import cached_property
+from typing import Protocol, cast
+
+from flanneld_masq.errors import BackendUnavailable, RulesetError
+
+REMEDY = "install the package python3-nftables (Debian, Ubuntu, Fedora and RHEL call it so)"
+
+
+class _Library(Protocol):
+    def set_dry_run(self, onoff: bool) -> bool: ...
+
+    def cmd(self, cmdline: str) -> tuple[int, str, str]: ...
+
+
+class Nftables:
+    """One context of libnftables, made in the thread and network namespace that first use it."""
+
+    @cached_property
+    def _library(self) -> _Library:
+        try:
+            module = importlib.import_module("nftables")
+        except ImportError as error:
+            raise BackendUnavailable("nft", f"the Python module nftables is missing ({error})", REMEDY) from error
+        try:
+            return cast(_Library, module.Nftables())
+        except (OSError, AttributeError) as error:
+            raise BackendUnavailable("nft", f"libnftables cannot be loaded ({error})", REMEDY) from error
+
+    def commit(self, text: str) -> None:
+        """All of `text` in one transaction, or nothing of it and a RulesetError."""
+        status, _, error = self._library.cmd(text)
+        if status != 0:
+            first = next(iter(error.strip().splitlines()), f"status {status} without a word")
+            raise RulesetError(f"the kernel or libnftables refused this transaction: {first}\n{text}")
+
+    def check(self, text: str) -> None:
+        """Let the kernel judge `text` and throw it away. Raises RulesetError where it would refuse.
+
+        Bindings before nftables 1.0.3 cannot do that; there nothing is judged beforehand.
+        """
+        library = self._library
+        if not hasattr(library, "set_dry_run"):
+            return
+        before = library.set_dry_run(True)
+        try:
+            self.commit(text)
+        finally:
+            library.set_dry_run(before)

@@ -1,0 +1,114 @@
+"""Rules to nft's language. Pure; what `render` prints is what is committed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from flanneld_masq.model import SLOTS, Desired, Family, Group, GroupRules, Item, Rule, Verdict
+
+TABLE = "flanneld-masq"
+
+
+@dataclass(frozen=True, **SLOTS)
+class BaseChain:
+    """A base chain of ours. `hook_number` is the kernel's (uapi/linux/netfilter.h), `priority` an integer."""
+
+    name: str
+    type: str
+    hook: str
+    hook_number: int
+    priority: int
+
+    @property
+    def declaration(self) -> str:
+        return describe_chain(self.type, self.hook, self.priority, "accept")
+
+
+CHAINS = {
+    Group.MASQUERADE: BaseChain("postrouting", "nat", "postrouting", 4, 100),
+    Group.FORWARD: BaseChain("forward", "filter", "forward", 2, 0),
+}
+
+
+def table_place(family: Family) -> str:
+    return f"{family.data.nft} {TABLE}"
+
+
+def chain_place(family: Family, group: Group) -> str:
+    return f"{table_place(family)} {CHAINS[group].name}"
+
+
+def describe_chain(kind: str, hook: str, priority: int, policy: str) -> str:
+    return f"type {kind} hook {hook} priority {priority}; policy {policy};"
+
+
+def describe_table(family: Family, uses: int, flags: int = 0, owner: int = 0) -> str:
+    """The table in words. `uses` counts its chains, sets and objects, so one of others shows."""
+    extra = (f", flags {flags:#x}" if flags else "") + (f", owned by netlink port {owner}" if owner else "")
+    return f"table {table_place(family)} with {uses} chain{'' if uses == 1 else 's'}, nothing else in it{extra}"
+
+
+def rule_text(family: Family, rule: Rule) -> str:
+    return " ".join([*_matches(family, rule), _verdict(rule), f'comment "{rule.comment}"'])
+
+
+def items(desired: Desired) -> tuple[Item, ...]:
+    """What an observation of `desired` holds. The kernel's form of rules is not known beforehand."""
+    if not desired.groups:
+        return ()
+    family = desired.family
+    table = describe_table(family, len(desired.groups))
+    found = [Item("table", table_place(family), table, raw=table)]
+    for group in desired.groups:
+        found.extend(_chain_items(family, group))
+    return tuple(found)
+
+
+def render(desired: Desired) -> str:
+    """The table as a block for `nft -f`; empty where nothing is wanted."""
+    if not desired.groups:
+        return ""
+    blocks = "\n".join(_block(desired.family, group) for group in desired.groups)
+    return f"table {table_place(desired.family)} {{\n{blocks}}}\n"
+
+
+def removal(family: Family) -> str:
+    """Removes the table, whether it is there or not."""
+    return f"add table {table_place(family)}\ndelete table {table_place(family)}\n"
+
+
+def flush(desired: Desired) -> str:
+    """Empties the chains that `render` fills anew, and leaves their hooks registered."""
+    return "".join(f"flush chain {chain_place(desired.family, group.group)}\n" for group in desired.groups)
+
+
+def _chain_items(family: Family, group: GroupRules) -> Iterator[Item]:
+    place = chain_place(family, group.group)
+    declaration = CHAINS[group.group].declaration
+    yield Item("chain", place, declaration, raw=declaration)
+    for rule in group.rules:
+        yield Item("rule", place, rule_text(family, rule), tag=rule.tag)
+
+
+def _block(family: Family, group: GroupRules) -> str:
+    chain = CHAINS[group.group]
+    rules = "".join(f"\t\t{rule_text(family, rule)}\n" for rule in group.rules)
+    return f"\tchain {chain.name} {{\n\t\t{chain.declaration}\n{rules}\t}}\n"
+
+
+def _matches(family: Family, rule: Rule) -> Iterator[str]:
+    if rule.mark is not None:
+        yield f"meta mark & {rule.mark.mask:#010x} == {rule.mark.value:#010x}"
+    if rule.src is not None:
+        yield f"{family.data.nft} saddr {rule.src}"
+    if rule.dst is not None:
+        yield f"{family.data.nft} daddr {rule.dst}"
+    if rule.dst_not is not None:
+        yield f"{family.data.nft} daddr != {rule.dst_not}"
+
+
+def _verdict(rule: Rule) -> str:
+    if rule.verdict is Verdict.MASQUERADE and rule.fully_random:
+        return "masquerade fully-random"
+    return rule.verdict.value
