@@ -1,0 +1,300 @@
+"""What each command does, from parsed options to an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from . import choice, config, journal, plugins, policy, subnetenv
+from . import plan as planning
+from . import selftest as proof
+from .errors import BackendUnavailable, ConfigError, MasqError
+from .hookspecs import Host
+from .model import Family, Group, Lease, Packet, Plan, Settings, Verdict, family_of
+from .reconcile import Reconciler, Repair, Wish, describe
+from .run import Runner
+from .service import Daemon
+from .store import Store
+
+DRIFT = 3
+Command = Callable[[argparse.Namespace], int]
+_COLOURS = {"-": "\033[31m", "+": "\033[32m", "@": "\033[36m"}
+
+
+@dataclasses.dataclass
+class Session:
+    """What every command starts from."""
+
+    settings: Settings
+    plugins: plugins.Plugins
+    store: Store
+    root: Path = Path("/")
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Session:
+        settings = load_settings(options)
+        found = plugins.load()
+        choice.check_names(settings, found.backends)
+        return cls(settings, found, Store(Path(settings.state_directory)))
+
+    def wish(self) -> Wish:
+        """What the configuration and the subnet files ask for now. Raises MasqError where that is nothing."""
+        networks, failures = self.plugins.non_masquerade_cidrs(self.settings)
+        for failure in (*self.plugins.failures, *failures):
+            print(f"flanneld-masq: {failure}", file=sys.stderr)
+        uses_nftables = choice.flannel_uses_nftables(Path(self.settings.net_conf))
+        return Wish(self.settings, self.leases(), networks, uses_nftables)
+
+    def leases(self) -> tuple[Lease, ...]:
+        found = {path: subnetenv.read(Path(path)) for path in self.settings.subnet_files}
+        leases = tuple(lease for lease in found.values() if lease is not None)
+        if not leases:
+            raise MasqError(
+                f"there is no subnet file yet ({', '.join(found)}), so there is nothing to do; flannel writes it when "
+                f"it starts, and --subnet-file names another"
+            )
+        return leases
+
+    def reconcilers(self) -> Iterator[Reconciler]:
+        host = Host(Runner(), self.root)
+        for family in Family:
+            reason = choice.missing_family(self.root, family)
+            backends = self.plugins.create(family, host)
+            yield Reconciler(family, backends, self.store, missing=lambda reason=reason: reason)  # type: ignore[misc]
+
+
+def load_settings(options: argparse.Namespace) -> Settings:
+    """The configuration file, under what the command line says."""
+    return config.with_overrides(config.load(Path(options.config)), options.backend, options.subnet_file or ())
+
+
+def run(options: argparse.Namespace) -> int:
+    journal.set_up(load_settings(options).log_level)
+    asyncio.run(Daemon(lambda: load_settings(options), plugins.load()).run())
+    return 0
+
+
+def plan(options: argparse.Namespace) -> int:
+    session = Session.of(options)
+    wish = session.wish()
+    plans, errors = _each(session, lambda reconciler: reconciler.plan(wish))
+    changed = [found for each in plans for found in each if found.changes]
+    _print_errors(errors)
+    if options.json:
+        _print_json(
+            {
+                "in_sync": not changed and not errors,
+                "plans": [dataclasses.asdict(found) for found in changed],
+                "errors": list(map(str, errors)),
+            }
+        )
+    else:
+        _print_plans(changed)
+        if not changed and not errors:
+            print("in sync: nothing to change")
+    return DRIFT if changed else 1 if errors else 0
+
+
+def apply(options: argparse.Namespace) -> int:
+    session = Session.of(options)
+    wish = session.wish()
+    outcomes, errors = _each(session, lambda reconciler: reconciler.reconcile(wish))
+    _print_errors(errors)
+    return _report(
+        [repair for outcome in outcomes for repair in outcome.repairs], errors, options.json, "in sync already"
+    )
+
+
+def cleanup(options: argparse.Namespace) -> int:
+    session = Session.of(options)
+    pid = session.store.daemon_pid()
+    if pid is not None:
+        raise MasqError(
+            f"the daemon runs (pid {pid}) and would put the rules back; stop it first, for instance with "
+            f"`systemctl stop flanneld-masq`"
+        )
+    results, errors = _each(session, lambda reconciler: reconciler.remove_everything())
+    failures = errors + [
+        error for _, failed in results for error in failed if not isinstance(error, BackendUnavailable)
+    ]
+    _print_errors(failures)
+    repairs = [repair for done, _ in results for repair in done]
+    return _report(repairs, failures, options.json, "nothing of ours was there")
+
+
+def status(options: argparse.Namespace) -> int:
+    session = Session.of(options)
+    pid = session.store.daemon_pid()
+    found = session.store.status() or {}
+    found = {**found, "pid": pid, "state": found.get("state", "waiting") if pid else "stopped"}
+    if options.json:
+        _print_json(found)
+    else:
+        print("\n".join(_status_lines(found)))
+    return 0
+
+
+def render(options: argparse.Namespace) -> int:
+    session = Session.of(options)
+    wish = session.wish()
+    rendered = {}
+    for reconciler, family in zip(session.reconcilers(), Family):
+        if any(lease.of(family) for lease in wish.leases):
+            rendered[str(family)] = dict(reconciler.render(wish))
+    if options.json:
+        _print_json(rendered)
+    else:
+        for family_name, texts in rendered.items():
+            for name, text in texts.items():
+                print(f"# {family_name}, {name}\n{text}", end="" if text.endswith("\n") else "\n")
+    return 0
+
+
+def explain(options: argparse.Namespace) -> int:
+    session = Session.of(options)
+    if options.src.version != options.dst.version:
+        raise ConfigError("command line", "--dst", f"{options.dst} is not of the same family as {options.src}")
+    wish = session.wish()
+    packet = Packet(options.src, options.dst, options.mark)
+    groups = policy.group_rules(wish.settings, wish.leases, family_of(packet.src), exceptions=wish.exceptions)
+    rules = next((found.rules for found in groups if found.group is Group.MASQUERADE), ())
+    rule = policy.decide(rules, packet)
+    masqueraded = rule is not None and rule.verdict is Verdict.MASQUERADE
+    why = rule.why if rule else _why_no_rule(bool(rules), family_of(packet.src))
+    if options.json:
+        _print_json(
+            {
+                "family": str(family_of(packet.src)),
+                "masquerade": masqueraded,
+                "row": rule.row if rule else None,
+                "verdict": rule.verdict.value if rule else None,
+                "tag": rule.tag if rule else None,
+                "why": why,
+            }
+        )
+        return 0
+    mark = f", mark {packet.mark:#x}" if packet.mark else ""
+    print(f"{packet.src} -> {packet.dst}{mark}: {'masqueraded' if masqueraded else 'keeps its source address'}")
+    print(f"  decided by row {rule.row} ({rule.verdict.value}, {rule.comment})" if rule else "  decided by no rule")
+    print(f"  because {why}")
+    return 0
+
+
+def backends(options: argparse.Namespace) -> int:
+    session = Session.of(options)
+    uses_nftables = choice.flannel_uses_nftables(Path(session.settings.net_conf))
+    found: dict[str, Any] = {}
+    for reconciler in session.reconcilers():
+        try:
+            chosen = choice.choose(session.settings, reconciler.probes(), flannel_uses_nftables=uses_nftables)
+            why = ""
+        except BackendUnavailable as error:
+            chosen, why = {}, str(error)
+        found[str(reconciler.family)] = {
+            "chosen": chosen[Group.MASQUERADE].backend if chosen else None,
+            "why": chosen[Group.MASQUERADE].why if chosen else why,
+            "groups": {str(group): dataclasses.asdict(named) for group, named in chosen.items()},
+            "backends": [
+                {"name": name, "summary": session.plugins.backends[name].summary, **dataclasses.asdict(probe)}
+                for name, probe in reconciler.probes().items()
+            ],
+        }
+    failures = [str(failure) for failure in session.plugins.failures]
+    if options.json:
+        _print_json({"families": found, "plugin_failures": failures})
+    else:
+        print("\n".join(_backend_lines(found, failures)))
+    return 0
+
+
+def selftest(options: argparse.Namespace) -> int:
+    named = (options.backend,) if options.backend else None
+    return proof.main(named, tuple(Family), options.json, sys.stdout)
+
+
+def _each(session: Session, call: Callable[[Reconciler], Any]) -> tuple[list[Any], list[MasqError]]:
+    """Call for each family; an error of one does not keep the other from its turn."""
+    results, errors = [], []
+    for reconciler in session.reconcilers():
+        try:
+            results.append(call(reconciler))
+        except MasqError as error:
+            errors.append(error)
+    return results, errors
+
+
+def _report(repairs: list[Repair], errors: list[MasqError], as_json: bool, nothing: str) -> int:
+    if as_json:
+        changes = [{**dataclasses.asdict(found.plan), "duration_us": found.duration_us} for found in repairs]
+        _print_json({"changed": changes, "errors": list(map(str, errors))})
+    else:
+        for found in repairs:
+            changes_of = describe(found.plan.changes)
+            print(f"{found.plan.family} {found.plan.backend}: {found.duration_us / 1000:.1f} ms: {changes_of}")
+        if not repairs and not errors:
+            print(nothing)
+    return 1 if errors else 0
+
+
+def _print_plans(plans: list[Plan]) -> None:
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    for found in plans:
+        for line in planning.text_of(found):
+            start = _COLOURS.get(line[0], "") if colour else ""
+            print(f"{start}{line}\033[0m" if start else line)
+
+
+def _print_errors(errors: list[MasqError]) -> None:
+    for error in errors:
+        print(f"flanneld-masq: {error}", file=sys.stderr)
+
+
+def _print_json(content: Any) -> None:
+    json.dump(content, sys.stdout, indent=2, default=str)
+    print()
+
+
+def _why_no_rule(rules: bool, family: Family) -> str:
+    if not rules:
+        return f"there are no masquerade rules for {family}: the group is off, or no subnet file names the family"
+    return "none matches: the packet has nothing to do with pods, or goes to a multicast group"
+
+
+def _status_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    pid = f", pid {found['pid']}" if found["pid"] else ""
+    yield f"flanneld-masq: {found['state']}{pid}"
+    for trouble in found.get("troubles", ()):
+        yield f"  trouble: {trouble}"
+    for failure in found.get("plugin_failures", ()):
+        yield f"  {failure}"
+    for lease in found.get("leases", ()):
+        named = [f"{family} {lease[str(family)]['subnet']}" for family in Family if str(family) in lease]
+        yield f"  lease: {lease['path']}: {', '.join(named)}"
+    for name, family in found.get("families", {}).items():
+        yield f"{name}: {family['state']}" + (f", {family['last_error']}" if family["last_error"] else "")
+        for group, details in family["groups"].items():
+            yield f"  {group}: {details['rules']} rules in {details['backend']} ({details['why']})"
+        yield f"  repairs: {family['repairs']}"
+        last = family["last_repair"]
+        if last:
+            what = "drift repaired" if last["drift"] else "rules applied"
+            yield f"  last write: {last['time']}, {what} in {last['duration_us'] / 1000:.1f} ms ({last['reason']})"
+
+
+def _backend_lines(families: Mapping[str, Any], failures: list[str]) -> Iterator[str]:
+    for name, found in families.items():
+        yield f"{name}: {found['chosen'] or 'none can be used'} ({found['why']})"
+        for backend in found["backends"]:
+            sign = "*" if backend["name"] == found["chosen"] else " "
+            details = ", ".join(backend["versions"]) if backend["usable"] else backend["reason"]
+            yield f" {sign} {backend['name']:<16} {'usable  ' if backend['usable'] else 'unusable'}  {details}"
+            if not backend["usable"] and backend["remedy"]:
+                yield f"   {'':<16} {'':<8}  -> {backend['remedy']}"
+    yield from failures

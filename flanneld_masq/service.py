@@ -1,0 +1,391 @@
+"""The daemon: everything that happens marks a family dirty, and one loop a family reconciles it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from . import __version__, choice, journal
+from .errors import ConfigError, MasqError
+from .hookspecs import Event, Host
+from .leases import Change, Leases, News
+from .model import BackendName, Family, Lease, Network, Settings
+from .plugins import Plugins
+from .reconcile import Outcome, Reconciler, Wish, describe
+from .run import Runner
+from .store import Store
+from .watch import FileWatch
+
+FIRST_RETRY_SECONDS = 0.2
+LAST_RETRY_SECONDS = 60.0
+
+
+def retry_delay(failures: int) -> float:
+    """Seconds until the next try after so many failures in a row: doubling, then slow for ever."""
+    return min(FIRST_RETRY_SECONDS * 2.0 ** min(failures - 1, 16), LAST_RETRY_SECONDS)
+
+
+class FamilyLoop:
+    """Reconciles one family when it is dirty, when the resync is due, and again after a failure.
+
+    The kernel and the tools are touched by a thread of its own, so that a tool which hangs for one family
+    holds up neither the other one nor a signal.
+    """
+
+    def __init__(self, family: Family, reconciler: Reconciler, daemon: Daemon) -> None:
+        self.family = family
+        self.state = "waiting"
+        self.last_error = ""
+        self.outcome: Outcome | None = None
+        self.last_repair: dict[str, Any] | None = None
+        self.repairs = 0
+        self._reconciler = reconciler
+        self._daemon = daemon
+        self._reasons: dict[str, None] = {}
+        self._dirty = asyncio.Event()
+        self._failures = 0
+        self._wish: Wish | None = None  # the one that last held
+        self._reprobe = False
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=str(family))
+
+    def mark(self, reason: str, *, reprobe: bool = False) -> None:
+        """Note that something happened; the loop looks at once. From the event loop's thread."""
+        self._reasons[reason] = None
+        self._reprobe = self._reprobe or reprobe
+        self._dirty.set()
+
+    async def run(self) -> None:
+        while True:
+            await self._pass()
+            if not self._dirty.is_set():
+                try:
+                    await asyncio.wait_for(self._dirty.wait(), self._delay())
+                except asyncio.TimeoutError:
+                    self._daemon.resync(self)
+
+    async def remove(self) -> None:
+        """Remove all our rules of the family."""
+        _, errors = await self._in_thread(self._reconciler.remove_everything)
+        for error in errors:
+            self._event("degraded", f"{self.family}: rules not removed: {error}", level=logging.ERROR)
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=False)
+
+    def status(self) -> dict[str, Any]:
+        """For status.json and the `status` command."""
+        groups = {}
+        for group, chosen in (self.outcome.choices if self.outcome else {}).items():
+            rules = self.outcome.rules.get(group, 0) if self.outcome else 0
+            groups[str(group)] = {"backend": chosen.backend, "why": chosen.why, "rules": rules}
+        return {
+            "state": self.state,
+            "last_error": self.last_error,
+            "groups": groups,
+            "repairs": self.repairs,
+            "last_repair": self.last_repair,
+        }
+
+    def _delay(self) -> float:
+        return retry_delay(self._failures) if self._failures else self._daemon.settings.reconcile.resync_seconds
+
+    async def _pass(self) -> None:
+        wish = self._daemon.wish()
+        reasons, self._reasons = list(self._reasons), {}
+        self._dirty.clear()
+        if wish is None:
+            return
+        reprobe, self._reprobe = self._reprobe or self._failures > 0, False
+        try:
+            outcome = await self._in_thread(lambda: self._reconcile(wish, reprobe))
+        except MasqError as error:
+            self._failed(str(error))
+        except Exception as error:  # the top of the loop: a bug must not take the daemon down, nor be hidden
+            journal.LOGGER.exception("%s: internal error", self.family)
+            self._failed(f"internal error: {error!r}")
+        else:
+            self._held(wish, outcome, ", ".join(reasons) or "resync")
+
+    def _reconcile(self, wish: Wish, reprobe: bool) -> Outcome:
+        if reprobe:
+            self._reconciler.reprobe()
+        return self._reconciler.reconcile(wish)
+
+    async def _in_thread(self, call: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+
+    def _failed(self, message: str) -> None:
+        self._failures += 1
+        if self.last_error != message:
+            retry = f"; next try in {retry_delay(self._failures):.1f} s, then ever more slowly"
+            self._event("degraded", f"{self.family}: {message}{retry}", level=logging.ERROR)
+        self.state, self.last_error = "degraded", message
+        self._daemon.publish()
+
+    def _held(self, wish: Wish, outcome: Outcome, reason: str) -> None:
+        self._report_choices(outcome)
+        drift = wish == self._wish
+        for repair in outcome.repairs:
+            what = "drift repaired" if drift else "rules applied"
+            message = (
+                f"{self.family}: {what} with {repair.plan.backend} in {repair.duration_us / 1000:.1f} ms "
+                f"({reason}): {describe(repair.plan.changes)}"
+            )
+            self._event(
+                "drift-repaired" if drift else "rules-applied",
+                message,
+                level=logging.WARNING if drift else logging.INFO,
+                backend=repair.plan.backend,
+                reason=reason,
+                duration_us=repair.duration_us,
+            )
+            self.repairs += 1 if drift else 0
+            self.last_repair = {
+                "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+                "backend": repair.plan.backend,
+                "reason": reason,
+                "drift": drift,
+                "duration_us": repair.duration_us,
+                "changes": [dataclasses.asdict(change) for change in repair.plan.changes],
+            }
+        if self.state == "degraded":
+            self._event("recovered", f"{self.family}: in sync again", reason=reason)
+        elif self._wish is None and not outcome.repairs and outcome.choices:
+            self._event("started", f"{self.family}: the kernel already holds the right rules; nothing written")
+        self._failures, self._wish, self.outcome = 0, wish, outcome
+        self.state, self.last_error = "synced", ""
+        self._daemon.publish()
+
+    def _report_choices(self, outcome: Outcome) -> None:
+        before = self.outcome.choices if self.outcome else {}
+        for group, chosen in outcome.choices.items():
+            if before.get(group) != chosen:
+                message = f"{self.family} {group}: backend {chosen.backend}, {chosen.why}"
+                self._event("backend-chosen", message, group=str(group), backend=chosen.backend, reason=chosen.why)
+                self._report_random(chosen.backend)
+
+    def _report_random(self, backend: BackendName) -> None:
+        wanted = self._daemon.settings.masquerade
+        if wanted.enabled and wanted.random_fully and not self._reconciler.randomises(backend):
+            message = f"{self.family}: {backend} cannot choose fully random ports here; masquerading without"
+            self._event("notice", message, backend=backend)
+
+    def _event(self, kind: str, message: str, *, level: int = logging.INFO, **fields: Any) -> None:
+        self._daemon.event(Event(kind, message, family=str(self.family), **fields), level)
+
+
+class Daemon:
+    """Owns the settings, the leases and the loops. `load` reads the configuration anew."""
+
+    def __init__(self, load: Callable[[], Settings], plugins: Plugins, root: Path = Path("/")) -> None:
+        self.settings = load()
+        choice.check_names(self.settings, plugins.backends)
+        self._load = load
+        self._plugins = plugins
+        self._root = root
+        self._runner = Runner()
+        self._store = Store(Path(self.settings.state_directory))
+        self._leases = Leases(self.settings.subnet_files)
+        self._published: dict[str, Any] = {}
+        self._said: set[str] = set()
+        self._exceptions = self._plugin_networks()
+        self._flannel_uses_nftables = False
+
+    async def run(self) -> None:
+        """Until SIGTERM or SIGINT. Raises AlreadyRunning, StateError."""
+        with self._store.instance():
+            loop = asyncio.get_running_loop()
+            stop = asyncio.Event()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, stop.set)
+            loop.add_signal_handler(signal.SIGHUP, self.reload)
+            self._loops = [self._family_loop(family) for family in Family]
+            self.event(Event("started", f"flanneld-masq {__version__} started, pid {os.getpid()}"))
+            for failure in self._plugins.failures:
+                self.event(Event("plugin-failed", str(failure)), logging.ERROR)
+            self._watch = FileWatch(lambda: _call_in(loop, self._file_event))
+            self._watch.start(self.settings.subnet_files)
+            self.refresh("start")
+            self.publish()
+            tasks = [asyncio.create_task(found.run()) for found in self._loops]
+            try:
+                await self._until(stop, tasks)
+            finally:
+                await self._wind_down(tasks)
+
+    def wish(self) -> Wish | None:
+        """What is to hold now; None until there is a lease."""
+        if not self._leases.good:
+            return None
+        return Wish(self.settings, self._leases.good, self._exceptions, self._flannel_uses_nftables)
+
+    def resync(self, family_loop: FamilyLoop) -> None:
+        """The timer of one family: it looks anyway, the others only if the input changed."""
+        family_loop.mark("resync")
+        self._exceptions = self._plugin_networks()
+        self.refresh("resync")
+
+    def reload(self) -> None:
+        """Read the configuration anew; a bad one changes nothing."""
+        try:
+            settings = self._load()
+            choice.check_names(settings, self._plugins.backends)
+        except ConfigError as error:
+            self.event(Event("reload-refused", f"{error}; the running settings stay"), logging.ERROR)
+            return
+        if settings.state_directory != self.settings.state_directory:
+            message = f"state_directory stays {self.settings.state_directory} until a restart"
+            self.event(Event("notice", message), logging.WARNING)
+            settings = dataclasses.replace(settings, state_directory=self.settings.state_directory)
+        self.settings = settings
+        journal.set_level(settings.log_level)
+        self._exceptions = self._plugin_networks()
+        self._leases.follow(settings.subnet_files)
+        self._watch.follow(settings.subnet_files)
+        self.event(Event("reloaded", "configuration read anew"))
+        for found in self._loops:
+            found.mark("reload", reprobe=True)
+        self.refresh("reload")
+
+    def refresh(self, reason: str) -> None:
+        """Read the input files; mark the families if they say something new."""
+        before = self.wish()
+        self._flannel_uses_nftables = self._read_net_conf()
+        for news in self._leases.refresh():
+            self._tell(news)
+        if self.wish() != before:
+            for found in self._loops:
+                found.mark(reason)
+        self.publish()
+
+    def event(self, event: Event, level: int = logging.INFO) -> None:
+        journal.emit(event, level)
+        for failure in self._plugins.tell(event):
+            self._say_once(Event("plugin-failed", str(failure)), logging.ERROR)
+
+    def publish(self, *, stopped: bool = False) -> None:
+        """Write status.json, if there is anything new in it."""
+        status = self.status() if not stopped else {**self.status(), "state": "stopped"}
+        if status == self._published:
+            return
+        try:
+            self._store.write_status(status)
+        except MasqError as error:
+            self._say_once(Event("degraded", str(error)), logging.ERROR)
+        else:
+            self._published = status
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "state": self._state(),
+            "leases": [describe_lease(lease) for lease in self._leases.good],
+            "troubles": list(self._leases.troubles),
+            "plugin_failures": [str(failure) for failure in self._plugins.failures],
+            "families": {str(found.family): found.status() for found in self._loops},
+        }
+
+    def _state(self) -> str:
+        states = {found.state for found in self._loops}
+        if not self._leases.good:
+            return "waiting"
+        return next(state for state in ("degraded", "waiting", "synced") if state in states)
+
+    def _family_loop(self, family: Family) -> FamilyLoop:
+        backends = self._plugins.create(family, Host(self._runner, self._root))
+        missing = lambda: choice.missing_family(self._root, family)  # noqa: E731
+        return FamilyLoop(family, Reconciler(family, backends, self._store, missing=missing), self)
+
+    def _file_event(self) -> None:
+        self._watch.refresh()
+        self.refresh("subnet file changed")
+
+    def _tell(self, news: News) -> None:
+        if news.change is Change.REFUSED:
+            self.event(Event("lease-refused", news.message), logging.ERROR)
+        elif news.change is Change.VANISHED:
+            known = any(lease.path == news.path for lease in self._leases.good)
+            self.event(Event("waiting", news.message), logging.WARNING if known else logging.INFO)
+        else:
+            self.event(Event("lease-changed", news.message))
+            self._tell_ipmasq(news.path)
+
+    def _tell_ipmasq(self, path: str) -> None:
+        if any(lease.path == path and lease.ipmasq for lease in self._leases.good):
+            message = f"{path} says FLANNEL_IPMASQ=true: flanneld masquerades too; its rules agree with ours"
+            self._say_once(Event("notice", message), logging.INFO)
+
+    def _plugin_networks(self) -> tuple[Network, ...]:
+        networks, failures = self._plugins.non_masquerade_cidrs(self.settings)
+        for failure in failures:
+            self._say_once(Event("plugin-failed", str(failure)), logging.ERROR)
+        return networks
+
+    def _read_net_conf(self) -> bool:
+        try:
+            return choice.flannel_uses_nftables(Path(self.settings.net_conf))
+        except ConfigError as error:
+            self._say_once(Event("notice", f"{error}; taken as if it were not there"), logging.WARNING)
+            return self._flannel_uses_nftables
+
+    def _say_once(self, event: Event, level: int) -> None:
+        if event.message not in self._said:
+            self._said.add(event.message)
+            journal.emit(event, level)
+
+    async def _until(self, stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
+        """A loop that ends by itself has a bug; its exception ends the daemon."""
+        stopped = asyncio.create_task(stop.wait(), name="stop")
+        await asyncio.wait([*tasks, asyncio.ensure_future(stopped)], return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        for task in tasks:
+            if task.done():
+                task.result()
+
+    async def _wind_down(self, tasks: list[asyncio.Task[None]]) -> None:
+        started = time.monotonic()
+        for task in tasks:
+            task.cancel()
+        self._runner.stop()
+        self._store.stop()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self.settings.stop_remove_rules:
+            await self._remove_rules()
+        for found in self._loops:
+            found.close()
+        self._watch.stop()
+        self.publish(stopped=True)
+        kept = "rules removed" if self.settings.stop_remove_rules else "rules stay in place"
+        self.event(Event("stopped", f"stopped in {(time.monotonic() - started) * 1000:.0f} ms; {kept}"))
+
+    async def _remove_rules(self) -> None:
+        self._runner.resume()
+        self._store.resume()
+        await asyncio.gather(*(found.remove() for found in self._loops))
+
+
+def _call_in(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    """From another thread; an event that comes after the loop ended is of no interest."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(call)
+
+
+def describe_lease(lease: Lease) -> dict[str, Any]:
+    """A lease for machines: addresses as strings, absent families left out."""
+    described: dict[str, Any] = {"path": lease.path, "mtu": lease.mtu, "ipmasq": lease.ipmasq}
+    for family in Family:
+        found = lease.of(family)
+        if found is not None:
+            described[str(family)] = {"networks": [str(n) for n in found.networks], "subnet": str(found.subnet)}
+    return described

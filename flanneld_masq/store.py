@@ -1,0 +1,191 @@
+"""The state directory: what we wrote last, what the daemon says of itself, and the locks.
+
+    lock              held by the one daemon; its text is the daemon's pid
+    FAMILY.lock       held during a reconcile pass, by the daemon or a command
+    BACKEND-FAMILY.json   the golden observation of the last write
+    status.json       what the daemon says of itself
+
+Files are replaced by rename, so a reader sees a whole one. A file that cannot be read is as good as
+none: the rules are then verified by being written anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import stat
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from .errors import AlreadyRunning, StateError
+from .model import BackendName, Family, Golden, Item, Neighbours
+
+PASS_LOCK_SECONDS = 10.0
+_RETRY_SECONDS = 0.01
+
+
+class Store:
+    """Knows one state directory, which need not exist before something is written."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._stopping = threading.Event()
+        self._golden: dict[str, tuple[tuple[int, int], Golden | None]] = {}
+
+    def golden(self, backend: BackendName, family: Family) -> Golden | None:
+        """The observation of our last write; None where there is none. Read anew only if it changed."""
+        name = _golden_name(backend, family)
+        try:
+            found = self._path(name).stat()
+        except OSError:
+            return None
+        key = (found.st_ino, found.st_mtime_ns)
+        if name not in self._golden or self._golden[name][0] != key:
+            self._golden[name] = (key, _golden_from(self._read(name)))
+        return self._golden[name][1]
+
+    def remember(self, backend: BackendName, family: Family, golden: Golden) -> None:
+        self._write(_golden_name(backend, family), dataclasses.asdict(golden))
+
+    def forget(self, backend: BackendName, family: Family) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._path(_golden_name(backend, family)).unlink()
+
+    def status(self) -> dict[str, Any] | None:
+        """What the daemon last said of itself."""
+        return self._read("status.json")
+
+    def write_status(self, status: dict[str, Any]) -> None:
+        self._write("status.json", status)
+
+    def daemon_pid(self) -> int | None:
+        """The pid of the daemon that holds the directory; None where none does."""
+        try:
+            with self._path("lock").open("r+") as file:
+                if not _try_lock(file):
+                    return int(file.read().strip() or 0)
+        except (OSError, ValueError):
+            return None
+        return None
+
+    @contextlib.contextmanager
+    def instance(self) -> Iterator[None]:
+        """Hold the directory as its one daemon. Raises AlreadyRunning, naming the other."""
+        with self._open_lock("lock") as file:
+            if not _try_lock(file):
+                raise AlreadyRunning(
+                    f"another flanneld-masq runs with the state directory {self._directory}: "
+                    f"{_describe_process(file.read().strip())}; stop it first, or give this one a state_directory "
+                    f"of its own"
+                )
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            yield
+
+    @contextlib.contextmanager
+    def exclusive(self, family: Family) -> Iterator[None]:
+        """Hold the right to write the rules of a family. Raises StateError after PASS_LOCK_SECONDS."""
+        with self._open_lock(f"{family}.lock") as file:
+            waited = 0.0
+            while not _try_lock(file):
+                if self._stopping.wait(_RETRY_SECONDS) or waited >= PASS_LOCK_SECONDS:
+                    held = f"was held by another flanneld-masq for {waited:.1f} s; it may hang"
+                    raise StateError(f"{self._path(f'{family}.lock')} {held}")
+                waited += _RETRY_SECONDS
+            yield
+
+    def stop(self) -> None:
+        """Give up waiting for locks, now and from now on. For another thread to call."""
+        self._stopping.set()
+
+    def resume(self) -> None:
+        self._stopping.clear()
+
+    def _path(self, name: str) -> Path:
+        return self._directory / name
+
+    def _prepare(self) -> None:
+        """Make the directory, and refuse one that others could have put files into."""
+        try:
+            self._directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            found = self._directory.stat()
+        except OSError as error:
+            raise StateError(
+                f"state directory {self._directory} cannot be made: {error.strerror}; run as root"
+            ) from error
+        if found.st_uid not in (0, os.geteuid()) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise StateError(
+                f"state directory {self._directory} can be written by others than root; `chown root` and `chmod 755` it"
+            )
+
+    def _open_lock(self, name: str) -> IO[str]:
+        self._prepare()
+        try:
+            descriptor = os.open(self._path(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        except OSError as error:
+            raise StateError(f"{self._path(name)} cannot be opened: {error.strerror}; run as root") from error
+        return os.fdopen(descriptor, "r+")
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        try:
+            with self._path(name).open() as file:
+                if os.fstat(file.fileno()).st_uid not in (0, os.geteuid()):
+                    return None
+                content = json.load(file)
+        except (OSError, ValueError):
+            return None
+        return content if isinstance(content, dict) else None
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        self._prepare()
+        try:
+            descriptor, temporary = tempfile.mkstemp(dir=self._directory, prefix=f".{name}.")
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(content, file, indent=1)
+                os.fchmod(file.fileno(), 0o644)
+            Path(temporary).replace(self._path(name))
+        except OSError as error:
+            raise StateError(f"{self._path(name)} cannot be written: {error.strerror}") from error
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _golden_name(backend: BackendName, family: Family) -> str:
+    return f"{backend}-{family}.json"
+
+
+def _golden_from(content: dict[str, Any] | None) -> Golden | None:
+    try:
+        if content is None:
+            return None
+        return Golden(
+            str(content["fingerprint"]),
+            tuple(Item(**item) for item in content["items"]),
+            tuple(
+                Neighbours(str(found["place"]), tuple(found["before"]), tuple(found["after"]))
+                for found in content["neighbours"]
+            ),
+        )
+    except (KeyError, TypeError):
+        return None
+
+
+def _describe_process(pid: str) -> str:
+    try:
+        command = Path(f"/proc/{int(pid)}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except (OSError, ValueError):
+        return f"pid {pid}"
+    return f"pid {pid} ({command})"
