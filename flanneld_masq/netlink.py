@@ -125,6 +125,10 @@ class Nfnetlink:
     def close(self) -> None:
         self._socket.close()
 
+    def __del__(self) -> None:
+        if hasattr(self, "_socket"):  # not where opening it failed
+            self._socket.close()
+
     def generation(self) -> int:
         """The number of the ruleset's generation; every transaction by anyone adds one."""
         (reply,) = self._ask("reading the ruleset generation", _GETGEN, 0, b"")

@@ -1,0 +1,176 @@
+"""Real network namespaces, the real tools, the real kernel. Nothing of it outlives a test.
+
+The first kernel test moves the test process into private mount and network namespaces (and a user
+namespace, where it is not root), from where nothing reaches the machine's own ruleset.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from flanneld_masq import choice, config, netns, plugins, subnetenv
+from flanneld_masq.hookspecs import Backend, Host
+from flanneld_masq.lab import batch
+from flanneld_masq.model import BackendName, Family, Lease, Settings
+from flanneld_masq.netns import Netns
+from flanneld_masq.reconcile import Reconciler, Wish
+from flanneld_masq.run import Runner
+from flanneld_masq.store import Store
+
+BACKENDS = ("nft", "iptables-nft", "iptables-legacy")
+SUBNET_ENV = """\
+FLANNEL_NETWORK=10.244.0.0/16
+FLANNEL_SUBNET=10.244.1.1/24
+FLANNEL_IPV6_NETWORK=fd00:10:244::/56
+FLANNEL_IPV6_SUBNET=fd00:10:244:1::1/64
+FLANNEL_MTU=1450
+FLANNEL_IPMASQ=false
+"""
+_names = itertools.count()
+
+
+def unable(reason: str) -> None:
+    """Skip, or fail where CI promises that the machine is able."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_namespaces() -> None:
+    try:
+        netns.enter()
+    except netns.LabError as error:
+        unable(str(error))
+
+
+@pytest.fixture(params=list(Family), ids=str)
+def family(request: pytest.FixtureRequest) -> Family:
+    found: Family = request.param
+    if choice.missing_family(Path("/"), found):
+        unable(choice.missing_family(Path("/"), found))
+    return found
+
+
+@pytest.fixture(params=BACKENDS)
+def backend_name(request: pytest.FixtureRequest, node: Node) -> BackendName:
+    found = BackendName(request.param)
+    with node.entered():
+        probe = node.backends(Family.IPV4)[found].probe()
+    if not probe.usable:
+        unable(f"{found}: {probe.reason}; {probe.remedy}")
+    return found
+
+
+class Node:
+    """A network namespace with a subnet file, a state directory and a configuration file of its own.
+
+    `reconciler` and `backends` work in this process, while `entered`; `masq` starts the real program.
+    """
+
+    def __init__(self, name: str, directory: Path) -> None:
+        self.directory = directory
+        self.run = Runner()
+        batch(self.run, [f"netns add {name}"])
+        self.netns = Netns(name)
+        self.subnet_file = directory / "flannel" / "subnet.env"
+        self.subnet_file.parent.mkdir()
+        self.state = directory / "state"
+        self.config_file = directory / "config.toml"
+        self.settings = self.configure("")
+        self.write_subnet(SUBNET_ENV)
+
+    def configure(self, text: str, **top: str) -> Settings:
+        """Write and read the configuration: `top` are top-level strings, `text` the tables."""
+        values: Mapping[str, object] = {"state_directory": str(self.state), "net_conf": "/nonexistent", **top}
+        lines = [f'{key} = "{value}"' for key, value in values.items()]
+        lines.append(f'subnet_files = ["{self.subnet_file}"]')
+        self.config_file.write_text("\n".join([*lines, text, ""]))
+        self.settings = config.load(self.config_file)
+        return self.settings
+
+    def write_subnet(self, text: str) -> None:
+        """As flannel does: beside it, then by rename."""
+        temporary = self.subnet_file.with_name(".subnet.env")
+        temporary.write_text(text)
+        temporary.replace(self.subnet_file)
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        with self.netns.entered():
+            yield
+
+    def tool(self, *argv: str, stdin: str = "") -> str:
+        """Run a program in the namespace; what it printed. Raises CommandError where it fails."""
+        with self.entered():
+            return self.run(argv, stdin=stdin).stdout
+
+    def masq(self, *argv: str, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        """Run flanneld-masq to its end."""
+        with self.entered():
+            return subprocess.run(
+                self.argv(*argv), capture_output=True, text=True, timeout=60, env={**os.environ, **(environ or {})}
+            )
+
+    def argv(self, *argv: str) -> tuple[str, ...]:
+        return (sys.executable, "-m", "flanneld_masq", "--config", str(self.config_file), *argv)
+
+    def lease(self) -> Lease:
+        found = subnetenv.read(self.subnet_file)
+        assert found is not None
+        return found
+
+    def wish(self) -> Wish:
+        return Wish(self.settings, (self.lease(),))
+
+    def backends(self, family: Family) -> dict[BackendName, Backend]:
+        return plugins.load().create(family, Host(self.run))
+
+    def reconciler(self, family: Family) -> Reconciler:
+        """Call it, and what it returns, while `entered`: its netlink socket belongs to the namespace."""
+        return Reconciler(family, self.backends(family), Store(self.state))
+
+    def ruleset(self) -> str:
+        """Everything in both kernel interfaces, without counters; legacy tables only where they exist."""
+        parts = [self.tool("nft", "-s", "list", "ruleset")]
+        for tools, names in (("iptables", "ip_tables_names"), ("ip6tables", "ip6_tables_names")):
+            with self.entered():
+                path = Path("/proc/thread-self/net", names)
+                tables = sorted(path.read_text().split()) if path.exists() else []
+            for table in tables:
+                saved = self.tool(f"{tools}-legacy-save", "-t", table).splitlines()
+                parts.append("\n".join(line.split(" [")[0] for line in saved if not line.startswith("#")))
+        return "\n".join(parts)
+
+    def close(self) -> None:
+        self.netns.close()
+        batch(self.run, [f"netns del {self.netns.name}"])
+
+
+@pytest.fixture
+def make_node(tmp_path: Path) -> Iterator[Callable[[], Node]]:
+    nodes: list[Node] = []
+
+    def make() -> Node:
+        name = f"node{next(_names)}"
+        directory = tmp_path / name
+        directory.mkdir()
+        nodes.append(Node(name, directory))
+        return nodes[-1]
+
+    yield make
+    for node in nodes:
+        node.close()
+
+
+@pytest.fixture
+def node(make_node: Callable[[], Node]) -> Node:
+    return make_node()

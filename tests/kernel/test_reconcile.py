@@ -1,0 +1,64 @@
+"""The loop's body on the real kernel: write, find in order, remove."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from flanneld_masq.model import BackendName, Family
+
+from .conftest import Node
+
+
+def test_apply_writes_once_and_plan_finds_it_in_order(node: Node, backend_name: BackendName) -> None:
+    before = node.masq("--backend", backend_name, "plan")
+    assert before.returncode == 3, before.stderr
+    assert node.masq("--backend", backend_name, "apply").returncode == 0
+    ruleset = node.ruleset()
+    after = node.masq("--backend", backend_name, "plan", "--json")
+    assert after.returncode == 0, after.stdout
+    assert json.loads(after.stdout)["in_sync"] is True
+    assert json.loads(node.masq("--backend", backend_name, "apply", "--json").stdout)["changed"] == []
+    assert node.ruleset() == ruleset
+
+
+def test_cleanup_leaves_the_ruleset_of_others_as_it_was(node: Node, backend_name: BackendName) -> None:
+    for tools in ("iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"):
+        node.tool(tools, "-t", "nat", "-A", "POSTROUTING", "-m", "comment", "--comment", "not ours", "-j", "RETURN")
+        node.tool(tools, "-A", "FORWARD", "-m", "mark", "--mark", "1", "-j", "DROP")
+    before = node.ruleset()
+    assert node.masq("--backend", backend_name, "apply").returncode == 0
+    assert node.ruleset() != before
+    cleaned = node.masq("cleanup")
+    assert cleaned.returncode == 0, cleaned.stderr
+    assert node.ruleset() == before
+
+
+def test_another_backend_takes_over_and_the_first_one_is_cleared(node: Node, family: Family) -> None:
+    with node.entered():
+        reconciler = node.reconciler(family)
+        for name in ("iptables-legacy", "nft", "iptables-nft", "nft"):
+            node.configure("", backend=name)
+            outcome = reconciler.reconcile(node.wish())
+            assert {chosen.backend for chosen in outcome.choices.values()} == {name}
+            assert outcome.repairs[0].plan.backend == name, "the new rules come first"
+            assert not any(plan.changes for plan in reconciler.plan(node.wish()))
+
+
+@pytest.mark.parametrize("name", ["nft", "iptables-nft"])
+def test_a_pass_with_nothing_changed_starts_no_process(node: Node, family: Family, name: str) -> None:
+    node.configure("", backend=name)
+    with node.entered():
+        reconciler = node.reconciler(family)
+        reconciler.reconcile(node.wish())
+        node.run.stop()  # from here on, starting any program is an error
+        assert reconciler.reconcile(node.wish()).repairs == ()
+        node.run.resume()
+
+
+def test_looking_brings_no_legacy_table_into_being(node: Node) -> None:
+    for command in ("backends", "plan", "apply", "cleanup"):
+        assert node.masq("--backend", "nft", command).returncode in (0, 3)
+    assert "*nat" not in node.ruleset()
+    assert "*filter" not in node.ruleset()
