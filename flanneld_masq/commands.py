@@ -20,7 +20,7 @@ from .hookspecs import Host
 from .model import Family, Group, Lease, Packet, Plan, Settings, Verdict, family_of
 from .reconcile import Reconciler, Repair, Wish, describe
 from .run import Runner
-from .service import Daemon
+from .service import Daemon, describe_lease
 from .store import Store
 
 DRIFT = 3
@@ -133,7 +133,7 @@ def status(options: argparse.Namespace) -> int:
     session = Session.of(options)
     pid = session.store.daemon_pid()
     found = session.store.status() or {}
-    found = {**found, "pid": pid, "state": found.get("state", "waiting") if pid else "stopped"}
+    found = {**found, "pid": pid} if pid else {**found, "pid": None, "state": "stopped", **_kernel_status(session)}
     if options.json:
         _print_json(found)
     else:
@@ -219,6 +219,28 @@ def selftest(options: argparse.Namespace) -> int:
     return proof.main(named, tuple(Family), options.json, sys.stdout)
 
 
+def _kernel_status(session: Session) -> dict[str, Any]:
+    """With no daemon to ask, each family as the kernel holds it now."""
+    families: dict[str, Any] = {}
+    try:
+        wish = session.wish()
+    except MasqError as error:
+        return {"families": families, "leases": [], "troubles": [str(error)]}
+    for reconciler in session.reconcilers():
+        entry: dict[str, Any] = {"state": "stopped", "last_error": "", "groups": {}}
+        try:
+            entry["groups"] = {
+                str(group): {"backend": chosen.backend, "why": chosen.why}
+                for group, chosen in reconciler.choices(wish).items()
+            }
+            changes = [change for found in reconciler.plan(wish) for change in found.changes]
+            entry["kernel"] = describe(tuple(changes)) if changes else "holds what is wanted"
+        except MasqError as error:
+            entry["last_error"] = str(error)
+        families[str(reconciler.family)] = entry
+    return {"families": families, "leases": [describe_lease(lease) for lease in wish.leases], "troubles": []}
+
+
 def _each(session: Session, call: Callable[[Reconciler], Any]) -> tuple[list[Any], list[MasqError]]:
     """Call for each family; an error of one does not keep the other from its turn."""
     results, errors = [], []
@@ -280,9 +302,13 @@ def _status_lines(found: Mapping[str, Any]) -> Iterator[str]:
     for name, family in found.get("families", {}).items():
         yield f"{name}: {family['state']}" + (f", {family['last_error']}" if family["last_error"] else "")
         for group, details in family["groups"].items():
-            yield f"  {group}: {details['rules']} rules in {details['backend']} ({details['why']})"
-        yield f"  repairs: {family['repairs']}"
-        last = family["last_repair"]
+            rules = f"{details['rules']} rules in " if "rules" in details else ""
+            yield f"  {group}: {rules}{details['backend']} ({details['why']})"
+        if "kernel" in family:
+            yield f"  kernel: {family['kernel']}"
+        if "repairs" in family:
+            yield f"  repairs: {family['repairs']}"
+        last = family.get("last_repair")
         if last:
             what = "drift repaired" if last["drift"] else "rules applied"
             yield f"  last write: {last['time']}, {what} in {last['duration_us'] / 1000:.1f} ms ({last['reason']})"

@@ -1,4 +1,4 @@
-"""The daemon: everything that happens marks a family dirty, and one loop a family reconciles it."""
+"""The daemon: its inputs (configuration, subnet files, signals), its loops, and what it says of itself."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -19,169 +17,13 @@ from . import __version__, choice, journal
 from .errors import ConfigError, MasqError
 from .hookspecs import Event, Host
 from .leases import Change, Leases, News
-from .model import BackendName, Family, Lease, Network, Settings
+from .loop import FamilyLoop
+from .model import Family, Lease, Network, Settings
 from .plugins import Plugins
-from .reconcile import Outcome, Reconciler, Wish, describe
+from .reconcile import Reconciler, Wish
 from .run import Runner
 from .store import Store
 from .watch import FileWatch
-
-FIRST_RETRY_SECONDS = 0.2
-LAST_RETRY_SECONDS = 60.0
-
-
-def retry_delay(failures: int) -> float:
-    """Seconds until the next try after so many failures in a row: doubling, then slow for ever."""
-    return min(FIRST_RETRY_SECONDS * 2.0 ** min(failures - 1, 16), LAST_RETRY_SECONDS)
-
-
-class FamilyLoop:
-    """Reconciles one family when it is dirty, when the resync is due, and again after a failure.
-
-    The kernel and the tools are touched by a thread of its own, so that a tool which hangs for one family
-    holds up neither the other one nor a signal.
-    """
-
-    def __init__(self, family: Family, reconciler: Reconciler, daemon: Daemon) -> None:
-        self.family = family
-        self.state = "waiting"
-        self.last_error = ""
-        self.outcome: Outcome | None = None
-        self.last_repair: dict[str, Any] | None = None
-        self.repairs = 0
-        self._reconciler = reconciler
-        self._daemon = daemon
-        self._reasons: dict[str, None] = {}
-        self._dirty = asyncio.Event()
-        self._failures = 0
-        self._wish: Wish | None = None  # the one that last held
-        self._reprobe = False
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=str(family))
-
-    def mark(self, reason: str, *, reprobe: bool = False) -> None:
-        """Note that something happened; the loop looks at once. From the event loop's thread."""
-        self._reasons[reason] = None
-        self._reprobe = self._reprobe or reprobe
-        self._dirty.set()
-
-    async def run(self) -> None:
-        while True:
-            await self._pass()
-            if not self._dirty.is_set():
-                try:
-                    await asyncio.wait_for(self._dirty.wait(), self._delay())
-                except asyncio.TimeoutError:
-                    self._daemon.resync(self)
-
-    async def remove(self) -> None:
-        """Remove all our rules of the family."""
-        _, errors = await self._in_thread(self._reconciler.remove_everything)
-        for error in errors:
-            self._event("degraded", f"{self.family}: rules not removed: {error}", level=logging.ERROR)
-
-    def close(self) -> None:
-        self._executor.shutdown(wait=False)
-
-    def status(self) -> dict[str, Any]:
-        """For status.json and the `status` command."""
-        groups = {}
-        for group, chosen in (self.outcome.choices if self.outcome else {}).items():
-            rules = self.outcome.rules.get(group, 0) if self.outcome else 0
-            groups[str(group)] = {"backend": chosen.backend, "why": chosen.why, "rules": rules}
-        return {
-            "state": self.state,
-            "last_error": self.last_error,
-            "groups": groups,
-            "repairs": self.repairs,
-            "last_repair": self.last_repair,
-        }
-
-    def _delay(self) -> float:
-        return retry_delay(self._failures) if self._failures else self._daemon.settings.reconcile.resync_seconds
-
-    async def _pass(self) -> None:
-        wish = self._daemon.wish()
-        reasons, self._reasons = list(self._reasons), {}
-        self._dirty.clear()
-        if wish is None:
-            return
-        reprobe, self._reprobe = self._reprobe or self._failures > 0, False
-        try:
-            outcome = await self._in_thread(lambda: self._reconcile(wish, reprobe))
-        except MasqError as error:
-            self._failed(str(error))
-        except Exception as error:  # the top of the loop: a bug must not take the daemon down, nor be hidden
-            journal.LOGGER.exception("%s: internal error", self.family)
-            self._failed(f"internal error: {error!r}")
-        else:
-            self._held(wish, outcome, ", ".join(reasons) or "resync")
-
-    def _reconcile(self, wish: Wish, reprobe: bool) -> Outcome:
-        if reprobe:
-            self._reconciler.reprobe()
-        return self._reconciler.reconcile(wish)
-
-    async def _in_thread(self, call: Callable[[], Any]) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
-
-    def _failed(self, message: str) -> None:
-        self._failures += 1
-        if self.last_error != message:
-            retry = f"; next try in {retry_delay(self._failures):.1f} s, then ever more slowly"
-            self._event("degraded", f"{self.family}: {message}{retry}", level=logging.ERROR)
-        self.state, self.last_error = "degraded", message
-        self._daemon.publish()
-
-    def _held(self, wish: Wish, outcome: Outcome, reason: str) -> None:
-        self._report_choices(outcome)
-        drift = wish == self._wish
-        for repair in outcome.repairs:
-            what = "drift repaired" if drift else "rules applied"
-            message = (
-                f"{self.family}: {what} with {repair.plan.backend} in {repair.duration_us / 1000:.1f} ms "
-                f"({reason}): {describe(repair.plan.changes)}"
-            )
-            self._event(
-                "drift-repaired" if drift else "rules-applied",
-                message,
-                level=logging.WARNING if drift else logging.INFO,
-                backend=repair.plan.backend,
-                reason=reason,
-                duration_us=repair.duration_us,
-            )
-            self.repairs += 1 if drift else 0
-            self.last_repair = {
-                "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
-                "backend": repair.plan.backend,
-                "reason": reason,
-                "drift": drift,
-                "duration_us": repair.duration_us,
-                "changes": [dataclasses.asdict(change) for change in repair.plan.changes],
-            }
-        if self.state == "degraded":
-            self._event("recovered", f"{self.family}: in sync again", reason=reason)
-        elif self._wish is None and not outcome.repairs and outcome.choices:
-            self._event("started", f"{self.family}: the kernel already holds the right rules; nothing written")
-        self._failures, self._wish, self.outcome = 0, wish, outcome
-        self.state, self.last_error = "synced", ""
-        self._daemon.publish()
-
-    def _report_choices(self, outcome: Outcome) -> None:
-        before = self.outcome.choices if self.outcome else {}
-        for group, chosen in outcome.choices.items():
-            if before.get(group) != chosen:
-                message = f"{self.family} {group}: backend {chosen.backend}, {chosen.why}"
-                self._event("backend-chosen", message, group=str(group), backend=chosen.backend, reason=chosen.why)
-                self._report_random(chosen.backend)
-
-    def _report_random(self, backend: BackendName) -> None:
-        wanted = self._daemon.settings.masquerade
-        if wanted.enabled and wanted.random_fully and not self._reconciler.randomises(backend):
-            message = f"{self.family}: {backend} cannot choose fully random ports here; masquerading without"
-            self._event("notice", message, backend=backend)
-
-    def _event(self, kind: str, message: str, *, level: int = logging.INFO, **fields: Any) -> None:
-        self._daemon.event(Event(kind, message, family=str(self.family), **fields), level)
 
 
 class Daemon:
@@ -198,6 +40,7 @@ class Daemon:
         self._leases = Leases(self.settings.subnet_files)
         self._published: dict[str, Any] = {}
         self._said: set[str] = set()
+        self._loops: tuple[FamilyLoop, ...] = ()
         self._exceptions = self._plugin_networks()
         self._flannel_uses_nftables = False
 
@@ -209,7 +52,7 @@ class Daemon:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, stop.set)
             loop.add_signal_handler(signal.SIGHUP, self.reload)
-            self._loops = [self._family_loop(family) for family in Family]
+            self._loops = tuple(self._family_loop(family) for family in Family)
             self.event(Event("started", f"flanneld-masq {__version__} started, pid {os.getpid()}"))
             for failure in self._plugins.failures:
                 self.event(Event("plugin-failed", str(failure)), logging.ERROR)
@@ -229,9 +72,11 @@ class Daemon:
             return None
         return Wish(self.settings, self._leases.good, self._exceptions, self._flannel_uses_nftables)
 
-    def resync(self, family_loop: FamilyLoop) -> None:
+    def resync(self, family: Family) -> None:
         """The timer of one family: it looks anyway, the others only if the input changed."""
-        family_loop.mark("resync")
+        for found in self._loops:
+            if found.family is family:
+                found.mark("resync")
         self._exceptions = self._plugin_networks()
         self.refresh("resync")
 
@@ -304,8 +149,10 @@ class Daemon:
 
     def _family_loop(self, family: Family) -> FamilyLoop:
         backends = self._plugins.create(family, Host(self._runner, self._root))
-        missing = lambda: choice.missing_family(self._root, family)  # noqa: E731
-        return FamilyLoop(family, Reconciler(family, backends, self._store, missing=missing), self)
+        reconciler = Reconciler(
+            family, backends, self._store, missing=lambda: choice.missing_family(self._root, family)
+        )
+        return FamilyLoop(family, reconciler, self)
 
     def _file_event(self) -> None:
         self._watch.refresh()
@@ -346,8 +193,9 @@ class Daemon:
 
     async def _until(self, stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
         """A loop that ends by itself has a bug; its exception ends the daemon."""
-        stopped = asyncio.create_task(stop.wait(), name="stop")
-        await asyncio.wait([*tasks, asyncio.ensure_future(stopped)], return_when=asyncio.FIRST_COMPLETED)
+        stopped = asyncio.create_task(stop.wait())
+        waiting: set[asyncio.Task[Any]] = {stopped, *tasks}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         for task in tasks:
             if task.done():

@@ -1,0 +1,192 @@
+"""The loop of one family: dirty marks in, a pass over the kernel out, and when to look again."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
+from typing import Any, Protocol
+
+from . import journal
+from .errors import MasqError
+from .hookspecs import Event
+from .model import BackendName, Family, Settings
+from .reconcile import Outcome, Reconciler, Wish, describe
+
+FIRST_RETRY_SECONDS = 0.2
+LAST_RETRY_SECONDS = 60.0
+
+
+def retry_delay(failures: int) -> float:
+    """Seconds until the next try after so many failures in a row: doubling, then slow for ever."""
+    return min(FIRST_RETRY_SECONDS * 2.0 ** min(failures - 1, 16), LAST_RETRY_SECONDS)
+
+
+class Owner(Protocol):
+    """The daemon, as a loop sees it. All of it is called from the event loop's thread."""
+
+    settings: Settings
+
+    def wish(self) -> Wish | None:
+        """What is to hold now; None until there is a lease."""
+
+    def resync(self, family: Family) -> None:
+        """The resync of the family is due."""
+
+    def event(self, event: Event, level: int = logging.INFO) -> None:
+        """Log it, and tell the plugins."""
+
+    def publish(self) -> None:
+        """Something in the status changed."""
+
+
+class FamilyLoop:
+    """Reconciles one family when it is dirty, when the resync is due, and again after a failure.
+
+    The kernel and the tools are touched by a thread of its own, so that a tool which hangs for one family
+    holds up neither the other one nor a signal.
+    """
+
+    def __init__(self, family: Family, reconciler: Reconciler, owner: Owner) -> None:
+        self.family = family
+        self.state = "waiting"
+        self.last_error = ""
+        self.outcome: Outcome | None = None
+        self.last_repair: dict[str, Any] | None = None
+        self.repairs = 0
+        self._reconciler = reconciler
+        self._owner = owner
+        self._reasons: dict[str, None] = {}
+        self._dirty = asyncio.Event()
+        self._failures = 0
+        self._wish: Wish | None = None  # the one that last held
+        self._reprobe = False
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=str(family))
+
+    def mark(self, reason: str, *, reprobe: bool = False) -> None:
+        """Note that something happened; the loop looks at once. From the event loop's thread."""
+        self._reasons[reason] = None
+        self._reprobe = self._reprobe or reprobe
+        self._dirty.set()
+
+    async def run(self) -> None:
+        while True:
+            await self._pass()
+            if not self._dirty.is_set():
+                try:
+                    await asyncio.wait_for(self._dirty.wait(), self._delay())
+                except asyncio.TimeoutError:
+                    self._owner.resync(self.family)
+
+    async def remove(self) -> None:
+        """Remove all our rules of the family."""
+        _, errors = await self._in_thread(self._reconciler.remove_everything)
+        for error in errors:
+            self._event("degraded", f"{self.family}: rules not removed: {error}", level=logging.ERROR)
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=False)
+
+    def status(self) -> dict[str, Any]:
+        """For status.json and the `status` command."""
+        groups = {}
+        for group, chosen in (self.outcome.choices if self.outcome else {}).items():
+            rules = self.outcome.rules.get(group, 0) if self.outcome else 0
+            groups[str(group)] = {"backend": chosen.backend, "why": chosen.why, "rules": rules}
+        return {
+            "state": self.state,
+            "last_error": self.last_error,
+            "groups": groups,
+            "repairs": self.repairs,
+            "last_repair": self.last_repair,
+        }
+
+    def _delay(self) -> float:
+        return retry_delay(self._failures) if self._failures else self._owner.settings.reconcile.resync_seconds
+
+    async def _pass(self) -> None:
+        wish = self._owner.wish()
+        reasons, self._reasons = list(self._reasons), {}
+        self._dirty.clear()
+        if wish is None:
+            return
+        reprobe, self._reprobe = self._reprobe or self._failures > 0, False
+        try:
+            outcome = await self._in_thread(lambda: self._reconcile(wish, reprobe))
+        except MasqError as error:
+            self._failed(str(error))
+        except Exception as error:  # the top of the loop: a bug must not take the daemon down, nor be hidden
+            journal.LOGGER.exception("%s: internal error", self.family)
+            self._failed(f"internal error: {error!r}")
+        else:
+            self._held(wish, outcome, ", ".join(reasons) or "resync")
+
+    def _reconcile(self, wish: Wish, reprobe: bool) -> Outcome:
+        if reprobe:
+            self._reconciler.reprobe()
+        return self._reconciler.reconcile(wish)
+
+    async def _in_thread(self, call: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+
+    def _failed(self, message: str) -> None:
+        self._failures += 1
+        if self.last_error != message:
+            retry = f"; next try in {retry_delay(self._failures):.1f} s, then ever more slowly"
+            self._event("degraded", f"{self.family}: {message}{retry}", level=logging.ERROR)
+        self.state, self.last_error = "degraded", message
+        self._owner.publish()
+
+    def _held(self, wish: Wish, outcome: Outcome, reason: str) -> None:
+        self._report_choices(outcome)
+        drift = wish == self._wish
+        for repair in outcome.repairs:
+            what = "drift repaired" if drift else "rules applied"
+            message = (
+                f"{self.family}: {what} with {repair.plan.backend} in {repair.duration_us / 1000:.1f} ms "
+                f"({reason}): {describe(repair.plan.changes)}"
+            )
+            self._event(
+                "drift-repaired" if drift else "rules-applied",
+                message,
+                level=logging.WARNING if drift else logging.INFO,
+                backend=repair.plan.backend,
+                reason=reason,
+                duration_us=repair.duration_us,
+            )
+            self.repairs += 1 if drift else 0
+            self.last_repair = {
+                "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+                "backend": repair.plan.backend,
+                "reason": reason,
+                "drift": drift,
+                "duration_us": repair.duration_us,
+                "changes": [dataclasses.asdict(change) for change in repair.plan.changes],
+            }
+        if self.state == "degraded":
+            self._event("recovered", f"{self.family}: in sync again", reason=reason)
+        elif self._wish is None and not outcome.repairs and outcome.choices:
+            self._event("started", f"{self.family}: the kernel already holds the right rules; nothing written")
+        self._failures, self._wish, self.outcome = 0, wish, outcome
+        self.state, self.last_error = "synced", ""
+        self._owner.publish()
+
+    def _report_choices(self, outcome: Outcome) -> None:
+        before = self.outcome.choices if self.outcome else {}
+        for group, chosen in outcome.choices.items():
+            if before.get(group) != chosen:
+                message = f"{self.family} {group}: backend {chosen.backend}, {chosen.why}"
+                self._event("backend-chosen", message, group=str(group), backend=chosen.backend, reason=chosen.why)
+                self._report_random(chosen.backend)
+
+    def _report_random(self, backend: BackendName) -> None:
+        wanted = self._owner.settings.masquerade
+        if wanted.enabled and wanted.random_fully and not self._reconciler.randomises(backend):
+            message = f"{self.family}: {backend} cannot choose fully random ports here; masquerading without"
+            self._event("notice", message, backend=backend)
+
+    def _event(self, kind: str, message: str, *, level: int = logging.INFO, **fields: Any) -> None:
+        self._owner.event(Event(kind, message, family=str(self.family), **fields), level)
