@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from functools import lru_cache
 from ipaddress import ip_address
 
 from .model import Family
@@ -17,6 +18,7 @@ _VERDICTS = {-5: "return", -4: "goto", -3: "jump", -2: "break", -1: "continue", 
 _OPERATORS = {0: "", 1: "!= ", 2: "< ", 3: "<= ", 4: "> ", 5: ">= "}
 _META_KEYS = {0: "length", 1: "protocol", 3: "mark", 4: "iif", 5: "oif", 6: "iifname", 7: "oifname", 16: "l4proto"}
 _META_MARK = 3
+_CACHED = 1024
 _NAT_FLAGS = {1 << 2: "random", 1 << 3: "persistent", 1 << 4: "fully-random"}
 _ADDRESS_FIELDS = {
     (Family.IPV4, 12): "saddr",
@@ -28,30 +30,47 @@ _ADDRESS_FIELDS = {
 
 def describe(rule: KernelRule, family: Family) -> str:
     """The whole rule as one line of nft's language, or close to it where nft has no word for it."""
-    reader = _Reader(family)
-    words = [word for expression in rule.expressions if (word := reader.read(expression))]
     found = comment(rule)
+    words = _words(rule.expressions, family)
     return " ".join([*words, f'comment "{found}"'] if found else words) or "(no expression)"
 
 
 def comment(rule: KernelRule) -> str:
     """The comment that nft keeps in the user data, or iptables-nft in a match; empty for none."""
-    data = rule.userdata
-    while len(data) >= 2:
-        kind, length = data[0], data[1]
+    return _comment(rule.expressions, rule.userdata)
+
+
+def jump_target(rule: KernelRule) -> str | None:
+    """The chain that the rule jumps or goes to, if it does."""
+    return _jump_target(rule.expressions)
+
+
+# The same few rules are read again and again, so what they say is remembered.
+
+
+@lru_cache(_CACHED)
+def _words(expressions: tuple[Expression, ...], family: Family) -> tuple[str, ...]:
+    reader = _Reader(family)
+    return tuple(word for expression in expressions if (word := reader.read(expression)))
+
+
+@lru_cache(_CACHED)
+def _comment(expressions: tuple[Expression, ...], userdata: bytes) -> str:
+    while len(userdata) >= 2:
+        kind, length = userdata[0], userdata[1]
         if kind == 0:
-            return text(data[2 : 2 + length])
-        data = data[2 + length :]
-    for expression in rule.expressions:
+            return text(userdata[2 : 2 + length])
+        userdata = userdata[2 + length :]
+    for expression in expressions:
         name, info = _extension(expression)
         if name == "comment":
             return text(info.split(b"\0", 1)[0])
     return ""
 
 
-def jump_target(rule: KernelRule) -> str | None:
-    """The chain that the rule jumps or goes to, if it does."""
-    for expression in rule.expressions:
+@lru_cache(_CACHED)
+def _jump_target(expressions: tuple[Expression, ...]) -> str | None:
+    for expression in expressions:
         verdict = _verdict(expression)
         if verdict is not None and verdict[1]:
             return verdict[1]

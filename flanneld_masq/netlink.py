@@ -12,6 +12,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from .errors import KernelError
 from .model import SLOTS, Family
@@ -31,6 +32,7 @@ _TYPE_MASK = 0x3FFF
 _BUFFER = 1 << 17
 _DUMP_TRIES = 10
 _TIMEOUT = 10.0  # seconds; the kernel answers while we ask, so this only ends a bug
+_CACHED = 1024  # rules; the same few are read again and again
 _VOLATILE = frozenset({"counter", "quota", "last"})
 
 TABLE_DORMANT = 0x1
@@ -65,7 +67,7 @@ class Chain:
 
 @dataclass(frozen=True, **SLOTS)
 class Expression:
-    """One expression of a rule, as the kernel dumps it: its attributes, still encoded."""
+    """One expression of a rule, as the kernel dumps it: its attributes, still encoded, but none of a counter."""
 
     name: str
     data: bytes
@@ -81,8 +83,7 @@ class KernelRule:
     @property
     def raw(self) -> str:
         """All that makes this rule what it is: no handle, no counters. Equal exactly if the rules are."""
-        parts = [f"{found.name}:{'' if found.name in _VOLATILE else found.data.hex()}" for found in self.expressions]
-        return " ".join([*parts, f"userdata:{self.userdata.hex()}"])
+        return _raw(self.expressions, self.userdata)
 
 
 def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -304,12 +305,19 @@ def _raise_error(attempt: str, flags: int, payload: bytes) -> None:
     raise KernelError(attempt, reason, -code)
 
 
+@lru_cache(_CACHED)
+def _raw(expressions: tuple[Expression, ...], userdata: bytes) -> str:
+    return " ".join([*(f"{found.name}:{found.data.hex()}" for found in expressions), f"userdata:{userdata.hex()}"])
+
+
+@lru_cache(_CACHED)
 def _rule(reply: bytes) -> tuple[str, KernelRule]:
     found = dict(attributes(reply))
     expressions = []
     for _, element in attributes(found.get(4, b"")):
         parts = dict(attributes(element))
-        expressions.append(Expression(text(parts.get(1)), parts.get(2, b"")))
+        name = text(parts.get(1))
+        expressions.append(Expression(name, b"" if name in _VOLATILE else parts.get(2, b"")))
     rule = KernelRule(
         text(found.get(2)), int.from_bytes(found.get(3, b""), "big"), tuple(expressions), found.get(7, b"")
     )

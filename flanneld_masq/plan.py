@@ -31,6 +31,8 @@ def differences(
     if golden is None or golden.fingerprint != fingerprint(wanted, position) or len(golden.items) != len(wanted):
         changes = tuple(_changes_by(_tag, wanted, observed.items))
         return (changes + tuple(moved(position, (), observed.neighbours))) or tuple(_unverified(wanted))
+    if list(map(_identity_now, golden.items)) == list(map(_identity_now, observed.items)):
+        return tuple(moved(position, golden.neighbours, observed.neighbours))
     reference = tuple(replace(item, text=ours.text) for item, ours in zip(golden.items, wanted))
     found = _translated(observed.items, reference)
     return (*_changes_by(_raw, reference, found), *moved(position, golden.neighbours, observed.neighbours))
@@ -89,6 +91,10 @@ def _behind(count: int) -> str:
 
 def _identity(item: Item | None) -> str:
     return "" if item is None else f"{item.kind} {item.tag or item.text} in {item.place}"
+
+
+def _identity_now(item: Item) -> tuple[str, str, str]:
+    return (item.place, item.kind, item.raw)
 
 
 def _raw(item: Item) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from . import choice, plan, policy
@@ -20,6 +20,7 @@ from .model import (
     Family,
     Golden,
     Group,
+    Item,
     Lease,
     Network,
     Observation,
@@ -59,6 +60,15 @@ class Outcome:
     rules: Mapping[Group, int]
 
 
+@dataclass(frozen=True, **SLOTS)
+class Job:
+    """What one backend shall hold, and the items that an observation of it has."""
+
+    backend: Backend
+    desired: Desired
+    wanted: tuple[Item, ...]
+
+
 class Reconciler:
     """Brings one family to what is wished, in every backend. For one thread.
 
@@ -82,6 +92,7 @@ class Reconciler:
         self._probes: dict[BackendName, Probe] | None = None
         self._thorough = True
         self._carried: Mapping[BackendName, frozenset[Group]] = {}
+        self._jobs: tuple[Wish, tuple[Job, ...]] | None = None  # of the last wish, for most passes have the same
 
     def probes(self) -> Mapping[BackendName, Probe]:
         """Whether each backend can be used; asks each one once."""
@@ -98,17 +109,15 @@ class Reconciler:
     def reprobe(self) -> None:
         """Ask the backends anew, and look at all of them once more: tools come and go."""
         self._probes = None
+        self._jobs = None
         self._thorough = True
 
     def plan(self, wish: Wish) -> tuple[Plan, ...]:
         """What `reconcile` would change, in every backend. Changes nothing."""
         plans = []
-        for backend, desired in self._work(wish, _carried(self.choices(wish)), everywhere=True):
-            wanted = backend.wanted(desired)
-            observed = _without_obstacle(backend.observe(tuple(Group)), bool(wanted))
-            golden = self._store.golden(backend.name, self.family)
-            changes = plan.differences(wanted, desired.position, golden, observed)
-            plans.append(Plan(self.family, backend.name, changes))
+        for job in (*self._wanted(wish), *self._unwanted(_carried(self.choices(wish)))):
+            _, changes = self._compare(job, tuple(Group))
+            plans.append(Plan(self.family, job.backend.name, changes))
         return tuple(plans)
 
     def reconcile(self, wish: Wish) -> Outcome:
@@ -122,13 +131,13 @@ class Reconciler:
         carried = _carried(choices)
         self._thorough = self._thorough or carried != self._carried
         with self._store.exclusive(self.family):
-            found = [self._bring(*work) for work in self._work(wish, carried, everywhere=self._thorough)]
+            jobs = self._wanted(wish)
+            found = [self._bring(job) for job in (*jobs, *(self._unwanted(carried) if self._thorough else ()))]
         self._thorough, self._carried = False, carried
-        rules = policy.group_rules(wish.settings, wish.leases, self.family, exceptions=wish.exceptions)
         return Outcome(
             choices,
             tuple(repair for repair in found if repair is not None),
-            {group.group: len(group.rules) for group in rules},
+            {group.group: len(group.rules) for job in jobs for group in job.desired.groups},
         )
 
     def render(self, wish: Wish) -> Iterator[tuple[BackendName, str]]:
@@ -151,7 +160,7 @@ class Reconciler:
         with self._store.exclusive(self.family):
             for backend in self._backends.values():
                 try:
-                    repair = self._bring(backend, Desired(self.family))
+                    repair = self._bring(Job(backend, Desired(self.family), ()))
                 except MasqError as error:
                     errors.append(error)
                 else:
@@ -168,35 +177,44 @@ class Reconciler:
         """Whether the backend masquerades to fully random ports here."""
         return self.probes()[backend].random_fully
 
-    def desired(self, wish: Wish, backend: BackendName, groups: frozenset[Group]) -> Desired:
-        """What a backend that carries `groups` shall hold."""
-        return policy.desired(
+    def _wanted(self, wish: Wish) -> tuple[Job, ...]:
+        """The backends that shall hold something, and what."""
+        if self._jobs is None or self._jobs[0] != wish:
+            carried = _carried(self.choices(wish))
+            self._jobs = (wish, tuple(self._job(wish, name, groups) for name, groups in carried.items()))
+        return self._jobs[1]
+
+    def _job(self, wish: Wish, name: BackendName, groups: frozenset[Group]) -> Job:
+        desired = policy.desired(
             wish.settings,
             wish.leases,
             self.family,
             groups,
-            random_fully=self.randomises(backend),
+            random_fully=self.randomises(name),
             exceptions=wish.exceptions,
         )
+        return Job(self._backends[name], desired, self._backends[name].wanted(desired))
 
-    def _work(
-        self, wish: Wish, carried: Mapping[BackendName, frozenset[Group]], *, everywhere: bool
-    ) -> Iterator[tuple[Backend, Desired]]:
-        """Backends that shall hold something first: old rules go once the new ones are in place."""
-        for name, groups in carried.items():
-            yield self._backends[name], self.desired(wish, name, groups)
-        for name, backend in self._backends.items() if everywhere else ():
+    def _unwanted(self, carried: Collection[BackendName]) -> Iterator[Job]:
+        """The other backends that can be used: nothing of ours shall be in them."""
+        for name, backend in self._backends.items():
             if name not in carried and self.probes()[name].usable:
-                yield backend, Desired(self.family)
+                yield Job(backend, Desired(self.family), ())
 
-    def _bring(self, backend: Backend, desired: Desired) -> Repair | None:
+    def _compare(self, job: Job, groups: tuple[Group, ...]) -> tuple[Observation, tuple[Change, ...]]:
+        observed = job.backend.observe(groups)
+        if job.wanted and observed.obstacle:
+            raise RulesetError(observed.obstacle)
+        golden = self._store.golden(job.backend.name, self.family)
+        return observed, plan.differences(job.wanted, job.desired.position, golden, observed)
+
+    def _bring(self, job: Job) -> Repair | None:
         """Observe, plan, apply, verify; None where nothing was to do."""
         started = self._clock()
-        wanted = backend.wanted(desired)
+        backend, desired, wanted = job.backend, job.desired, job.wanted
         groups = tuple(Group) if self._thorough or not desired.groups else tuple(g.group for g in desired.groups)
-        golden = self._store.golden(backend.name, self.family)
-        observed = _without_obstacle(backend.observe(groups), bool(wanted))
-        first = changes = plan.differences(wanted, desired.position, golden, observed)
+        observed, first = self._compare(job, groups)
+        changes = first
         problem = ""
         for attempt in range(WRITE_TRIES):
             if not changes:
@@ -234,9 +252,3 @@ def describe(changes: tuple[Change, ...], limit: int = 2) -> str:
 def _carried(choices: Mapping[Group, Choice]) -> Mapping[BackendName, frozenset[Group]]:
     names = dict.fromkeys(chosen.backend for chosen in choices.values())
     return {name: frozenset(group for group, chosen in choices.items() if chosen.backend == name) for name in names}
-
-
-def _without_obstacle(observed: Observation, wanted: bool) -> Observation:
-    if wanted and observed.obstacle:
-        raise RulesetError(observed.obstacle)
-    return observed
