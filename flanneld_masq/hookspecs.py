@@ -86,8 +86,14 @@ class Backend(Protocol):
         """
 
     def generation(self) -> Optional[int]:
-        """A number that changes with every change of the kernel's ruleset, cheap to read; None if
-        the kernel has none for this interface."""
+        """The generation of nf_tables, which every transaction by anyone adds one to. Where it is given, the
+        kernel's events tell when to look again. None for an interface that has neither."""
+
+    def poll(self) -> Optional[bool]:
+        """For an interface without events: whether anything may have moved since `observe` last began to read.
+
+        Asked several times a second while no other method runs, so it must be cheap; it may miss some changes.
+        None for an interface that has events."""
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -114,6 +120,8 @@ class Event:
     backend: str = ""
     reason: str = ""
     duration_us: int = 0
+    culprit: str = ""
+    culprit_pid: int = 0
 
 
 class HookSpecs:

@@ -22,6 +22,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "rules-applied": "6529fab2faab4f33bc7121d07a97790e",
     "drift-repaired": "afca4eb59f464901a9b7df2ebc1cc9c6",
     "degraded": "f1470fb6fef94fe093da04eb86b42504",
+    "contended": "929d2688f6994fe8935b535998e34001",
     "recovered": "3e79fd230120450db5de35e360353314",
     "reloaded": "011c048da86a4364853ef10c887399e3",
     "reload-refused": "7426cacce7b44ddf90c4229724d87da1",
@@ -39,6 +40,8 @@ def emit(event: Event, level: int = logging.INFO) -> None:
         "BACKEND": event.backend,
         "REASON": event.reason,
         "DURATION_US": event.duration_us or "",
+        "CULPRIT": event.culprit,
+        "CULPRIT_PID": event.culprit_pid or "",
     }
     extra = {PREFIX + key: str(value) for key, value in fields.items() if value}
     LOGGER.log(level, "%s", event.message, extra={"MESSAGE_ID": MESSAGE_IDS[event.kind], **extra})

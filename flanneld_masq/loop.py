@@ -5,19 +5,27 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from typing import Any, Protocol
 
 from . import journal
+from .budget import LAST_DELAY, RepairBudget
+from .culprit import Culprit, suspects
 from .errors import MasqError
 from .hookspecs import Event
 from .model import BackendName, Family, Settings
-from .reconcile import Outcome, Reconciler, Wish, describe
+from .netlink import Transaction
+from .reconcile import Outcome, Reconciler, Repair, Wish, describe
 
 FIRST_RETRY_SECONDS = 0.2
 LAST_RETRY_SECONDS = 60.0
+# firewalld flushes and then rebuilds in several transactions; while it does, ours would be flushed again
+REBUILDERS = frozenset({"firewalld"})
+SETTLE_SECONDS = 0.03
+MOST_SETTLE_SECONDS = 0.09
+LISTING_PAUSE = 10.0  # a listing may take a tenth of our time, however busy the tables are
 
 
 def retry_delay(failures: int) -> float:
@@ -65,6 +73,10 @@ class FamilyLoop:
         self._wish: Wish | None = None  # the one that last held
         self._reprobe = False
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=str(family))
+        self._transactions: list[Transaction] = []  # by others or us, since the rules were last seen in order
+        self._budget = RepairBudget()
+        self._passing = False
+        self._poll_not_before = 0.0
 
     def mark(self, reason: str, *, reprobe: bool = False) -> None:
         """Note that something happened; the loop looks at once. From the event loop's thread."""
@@ -72,14 +84,34 @@ class FamilyLoop:
         self._reprobe = self._reprobe or reprobe
         self._dirty.set()
 
+    def ruleset_changed(self, transactions: Iterable[Transaction], lost: bool) -> None:
+        """Somebody committed to nf_tables. Our own commits, and what came before them, are known already."""
+        verified = self.outcome.generation if self.outcome else None
+        if verified is None:
+            return
+        self._transactions += [found for found in transactions if found.after(verified)]
+        if self._transactions or lost:
+            self.mark("ruleset events lost" if lost else "ruleset changed")
+
+    def poll(self, now: float) -> None:
+        """Look at what has no events: cheap, and a full look only if it moved."""
+        if self._passing or now < self._poll_not_before or self._dirty.is_set():
+            return
+        try:
+            moved = self._reconciler.poll()
+        except MasqError:
+            moved = True  # the pass that follows meets the same error, and reports it
+        if moved:
+            self.mark("legacy tables changed")
+
     async def run(self) -> None:
         while True:
             await self._pass()
-            if not self._dirty.is_set():
-                try:
-                    await asyncio.wait_for(self._dirty.wait(), self._delay())
-                except asyncio.TimeoutError:
-                    self._owner.resync(self.family)
+            try:
+                await asyncio.wait_for(self._dirty.wait(), self._delay())
+            except asyncio.TimeoutError:
+                self._owner.resync(self.family)
+            await self._hold_back()
 
     async def remove(self) -> None:
         """Remove all our rules of the family."""
@@ -105,7 +137,25 @@ class FamilyLoop:
         }
 
     def _delay(self) -> float:
-        return retry_delay(self._failures) if self._failures else self._owner.settings.reconcile.resync_seconds
+        """Seconds until the next look without any event."""
+        if self._failures:
+            return retry_delay(self._failures)
+        resync = self._owner.settings.reconcile.resync_seconds
+        quiet = self._budget.due(self._now())
+        return resync if quiet is None else min(quiet, resync)
+
+    async def _hold_back(self) -> None:
+        """Let a rebuild by others come to its end, and do not fight."""
+        settled = self._now() + MOST_SETTLE_SECONDS
+        while self._now() < settled and any(found.name in REBUILDERS for found in self._transactions):
+            seen = len(self._transactions)
+            await asyncio.sleep(SETTLE_SECONDS)
+            if len(self._transactions) == seen:
+                break
+        await asyncio.sleep(max(0.0, self._budget.not_before - self._now()))
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
 
     async def _pass(self) -> None:
         wish = self._owner.wish()
@@ -113,7 +163,14 @@ class FamilyLoop:
         self._dirty.clear()
         if wish is None:
             return
+        verified = self.outcome.generation if self.outcome else None
+        if reasons == ["ruleset changed"] and verified is not None:
+            self._transactions = [found for found in self._transactions if found.after(verified)]
+            if not self._transactions:
+                return  # it was our own commit
         reprobe, self._reprobe = self._reprobe or self._failures > 0, False
+        started = self._now()
+        self._passing = True
         try:
             outcome = await self._in_thread(lambda: self._reconcile(wish, reprobe))
         except MasqError as error:
@@ -122,7 +179,10 @@ class FamilyLoop:
             journal.LOGGER.exception("%s: internal error", self.family)
             self._failed(f"internal error: {error!r}")
         else:
+            self._poll_not_before = self._now() + LISTING_PAUSE * (self._now() - started)
             self._held(wish, outcome, ", ".join(reasons) or "resync")
+        finally:
+            self._passing = False
 
     def _reconcile(self, wish: Wish, reprobe: bool) -> Outcome:
         if reprobe:
@@ -143,36 +203,69 @@ class FamilyLoop:
     def _held(self, wish: Wish, outcome: Outcome, reason: str) -> None:
         self._report_choices(outcome)
         drift = wish == self._wish
+        culprits = self._take_culprits(outcome)
         for repair in outcome.repairs:
-            what = "drift repaired" if drift else "rules applied"
-            message = (
-                f"{self.family}: {what} with {repair.plan.backend} in {repair.duration_us / 1000:.1f} ms "
-                f"({reason}): {describe(repair.plan.changes)}"
-            )
-            self._event(
-                "drift-repaired" if drift else "rules-applied",
-                message,
-                level=logging.WARNING if drift else logging.INFO,
-                backend=repair.plan.backend,
-                reason=reason,
-                duration_us=repair.duration_us,
-            )
-            self.repairs += 1 if drift else 0
-            self.last_repair = {
-                "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
-                "backend": repair.plan.backend,
-                "reason": reason,
-                "drift": drift,
-                "duration_us": repair.duration_us,
-                "changes": [dataclasses.asdict(change) for change in repair.plan.changes],
-            }
-        if self.state == "degraded":
+            self._report_repair(repair, drift, reason, culprits)
+        if drift and outcome.repairs:
+            self._budget.repaired(self._now())
+        quiet = not outcome.repairs and self._budget.in_order(self._now())
+        if self.state == "degraded" or quiet:
             self._event("recovered", f"{self.family}: in sync again", reason=reason)
         elif self._wish is None and not outcome.repairs and outcome.choices:
             self._event("started", f"{self.family}: the kernel already holds the right rules; nothing written")
+        if self._budget.contended and self.state != "contended":
+            self._report_contention(culprits)
         self._failures, self._wish, self.outcome = 0, wish, outcome
-        self.state, self.last_error = "synced", ""
+        self.state, self.last_error = "contended" if self._budget.contended else "synced", ""
         self._owner.publish()
+
+    def _take_culprits(self, outcome: Outcome) -> tuple[Culprit, ...]:
+        """Who may have changed what was repaired; what came after that is for the next pass."""
+        found_at = max((repair.found_at or 0 for repair in outcome.repairs), default=0)
+        before = [found for found in self._transactions if not found.after(found_at)]
+        verified = outcome.generation
+        self._transactions = [found for found in self._transactions if verified is None or found.after(verified)]
+        return suspects(before) if outcome.repairs else ()
+
+    def _report_repair(self, repair: Repair, drift: bool, reason: str, culprits: tuple[Culprit, ...]) -> None:
+        what = "drift repaired" if drift else "rules applied"
+        by = f", by {' or '.join(map(str, culprits))}" if culprits and drift else ""
+        if drift and repair.found_at is None:
+            by = "; the kernel does not tell by whom"
+        message = (
+            f"{self.family}: {what} with {repair.plan.backend} in {repair.duration_us / 1000:.1f} ms "
+            f"({reason}): {describe(repair.plan.changes)}{by}"
+        )
+        self._event(
+            "drift-repaired" if drift else "rules-applied",
+            message,
+            level=logging.WARNING if drift else logging.INFO,
+            backend=repair.plan.backend,
+            reason=reason,
+            duration_us=repair.duration_us,
+            culprit=culprits[-1].name if culprits else "",
+            culprit_pid=culprits[-1].pid if culprits else 0,
+        )
+        self.repairs += 1 if drift else 0
+        self.last_repair = {
+            "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+            "backend": repair.plan.backend,
+            "reason": reason,
+            "drift": drift,
+            "duration_us": repair.duration_us,
+            "changes": [dataclasses.asdict(change) for change in repair.plan.changes],
+            "culprits": [dataclasses.asdict(culprit) for culprit in culprits],
+        }
+
+    def _report_contention(self, culprits: tuple[Culprit, ...]) -> None:
+        who = " or ".join(map(str, culprits)) or "something that the kernel does not name"
+        message = (
+            f"{self.family}: {who} keeps undoing our rules; they are put back ever more slowly, at least every "
+            f"{LAST_DELAY:.0f} s, until it stops"
+        )
+        pid = culprits[-1].pid if culprits else 0
+        name = culprits[-1].name if culprits else ""
+        self._event("contended", message, level=logging.WARNING, culprit=name, culprit_pid=pid)
 
     def _report_choices(self, outcome: Outcome) -> None:
         before = self.outcome.choices if self.outcome else {}

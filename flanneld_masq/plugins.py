@@ -149,6 +149,9 @@ class GuardedBackend:
     def generation(self) -> Optional[int]:
         return self._guard("generation", lambda backend: backend.generation())
 
+    def poll(self) -> Optional[bool]:
+        return self._guard("poll", lambda backend: backend.poll())
+
     def _guard(self, method: str, call: Callable[[Backend], Result]) -> Result:
         try:
             if self._backend is None:

@@ -18,7 +18,6 @@ from .model import (
     Change,
     Desired,
     Family,
-    Golden,
     Group,
     Item,
     Lease,
@@ -45,19 +44,23 @@ class Wish:
 
 @dataclass(frozen=True, **SLOTS)
 class Repair:
-    """What one backend was found to lack and now holds. `duration_us` counts from the first look."""
+    """What one backend was found to lack and now holds. `duration_us` counts from the first look; `found_at`
+    is the generation of the ruleset then, None where the kernel counts none."""
 
     plan: Plan
     duration_us: int
+    found_at: int | None = None
 
 
 @dataclass(frozen=True, **SLOTS)
 class Outcome:
-    """What came of a pass. `rules` counts what the kernel now holds for us, jumps left out."""
+    """What came of a pass. `rules` counts what the kernel now holds for us, jumps left out; `generation` is
+    the one up to which the ruleset is known to be right, None where the kernel counts none."""
 
     choices: Mapping[Group, Choice]
     repairs: tuple[Repair, ...]
     rules: Mapping[Group, int]
+    generation: int | None = None
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -92,6 +95,7 @@ class Reconciler:
         self._probes: dict[BackendName, Probe] | None = None
         self._thorough = True
         self._carried: Mapping[BackendName, frozenset[Group]] = {}
+        self._verified: int | None = None
         self._jobs: tuple[Wish, tuple[Job, ...]] | None = None  # of the last wish, for most passes have the same
 
     def probes(self) -> Mapping[BackendName, Probe]:
@@ -130,6 +134,7 @@ class Reconciler:
         choices = self.choices(wish)
         carried = _carried(choices)
         self._thorough = self._thorough or carried != self._carried
+        self._verified = None
         with self._store.exclusive(self.family):
             jobs = self._wanted(wish)
             found = [self._bring(job) for job in (*jobs, *(self._unwanted(carried) if self._thorough else ()))]
@@ -138,7 +143,12 @@ class Reconciler:
             choices,
             tuple(repair for repair in found if repair is not None),
             {group.group: len(group.rules) for job in jobs for group in job.desired.groups},
+            self._verified,
         )
+
+    def poll(self) -> bool:
+        """Whether rules may have moved, in a backend whose interface tells nobody. Not while a pass runs."""
+        return any(self._backends[name].poll() for name in self._carried)
 
     def render(self, wish: Wish) -> Iterator[tuple[BackendName, str]]:
         """What each backend would write into an empty kernel. Asks neither the kernel nor the tools: `auto`
@@ -211,34 +221,52 @@ class Reconciler:
     def _bring(self, job: Job) -> Repair | None:
         """Observe, plan, apply, verify; None where nothing was to do."""
         started = self._clock()
-        backend, desired, wanted = job.backend, job.desired, job.wanted
-        groups = tuple(Group) if self._thorough or not desired.groups else tuple(g.group for g in desired.groups)
-        observed, first = self._compare(job, groups)
-        changes = first
+        groups = tuple(Group) if self._thorough or not job.wanted else tuple(g.group for g in job.desired.groups)
+        found_at = job.backend.generation()
+        observed, changes = self._compare(job, groups)
+        if not changes:
+            self._note(job, found_at)
+            return None
+        found_at = job.backend.generation()
+        self._note(job, self._write(job, groups, observed, changes))
+        duration = round((self._clock() - started) * 1_000_000)
+        return Repair(Plan(self.family, job.backend.name, changes), duration, found_at)
+
+    def _write(
+        self, job: Job, groups: tuple[Group, ...], observed: Observation, changes: tuple[Change, ...]
+    ) -> int | None:
+        """Replace, read back, and remember what the kernel holds; the generation that is known to be right.
+
+        What is read back counts as ours only if nobody else committed meanwhile; of somebody who always does,
+        the last of several tries is believed, if the tags are right.
+        """
         problem = ""
-        for attempt in range(WRITE_TRIES):
-            if not changes:
-                return None
-            before = backend.generation()
-            transactions = backend.replace(desired, observed, changes)
-            observed = backend.observe(groups)
-            alone = before is None or backend.generation() == before + transactions
-            problem = plan.unmet(wanted, observed)
-            if not problem and (alone or attempt == WRITE_TRIES - 1):
-                self._remember(backend, desired, plan.golden_of(wanted, desired.position, observed))
-                duration = round((self._clock() - started) * 1_000_000)
-                return Repair(Plan(self.family, backend.name, first), duration)
-            changes = first
+        for tries_left in reversed(range(WRITE_TRIES)):
+            before = job.backend.generation()
+            transactions = job.backend.replace(job.desired, observed, changes)
+            observed = job.backend.observe(groups)
+            after = job.backend.generation()
+            alone = before is None or after is None or after == (before + transactions) & 0xFFFFFFFF
+            problem = plan.unmet(job.wanted, observed)
+            if not problem and (alone or not tries_left):
+                self._remember(job, observed)
+                return after if alone else before
         raise RulesetError(
-            f"{self.family}: {backend.name} wrote the rules {WRITE_TRIES} times, and each time the kernel held "
+            f"{self.family}: {job.backend.name} wrote the rules {WRITE_TRIES} times, and each time the kernel held "
             f"something else at once: {problem}; see `flanneld-masq plan`"
         )
 
-    def _remember(self, backend: Backend, desired: Desired, golden: Golden) -> None:
-        if desired.groups:
-            self._store.remember(backend.name, self.family, golden)
+    def _note(self, job: Job, verified: int | None) -> None:
+        """Of several backends, what is known of all is known up to the earliest generation."""
+        if job.wanted and verified is not None:
+            self._verified = verified if self._verified is None else min(self._verified, verified)
+
+    def _remember(self, job: Job, observed: Observation) -> None:
+        if job.wanted:
+            golden = plan.golden_of(job.wanted, job.desired.position, observed)
+            self._store.remember(job.backend.name, self.family, golden)
         else:
-            self._store.forget(backend.name, self.family)
+            self._store.forget(job.backend.name, self.family)
 
 
 def describe(changes: tuple[Change, ...], limit: int = 2) -> str:

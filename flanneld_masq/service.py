@@ -19,6 +19,7 @@ from .hookspecs import Event, Host
 from .leases import Change, Leases, News
 from .loop import FamilyLoop
 from .model import Family, Lease, Network, Settings
+from .netlink import RulesetEvents
 from .plugins import Plugins
 from .reconcile import Reconciler, Wish
 from .run import Runner
@@ -41,6 +42,7 @@ class Daemon:
         self._published: dict[str, Any] = {}
         self._said: set[str] = set()
         self._loops: tuple[FamilyLoop, ...] = ()
+        self._events: RulesetEvents | None = None
         self._exceptions = self._plugin_networks()
         self._flannel_uses_nftables = False
 
@@ -58,6 +60,8 @@ class Daemon:
                 self.event(Event("plugin-failed", str(failure)), logging.ERROR)
             self._watch = FileWatch(lambda: _call_in(loop, self._file_event))
             self._watch.start(self.settings.subnet_files)
+            self._listen(loop)
+            self._poll(loop)
             self.refresh("start")
             self.publish()
             tasks = [asyncio.create_task(found.run()) for found in self._loops]
@@ -145,7 +149,7 @@ class Daemon:
         states = {found.state for found in self._loops}
         if not self._leases.good:
             return "waiting"
-        return next(state for state in ("degraded", "waiting", "synced") if state in states)
+        return next(state for state in ("degraded", "contended", "waiting", "synced") if state in states)
 
     def _family_loop(self, family: Family) -> FamilyLoop:
         backends = self._plugins.create(family, Host(self._runner, self._root))
@@ -153,6 +157,29 @@ class Daemon:
             family, backends, self._store, missing=lambda: choice.missing_family(self._root, family)
         )
         return FamilyLoop(family, reconciler, self)
+
+    def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Hear of each transaction on the ruleset. Without that, the resync alone finds what others change."""
+        try:
+            events = RulesetEvents()
+        except MasqError as error:
+            self.event(Event("notice", f"{error}; drift is found at the resync only"), logging.WARNING)
+            return
+        self._events = events
+        loop.add_reader(events.fileno(), self._ruleset_event)
+
+    def _ruleset_event(self) -> None:
+        assert self._events is not None
+        transactions, lost = self._events.read()
+        for found in self._loops:
+            found.ruleset_changed(transactions, lost)
+
+    def _poll(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Look at what has no events, for ever."""
+        now = loop.time()
+        for found in self._loops:
+            found.poll(now)
+        loop.call_later(self.settings.reconcile.legacy_poll_seconds, self._poll, loop)
 
     def _file_event(self) -> None:
         self._watch.refresh()
@@ -213,6 +240,9 @@ class Daemon:
         for found in self._loops:
             found.close()
         self._watch.stop()
+        if self._events is not None:
+            asyncio.get_running_loop().remove_reader(self._events.fileno())
+            self._events.close()
         self.publish(stopped=True)
         kept = "rules removed" if self.settings.stop_remove_rules else "rules stay in place"
         self.event(Event("stopped", f"stopped in {(time.monotonic() - started) * 1000:.0f} ms; {kept}"))

@@ -27,6 +27,7 @@ from flanneld_masq.model import (
 from flanneld_masq.run import Completed
 
 from . import programs, rules
+from .getinfo import TableInfo
 from .rules import PLACES, Place
 
 NAME = BackendName("iptables-legacy")
@@ -39,6 +40,8 @@ class IptablesLegacy:
         self.family = family
         self._host = host
         self._found: programs.Program | None = None
+        self._info = TableInfo(family)
+        self._seen: tuple[tuple[str, bytes], ...] = ()
 
     @property
     def _program(self) -> programs.Program:
@@ -68,6 +71,7 @@ class IptablesLegacy:
         return rules.restore_input(desired, lambda place, group: [rules.new_jump(place, group, desired.position)])
 
     def observe(self, groups: Collection[Group]) -> Observation:
+        self._seen = self._shape()
         tables = self._tables()
         found = [self._observe(PLACES[group]) for group in Group if group in groups and PLACES[group].table in tables]
         items = tuple(item for observed, _ in found for item in observed)
@@ -88,6 +92,14 @@ class IptablesLegacy:
 
     def generation(self) -> None:
         return None
+
+    def poll(self) -> bool:
+        return self._shape() != self._seen
+
+    def _shape(self) -> tuple[tuple[str, bytes], ...]:
+        """What ip_tables says of our tables, those that exist: number of entries, size, offsets."""
+        tables = sorted(self._tables() & {place.table for place in PLACES.values()})
+        return tuple((table, self._info.read(table)) for table in tables)
 
     def _names_file(self) -> str:
         return self.family.data.legacy_names

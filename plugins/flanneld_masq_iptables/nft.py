@@ -99,6 +99,9 @@ class IptablesNft:
     def generation(self) -> int:
         return self._netlink.generation()
 
+    def poll(self) -> None:
+        return None
+
     def _jumps(
         self, desired: Desired, observed: Observation, changes: tuple[Change, ...]
     ) -> tuple[dict[Place, list[str]], dict[Place, tuple[Item, ...]]]:

@@ -84,6 +84,9 @@ class NftBackend:
     def generation(self) -> int:
         return self._netlink.generation()
 
+    def poll(self) -> None:
+        return None
+
     def _items(self, table: Table, groups: Collection[Group]) -> Iterator[Item]:
         found = render.describe_table(self.family, table.use, table.flags, table.owner)
         yield Item("table", render.table_place(self.family), found, raw=found)

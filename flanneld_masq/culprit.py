@@ -1,0 +1,55 @@
+"""Who changed the ruleset: what the kernel says of a transaction, and what /proc still knows of the process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .model import SLOTS
+from .netlink import Transaction
+
+MOST_NAMED = 3
+
+
+@dataclass(frozen=True, **SLOTS)
+class Culprit:
+    """A program that committed a transaction. `command` (its command line) and `unit` (of systemd) are empty
+    where the process is gone."""
+
+    name: str
+    pid: int
+    command: str = ""
+    unit: str = ""
+
+    def __str__(self) -> str:
+        details = [f"pid {self.pid}", *([self.unit] if self.unit else []), *([self.command] if self.command else [])]
+        return f"{self.name} ({', '.join(details)})"
+
+
+def identify(transaction: Transaction, root: Path = Path("/")) -> Culprit:
+    """What is known of it. A process that has another name by now is another process."""
+    directory = root / "proc" / str(transaction.pid)
+    if _read(directory / "comm").strip() != transaction.name:
+        return Culprit(transaction.name, transaction.pid)
+    command = _read(directory / "cmdline").replace("\0", " ").strip()
+    return Culprit(transaction.name, transaction.pid, command, _unit(_read(directory / "cgroup")))
+
+
+def suspects(transactions: Iterable[Transaction], root: Path = Path("/")) -> tuple[Culprit, ...]:
+    """Who committed since the rules were last seen in order, latest last, each program once."""
+    latest = {transaction.name: transaction for transaction in transactions}
+    return tuple(identify(found, root) for found in list(latest.values())[-MOST_NAMED:])
+
+
+def _unit(cgroup: str) -> str:
+    """systemd names the cgroup of a unit after it (cgroup v2 has one line, "0::PATH")."""
+    parts = [part for line in cgroup.splitlines() for part in line.rsplit(":", 1)[-1].split("/")]
+    return next((part for part in reversed(parts) if part.endswith((".service", ".scope"))), "")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
