@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from .errors import BackendUnavailable, ConfigError
 from .model import AUTO, SLOTS, BackendName, Family, Group, Probe, Settings
@@ -22,9 +23,14 @@ class Choice:
 
 
 def choose(
-    settings: Settings, probes: Mapping[BackendName, Probe], *, flannel_uses_nftables: bool = False
+    settings: Settings,
+    probes: Mapping[BackendName, Probe],
+    *,
+    flannel_uses_nftables: bool = False,
+    drops: Mapping[BackendName, str] = MappingProxyType({}),
 ) -> dict[Group, Choice]:
-    """The backend of each group. `probes` are in the order of preference.
+    """The backend of each group. `probes` are in the order of preference; `drops` says of backends what drops
+    forwarded packets there, for an accept elsewhere cannot save them.
 
     Raises ConfigError for a name that no plugin offers, BackendUnavailable where the one asked for, or
     all, cannot be used.
@@ -33,6 +39,9 @@ def choose(
     forward = Choice(masquerade.backend, "goes with the masquerade group")
     if settings.forward.backend != AUTO:
         forward = _named(settings.forward.backend, "forward.backend", probes)
+    elif masquerade.backend not in drops:
+        found = next((name for name in drops if name in probes and probes[name].usable), None)
+        forward = Choice(found, drops[found]) if found else forward
     return {Group.MASQUERADE: masquerade, Group.FORWARD: forward}
 
 

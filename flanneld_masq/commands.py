@@ -193,8 +193,7 @@ def backends(options: argparse.Namespace) -> int:
     found: dict[str, Any] = {}
     for reconciler in session.reconcilers():
         try:
-            chosen = choice.choose(session.settings, reconciler.probes(), flannel_uses_nftables=uses_nftables)
-            why = ""
+            chosen, why = reconciler.candidates(session.settings, uses_nftables), ""
         except BackendUnavailable as error:
             chosen, why = {}, str(error)
         found[str(reconciler.family)] = {

@@ -45,6 +45,16 @@ def jump_target(rule: KernelRule) -> str | None:
     return _jump_target(rule.expressions)
 
 
+def drops(rule: KernelRule) -> bool:
+    """Whether the rule drops or rejects what it matches."""
+    return any(
+        ((verdict := _verdict(found)) is not None and verdict[0] == "drop")
+        or found.name == "reject"
+        or (found.name == "target" and _extension(found)[0] == "REJECT")
+        for found in rule.expressions
+    )
+
+
 # The same few rules are read again and again, so what they say is remembered.
 
 

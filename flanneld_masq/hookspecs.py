@@ -85,6 +85,11 @@ class Backend(Protocol):
         Each table changes in one transaction. Returns the number of transactions committed.
         """
 
+    def drops_forwarding(self) -> str:
+        """What in this interface drops forwarded packets, so that an accept must stand here to be of use; empty
+        for nothing. Called before each pass while the backend of the forward group is `auto`: be quick, start
+        no process."""
+
     def generation(self) -> Optional[int]:
         """The generation of nf_tables, which every transaction by anyone adds one to. Where it is given, the
         kernel's events tell when to look again. None for an interface that has neither."""

@@ -75,8 +75,7 @@ class FamilyLoop:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=str(family))
         self._transactions: list[Transaction] = []  # by others or us, since the rules were last seen in order
         self._budget = RepairBudget()
-        self._passing = False
-        self._poll_not_before = 0.0
+        self._poll_timer: asyncio.TimerHandle | None = None
 
     def mark(self, reason: str, *, reprobe: bool = False) -> None:
         """Note that something happened; the loop looks at once. From the event loop's thread."""
@@ -92,17 +91,6 @@ class FamilyLoop:
         self._transactions += [found for found in transactions if found.after(verified)]
         if self._transactions or lost:
             self.mark("ruleset events lost" if lost else "ruleset changed")
-
-    def poll(self, now: float) -> None:
-        """Look at what has no events: cheap, and a full look only if it moved."""
-        if self._passing or now < self._poll_not_before or self._dirty.is_set():
-            return
-        try:
-            moved = self._reconciler.poll()
-        except MasqError:
-            moved = True  # the pass that follows meets the same error, and reports it
-        if moved:
-            self.mark("legacy tables changed")
 
     async def run(self) -> None:
         while True:
@@ -120,6 +108,8 @@ class FamilyLoop:
             self._event("degraded", f"{self.family}: rules not removed: {error}", level=logging.ERROR)
 
     def close(self) -> None:
+        if self._poll_timer is not None:
+            self._poll_timer.cancel()
         self._executor.shutdown(wait=False)
 
     def status(self) -> dict[str, Any]:
@@ -169,8 +159,9 @@ class FamilyLoop:
             if not self._transactions:
                 return  # it was our own commit
         reprobe, self._reprobe = self._reprobe or self._failures > 0, False
+        if self._poll_timer is not None:
+            self._poll_timer.cancel()
         started = self._now()
-        self._passing = True
         try:
             outcome = await self._in_thread(lambda: self._reconcile(wish, reprobe))
         except MasqError as error:
@@ -179,10 +170,24 @@ class FamilyLoop:
             journal.LOGGER.exception("%s: internal error", self.family)
             self._failed(f"internal error: {error!r}")
         else:
-            self._poll_not_before = self._now() + LISTING_PAUSE * (self._now() - started)
             self._held(wish, outcome, ", ".join(reasons) or "resync")
-        finally:
-            self._passing = False
+            if self._reconciler.polls():
+                poll_seconds = self._owner.settings.reconcile.legacy_poll_seconds
+                self._poll_later(max(poll_seconds, LISTING_PAUSE * (self._now() - started)))
+
+    def _poll_later(self, seconds: float) -> None:
+        self._poll_timer = asyncio.get_running_loop().call_later(seconds, self._poll)
+
+    def _poll(self) -> None:
+        """Look at what has no events: cheap, and a full look only if it moved. Never while a pass runs."""
+        try:
+            moved = self._reconciler.poll()
+        except MasqError:
+            moved = True  # the pass that follows meets the same error, and reports it
+        if moved:
+            self.mark("legacy tables changed")
+        else:
+            self._poll_later(self._owner.settings.reconcile.legacy_poll_seconds)
 
     def _reconcile(self, wish: Wish, reprobe: bool) -> Outcome:
         if reprobe:

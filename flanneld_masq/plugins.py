@@ -146,6 +146,9 @@ class GuardedBackend:
     def replace(self, desired: Desired, observed: Observation, changes: tuple[Change, ...]) -> int:
         return self._guard("replace", lambda backend: backend.replace(desired, observed, changes))
 
+    def drops_forwarding(self) -> str:
+        return self._guard("drops_forwarding", lambda backend: backend.drops_forwarding())
+
     def generation(self) -> Optional[int]:
         return self._guard("generation", lambda backend: backend.generation())
 

@@ -96,7 +96,8 @@ class Reconciler:
         self._thorough = True
         self._carried: Mapping[BackendName, frozenset[Group]] = {}
         self._verified: int | None = None
-        self._jobs: tuple[Wish, tuple[Job, ...]] | None = None  # of the last wish, for most passes have the same
+        # of the last wish, for most passes have the same
+        self._jobs: tuple[Wish, Mapping[BackendName, frozenset[Group]], tuple[Job, ...]] | None = None
 
     def probes(self) -> Mapping[BackendName, Probe]:
         """Whether each backend can be used; asks each one once."""
@@ -119,7 +120,8 @@ class Reconciler:
     def plan(self, wish: Wish) -> tuple[Plan, ...]:
         """What `reconcile` would change, in every backend. Changes nothing."""
         plans = []
-        for job in (*self._wanted(wish), *self._unwanted(_carried(self.choices(wish)))):
+        carried = _carried(self.choices(wish))
+        for job in (*self._wanted(wish, carried), *self._unwanted(carried)):
             _, changes = self._compare(job, tuple(Group))
             plans.append(Plan(self.family, job.backend.name, changes))
         return tuple(plans)
@@ -136,7 +138,7 @@ class Reconciler:
         self._thorough = self._thorough or carried != self._carried
         self._verified = None
         with self._store.exclusive(self.family):
-            jobs = self._wanted(wish)
+            jobs = self._wanted(wish, carried)
             found = [self._bring(job) for job in (*jobs, *(self._unwanted(carried) if self._thorough else ()))]
         self._thorough, self._carried = False, carried
         return Outcome(
@@ -149,6 +151,10 @@ class Reconciler:
     def poll(self) -> bool:
         """Whether rules may have moved, in a backend whose interface tells nobody. Not while a pass runs."""
         return any(self._backends[name].poll() for name in self._carried)
+
+    def polls(self) -> bool:
+        """Whether there is such a backend in use."""
+        return any(self._backends[name].poll() is not None for name in self._carried)
 
     def render(self, wish: Wish) -> Iterator[tuple[BackendName, str]]:
         """What each backend would write into an empty kernel. Asks neither the kernel nor the tools: `auto`
@@ -181,18 +187,27 @@ class Reconciler:
         """The backend of each group; none for a family that no lease names. Raises what `choice.choose` raises."""
         if not any(lease.of(self.family) for lease in wish.leases):
             return {}
-        return choice.choose(wish.settings, self.probes(), flannel_uses_nftables=wish.flannel_uses_nftables)
+        return self.candidates(wish.settings, wish.flannel_uses_nftables)
+
+    def candidates(self, settings: Settings, flannel_uses_nftables: bool) -> Mapping[Group, Choice]:
+        """The backend that each group would get if a lease named the family."""
+        drops = self._drops() if settings.forward.enabled and settings.forward.backend == AUTO else {}
+        return choice.choose(settings, self.probes(), flannel_uses_nftables=flannel_uses_nftables, drops=drops)
+
+    def _drops(self) -> dict[BackendName, str]:
+        """What drops forwarded packets, by backend. Each pass asks, for docker and the like come and go."""
+        found = {name: self._backends[name].drops_forwarding() for name, probe in self.probes().items() if probe.usable}
+        return {name: what for name, what in found.items() if what}
 
     def randomises(self, backend: BackendName) -> bool:
         """Whether the backend masquerades to fully random ports here."""
         return self.probes()[backend].random_fully
 
-    def _wanted(self, wish: Wish) -> tuple[Job, ...]:
+    def _wanted(self, wish: Wish, carried: Mapping[BackendName, frozenset[Group]]) -> tuple[Job, ...]:
         """The backends that shall hold something, and what."""
-        if self._jobs is None or self._jobs[0] != wish:
-            carried = _carried(self.choices(wish))
-            self._jobs = (wish, tuple(self._job(wish, name, groups) for name, groups in carried.items()))
-        return self._jobs[1]
+        if self._jobs is None or self._jobs[:2] != (wish, carried):
+            self._jobs = (wish, carried, tuple(self._job(wish, name, groups) for name, groups in carried.items()))
+        return self._jobs[2]
 
     def _job(self, wish: Wish, name: BackendName, groups: frozenset[Group]) -> Job:
         desired = policy.desired(

@@ -61,7 +61,6 @@ class Daemon:
             self._watch = FileWatch(lambda: _call_in(loop, self._file_event))
             self._watch.start(self.settings.subnet_files)
             self._listen(loop)
-            self._poll(loop)
             self.refresh("start")
             self.publish()
             tasks = [asyncio.create_task(found.run()) for found in self._loops]
@@ -173,13 +172,6 @@ class Daemon:
         transactions, lost = self._events.read()
         for found in self._loops:
             found.ruleset_changed(transactions, lost)
-
-    def _poll(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Look at what has no events, for ever."""
-        now = loop.time()
-        for found in self._loops:
-            found.poll(now)
-        loop.call_later(self.settings.reconcile.legacy_poll_seconds, self._poll, loop)
 
     def _file_event(self) -> None:
         self._watch.refresh()

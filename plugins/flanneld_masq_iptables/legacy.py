@@ -90,6 +90,11 @@ class IptablesLegacy:
             self._program.restore(self._host.run, self.family.data.tools, text)
         return len(texts)
 
+    def drops_forwarding(self) -> str:
+        place = PLACES[Group.FORWARD]
+        found = self._info.forward_drop(place.table) if place.table in self._tables() else ""
+        return f"chain {place.base} of legacy table {place.table} has {found}" if found else ""
+
     def generation(self) -> None:
         return None
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from functools import cached_property
 
 from flanneld_masq.errors import BackendUnavailable, KernelError, RulesetError
-from flanneld_masq.expressions import comment, describe, jump_target
+from flanneld_masq.expressions import comment, describe, drops, jump_target
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.model import (
     BackendName,
@@ -95,6 +95,17 @@ class IptablesNft:
             if group not in wanted:
                 transactions += self._remove(place, observed)
         return transactions
+
+    def drops_forwarding(self) -> str:
+        place = PLACES[Group.FORWARD]
+        chain = self._netlink.chain(self.family, place.table, place.base)
+        where = f"chain {place.base} of table {self.family.data.nft} {place.table}"
+        if chain is None or chain.hook is None:
+            return ""
+        if chain.policy == 0:
+            return f"{where} has policy drop"
+        rules_there = self._netlink.rules(self.family, place.table, place.base)
+        return f"{where} has a dropping rule" if any(map(drops, rules_there)) else ""
 
     def generation(self) -> int:
         return self._netlink.generation()

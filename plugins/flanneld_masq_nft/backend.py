@@ -81,6 +81,9 @@ class NftBackend:
         self._library.commit(text)
         return 1
 
+    def drops_forwarding(self) -> str:
+        return ""  # our table is our own, and what other tables drop no accept of ours can save
+
     def generation(self) -> int:
         return self._netlink.generation()
 
