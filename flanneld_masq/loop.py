@@ -25,7 +25,7 @@ LAST_RETRY_SECONDS = 60.0
 REBUILDERS = frozenset({"firewalld"})
 SETTLE_SECONDS = 0.03
 MOST_SETTLE_SECONDS = 0.09
-LISTING_PAUSE = 10.0  # a listing may take a tenth of our time, however busy the tables are
+LISTING_PAUSE = 3.0  # times the length of a pass: listing may take a quarter of our time, however busy the tables are
 
 
 def retry_delay(failures: int) -> float:
