@@ -86,7 +86,10 @@ def parser() -> argparse.ArgumentParser:
         commands.selftest,
         "prove the backends on this kernel with these tools, by real packets in throwaway network namespaces",
     )
-    add("cleanup", commands.cleanup, "remove everything of ours from every backend, and nothing else")
+    cleanup = add("cleanup", commands.cleanup, "remove everything of ours from every backend, and nothing else")
+    cleanup.add_argument(
+        "--flannel", action="store_true", help="also remove the rules that flannel itself left, of any of its releases"
+    )
     return top
 
 

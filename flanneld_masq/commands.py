@@ -17,7 +17,7 @@ from . import plan as planning
 from . import selftest as proof
 from .errors import BackendUnavailable, ConfigError, MasqError
 from .hookspecs import Host
-from .model import Family, Group, Lease, Packet, Plan, Settings, Verdict, family_of
+from .model import Change, Family, Group, Lease, Packet, Plan, Settings, Verdict, family_of
 from .reconcile import Reconciler, Repair, Wish, describe
 from .run import Runner
 from .service import Daemon, describe_lease
@@ -126,7 +126,25 @@ def cleanup(options: argparse.Namespace) -> int:
     ]
     _print_errors(failures)
     repairs = [repair for done, _ in results for repair in done]
-    return _report(repairs, failures, options.json, "nothing of ours was there")
+    flannel, refused = _remove_flannel_rules(session) if options.flannel else ([], [])
+    return _report([*repairs, *flannel], failures + refused, options.json, "nothing was there to remove")
+
+
+def _remove_flannel_rules(session: Session) -> tuple[list[Repair], list[MasqError]]:
+    """Of flannel's rules those without a comment are known by the lease alone, so read it if there is one."""
+    try:
+        leases = session.leases()
+    except MasqError as error:
+        print(f"flanneld-masq: rules of old flannel releases are not looked for: {error}", file=sys.stderr)
+        leases = ()
+    found, errors = _each(session, lambda each: (each.family, each.remove_flannel_rules(leases)))
+    repairs = [
+        Repair(Plan(family, name, tuple(Change("flannel's", item.place, found=item.text) for item in items)), 0)
+        for family, removed in found
+        for name, items in removed
+    ]
+    _print_errors(errors)
+    return repairs, errors
 
 
 def status(options: argparse.Namespace) -> int:

@@ -25,12 +25,14 @@ from .model import (
     Change,
     Desired,
     Family,
+    FamilyLease,
     Group,
     Item,
     Network,
     Observation,
     Probe,
     Settings,
+    Survey,
 )
 from .run import Runner
 
@@ -89,6 +91,13 @@ class Backend(Protocol):
         """What in this interface drops forwarded packets, so that an accept must stand here to be of use; empty
         for nothing. Called before each pass while the backend of the forward group is `auto`: be quick, start
         no process."""
+
+    def survey(self, lease: Optional[FamilyLease]) -> Survey:
+        """What flannel and the CNI bridge plugin keep here. Changes nothing. `lease` tells which of the rules
+        without a comment old releases of flannel wrote; without one, such are not looked for."""
+
+    def remove(self, items: tuple[Item, ...]) -> None:
+        """Remove these items of a survey, and nothing else."""
 
     def generation(self) -> Optional[int]:
         """The generation of nf_tables, which every transaction by anyone adds one to. Where it is given, the

@@ -17,7 +17,7 @@ from .errors import MasqError
 from .hookspecs import Event
 from .model import BackendName, Family, Settings
 from .netlink import Transaction
-from .reconcile import Outcome, Reconciler, Repair, Wish, describe
+from .reconcile import Outcome, Reconciler, Removed, Repair, Surveys, Wish, describe
 
 FIRST_RETRY_SECONDS = 0.2
 LAST_RETRY_SECONDS = 60.0
@@ -75,6 +75,8 @@ class FamilyLoop:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=str(family))
         self._transactions: list[Transaction] = []  # by others or us, since the rules were last seen in order
         self._budget = RepairBudget()
+        self._flannel: list[BackendName] = []
+        self._cni_masquerade: list[str] = []
         self._poll_timer: asyncio.TimerHandle | None = None
 
     def mark(self, reason: str, *, reprobe: bool = False) -> None:
@@ -124,6 +126,8 @@ class FamilyLoop:
             "groups": groups,
             "repairs": self.repairs,
             "last_repair": self.last_repair,
+            "flannel_rules": self._flannel,
+            "cni_masquerade": self._cni_masquerade,
         }
 
     def _delay(self) -> float:
@@ -158,6 +162,7 @@ class FamilyLoop:
             self._transactions = [found for found in self._transactions if found.after(verified)]
             if not self._transactions:
                 return  # it was our own commit
+        look_around = self._reprobe or wish != self._wish
         reprobe, self._reprobe = self._reprobe or self._failures > 0, False
         if self._poll_timer is not None:
             self._poll_timer.cancel()
@@ -171,6 +176,8 @@ class FamilyLoop:
             self._failed(f"internal error: {error!r}")
         else:
             self._held(wish, outcome, ", ".join(reasons) or "resync")
+            if look_around:
+                await self._look_around(wish)
             if self._reconciler.polls():
                 poll_seconds = self._owner.settings.reconcile.legacy_poll_seconds
                 self._poll_later(max(poll_seconds, LISTING_PAUSE * (self._now() - started)))
@@ -193,6 +200,33 @@ class FamilyLoop:
         if reprobe:
             self._reconciler.reprobe()
         return self._reconciler.reconcile(wish)
+
+    async def _look_around(self, wish: Wish) -> None:
+        """What flannel left, and who else masquerades. Ours are in place by now, so flannel's may go."""
+        try:
+            removed, surveys = await self._in_thread(lambda: self._survey(wish))
+        except MasqError as error:
+            self._event("notice", f"{self.family}: cannot see what others keep: {error}", level=logging.WARNING)
+            return
+        for backend, items in removed:
+            what = f"{len(items)} objects that flannel had written"
+            self._event("notice", f"{self.family}: {what} removed from {backend}", backend=backend)
+        found = {backend.name: survey for backend, survey in surveys}
+        self._flannel = [name for name, survey in found.items() if survey.flannel]
+        cni = [survey.cni_masquerade for survey in found.values() if survey.cni_masquerade]
+        if cni and cni != self._cni_masquerade:
+            message = (
+                f"{self.family}: the CNI bridge plugin masquerades too ({', '.join(cni)}), and so NATs pod-to-pod "
+                f'traffic; set "ipMasq": false in the delegate of the flannel CNI configuration'
+            )
+            self._event("notice", message, level=logging.WARNING)
+        self._cni_masquerade = cni
+        self._owner.publish()
+
+    def _survey(self, wish: Wish) -> tuple[Removed, Surveys]:
+        take_over = wish.settings.takeover_remove_flannel_rules
+        removed = self._reconciler.remove_flannel_rules(wish.leases) if take_over else ()
+        return removed, self._reconciler.survey(wish.leases)
 
     async def _in_thread(self, call: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)

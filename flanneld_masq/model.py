@@ -303,6 +303,18 @@ class Observation:
 
 
 @dataclass(frozen=True, **SLOTS)
+class Survey:
+    """What others keep in a backend that matters to masquerading.
+
+    `flannel` are objects that flannel wrote, in an order in which they can be removed; `cni_masquerade` says
+    where the CNI bridge plugin masquerades, empty for nowhere.
+    """
+
+    flannel: tuple[Item, ...] = ()
+    cni_masquerade: str = ""
+
+
+@dataclass(frozen=True, **SLOTS)
 class Golden:
     """An observation right after our own write, with the fingerprint of what was wanted then."""
 

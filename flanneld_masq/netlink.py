@@ -41,6 +41,7 @@ _NEWGEN = _SUBSYS_NFTABLES | 15
 # linux/filter.h: load the half word at nlmsg_type (the filter sees it in network order), take or drop all
 _ONLY_NEWGEN = ((0x28, 0, 0, 4), (0x15, 0, 1, socket.htons(_NEWGEN)), (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0))
 
+_NFPROTO_INET = 1
 TABLE_DORMANT = 0x1
 
 Attributes = dict[int, bytes]
@@ -154,15 +155,20 @@ class Nfnetlink:
         (reply,) = self._ask("reading the ruleset generation", _GETGEN, 0, b"")
         return u32(dict(attributes(reply)).get(1))
 
+    def has_inet_table(self, name: str) -> bool:
+        """Whether there is a table of that name for both families together."""
+        return self._get(f"reading table inet {name}", _GETTABLE, _NFPROTO_INET, _string(1, name)) is not None
+
     def table(self, family: Family, name: str) -> Table | None:
-        reply = self._get(f"reading table {family.data.nft} {name}", _GETTABLE, family, _string(1, name))
+        attempt = f"reading table {family.data.nft} {name}"
+        reply = self._get(attempt, _GETTABLE, family.data.nfproto, _string(1, name))
         if reply is None:
             return None
         return Table(name, u32(reply.get(2)), u32(reply.get(3)), u32(reply.get(7)))
 
     def chain(self, family: Family, table: str, name: str) -> Chain | None:
         attempt = f"reading chain {family.data.nft} {table} {name}"
-        reply = self._get(attempt, _GETCHAIN, family, _string(1, table) + _string(3, name))
+        reply = self._get(attempt, _GETCHAIN, family.data.nfproto, _string(1, table) + _string(3, name))
         if reply is None:
             return None
         hook = dict(attributes(reply[4])) if 4 in reply else {}
@@ -226,9 +232,9 @@ class Nfnetlink:
             raise
         return True
 
-    def _get(self, attempt: str, kind: int, family: Family, body: bytes) -> Attributes | None:
+    def _get(self, attempt: str, kind: int, family_number: int, body: bytes) -> Attributes | None:
         try:
-            (reply,) = self._ask(attempt, kind, family.data.nfproto, body)
+            (reply,) = self._ask(attempt, kind, family_number, body)
         except KernelError as error:
             if error.errno in (errno.ENOENT, errno.EAFNOSUPPORT):
                 return None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Callable, Optional, TypeVar
 
 import pluggy
@@ -12,9 +14,25 @@ import pluggy
 from . import hookspecs
 from .errors import MasqError, PluginError
 from .hookspecs import ENTRY_POINT_GROUP, Backend, BackendType, Event, Host
-from .model import BackendName, Change, Desired, Family, Group, Item, Network, Observation, Probe, Settings
+from .model import (
+    AUTO,
+    BackendName,
+    Change,
+    Desired,
+    Family,
+    FamilyLease,
+    Group,
+    Item,
+    Network,
+    Observation,
+    Probe,
+    Settings,
+    Survey,
+)
 
 Result = TypeVar("Result")
+
+_NAME = re.compile("[a-z][a-z0-9-]*")
 
 
 @dataclass
@@ -38,6 +56,9 @@ class Plugins:
         for name, answer in self._call("flanneld_masq_non_masquerade_cidrs", settings=settings):
             if isinstance(answer, PluginError):
                 failures.append(answer)
+            elif not _is_networks(answer):
+                reason = f"it returned {answer!r}, which is no sequence of networks"
+                failures.append(PluginError(name, "flanneld_masq_non_masquerade_cidrs", reason))
             else:
                 self._last_networks[name] = tuple(answer)
         networks = tuple(network for found in self._last_networks.values() for network in found)
@@ -64,11 +85,11 @@ def load(extra: Mapping[str, object] | None = None) -> Plugins:
     manager = pluggy.PluginManager(ENTRY_POINT_GROUP)
     manager.add_hookspecs(hookspecs.HookSpecs)
     plugins = Plugins(manager)
-    for name, entry_point in _entry_points().items():
+    for entry_point in _entry_points():
         try:
-            _register(plugins, name, entry_point.load())
-        except Exception as error:  # importing a plugin runs foreign code
-            plugins.failures.append(PluginError(name, "loading", repr(error)))
+            _register(plugins, entry_point.name, entry_point.load())
+        except (Exception, SystemExit) as error:  # importing a plugin runs foreign code
+            plugins.failures.append(PluginError(entry_point.name, "loading", repr(error)))
     for name, plugin in (extra or {}).items():
         _register(plugins, name, plugin)
     for name, answer in plugins._call("flanneld_masq_backends"):
@@ -76,17 +97,23 @@ def load(extra: Mapping[str, object] | None = None) -> Plugins:
     return plugins
 
 
-def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
-    """By name. The API to select a group differs between Python 3.9 and 3.10, this way works in both."""
-    return {
-        found.name: found
-        for distribution in importlib.metadata.distributions()
-        for found in distribution.entry_points
-        if found.group == ENTRY_POINT_GROUP
-    }
+def _entry_points() -> Iterator[importlib.metadata.EntryPoint]:
+    """Of each distribution once: sys.path may lead to it twice, and the first is the one that is imported.
+
+    The API to select a group differs between Python 3.9 and 3.10, this way works in both.
+    """
+    seen: set[str] = set()
+    for distribution in importlib.metadata.distributions():
+        found = [entry for entry in distribution.entry_points if entry.group == ENTRY_POINT_GROUP]
+        if found and (name := distribution.metadata["Name"]) not in seen:
+            seen.add(name)
+            yield from found
 
 
 def _register(plugins: Plugins, name: str, plugin: object) -> None:
+    if plugins.manager.has_plugin(name):
+        plugins.failures.append(PluginError(name, "registration", "another plugin of that name was there first"))
+        return
     try:
         plugins.manager.register(plugin, name)
         plugins.manager.check_pending()
@@ -103,6 +130,10 @@ def _add_backends(plugins: Plugins, name: str, answer: Any) -> None:
     for found in answer if isinstance(answer, Collection) else (answer,):
         if not isinstance(found, BackendType):
             reason = f"it returned {found!r}, which is no BackendType"
+        elif not _NAME.fullmatch(str(found.name)) or found.name == AUTO:
+            reason = (
+                f"no configuration can name a backend {found.name!r}; a name is a to z, 0 to 9 and -, a letter first"
+            )
         elif found.name in plugins.backends:
             reason = f"a backend named {found.name} was already registered by plugin {plugins.owners[found.name]}"
         else:
@@ -110,6 +141,11 @@ def _add_backends(plugins: Plugins, name: str, answer: Any) -> None:
             plugins.owners[found.name] = name
             continue
         plugins.failures.append(PluginError(name, "flanneld_masq_backends", reason))
+
+
+def _is_networks(answer: object) -> bool:
+    networks = isinstance(answer, Collection) and all(isinstance(one, (IPv4Network, IPv6Network)) for one in answer)
+    return networks and not isinstance(answer, (IPv4Network, IPv6Network))
 
 
 def _preference(found: BackendType) -> tuple[bool, int, str]:
@@ -148,6 +184,12 @@ class GuardedBackend:
 
     def drops_forwarding(self) -> str:
         return self._guard("drops_forwarding", lambda backend: backend.drops_forwarding())
+
+    def survey(self, lease: Optional[FamilyLease]) -> Survey:
+        return self._guard("survey", lambda backend: backend.survey(lease))
+
+    def remove(self, items: tuple[Item, ...]) -> None:
+        return self._guard("remove", lambda backend: backend.remove(items))
 
     def generation(self) -> Optional[int]:
         return self._guard("generation", lambda backend: backend.generation())

@@ -26,10 +26,13 @@ from .model import (
     Plan,
     Probe,
     Settings,
+    Survey,
 )
 from .store import Store
 
 WRITE_TRIES = 4
+Surveys = tuple[tuple[Backend, Survey], ...]
+Removed = tuple[tuple[BackendName, tuple[Item, ...]], ...]
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -188,6 +191,21 @@ class Reconciler:
         if not any(lease.of(self.family) for lease in wish.leases):
             return {}
         return self.candidates(wish.settings, wish.flannel_uses_nftables)
+
+    def survey(self, leases: tuple[Lease, ...]) -> Surveys:
+        """What flannel and the CNI bridge plugin keep, in every backend that can be used."""
+        lease = next((found for each in leases if (found := each.of(self.family)) is not None), None)
+        usable = [self._backends[name] for name, probe in self.probes().items() if probe.usable]
+        return tuple((backend, backend.survey(lease)) for backend in usable)
+
+    def remove_flannel_rules(self, leases: tuple[Lease, ...]) -> Removed:
+        """Remove what flannel wrote, of each of its generations; what was removed, by backend."""
+        removed = []
+        for backend, survey in self.survey(leases):
+            if survey.flannel:
+                backend.remove(survey.flannel)
+                removed.append((backend.name, survey.flannel))
+        return tuple(removed)
 
     def candidates(self, settings: Settings, flannel_uses_nftables: bool) -> Mapping[Group, Choice]:
         """The backend that each group would get if a lease named the family."""

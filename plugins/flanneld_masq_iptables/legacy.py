@@ -10,6 +10,7 @@ import hashlib
 import shlex
 from collections.abc import Collection, Iterator
 
+from flanneld_masq import flannel
 from flanneld_masq.errors import BackendUnavailable, CommandError, KernelError
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.model import (
@@ -17,12 +18,14 @@ from flanneld_masq.model import (
     Change,
     Desired,
     Family,
+    FamilyLease,
     Group,
     GroupRules,
     Item,
     Neighbours,
     Observation,
     Probe,
+    Survey,
 )
 from flanneld_masq.run import Completed
 
@@ -95,6 +98,24 @@ class IptablesLegacy:
         found = self._info.forward_drop(place.table) if place.table in self._tables() else ""
         return f"chain {place.base} of legacy table {place.table} has {found}" if found else ""
 
+    def survey(self, lease: FamilyLease | None) -> Survey:
+        found: list[Item] = []
+        cni: list[str] = []
+        for group, place in PLACES.items():
+            lines = tuple(self._lines(place)) if place.table in self._tables() else ()
+            found += _flannel(place, group, self.family, lease, lines)
+            cni += [line for line in lines if line.startswith("-A POSTROUTING ") and _masquerades_for_cni(line)]
+        return Survey(tuple(found), f"rule {cni[0]} of legacy table nat" if cni else "")
+
+    def remove(self, items: tuple[Item, ...]) -> None:
+        for place in PLACES.values():
+            there = [item for item in items if item.place.startswith(f"{place.table} ")]
+            lines = [_deletion(item) for item in there if item.kind == "rule"]
+            lines += [f"-X {item.place.split(' ', 1)[1]}" for item in there if item.kind == "chain"]
+            if lines:
+                text = "\n".join([f"*{place.table}", *lines, "COMMIT", ""])
+                self._program.restore(self._host.run, self.family.data.tools, text)
+
     def generation(self) -> None:
         return None
 
@@ -129,8 +150,11 @@ class IptablesLegacy:
             return False
         return True
 
+    def _lines(self, place: Place) -> Iterator[str]:
+        return _table_lines(self._program.save(self._host.run, self.family.data.tools, place.table), place.table)
+
     def _observe(self, place: Place) -> tuple[tuple[Item, ...], Neighbours]:
-        lines = _table_lines(self._program.save(self._host.run, self.family.data.tools, place.table), place.table)
+        lines = self._lines(place)
         items: list[Item] = []
         jumps: list[Item] = []
         base: list[str] = []
@@ -149,6 +173,28 @@ class IptablesLegacy:
                 base.append(hashlib.sha256(line.encode()).hexdigest()[:16])
         around = Neighbours(place.jump, tuple(base[:first]), tuple(base[first:])) if first >= 0 else None
         return (*items, *jumps), around or Neighbours(place.jump)
+
+
+def _flannel(
+    place: Place, group: Group, family: Family, lease: FamilyLease | None, lines: tuple[str, ...]
+) -> Iterator[Item]:
+    """What flannel wrote into the table, the chain after the rules that keep it from being removed."""
+    chain = flannel.CHAINS[group]
+    flat = {rule.iptables() for rule in flannel.flat_rules(group, family, lease)} if lease else set()
+    for line in lines:
+        start, _, rest = line.partition(f"-A {place.base} ")
+        in_base = not start and bool(rest)
+        if in_base and (rest in flat or _comment(line) == flannel.COMMENTS[group] or _jumps_to(line, chain)):
+            yield Item("rule", place.jump, line, raw=line)
+        elif line.startswith(f"-A {chain} "):
+            yield Item("rule", f"{place.table} {chain}", line, raw=line)
+    if any(line.startswith(f":{chain} ") for line in lines):
+        yield Item("chain", f"{place.table} {chain}", f"chain {chain}")
+
+
+def _masquerades_for_cni(line: str) -> bool:
+    words = _words(line)
+    return any(option == "-j" and rules.is_cni_masquerade(target) for option, target in zip(words, words[1:]))
 
 
 def _table_lines(printed: Completed, table: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Collection, Iterator
 from functools import cached_property
 
+from flanneld_masq import flannel
 from flanneld_masq.errors import BackendUnavailable, KernelError, RulesetError
 from flanneld_masq.expressions import comment, describe, drops, jump_target
 from flanneld_masq.hookspecs import Host
@@ -19,12 +20,14 @@ from flanneld_masq.model import (
     Change,
     Desired,
     Family,
+    FamilyLease,
     Group,
     GroupRules,
     Item,
     Neighbours,
     Observation,
     Probe,
+    Survey,
 )
 from flanneld_masq.netlink import TABLE_DORMANT, Chain, KernelRule, Nfnetlink
 
@@ -106,6 +109,32 @@ class IptablesNft:
             return f"{where} has policy drop"
         rules_there = self._netlink.rules(self.family, place.table, place.base)
         return f"{where} has a dropping rule" if any(map(drops, rules_there)) else ""
+
+    def survey(self, lease: FamilyLease | None) -> Survey:
+        found = [item for group in Group for item in self._flannel(group, lease)]
+        place = PLACES[Group.MASQUERADE]
+        targets = map(jump_target, self._netlink.rules(self.family, place.table, place.base))
+        chains = [target for target in targets if rules.is_cni_masquerade(target)]
+        where = f"chain {chains[0]} of table {self.family.data.nft} {place.table}" if chains else ""
+        return Survey(tuple(found), where)
+
+    def remove(self, items: tuple[Item, ...]) -> None:
+        for place in PLACES.values():
+            there = [item for item in items if item.place.startswith(f"{place.table} ")]
+            chains = [item.place.split(" ", 1)[1] for item in there if item.kind == "chain"]
+            self._delete(place, tuple(item for item in there if item.kind == "rule"), next(iter(chains), None))
+
+    def _flannel(self, group: Group, lease: FamilyLease | None) -> Iterator[Item]:
+        place, chain = PLACES[group], flannel.CHAINS[group]
+        flat = {rule.nft(self.family) for rule in flannel.flat_rules(group, self.family, lease)} if lease else set()
+        for rule in self._netlink.rules(self.family, place.table, place.base):
+            theirs = comment(rule) == flannel.COMMENTS[group] or jump_target(rule) == chain
+            if theirs or describe(rule, self.family) in flat:
+                yield self._item("rule", place, rule)
+        if self._netlink.chain(self.family, place.table, chain) is not None:
+            for rule in self._netlink.rules(self.family, place.table, chain):
+                yield self._item("rule", place, rule)
+            yield Item("chain", f"{place.table} {chain}", f"chain {chain}")
 
     def generation(self) -> int:
         return self._netlink.generation()

@@ -75,6 +75,11 @@ def new_jump(place: Place, group: GroupRules, position: Position) -> str:
     return line.replace("-A ", "-I ", 1) if position is Position.FIRST else line
 
 
+def is_cni_masquerade(target: str | None) -> bool:
+    """Whether a jump leads to a chain in which the CNI bridge plugin masquerades: "CNI-" and a hash."""
+    return target is not None and target.startswith("CNI-") and not target.startswith("CNI-HOSTPORT")
+
+
 def is_ours(comment: str) -> bool:
     return comment.startswith(COMMENT_PREFIX)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from functools import cached_property
 
+from flanneld_masq import flannel
 from flanneld_masq.errors import BackendUnavailable, CommandError, KernelError, RulesetError
 from flanneld_masq.expressions import comment, describe
 from flanneld_masq.hookspecs import Host
@@ -14,12 +15,14 @@ from flanneld_masq.model import (
     Change,
     Desired,
     Family,
+    FamilyLease,
     Group,
     GroupRules,
     Item,
     Observation,
     Probe,
     Rule,
+    Survey,
     Verdict,
 )
 from flanneld_masq.netlink import Chain, Nfnetlink, Table
@@ -28,6 +31,7 @@ from . import render
 from .library import Nftables
 
 NAME = BackendName("nft")
+_CNI_TABLE = "cni_plugins_masquerade"
 _HOOKS = {0: "prerouting", 1: "input", 2: "forward", 3: "output", 4: "postrouting"}
 _POLICIES = {0: "drop", 1: "accept"}
 
@@ -83,6 +87,16 @@ class NftBackend:
 
     def drops_forwarding(self) -> str:
         return ""  # our table is our own, and what other tables drop no accept of ours can save
+
+    def survey(self, lease: FamilyLease | None) -> Survey:
+        name = flannel.TABLES[self.family]
+        place = f"{self.family.data.nft} {name}"
+        found = (Item("table", place, f"table {place}"),) if self._netlink.table(self.family, name) else ()
+        masquerades = f"table inet {_CNI_TABLE}" if self._netlink.has_inet_table(_CNI_TABLE) else ""
+        return Survey(found, masquerades)
+
+    def remove(self, items: tuple[Item, ...]) -> None:
+        self._library.commit("".join(f"delete table {item.place}\n" for item in items))
 
     def generation(self) -> int:
         return self._netlink.generation()
