@@ -97,11 +97,18 @@ class FamilyLoop:
     async def run(self) -> None:
         while True:
             await self._pass()
-            try:
-                await asyncio.wait_for(self._dirty.wait(), self._delay())
-            except asyncio.TimeoutError:
+            if not await self._dirty_within(self._delay()):
                 self._owner.resync(self.family)
             await self._hold_back()
+
+    async def _dirty_within(self, seconds: float) -> bool:
+        """Not by `wait_for`, which before Python 3.12 can swallow a cancellation that comes with the event."""
+        waiting = asyncio.ensure_future(self._dirty.wait())
+        try:
+            done, _ = await asyncio.wait({waiting}, timeout=seconds)
+        finally:
+            waiting.cancel()
+        return bool(done)
 
     async def remove(self) -> None:
         """Remove all our rules of the family."""

@@ -55,6 +55,7 @@ class Table:
     flags: int
     use: int
     owner: int
+    comment: str = ""
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -83,6 +84,7 @@ class Chain:
     priority: int = 0
     type: str = ""
     policy: int | None = None
+    comment: str = ""
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -125,6 +127,16 @@ def text(data: bytes | None) -> str:
     return "" if data is None else data.rstrip(b"\0").decode("utf-8", "replace")
 
 
+def comment_in(userdata: bytes) -> str:
+    """The comment in the user data of a table, chain or rule, in libnftnl's format (udata.h); empty for none."""
+    while len(userdata) >= 2:
+        kind, length = userdata[0], userdata[1]
+        if kind == 0:
+            return text(userdata[2 : 2 + length])
+        userdata = userdata[2 + length :]
+    return ""
+
+
 class Nfnetlink:
     """One netlink socket in the network namespace of the thread that makes it.
 
@@ -164,7 +176,7 @@ class Nfnetlink:
         reply = self._get(attempt, _GETTABLE, family.data.nfproto, _string(1, name))
         if reply is None:
             return None
-        return Table(name, u32(reply.get(2)), u32(reply.get(3)), u32(reply.get(7)))
+        return Table(name, u32(reply.get(2)), u32(reply.get(3)), u32(reply.get(7)), comment_in(reply.get(6, b"")))
 
     def chain(self, family: Family, table: str, name: str) -> Chain | None:
         attempt = f"reading chain {family.data.nft} {table} {name}"
@@ -181,6 +193,7 @@ class Nfnetlink:
             priority=struct.unpack(">i", hook[2])[0] if 2 in hook else 0,
             type=text(reply.get(7)),
             policy=u32(reply[5]) if 5 in reply else None,
+            comment=comment_in(reply.get(12, b"")),
         )
 
     def rules(self, family: Family, table: str, chain: str | None = None) -> tuple[KernelRule, ...]:
@@ -306,11 +319,14 @@ class Nfnetlink:
 
     def _drain(self) -> None:
         """Throw away what is left of an answer, so that the next request does not read it."""
+        self._socket.settimeout(0)  # with another timeout Python waits before it asks, whatever the flags
         try:
-            while self._socket.recv(_BUFFER, socket.MSG_DONTWAIT):
+            while self._socket.recv(_BUFFER):
                 pass
         except BlockingIOError:
             return
+        finally:
+            self._socket.settimeout(_TIMEOUT)
 
 
 class RulesetEvents:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -31,6 +33,7 @@ from .model import (
 from .store import Store
 
 WRITE_TRIES = 4
+COMMIT_WAIT_SECONDS = 0.1
 Surveys = tuple[tuple[Backend, Survey], ...]
 Removed = tuple[tuple[BackendName, tuple[Item, ...]], ...]
 
@@ -78,7 +81,8 @@ class Job:
 class Reconciler:
     """Brings one family to what is wished, in every backend. For one thread.
 
-    `backends` are in the order of preference. Probes are kept until `reprobe`.
+    `backends` are in the order of preference. Probes are kept until `reprobe`. `commits` is what the
+    reconcilers of one process share, so that none takes the commit of another for somebody's meddling.
     """
 
     def __init__(
@@ -88,12 +92,14 @@ class Reconciler:
         store: Store,
         *,
         missing: Callable[[], str] = lambda: "",
+        commits: threading.Lock | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.family = family
         self._backends = backends
         self._store = store
         self._missing = missing
+        self._commits = commits or threading.Lock()
         self._clock = clock
         self._probes: dict[BackendName, Probe] | None = None
         self._thorough = True
@@ -275,10 +281,11 @@ class Reconciler:
         """
         problem = ""
         for tries_left in reversed(range(WRITE_TRIES)):
-            before = job.backend.generation()
-            transactions = job.backend.replace(job.desired, observed, changes)
-            observed = job.backend.observe(groups)
-            after = job.backend.generation()
+            with self._undisturbed():
+                before = job.backend.generation()
+                transactions = job.backend.replace(job.desired, observed, changes)
+                observed = job.backend.observe(groups)
+                after = job.backend.generation()
             alone = before is None or after is None or after == (before + transactions) & 0xFFFFFFFF
             problem = plan.unmet(job.wanted, observed)
             if not problem and (alone or not tries_left):
@@ -288,6 +295,16 @@ class Reconciler:
             f"{self.family}: {job.backend.name} wrote the rules {WRITE_TRIES} times, and each time the kernel held "
             f"something else at once: {problem}; see `flanneld-masq plan`"
         )
+
+    @contextlib.contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """Wait for another family's write, but not for one that hangs: at worst ours is written twice."""
+        acquired = self._commits.acquire(timeout=COMMIT_WAIT_SECONDS)
+        try:
+            yield
+        finally:
+            if acquired:
+                self._commits.release()
 
     def _note(self, job: Job, verified: int | None) -> None:
         """Of several backends, what is known of all is known up to the earliest generation."""

@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,7 @@ class Daemon:
         self._published: dict[str, Any] = {}
         self._said: set[str] = set()
         self._loops: tuple[FamilyLoop, ...] = ()
+        self._commits = threading.Lock()
         self._events: RulesetEvents | None = None
         self._exceptions = self._plugin_networks()
         self._flannel_uses_nftables = False
@@ -153,7 +155,11 @@ class Daemon:
     def _family_loop(self, family: Family) -> FamilyLoop:
         backends = self._plugins.create(family, Host(self._runner, self._root))
         reconciler = Reconciler(
-            family, backends, self._store, missing=lambda: choice.missing_family(self._root, family)
+            family,
+            backends,
+            self._store,
+            missing=lambda: choice.missing_family(self._root, family),
+            commits=self._commits,
         )
         return FamilyLoop(family, reconciler, self)
 
