@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from .errors import BackendUnavailable, ConfigError
+from .errors import BackendUnavailable, ConfigError, PluginError
 from .model import AUTO, SLOTS, BackendName, Family, Group, Probe, Settings
 
 NFT = BackendName("nft")
@@ -45,12 +45,16 @@ def choose(
     return {Group.MASQUERADE: masquerade, Group.FORWARD: forward}
 
 
-def check_names(settings: Settings, names: Mapping[BackendName, object]) -> None:
-    """Raises ConfigError for a backend that no plugin offers."""
+def check_names(settings: Settings, names: Mapping[BackendName, object], failures: Sequence[PluginError] = ()) -> None:
+    """Raises ConfigError for a backend that no plugin offers. `failures` are those of the plugins: one of
+    them may be why."""
     for key, name in (("backend", settings.backend), ("forward.backend", settings.forward.backend)):
         if name != AUTO and name not in names:
             accepted = ", ".join(f'"{found}"' for found in (AUTO, *names))
-            raise ConfigError("configuration", key, f'no plugin offers a backend "{name}"; there are {accepted}')
+            failed = "".join(f"; {failure}" for failure in failures)
+            raise ConfigError(
+                "configuration", key, f'no plugin offers a backend "{name}"; there are {accepted}{failed}'
+            )
 
 
 def flannel_uses_nftables(net_conf: Path) -> bool:
@@ -59,7 +63,7 @@ def flannel_uses_nftables(net_conf: Path) -> bool:
         content = json.loads(net_conf.read_text())
     except FileNotFoundError:
         return False
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(str(net_conf), "", f"cannot be read as JSON: {error}") from error
     return isinstance(content, dict) and content.get("EnableNFTables") is True
 

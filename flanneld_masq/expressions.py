@@ -1,7 +1,7 @@
 """Says in nft's words what an nf_tables rule does, whoever wrote it. For people; nothing is compared by it.
 
 Formats: include/uapi/linux/netfilter/nf_tables.h of the kernel for expressions, the xt_*.h headers
-beside it for what iptables-nft passes through nft_compat, and libnftnl's udata.h for comments.
+beside it for what iptables-nft passes through nft_compat.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import lru_cache
 from ipaddress import ip_address
 
 from .model import Family
-from .netlink import Expression, KernelRule, attributes, text, u32
+from .netlink import Expression, KernelRule, attributes, comment_in, text, u32
 
 _VERDICTS = {-5: "return", -4: "goto", -3: "jump", -2: "break", -1: "continue", 0: "drop", 1: "accept"}
 _OPERATORS = {0: "", 1: "!= ", 2: "< ", 3: "<= ", 4: "> ", 5: ">= "}
@@ -66,11 +66,9 @@ def _words(expressions: tuple[Expression, ...], family: Family) -> tuple[str, ..
 
 @lru_cache(_CACHED)
 def _comment(expressions: tuple[Expression, ...], userdata: bytes) -> str:
-    while len(userdata) >= 2:
-        kind, length = userdata[0], userdata[1]
-        if kind == 0:
-            return text(userdata[2 : 2 + length])
-        userdata = userdata[2 + length :]
+    found = comment_in(userdata)
+    if found:
+        return found
     for expression in expressions:
         name, info = _extension(expression)
         if name == "comment":

@@ -107,7 +107,8 @@ def _tag(item: Item) -> str:
 
 def _unverified(wanted: tuple[Item, ...]) -> Iterator[Change]:
     """All tags are right, but without a record of our own write that proves nothing of the rules."""
-    return (Change("unverified", item.place, item.text, item.text) for item in wanted if item.kind == "chain")
+    heads = [item for item in wanted if item.kind == "chain"] or wanted[:1]
+    return (Change("unverified", item.place, item.text, item.text) for item in heads)
 
 
 def _translated(observed: tuple[Item, ...], reference: tuple[Item, ...]) -> tuple[Item, ...]:

@@ -33,6 +33,19 @@ from .model import (
 Result = TypeVar("Result")
 
 _NAME = re.compile("[a-z][a-z0-9-]*")
+_NONE = type(None)
+_ANSWERS: Mapping[str, tuple[type, ...]] = {
+    "probe": (Probe,),
+    "wanted": (tuple,),
+    "render": (str,),
+    "observe": (Observation,),
+    "replace": (int,),
+    "drops_forwarding": (str,),
+    "survey": (Survey,),
+    "remove": (_NONE,),
+    "generation": (int, _NONE),
+    "poll": (bool, _NONE),
+}
 
 
 @dataclass
@@ -201,8 +214,11 @@ class GuardedBackend:
         try:
             if self._backend is None:
                 self._backend = self._kind.create(self.family, self._host)
-            return call(self._backend)
+            answer = call(self._backend)
         except MasqError:
             raise
         except Exception as error:  # a backend may be foreign code: whatever else it raises is its own failure
             raise PluginError(self._plugin, f"{self.name}.{method}", repr(error)) from error
+        if not isinstance(answer, _ANSWERS[method]):
+            raise PluginError(self._plugin, f"{self.name}.{method}", f"it returned {answer!r}")
+        return answer

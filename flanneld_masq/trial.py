@@ -276,7 +276,6 @@ class Trial:
         def damage() -> None:
             with self._lab.node.entered():
                 self._tools[of.family].damages[name]()
-            self._daemon.nudge()
 
         self._repair(of, name, truth, damage, lambda: self._ours() == golden)
         if self._foreign() != foreign:

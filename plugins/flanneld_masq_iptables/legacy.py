@@ -14,6 +14,7 @@ from flanneld_masq import flannel
 from flanneld_masq.errors import BackendUnavailable, CommandError, KernelError
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.model import (
+    COMMENT_PREFIX,
     BackendName,
     Change,
     Desired,
@@ -166,7 +167,8 @@ class IptablesLegacy:
                 items.append(_own_item(place, line))
                 continue
             jumping = place.chain in line and _jumps_to(line, place.chain)
-            if jumping and (chain == place.base or rules.is_ours(_comment(line))):
+            commented = COMMENT_PREFIX in line and rules.is_ours(_comment(line))
+            if (jumping or commented) if chain == place.base else (jumping and commented):
                 jumps.append(Item("jump", f"{place.table} {chain}", line, raw=line, tag=rules.tag_of(_comment(line))))
                 first = len(base) if chain == place.base and first < 0 else first
             elif chain == place.base and not line.startswith(":"):

@@ -200,7 +200,7 @@ class IptablesNft:
 
     def _observe(self, place: Place) -> tuple[tuple[Item, ...], Neighbours]:
         base = self._netlink.rules(self.family, place.table, place.base)
-        positions = [index for index, rule in enumerate(base) if jump_target(rule) == place.chain]
+        positions = [index for index, rule in enumerate(base) if _is_in_base(rule, place)]
         jumps = [base[index] for index in positions]
         own: tuple[KernelRule, ...] = ()
         items: list[Item] = []
@@ -209,7 +209,7 @@ class IptablesNft:
             own = self._netlink.rules(self.family, place.table, place.chain)
             items.append(Item("chain", place.own, rules.chain_text(place), raw=_chain_raw(place, chain)))
             items.extend(self._item("rule", place, rule) for rule in own)
-            if chain.use != len(own) + len(jumps):
+            if chain.use != len(own) + sum(jump_target(rule) == place.chain for rule in jumps):
                 jumps.extend(self._strays(place))
         items.extend(self._item("jump", place, rule) for rule in jumps)
         return tuple(items), _neighbours(place, base, positions)
@@ -224,13 +224,18 @@ class IptablesNft:
     def _item(self, kind: str, place: Place, rule: KernelRule) -> Item:
         tag = rules.tag_of(comment(rule))
         text = describe(rule, self.family)
-        if kind == "jump" and _is_plain_jump(rule):
+        if kind == "jump" and jump_target(rule) == place.chain and _is_plain_jump(rule):
             text = rules.jump_line(place, GroupRules(Group.MASQUERADE, (), tag))
         return Item(kind, f"{place.table} {rule.chain}", text, raw=rule.raw, tag=tag, handle=rule.handle)
 
 
 def _chain_raw(place: Place, chain: Chain) -> str:
     return rules.chain_text(place) + (f", flags {chain.flags:#x}" if chain.flags else "")
+
+
+def _is_in_base(rule: KernelRule, place: Place) -> bool:
+    """Whether a rule of the built-in chain is ours: it goes to our chain, or did, as its comment says."""
+    return jump_target(rule) == place.chain or rules.is_ours(comment(rule))
 
 
 def _is_plain_jump(rule: KernelRule) -> bool:

@@ -93,12 +93,14 @@ def jumps_to_replace(
 ) -> tuple[bool, tuple[Item, ...]]:
     """Whether a new jump is needed, and which of those observed must go.
 
-    The first jump that is as wanted stays, unless it was moved.
+    The one jump that is as wanted stays, unless it was moved. Of several like it none stays: a tool that deletes
+    by text takes the first of them, whichever was meant.
     """
     found = [item for item in observed.items if item.kind == "jump" and item.place.startswith(f"{place.table} ")]
     moved = any(change.kind == "moved" and change.place == place.jump for change in changes)
     wanted = (place.jump, jump_line(place, group))
-    kept = None if moved else next((item for item in found if (item.place, item.text) == wanted), None)
+    right = [item for item in found if (item.place, item.text) == wanted]
+    kept = right[0] if len(right) == 1 and not moved else None
     return kept is None, tuple(item for item in found if item is not kept)
 
 

@@ -105,7 +105,7 @@ class NftBackend:
         return None
 
     def _items(self, table: Table, groups: Collection[Group]) -> Iterator[Item]:
-        found = render.describe_table(self.family, table.use, table.flags, table.owner)
+        found = render.describe_table(self.family, table.use, table.flags, table.owner) + _commented(table.comment)
         yield Item("table", render.table_place(self.family), found, raw=found)
         for group in Group:
             if group in groups:
@@ -145,7 +145,11 @@ def _describe(chain: Chain) -> str:
     policy = _POLICIES.get(-1 if chain.policy is None else chain.policy, f"{chain.policy}")
     hook = _HOOKS.get(chain.hook, f"{chain.hook}")
     flags = f" flags {chain.flags:#x};" if chain.flags else ""
-    return render.describe_chain(chain.type, hook, chain.priority, policy) + flags
+    return render.describe_chain(chain.type, hook, chain.priority, policy) + flags + _commented(chain.comment)
+
+
+def _commented(comment: str) -> str:
+    return f' comment "{comment}"' if comment else ""
 
 
 def _structure(items: tuple[Item, ...]) -> list[tuple[str, str, str]]:
