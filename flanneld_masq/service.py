@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import __version__, choice, journal
+from . import __version__, choice, journal, metrics
 from .errors import ConfigError, MasqError
 from .hookspecs import Event, Host
 from .leases import Change, Leases, News
@@ -24,7 +24,7 @@ from .netlink import RulesetEvents
 from .plugins import Plugins
 from .reconcile import Reconciler, Wish
 from .run import Runner
-from .store import Store
+from .store import Store, replace_file
 from .watch import FileWatch
 
 
@@ -130,6 +130,8 @@ class Daemon:
             return
         try:
             self._store.write_status(status)
+            if self.settings.metrics_textfile:
+                replace_file(Path(self.settings.metrics_textfile), metrics.exposition(status))
         except MasqError as error:
             self._say_once(Event("degraded", str(error)), logging.ERROR)
         else:

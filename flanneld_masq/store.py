@@ -144,20 +144,25 @@ class Store:
                 if os.fstat(file.fileno()).st_uid not in (0, os.geteuid()):
                     return None
                 content = json.load(file)
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         return content if isinstance(content, dict) else None
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         self._prepare()
-        try:
-            descriptor, temporary = tempfile.mkstemp(dir=self._directory, prefix=f".{name}.")
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(content, file, indent=1)
-                os.fchmod(file.fileno(), 0o644)
-            Path(temporary).replace(self._path(name))
-        except OSError as error:
-            raise StateError(f"{self._path(name)} cannot be written: {error.strerror}") from error
+        replace_file(self._path(name), json.dumps(content, indent=1))
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write beside it, then rename: a reader sees the old text or the new. Raises StateError."""
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            os.fchmod(file.fileno(), 0o644)
+        Path(temporary).replace(path)
+    except OSError as error:
+        raise StateError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _try_lock(file: IO[str]) -> bool:
