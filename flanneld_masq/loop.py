@@ -77,6 +77,7 @@ class FamilyLoop:
         self._budget = RepairBudget()
         self._flannel: list[BackendName] = []
         self._cni_masquerade: list[str] = []
+        self._passing = False
         self._poll_timer: asyncio.TimerHandle | None = None
 
     def mark(self, reason: str, *, reprobe: bool = False) -> None:
@@ -91,8 +92,19 @@ class FamilyLoop:
         if verified is None:
             return
         self._transactions += [found for found in transactions if found.after(verified)]
-        if self._transactions or lost:
+        if not self._passing and not self._dirty.is_set() and self._as_it_was():
+            self._transactions = []
+        elif self._transactions or lost:
             self.mark("ruleset events lost" if lost else "ruleset changed")
+
+    def _as_it_was(self) -> bool:
+        """Whether all that a pass would read is as the last one left it."""
+        if self.outcome is None or not self.outcome.glance:
+            return False
+        try:
+            return self._reconciler.glance() == self.outcome.glance
+        except MasqError:
+            return False  # a pass meets the same error, and reports it
 
     async def run(self) -> None:
         while True:
@@ -174,6 +186,7 @@ class FamilyLoop:
         if self._poll_timer is not None:
             self._poll_timer.cancel()
         started = self._now()
+        self._passing = True
         try:
             outcome = await self._in_thread(lambda: self._reconcile(wish, reprobe))
         except MasqError as error:
@@ -188,6 +201,8 @@ class FamilyLoop:
             if self._reconciler.polls():
                 poll_seconds = self._owner.settings.reconcile.legacy_poll_seconds
                 self._poll_later(max(poll_seconds, LISTING_PAUSE * (self._now() - started)))
+        finally:
+            self._passing = False
 
     def _poll_later(self, seconds: float) -> None:
         self._poll_timer = asyncio.get_running_loop().call_later(seconds, self._poll)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import socket
 import struct
 from collections.abc import Iterator
@@ -34,6 +35,9 @@ _BUFFER = 1 << 17
 _DUMP_TRIES = 10
 _TIMEOUT = 10.0  # seconds; the kernel answers while we ask, so this only ends a bug
 _CACHED = 1024  # rules; the same few are read again and again
+GLANCE_SEQUENCE = 0xFFFFFFFF
+# NFTA_EXPR_NAME "counter", then NFTA_EXPR_DATA with two numbers of 64 bits
+_COUNTER = re.compile(rb"\x0c\x00\x01\x00counter\x00.{28}", re.DOTALL)
 _VOLATILE = frozenset({"counter", "quota", "last"})
 _SO_RCVBUF, _SO_ATTACH_FILTER, _NFNLGRP_NFTABLES = 8, 26, 7
 _EVENT_BUFFER = 1 << 20
@@ -214,6 +218,30 @@ class Nfnetlink:
             return tuple(rule for found, rule in rules if found == table and chain in (None, rule.chain))
         raise KernelError(f"listing the rules of {place}", f"the ruleset changed during each of {_DUMP_TRIES} dumps")
 
+    def glance(self, look: Look) -> bytes:
+        """The bytes that the kernel answers to these questions, counters left out: equal bytes, equal objects.
+
+        A fraction of the cost of reading them. Raises KernelError where the ruleset changed meanwhile.
+        """
+        attempt = "glancing at the ruleset"
+        found: list[bytes] = []
+        if look.gets:
+            self._send(attempt, b"".join(look.gets))
+            for _ in look.gets:
+                found += [payload[_NFGENMSG.size :] for _, _, payload in self._receive(attempt, GLANCE_SEQUENCE)]
+        for request in look.dumps:
+            self._send(attempt, request)
+            done = False
+            while not done:
+                for kind, flags, payload in self._receive(attempt, GLANCE_SEQUENCE):
+                    if flags & _NLM_F_DUMP_INTR:
+                        self._drain()
+                        raise _Interrupted(attempt, "the ruleset changed during the dump")
+                    done = kind in (_NLMSG_DONE, _NLMSG_ERROR)
+                    found.append(payload[_NFGENMSG.size :])
+        joined = b"\n".join(found)
+        return _COUNTER.sub(b"counter", joined) if b"counter" in joined else joined
+
     def delete(self, family: Family, table: str, rules: tuple[tuple[str, int], ...], chain: str | None = None) -> None:
         """Delete just these rules (chain and handle), and then `chain` if given: one transaction or nothing."""
         family_number = family.data.nfproto
@@ -289,9 +317,8 @@ class Nfnetlink:
             raise failure
 
     def _message(self, kind: int, flags: int, family_number: int, resource: int, body: bytes) -> bytes:
-        self._sequence = (self._sequence + 1) & 0xFFFFFFFF
-        payload = struct.pack("=BB", family_number, 0) + resource.to_bytes(2, "big") + body
-        return _HEADER.pack(_HEADER.size + len(payload), kind, flags, self._sequence, 0) + payload
+        self._sequence = (self._sequence + 1) % GLANCE_SEQUENCE
+        return _message(kind, flags, family_number, resource, body, self._sequence)
 
     def _send(self, attempt: str, datagram: bytes) -> None:
         try:
@@ -299,8 +326,9 @@ class Nfnetlink:
         except OSError as error:
             raise KernelError(attempt, error.strerror or str(error), error.errno or 0) from error
 
-    def _receive(self, attempt: str) -> Iterator[tuple[int, int, bytes]]:
-        """The messages of one datagram that answer the last request."""
+    def _receive(self, attempt: str, expected: int | None = None) -> Iterator[tuple[int, int, bytes]]:
+        """The messages of one datagram that answer the last request, or those with the sequence number expected."""
+        expected = self._sequence if expected is None else expected
         try:
             data, _, flags, _ = self._socket.recvmsg(_BUFFER)
         except OSError as error:
@@ -313,7 +341,7 @@ class Nfnetlink:
             length, kind, message_flags, sequence, _ = _HEADER.unpack_from(data, offset)
             if length < _HEADER.size or offset + length > len(data):
                 raise KernelError(attempt, "the answer is cut short")
-            if sequence == self._sequence or kind == _NLMSG_ERROR:
+            if sequence == expected or kind == _NLMSG_ERROR:
                 yield kind, message_flags, data[offset + _HEADER.size : offset + length]
             offset += (length + 3) & ~3
 
@@ -327,6 +355,29 @@ class Nfnetlink:
             return
         finally:
             self._socket.settimeout(_TIMEOUT)
+
+
+@dataclass(frozen=True, **SLOTS)
+class Look:
+    """Questions that are asked again and again, encoded once."""
+
+    gets: tuple[bytes, ...] = ()
+    dumps: tuple[bytes, ...] = ()
+
+    @classmethod
+    def at(cls, family: Family, table: str, chains: tuple[str, ...], dumped: tuple[str, ...]) -> Look:
+        """At a table and its named chains, and at the rules of those in `dumped`."""
+        number = family.data.nfproto
+        asked = [(_GETTABLE, _string(1, table))]
+        asked += [(_GETCHAIN, _string(1, table) + _string(3, chain)) for chain in chains]
+        dumps = [_string(1, table) + _string(2, chain) for chain in dumped]
+        return cls(
+            tuple(_message(kind, _NLM_F_REQUEST, number, 0, body, GLANCE_SEQUENCE) for kind, body in asked),
+            tuple(_message(_GETRULE, _NLM_F_REQUEST | _NLM_F_DUMP, number, 0, body, GLANCE_SEQUENCE) for body in dumps),
+        )
+
+    def __add__(self, other: Look) -> Look:
+        return Look(self.gets + other.gets, self.dumps + other.dumps)
 
 
 class RulesetEvents:
@@ -407,6 +458,11 @@ def _rule(reply: bytes) -> tuple[str, KernelRule]:
         text(found.get(2)), int.from_bytes(found.get(3, b""), "big"), tuple(expressions), found.get(7, b"")
     )
     return text(found.get(1)), rule
+
+
+def _message(kind: int, flags: int, family_number: int, resource: int, body: bytes, sequence: int) -> bytes:
+    payload = struct.pack("=BB", family_number, 0) + resource.to_bytes(2, "big") + body
+    return _HEADER.pack(_HEADER.size + len(payload), kind, flags, sequence, 0) + payload
 
 
 def _attribute(kind: int, value: bytes) -> bytes:

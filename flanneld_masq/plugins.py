@@ -43,6 +43,7 @@ _ANSWERS: Mapping[str, tuple[type, ...]] = {
     "drops_forwarding": (str,),
     "survey": (Survey,),
     "remove": (_NONE,),
+    "glance": (bytes, _NONE),
     "generation": (int, _NONE),
     "poll": (bool, _NONE),
 }
@@ -204,6 +205,9 @@ class GuardedBackend:
     def remove(self, items: tuple[Item, ...]) -> None:
         return self._guard("remove", lambda backend: backend.remove(items))
 
+    def glance(self, groups: Collection[Group]) -> Optional[bytes]:
+        return self._guard("glance", lambda backend: backend.glance(groups))
+
     def generation(self) -> Optional[int]:
         return self._guard("generation", lambda backend: backend.generation())
 
@@ -219,6 +223,6 @@ class GuardedBackend:
             raise
         except Exception as error:  # a backend may be foreign code: whatever else it raises is its own failure
             raise PluginError(self._plugin, f"{self.name}.{method}", repr(error)) from error
-        if not isinstance(answer, _ANSWERS[method]):
+        if not isinstance(answer, _ANSWERS.get(method, object)):
             raise PluginError(self._plugin, f"{self.name}.{method}", f"it returned {answer!r}")
         return answer

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from . import choice, plan, policy
 from .choice import Choice
-from .errors import MasqError, RulesetError
+from .errors import KernelError, MasqError, RulesetError
 from .hookspecs import Backend
 from .model import (
     AUTO,
@@ -61,12 +61,14 @@ class Repair:
 @dataclass(frozen=True, **SLOTS)
 class Outcome:
     """What came of a pass. `rules` counts what the kernel now holds for us, jumps left out; `generation` is
-    the one up to which the ruleset is known to be right, None where the kernel counts none."""
+    the one up to which the ruleset is known to be right, None where the kernel counts none; `glance` is what a
+    glance saw in that generation, empty where somebody was quicker."""
 
     choices: Mapping[Group, Choice]
     repairs: tuple[Repair, ...]
     rules: Mapping[Group, int]
     generation: int | None = None
+    glance: tuple[bytes | None, ...] = ()
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -155,11 +157,27 @@ class Reconciler:
             tuple(repair for repair in found if repair is not None),
             {group.group: len(group.rules) for job in jobs for group in job.desired.groups},
             self._verified,
+            self._first_glance(jobs),
         )
+
+    def _first_glance(self, jobs: tuple[Job, ...]) -> tuple[bytes | None, ...]:
+        if self._verified is None:
+            return ()
+        try:
+            seen = self.glance()
+        except KernelError:
+            return ()  # somebody commits at this very moment, and the event of that is on its way
+        still = all(job.backend.generation() in (None, self._verified) for job in jobs)
+        return seen if still else ()
 
     def poll(self) -> bool:
         """Whether rules may have moved, in a backend whose interface tells nobody. Not while a pass runs."""
         return any(self._backends[name].poll() for name in self._carried)
+
+    def glance(self) -> tuple[bytes | None, ...]:
+        """What differs whenever a pass would find a difference in a backend with events. Not while a pass runs."""
+        usable = (name for name, probe in self.probes().items() if probe.usable)
+        return tuple(self._backends[name].glance(self._carried.get(name, frozenset())) for name in usable)
 
     def polls(self) -> bool:
         """Whether there is such a backend in use."""

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Collection, Iterator
 
 from flanneld_masq import flannel
-from flanneld_masq.errors import BackendUnavailable, CommandError, KernelError
+from flanneld_masq.errors import BackendUnavailable, CommandError, KernelError, RulesetError
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.model import (
     COMMENT_PREFIX,
@@ -88,11 +88,38 @@ class IptablesLegacy:
             return [*map(_deletion, stale), *new]
 
         wanted = {group.group for group in desired.groups}
-        removals = [_removal(place, observed) for group, place in PLACES.items() if group not in wanted]
-        texts = [text for text in (rules.restore_input(desired, jumps), *removals) if text]
-        for text in texts:
-            self._program.restore(self._host.run, self.family.data.tools, text)
-        return len(texts)
+        transactions = 0
+        if desired.groups:
+            self._restore(rules.restore_input(desired, jumps))
+            transactions += len(desired.groups)
+        stuck: list[str] = []
+        for group, place in PLACES.items():
+            if group not in wanted:
+                transactions += self._remove(place, observed, stuck)
+        if stuck:
+            raise RulesetError("; ".join(stuck))
+        return transactions
+
+    def _restore(self, text: str) -> None:
+        self._program.restore(self._host.run, self.family.data.tools, text)
+
+    def _remove(self, place: Place, observed: Observation, stuck: list[str]) -> int:
+        items = [item for item in observed.items if item.place.split(" ", 1)[0] == place.table]
+        lines = [f"*{place.table}", *(_deletion(item) for item in items if item.kind == "jump")]
+        if not items:
+            return 0
+        if not any(item.kind == "chain" for item in items):
+            self._restore("\n".join([*lines, "COMMIT", ""]))
+            return 1
+        emptied = [*lines, f"-F {place.chain}"]
+        try:
+            self._restore("\n".join([*emptied, f"-X {place.chain}", "COMMIT", ""]))
+        except CommandError:
+            # the whole of it failed; without the last step it works where a rule of others jumps to the chain
+            self._restore("\n".join([*emptied, "COMMIT", ""]))
+            listing = f"{self.family.data.tools}-legacy-save -t {place.table}"
+            stuck.append(rules.still_referenced(place, place.table, listing))
+        return 1
 
     def drops_forwarding(self) -> str:
         place = PLACES[Group.FORWARD]
@@ -116,6 +143,9 @@ class IptablesLegacy:
             if lines:
                 text = "\n".join([f"*{place.table}", *lines, "COMMIT", ""])
                 self._program.restore(self._host.run, self.family.data.tools, text)
+
+    def glance(self, groups: Collection[Group]) -> None:
+        return None
 
     def generation(self) -> None:
         return None
@@ -240,11 +270,3 @@ def _deletion(item: Item) -> str:
     """The exact text that was just read, so it is there unless somebody else was quicker, and then the
     whole restore fails, nothing changes, and it is read anew."""
     return item.raw.replace("-A ", "-D ", 1)
-
-
-def _removal(place: Place, observed: Observation) -> str:
-    items = [item for item in observed.items if item.place.split(" ", 1)[0] == place.table]
-    lines = [_deletion(item) for item in items if item.kind == "jump"]
-    if any(item.kind == "chain" for item in items):
-        lines += [f"-F {place.chain}", f"-X {place.chain}"]
-    return "\n".join([f"*{place.table}", *lines, "COMMIT", ""]) if lines else ""

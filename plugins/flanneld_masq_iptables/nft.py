@@ -29,7 +29,7 @@ from flanneld_masq.model import (
     Probe,
     Survey,
 )
-from flanneld_masq.netlink import TABLE_DORMANT, Chain, KernelRule, Nfnetlink
+from flanneld_masq.netlink import TABLE_DORMANT, Chain, KernelRule, Look, Nfnetlink
 
 from . import programs, rules
 from .rules import PLACES, Place
@@ -94,9 +94,12 @@ class IptablesNft:
             for place, items in stale.items():
                 transactions += self._delete(place, items, None)
         wanted = {group.group for group in desired.groups}
+        stuck: list[str] = []
         for group, place in PLACES.items():
             if group not in wanted:
-                transactions += self._remove(place, observed)
+                transactions += self._remove(place, observed, stuck)
+        if stuck:
+            raise RulesetError("; ".join(stuck))
         return transactions
 
     def drops_forwarding(self) -> str:
@@ -136,6 +139,17 @@ class IptablesNft:
                 yield self._item("rule", place, rule)
             yield Item("chain", f"{place.table} {chain}", f"chain {chain}")
 
+    def glance(self, groups: Collection[Group]) -> bytes:
+        forward = PLACES[Group.FORWARD]
+        base = self._netlink.chain(self.family, forward.table, forward.base)
+        looks = (self._look(PLACES[group]) for group in Group if group in groups)
+        dumped = () if Group.FORWARD in groups else (forward.base,)
+        look = sum(looks, Look.at(self.family, forward.table, (), dumped))
+        return self._netlink.glance(look) + repr(base and base.policy).encode()
+
+    def _look(self, place: Place) -> Look:
+        return Look.at(self.family, place.table, (place.chain,), (place.chain, place.base))
+
     def generation(self) -> int:
         return self._netlink.generation()
 
@@ -156,7 +170,7 @@ class IptablesNft:
     def _restore(self, text: str) -> None:
         self._program.restore(self._host.run, self.family.data.tools, text)
 
-    def _remove(self, place: Place, observed: Observation) -> int:
+    def _remove(self, place: Place, observed: Observation, stuck: list[str]) -> int:
         items = tuple(item for item in observed.items if item.place.split(" ", 1)[0] == place.table)
         if not items:
             return 0
@@ -167,11 +181,9 @@ class IptablesNft:
         except KernelError as error:
             if error.errno != errno.EBUSY:
                 raise
-        self._delete(place, removable, None)
-        raise RulesetError(
-            f"chain {place.chain} in table {self.family.data.nft} {place.table} is empty now but stays, because a rule "
-            f"that is not ours jumps to it; find it with `nft -a list table {self.family.data.nft} {place.table}`"
-        )
+        table = f"{self.family.data.nft} {place.table}"
+        stuck.append(rules.still_referenced(place, table, f"nft -a list table {table}"))
+        return self._delete(place, removable, None)
 
     def _delete(self, place: Place, items: tuple[Item, ...], chain: str | None) -> int:
         if not items and chain is None:

@@ -104,6 +104,14 @@ def jumps_to_replace(
     return kept is None, tuple(item for item in found if item is not kept)
 
 
+def still_referenced(place: Place, table: str, listing: str) -> str:
+    """What keeps our chain from being removed. `listing` is a command that shows it."""
+    return (
+        f"chain {place.chain} in table {table} is empty now but stays, because a rule that is not ours jumps to it; "
+        f"find it with `{listing}`"
+    )
+
+
 def _group_items(group: GroupRules) -> Iterator[Item]:
     place = PLACES[group.group]
     yield Item("chain", place.own, chain_text(place), raw=chain_text(place))

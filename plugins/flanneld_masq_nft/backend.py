@@ -25,7 +25,7 @@ from flanneld_masq.model import (
     Survey,
     Verdict,
 )
-from flanneld_masq.netlink import Chain, Nfnetlink, Table
+from flanneld_masq.netlink import Chain, Look, Nfnetlink, Table
 
 from . import render
 from .library import Nftables
@@ -49,10 +49,11 @@ class NftBackend:
         return Nfnetlink()
 
     def probe(self) -> Probe:
-        """Has the kernel judge a table like ours, without committing it."""
+        """Has the kernel judge a table like ours, without committing it. Under another name: what others did to
+        ours is for `observe` to see, and says nothing of the kernel."""
         try:
             self._netlink.generation()
-            self._library.check(render.render(_trial(self.family)))
+            self._library.check(render.render(_trial(self.family)).replace(render.TABLE, f"{render.TABLE}-trial"))
         except BackendUnavailable as error:
             return Probe(False, error.reason, error.remedy)
         except KernelError as error:
@@ -97,6 +98,12 @@ class NftBackend:
 
     def remove(self, items: tuple[Item, ...]) -> None:
         self._library.commit("".join(f"delete table {item.place}\n" for item in items))
+
+    def glance(self, groups: Collection[Group]) -> bytes:
+        if not groups:
+            return b""
+        chains = tuple(render.CHAINS[group].name for group in Group if group in groups)
+        return self._netlink.glance(Look.at(self.family, render.TABLE, chains, chains))
 
     def generation(self) -> int:
         return self._netlink.generation()
