@@ -2,6 +2,7 @@
 
 import sys
 
+from . import lean  # noqa: F401  first of all
 from .cli import main
 
 sys.exit(main())

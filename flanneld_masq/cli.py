@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from ipaddress import ip_address
 
+from . import lean  # noqa: F401  isort: skip  before what imports asyncio and hashlib
 from . import __version__, commands
 from .errors import MasqError
 from .model import Address

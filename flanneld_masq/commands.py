@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import dataclasses
 import json
 import os
@@ -12,15 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import choice, config, journal, plugins, policy, subnetenv
+from . import choice, config, journal, lean, plugins, policy, subnetenv
 from . import plan as planning
-from . import selftest as proof
 from .errors import BackendUnavailable, ConfigError, MasqError
 from .hookspecs import Host
+from .leases import as_data
 from .model import Change, Family, Group, Lease, Packet, Plan, Settings, Verdict, family_of
 from .reconcile import Reconciler, Repair, Wish, describe
 from .run import Runner
-from .service import Daemon, describe_lease
 from .store import Store
 
 DRIFT = 3
@@ -76,6 +74,11 @@ def load_settings(options: argparse.Namespace) -> Settings:
 
 
 def run(options: argparse.Namespace) -> int:
+    import asyncio
+
+    from .service import Daemon
+
+    lean.one_arena()
     journal.set_up(load_settings(options).log_level)
     asyncio.run(Daemon(lambda: load_settings(options), plugins.load()).run())
     return 0
@@ -232,6 +235,8 @@ def backends(options: argparse.Namespace) -> int:
 
 
 def selftest(options: argparse.Namespace) -> int:
+    from . import selftest as proof
+
     named = (options.backend,) if options.backend else None
     return proof.main(named, tuple(Family), options.json, sys.stdout)
 
@@ -255,7 +260,7 @@ def _kernel_status(session: Session) -> dict[str, Any]:
         except MasqError as error:
             entry["last_error"] = str(error)
         families[str(reconciler.family)] = entry
-    return {"families": families, "leases": [describe_lease(lease) for lease in wish.leases], "troubles": []}
+    return {"families": families, "leases": [as_data(lease) for lease in wish.leases], "troubles": []}
 
 
 def _each(session: Session, call: Callable[[Reconciler], Any]) -> tuple[list[Any], list[MasqError]]:

@@ -6,10 +6,11 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from . import subnetenv
 from .errors import SubnetFileError
-from .model import SLOTS, Lease
+from .model import SLOTS, Family, Lease
 
 
 class Change(enum.Enum):
@@ -84,3 +85,13 @@ def describe(lease: Lease) -> str:
     families = [found for found in (lease.ipv4, lease.ipv6) if found is not None]
     named = (f"subnet {found.subnet} of {', '.join(map(str, found.networks))}" for found in families)
     return f"{lease.path}: {'; '.join(named)}"
+
+
+def as_data(lease: Lease) -> dict[str, Any]:
+    """A lease for machines: addresses as strings, absent families left out."""
+    described: dict[str, Any] = {"path": lease.path, "mtu": lease.mtu, "ipmasq": lease.ipmasq}
+    for family in Family:
+        found = lease.of(family)
+        if found is not None:
+            described[str(family)] = {"networks": [str(n) for n in found.networks], "subnet": str(found.subnet)}
+    return described

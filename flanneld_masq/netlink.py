@@ -31,7 +31,8 @@ _GETTABLE, _GETCHAIN, _DELCHAIN, _GETRULE, _DELRULE, _GETGEN = (_SUBSYS_NFTABLES
 _COMPAT_GET = _SUBSYS_NFT_COMPAT | 0
 _HEADER, _NFGENMSG, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=BBH"), struct.Struct("=HH")
 _TYPE_MASK = 0x3FFF
-_BUFFER = 1 << 17
+_BUFFER = 1 << 16  # the kernel fills at most 32 KiB; more than 128 KiB would be mapped anew for each call
+_MSG_TRUNC = int(socket.MSG_TRUNC)
 _DUMP_TRIES = 10
 _TIMEOUT = 10.0  # seconds; the kernel answers while we ask, so this only ends a bug
 _CACHED = 1024  # rules; the same few are read again and again
@@ -40,7 +41,8 @@ GLANCE_SEQUENCE = 0xFFFFFFFF
 _COUNTER = re.compile(rb"\x0c\x00\x01\x00counter\x00.{28}", re.DOTALL)
 _VOLATILE = frozenset({"counter", "quota", "last"})
 _SO_RCVBUF, _SO_ATTACH_FILTER, _NFNLGRP_NFTABLES = 8, 26, 7
-_EVENT_BUFFER = 1 << 20
+_EVENT_QUEUE = 1 << 20
+_EVENT_BUFFER = 1 << 12
 _NEWGEN = _SUBSYS_NFTABLES | 15
 # linux/filter.h: load the half word at nlmsg_type (the filter sees it in network order), take or drop all
 _ONLY_NEWGEN = ((0x28, 0, 0, 4), (0x15, 0, 1, socket.htons(_NEWGEN)), (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0))
@@ -228,19 +230,27 @@ class Nfnetlink:
         if look.gets:
             self._send(attempt, b"".join(look.gets))
             for _ in look.gets:
-                found += [payload[_NFGENMSG.size :] for _, _, payload in self._receive(attempt, GLANCE_SEQUENCE)]
+                self._collect(attempt, found)
         for request in look.dumps:
             self._send(attempt, request)
-            done = False
-            while not done:
-                for kind, flags, payload in self._receive(attempt, GLANCE_SEQUENCE):
-                    if flags & _NLM_F_DUMP_INTR:
-                        self._drain()
-                        raise _Interrupted(attempt, "the ruleset changed during the dump")
-                    done = kind in (_NLMSG_DONE, _NLMSG_ERROR)
-                    found.append(payload[_NFGENMSG.size :])
+            while not self._collect(attempt, found):
+                pass
         joined = b"\n".join(found)
         return _COUNTER.sub(b"counter", joined) if b"counter" in joined else joined
+
+    def _collect(self, attempt: str, found: list[bytes]) -> bool:
+        """The payloads of one datagram; whether it ends a dump."""
+        data = self._datagram(attempt)
+        offset, last = 0, False
+        while offset < len(data):
+            length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+            if flags & _NLM_F_DUMP_INTR or length < _HEADER.size or sequence != GLANCE_SEQUENCE:
+                self._drain()
+                raise _Interrupted(attempt, "the ruleset changed meanwhile")
+            found.append(data[offset + _HEADER.size + _NFGENMSG.size : offset + length])
+            last = kind in (_NLMSG_DONE, _NLMSG_ERROR)
+            offset += (length + 3) & ~3
+        return last
 
     def delete(self, family: Family, table: str, rules: tuple[tuple[str, int], ...], chain: str | None = None) -> None:
         """Delete just these rules (chain and handle), and then `chain` if given: one transaction or nothing."""
@@ -326,24 +336,27 @@ class Nfnetlink:
         except OSError as error:
             raise KernelError(attempt, error.strerror or str(error), error.errno or 0) from error
 
-    def _receive(self, attempt: str, expected: int | None = None) -> Iterator[tuple[int, int, bytes]]:
-        """The messages of one datagram that answer the last request, or those with the sequence number expected."""
-        expected = self._sequence if expected is None else expected
-        try:
-            data, _, flags, _ = self._socket.recvmsg(_BUFFER)
-        except OSError as error:
-            raise KernelError(attempt, error.strerror or str(error), error.errno or 0) from error
-        if flags & socket.MSG_TRUNC:
-            self._drain()
-            raise KernelError(attempt, f"the answer is larger than {_BUFFER} bytes and was cut short")
+    def _receive(self, attempt: str) -> Iterator[tuple[int, int, bytes]]:
+        """The messages of one datagram that answer the last request."""
+        data = self._datagram(attempt)
         offset = 0
         while offset + _HEADER.size <= len(data):
             length, kind, message_flags, sequence, _ = _HEADER.unpack_from(data, offset)
             if length < _HEADER.size or offset + length > len(data):
                 raise KernelError(attempt, "the answer is cut short")
-            if sequence == expected or kind == _NLMSG_ERROR:
+            if sequence == self._sequence or kind == _NLMSG_ERROR:
                 yield kind, message_flags, data[offset + _HEADER.size : offset + length]
             offset += (length + 3) & ~3
+
+    def _datagram(self, attempt: str) -> bytes:
+        try:
+            data, _, flags, _ = self._socket.recvmsg(_BUFFER)
+        except OSError as error:
+            raise KernelError(attempt, error.strerror or str(error), error.errno or 0) from error
+        if flags & _MSG_TRUNC:
+            self._drain()
+            raise KernelError(attempt, f"the answer is larger than {_BUFFER} bytes and was cut short")
+        return data
 
     def _drain(self) -> None:
         """Throw away what is left of an answer, so that the next request does not read it."""
@@ -365,6 +378,7 @@ class Look:
     dumps: tuple[bytes, ...] = ()
 
     @classmethod
+    @lru_cache(_CACHED)
     def at(cls, family: Family, table: str, chains: tuple[str, ...], dumped: tuple[str, ...]) -> Look:
         """At a table and its named chains, and at the rules of those in `dumped`."""
         number = family.data.nfproto
@@ -392,7 +406,7 @@ class RulesetEvents:
             self._socket = socket.socket(
                 socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, NETLINK_NETFILTER
             )
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUF, _EVENT_BUFFER)
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUF, _EVENT_QUEUE)
             program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in _ONLY_NEWGEN))
             descriptor = struct.pack("@HP", len(_ONLY_NEWGEN), ctypes.addressof(program))
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, descriptor)

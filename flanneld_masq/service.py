@@ -17,15 +17,17 @@ from typing import Any
 from . import __version__, choice, journal, metrics
 from .errors import ConfigError, MasqError
 from .hookspecs import Event, Host
-from .leases import Change, Leases, News
+from .leases import Change, Leases, News, as_data
 from .loop import FamilyLoop
-from .model import Family, Lease, Network, Settings
+from .model import Family, Network, Settings
 from .netlink import RulesetEvents
 from .plugins import Plugins
 from .reconcile import Reconciler, Wish
 from .run import Runner
 from .store import Store, replace_file
 from .watch import FileWatch
+
+EVENT_PAUSE_SECONDS = 0.02
 
 
 class Daemon:
@@ -62,7 +64,7 @@ class Daemon:
                 self.event(Event("plugin-failed", str(failure)), logging.ERROR)
             self._watch = FileWatch(lambda: _call_in(loop, self._file_event))
             self._watch.start(self.settings.subnet_files)
-            self._listen(loop)
+            self._listen()
             self.refresh("start")
             self.publish()
             tasks = [asyncio.create_task(found.run()) for found in self._loops]
@@ -142,7 +144,7 @@ class Daemon:
             "version": __version__,
             "pid": os.getpid(),
             "state": self._state(),
-            "leases": [describe_lease(lease) for lease in self._leases.good],
+            "leases": [as_data(lease) for lease in self._leases.good],
             "troubles": list(self._leases.troubles),
             "plugin_failures": [str(failure) for failure in self._plugins.failures],
             "families": {str(found.family): found.status() for found in self._loops},
@@ -165,7 +167,7 @@ class Daemon:
         )
         return FamilyLoop(family, reconciler, self)
 
-    def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _listen(self) -> None:
         """Hear of each transaction on the ruleset. Without that, the resync alone finds what others change."""
         try:
             events = RulesetEvents()
@@ -173,13 +175,21 @@ class Daemon:
             self.event(Event("notice", f"{error}; drift is found at the resync only"), logging.WARNING)
             return
         self._events = events
-        loop.add_reader(events.fileno(), self._ruleset_event)
+        self._hear()
+
+    def _hear(self) -> None:
+        if self._events is not None:
+            asyncio.get_running_loop().add_reader(self._events.fileno(), self._ruleset_event)
 
     def _ruleset_event(self) -> None:
         assert self._events is not None
         transactions, lost = self._events.read()
         for found in self._loops:
             found.ruleset_changed(transactions, lost)
+        # the next ones within a moment are heard together: on a busy host that bounds what hearing costs
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._events.fileno())
+        loop.call_later(EVENT_PAUSE_SECONDS, self._hear)
 
     def _file_event(self) -> None:
         self._watch.refresh()
@@ -243,6 +253,7 @@ class Daemon:
         if self._events is not None:
             asyncio.get_running_loop().remove_reader(self._events.fileno())
             self._events.close()
+            self._events = None
         self.publish(stopped=True)
         kept = "rules removed" if self.settings.stop_remove_rules else "rules stay in place"
         self.event(Event("stopped", f"stopped in {(time.monotonic() - started) * 1000:.0f} ms; {kept}"))
@@ -257,13 +268,3 @@ def _call_in(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
     """From another thread; an event that comes after the loop ended is of no interest."""
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(call)
-
-
-def describe_lease(lease: Lease) -> dict[str, Any]:
-    """A lease for machines: addresses as strings, absent families left out."""
-    described: dict[str, Any] = {"path": lease.path, "mtu": lease.mtu, "ipmasq": lease.ipmasq}
-    for family in Family:
-        found = lease.of(family)
-        if found is not None:
-            described[str(family)] = {"networks": [str(n) for n in found.networks], "subnet": str(found.subnet)}
-    return described
