@@ -39,7 +39,7 @@ class Session:
     def of(cls, options: argparse.Namespace) -> Session:
         settings = load_settings(options)
         found = plugins.load()
-        choice.check_names(settings, found.backends)
+        choice.check_names(settings, found.backends, found.failures)
         return cls(settings, found, Store(Path(settings.state_directory)))
 
     def wish(self) -> Wish:

@@ -124,7 +124,7 @@ class _Reader:
     def _payload(self, found: dict[int, bytes]) -> str:
         base, offset, length = u32(found.get(2)), u32(found.get(3)), u32(found.get(4))
         field = _ADDRESS_FIELDS.get((self._family, offset))
-        if base == 1 and field:
+        if base == 1 and field and length * 8 <= self._family.data.width:
             return f"{self._family.data.nft} {field}"
         return f"@{base},{offset * 8},{length * 8}"
 
@@ -132,16 +132,23 @@ class _Reader:
 def _comparison(held: str, mask: bytes, operator: str, value: bytes) -> str:
     if held.endswith(("saddr", "daddr")):
         width = 4 if held.startswith("ip ") else 16
-        effective = mask or b"\xff" * len(value)
-        bits = bin(int.from_bytes(effective, "big")).count("1")
-        prefix = f"/{bits}" if bits < width * 8 else ""
-        return f"{held} {operator}{ip_address(value.ljust(width, bytes(1)))}{prefix}"
+        length = _prefix_length(mask or b"\xff" * len(value), width)
+        if length is not None and len(value) <= width:
+            prefix = f"/{length}" if length < width * 8 else ""
+            return f"{held} {operator}{ip_address(value.ljust(width, bytes(1)))}{prefix}"
     if held == f"meta {_META_KEYS[_META_MARK]}":
         wanted = f"{int.from_bytes(value, sys.byteorder):#010x}"
         masked = f" & {int.from_bytes(mask, sys.byteorder):#010x}" if mask else ""
         return f"{held}{masked} {operator or ('== ' if mask else '')}{wanted}"
     masked = f" & 0x{mask.hex()}" if mask else ""
     return f"{held}{masked} {operator}0x{value.hex()}"
+
+
+def _prefix_length(mask: bytes, width: int) -> int | None:
+    """How many bits from the left a mask of an address of `width` bytes keeps; None if it keeps others too."""
+    bits = int.from_bytes(mask.ljust(width, bytes(1)), "big")
+    length = bin(bits).count("1")
+    return length if len(mask) <= width and bits == (1 << length) - 1 << (width * 8 - length) else None
 
 
 def _verdict(expression: Expression) -> tuple[str, str] | None:
@@ -153,7 +160,7 @@ def _verdict(expression: Expression) -> tuple[str, str] | None:
     if nested is None:
         return None
     found = dict(attributes(nested))
-    code = struct.unpack(">i", found.get(1, bytes(4)))[0]
+    code = int.from_bytes(found.get(1, b"")[:4], "big", signed=True)
     return _VERDICTS.get(code, f"verdict {code}"), text(found.get(2))
 
 

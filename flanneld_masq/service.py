@@ -35,7 +35,7 @@ class Daemon:
 
     def __init__(self, load: Callable[[], Settings], plugins: Plugins, root: Path = Path("/")) -> None:
         self.settings = load()
-        choice.check_names(self.settings, plugins.backends)
+        choice.check_names(self.settings, plugins.backends, plugins.failures)
         self._load = load
         self._plugins = plugins
         self._root = root
@@ -91,7 +91,7 @@ class Daemon:
         """Read the configuration anew; a bad one changes nothing."""
         try:
             settings = self._load()
-            choice.check_names(settings, self._plugins.backends)
+            choice.check_names(settings, self._plugins.backends, self._plugins.failures)
         except ConfigError as error:
             self.event(Event("reload-refused", f"{error}; the running settings stay"), logging.ERROR)
             return

@@ -157,10 +157,14 @@ def replace_file(path: Path, text: str) -> None:
     """Write beside it, then rename: a reader sees the old text or the new. Raises StateError."""
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-            os.fchmod(file.fileno(), 0o644)
-        Path(temporary).replace(path)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(text)
+                os.fchmod(file.fileno(), 0o644)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink()
+            raise
     except OSError as error:
         raise StateError(f"{path} cannot be written: {error.strerror}") from error
 

@@ -84,9 +84,10 @@ def directories(paths: Iterable[str]) -> frozenset[Directory]:
         below = Path(path).parent
         if below.is_dir():
             whole.add(below)
-        above = next(found for found in below.parents if found.is_dir() or found == found.parent)
-        step = above / below.relative_to(above).parts[0]
-        steps.setdefault(above, set()).add(str(step))
+        above = next((found for found in below.parents if found.is_dir()), None)
+        if above is not None:
+            step = above / below.relative_to(above).parts[0]
+            steps.setdefault(above, set()).add(str(step))
     found = set()
     for directory in whole | steps.keys():
         try:
@@ -111,4 +112,6 @@ class _Handler(FileSystemEventHandler):
     def _concerns(self, event: FileSystemEvent) -> bool:
         only = self._directory.only
         paths = {os.fsdecode(path) for path in (event.src_path, getattr(event, "dest_path", "")) if path}
-        return only is None or self._directory.path in paths or not paths.isdisjoint(only)
+        # whatever happens in a directory is told of itself too, as its modification
+        gone = event.event_type != "modified" and self._directory.path in paths
+        return only is None or gone or not paths.isdisjoint(only)

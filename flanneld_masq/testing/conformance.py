@@ -1,0 +1,324 @@
+"""The contract of `hookspecs.Backend` as tests that a backend of any plugin must pass.
+
+For pytest, which this module does not import: derive a class whose name begins with Test, and give it a
+fixture `bench` that returns a `Bench` over a kernel which holds nothing of ours.
+
+    class TestMyBackend(BackendConformance):
+        @pytest.fixture
+        def bench(self): ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from ipaddress import ip_address, ip_network
+from typing import Callable
+
+from .. import plan, policy
+from ..hookspecs import Backend
+from ..model import (
+    Desired,
+    Family,
+    FamilyLease,
+    Golden,
+    Group,
+    Item,
+    Lease,
+    Mark,
+    MasqueradeSettings,
+    Observation,
+    Position,
+    Probe,
+    Settings,
+    Survey,
+)
+
+BOTH = frozenset(Group)
+
+_LEASE = Lease(
+    "/run/flannel/subnet.env",
+    FamilyLease(
+        (ip_network("10.244.0.0/16"), ip_network("10.96.0.0/12")), ip_network("10.244.1.0/24"), ip_address("10.244.1.1")
+    ),
+    FamilyLease(
+        (ip_network("fd00:10:244::/56"), ip_network("fd00:10:96::/64")),
+        ip_network("fd00:10:244:1::/64"),
+        ip_address("fd00:10:244:1::1"),
+    ),
+)
+_EVERY_ROW = MasqueradeSettings(
+    non_masquerade_cidrs=(ip_network("172.16.0.0/12"), ip_network("192.168.7.9/32"), ip_network("2001:db8:7::/48")),
+    masquerade_link_local=False,
+    kube_proxy_mark=Mark(0x4000, 0xFF00),
+)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A backend over a kernel that holds nothing of ours yet, and what others may do to that kernel.
+
+    `delete_rule`, `duplicate_rule` and `flush` damage the rules of our masquerade group once they are there:
+    one of them goes, one of them is there twice, all of them go. `other_damages` may name more of that
+    kind. `add_foreign` adds rules of others: in our hooks, in the chains that ours are reached from;
+    `foreign` returns all that the kernel holds and that is not ours, to be compared by `==`.
+    """
+
+    backend: Backend
+    delete_rule: Callable[[], None]
+    duplicate_rule: Callable[[], None]
+    flush: Callable[[], None]
+    add_foreign: Callable[[], None]
+    foreign: Callable[[], object]
+    other_damages: Mapping[str, Callable[[], None]] = field(default_factory=dict)
+
+
+class BackendConformance:
+    """Every method is one promise of the contract, and says by its assertion how it was broken."""
+
+    def test_says_that_it_can_be_used(self, bench: Bench) -> None:
+        probe = bench.backend.probe()
+        assert isinstance(probe, Probe), f"probe returned {probe!r}"
+        assert probe.usable, f"the backend cannot be tested where it cannot be used: {probe.reason}; {probe.remedy}"
+
+    def test_nothing_is_observed_where_nothing_of_ours_is(self, bench: Bench) -> None:
+        bench.add_foreign()
+        observed = _observe(bench)
+        assert observed.items == (), f"found in a kernel without our rules: {observed.items}"
+        assert not observed.obstacle, f"an obstacle in a kernel without our rules: {observed.obstacle}"
+
+    def test_wanted_is_pure_and_whole(self, bench: Bench) -> None:
+        backend, desired = bench.backend, every_row(bench)
+        before = backend.generation()
+        wanted = backend.wanted(desired)
+        assert backend.wanted(every_row(bench)) == wanted, "two calls with the same rules differ"
+        assert backend.generation() == before, "wanted() changed the kernel"
+        assert backend.wanted(Desired(desired.family)) == (), "something is wanted where no group is"
+        tags = [rule.tag for group in desired.groups for rule in group.rules]
+        found = [item.tag for item in wanted if item.tag in tags]
+        assert found == tags, "wanted() does not hold each rule once, with its tag, in order"
+        assert len(set(wanted)) == len(wanted), "two items of wanted() are the same"
+        for item in wanted:
+            _check_item(item)
+
+    def test_render_is_pure(self, bench: Bench) -> None:
+        backend, desired = bench.backend, every_row(bench)
+        before = backend.generation()
+        text = backend.render(desired)
+        assert isinstance(text, str) and text, f"render returned {text!r}"
+        assert backend.render(every_row(bench)) == text, "two calls with the same rules differ"
+        assert backend.render(plain(bench)) != text, "other rules are rendered alike"
+        assert backend.render(Desired(desired.family)) == "", "something is rendered where nothing is wanted"
+        assert backend.generation() == before, "render() changed the kernel"
+        assert _observe(bench).items == (), "render() left something in the kernel"
+
+    def test_what_is_written_is_observed(self, bench: Bench) -> None:
+        for desired in (plain(bench), every_row(bench), first(bench), plain(bench)):
+            observed = _write(bench, desired)
+            problem = plan.unmet(bench.backend.wanted(desired), observed)
+            assert not problem, f"after replace(): {problem}"
+            for item in observed.items:
+                _check_item(item)
+                assert item.raw, f"the kernel's form of an item is missing, so its changes are not seen: {item}"
+
+    def test_nothing_counts_as_verified_without_a_record_of_our_own_write(self, bench: Bench) -> None:
+        desired = plain(bench)
+        observed = _write(bench, desired)
+        assert plan.differences(bench.backend.wanted(desired), desired.position, None, observed)
+
+    def test_writing_again_changes_nothing(self, bench: Bench) -> None:
+        bench.add_foreign()
+        once = _write(bench, every_row(bench))
+        twice = _write(bench, every_row(bench))
+        assert _plain(twice) == _plain(once), "the same rules, written twice, are observed in two ways"
+
+    def test_observing_changes_nothing_and_always_says_the_same(self, bench: Bench) -> None:
+        bench.add_foreign()
+        _write(bench, every_row(bench))
+        generation, foreign = bench.backend.generation(), bench.foreign()
+        assert _observe(bench) == _observe(bench)
+        assert bench.backend.probe() == bench.backend.probe()
+        assert bench.backend.generation() == generation, "observe() or probe() changed the kernel"
+        assert bench.foreign() == foreign, "observe() or probe() changed rules of others"
+
+    def test_there_is_a_way_to_learn_of_changes(self, bench: Bench) -> None:
+        bench.add_foreign()
+        _write(bench, every_row(bench))
+        events = bench.backend.generation() is not None
+        assert (bench.backend.poll() is None) == events, "either a generation, and so events, or polling"
+        assert not bench.backend.poll(), "poll() reports a change, and nobody changed a rule since observe()"
+        bench.flush()
+        assert (bench.backend.poll() is None) == events, "poll() is sometimes None"
+
+    def test_a_glance_sees_every_damage_and_nothing_else(self, bench: Bench) -> None:
+        bench.add_foreign()
+        desired = every_row(bench)
+        damages = {"a rule deleted": bench.delete_rule, "a rule doubled": bench.duplicate_rule, "a flush": bench.flush}
+        for name, damage in {**damages, **bench.other_damages}.items():
+            _write(bench, desired)
+            before = bench.backend.glance(tuple(Group))
+            _observe(bench)
+            assert bench.backend.glance(tuple(Group)) == before, "nobody changed anything, and it looks different"
+            assert (before is None) == (bench.backend.generation() is None), "a glance goes with events"
+            damage()
+            assert before is None or bench.backend.glance(tuple(Group)) != before, f"{name}: looks as before"
+
+    def test_nothing_is_said_to_drop_where_nothing_does(self, bench: Bench) -> None:
+        bench.add_foreign()
+        assert bench.backend.drops_forwarding() == ""
+        _write(bench, every_row(bench))
+        generation = bench.backend.generation()
+        assert bench.backend.drops_forwarding() == "", "our own rules do not drop"
+        assert bench.backend.generation() == generation, "drops_forwarding() changed the kernel"
+
+    def test_no_rule_of_ours_is_taken_for_one_of_flannel(self, bench: Bench) -> None:
+        bench.add_foreign()
+        before = _write(bench, every_row(bench))
+        foreign = bench.foreign()
+        survey = bench.backend.survey(_LEASE.of(bench.backend.family))
+        assert isinstance(survey, Survey), f"survey returned {survey!r}"
+        assert survey.flannel == (), f"these are ours, or others': {survey.flannel}"
+        bench.backend.remove(())
+        assert (_observe(bench), bench.foreign()) == (before, foreign), "survey() or removing nothing changed rules"
+
+    def test_each_group_can_be_observed_by_itself(self, bench: Bench) -> None:
+        _write(bench, every_row(bench))
+        everything = _observe(bench).items
+        for group in Group:
+            items = bench.backend.observe((group,)).items
+            assert items and set(items) < set(everything), f"observed of the {group} group alone: {items}"
+            assert list(items) == [item for item in everything if item in items], "in another order"
+
+    def test_a_group_can_stand_alone(self, bench: Bench) -> None:
+        _write(bench, every_row(bench))
+        for group in Group:
+            desired = _desired(bench, _EVERY_ROW, groups=frozenset((group,)))
+            problem = plan.unmet(bench.backend.wanted(desired), _write(bench, desired))
+            assert not problem, f"with the {group} group alone: {problem}"
+
+    def test_nothing_is_left_after_removal(self, bench: Bench) -> None:
+        bench.add_foreign()
+        nothing = Desired(bench.backend.family)
+        foreign = bench.foreign()
+        for desired in (every_row(bench), first(bench)):
+            _write(bench, desired)
+            assert _write(bench, nothing).items == ()
+            assert bench.foreign() == foreign, "removal changed rules of others"
+        bench.backend.replace(nothing, _observe(bench), ())
+        assert _observe(bench).items == (), "removing nothing made something"
+
+    def test_rules_of_others_stay_as_they_are(self, bench: Bench) -> None:
+        bench.add_foreign()
+        foreign = bench.foreign()
+        for desired in (plain(bench), every_row(bench), first(bench)):
+            _write(bench, desired)
+            assert bench.foreign() == foreign, "replace() changed rules of others"
+
+    def test_first_means_before_all_others(self, bench: Bench) -> None:
+        bench.add_foreign()
+        for around in _write(bench, first(bench)).neighbours:
+            assert not around.before, f"in {around.place}, rules of others come before ours"
+
+    def test_a_change_of_position_is_made(self, bench: Bench) -> None:
+        bench.add_foreign()
+        before = _write(bench, plain(bench))
+        after = _write(bench, first(bench))
+        jumps = [around.place for around in before.neighbours if around.before]
+        assert all(not around.before for around in after.neighbours if around.place in jumps)
+
+    def test_the_generation_grows_by_what_replace_returns(self, bench: Bench) -> None:
+        bench.add_foreign()
+        for desired in (plain(bench), every_row(bench), every_row(bench), Desired(bench.backend.family)):
+            observed = _observe(bench)
+            changes = plan.differences(bench.backend.wanted(desired), desired.position, None, observed)
+            before = bench.backend.generation()
+            transactions = bench.backend.replace(desired, observed, changes)
+            after = bench.backend.generation()
+            assert isinstance(transactions, int) and transactions >= 0, f"replace returned {transactions!r}"
+            assert (before is None) == (after is None), "generation() is sometimes None"
+            if before is not None and after is not None:
+                assert after - before == transactions, f"{after - before} transactions, and it said {transactions}"
+
+    def test_somebody_else_s_change_changes_the_generation(self, bench: Bench) -> None:
+        before = bench.backend.generation()
+        bench.add_foreign()
+        assert before is None or bench.backend.generation() != before
+
+    def test_a_deleted_rule_is_found_and_put_back(self, bench: Bench) -> None:
+        self._check_repair(bench, "a rule deleted", bench.delete_rule)
+
+    def test_a_doubled_rule_is_found_and_removed(self, bench: Bench) -> None:
+        self._check_repair(bench, "a rule doubled", bench.duplicate_rule)
+
+    def test_a_flushed_chain_is_found_and_filled(self, bench: Bench) -> None:
+        self._check_repair(bench, "the chain flushed", bench.flush)
+
+    def test_other_damage_is_found_and_repaired(self, bench: Bench) -> None:
+        for name, damage in bench.other_damages.items():
+            self._check_repair(bench, name, damage)
+
+    def _check_repair(self, bench: Bench, name: str, damage: Callable[[], None]) -> None:
+        if not _observe(bench).items:
+            bench.add_foreign()
+        desired = every_row(bench)
+        golden = _golden(bench, desired, _write(bench, desired))
+        damage()
+        damaged, foreign = _observe(bench), bench.foreign()
+        changes = plan.differences(bench.backend.wanted(desired), desired.position, golden, damaged)
+        assert changes, f"{name}: not found"
+        bench.backend.replace(desired, damaged, changes)
+        repaired = _observe(bench)
+        left = plan.differences(bench.backend.wanted(desired), desired.position, golden, repaired)
+        assert not left, f"{name}: replace() left {left}"
+        assert bench.foreign() == foreign, f"{name}: the repair changed rules of others"
+
+
+def plain(bench: Bench) -> Desired:
+    """The rules of the default settings."""
+    return _desired(bench, MasqueradeSettings())
+
+
+def every_row(bench: Bench) -> Desired:
+    """Rules of every row of the design's table."""
+    return _desired(bench, _EVERY_ROW)
+
+
+def first(bench: Bench) -> Desired:
+    """The same, ahead of the rules of others."""
+    return _desired(bench, replace(_EVERY_ROW, position=Position.FIRST))
+
+
+def _desired(bench: Bench, masquerade: MasqueradeSettings, groups: frozenset[Group] = BOTH) -> Desired:
+    family: Family = bench.backend.family
+    random_fully = bench.backend.probe().random_fully
+    return policy.desired(Settings(masquerade=masquerade), (_LEASE,), family, groups, random_fully=random_fully)
+
+
+def _observe(bench: Bench) -> Observation:
+    return bench.backend.observe(tuple(Group))
+
+
+def _write(bench: Bench, desired: Desired) -> Observation:
+    """One write, as the reconciler does it; what is observed afterwards."""
+    observed = _observe(bench)
+    changes = plan.differences(bench.backend.wanted(desired), desired.position, None, observed)
+    bench.backend.replace(desired, observed, changes)
+    return _observe(bench)
+
+
+def _golden(bench: Bench, desired: Desired, observed: Observation) -> Golden:
+    return plan.golden_of(bench.backend.wanted(desired), desired.position, observed)
+
+
+def _plain(observed: Observation) -> Observation:
+    return replace(observed, items=tuple(replace(item, handle=0) for item in observed.items))
+
+
+def _check_item(item: Item) -> None:
+    """An item is kept as JSON and printed as a line of a diff."""
+    assert isinstance(item, Item), f"{item!r} is no Item"
+    for found in fields(item):
+        value = getattr(item, found.name)
+        assert isinstance(value, int if found.name == "handle" else str), f"{found.name} of {item} is {value!r}"
+    assert item.kind and item.place and item.text, f"kind, place or text is missing: {item}"
+    assert "\n" not in item.text + item.place, f"an item's text is one line: {item}"

@@ -1,0 +1,406 @@
+"""One pass, over backends in memory: what it does, in which order, and what it does when somebody interferes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+
+from flanneld_masq import plugins
+from flanneld_masq.errors import BackendUnavailable, KernelError, PluginError, RulesetError, StateError
+from flanneld_masq.hookspecs import BackendType, Host, hookimpl
+from flanneld_masq.model import (
+    BackendName,
+    Change,
+    Family,
+    FamilyLease,
+    ForwardSettings,
+    Group,
+    Lease,
+    MasqueradeSettings,
+    Position,
+    Probe,
+    Settings,
+)
+from flanneld_masq.reconcile import WRITE_TRIES, Reconciler, Wish, describe
+from flanneld_masq.run import Runner
+from flanneld_masq.store import Store
+from flanneld_masq.testing import MemoryBackend, MemoryKernel, memory_backend_type
+
+ONE, TWO, THREE = map(BackendName, ("one", "two", "three"))
+V4 = Family.IPV4
+LEASE = Lease(
+    "/run/flannel/subnet.env",
+    FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1")),
+)
+OTHER = replace(
+    LEASE, ipv4=FamilyLease((ip_network("10.42.0.0/16"),), ip_network("10.42.1.0/24"), ip_address("10.42.1.1"))
+)
+WISH = Wish(Settings(), (LEASE,))
+OURS = "one masquerade"
+
+
+def wish(backend: str = "auto", forward: str = "auto", *leases: Lease, **masquerade: object) -> Wish:
+    settings = Settings(
+        backend=BackendName(backend),
+        forward=ForwardSettings(backend=BackendName(forward)),
+        masquerade=MasqueradeSettings(**masquerade),  # type: ignore[arg-type]
+    )
+    return Wish(settings, leases or (LEASE,))
+
+
+class Bench:
+    """A reconciler of IPv4 over a kernel in memory with three backends, the first one preferred."""
+
+    def __init__(self, directory: Path, *, counted: bool = True) -> None:
+        self.kernel = MemoryKernel()
+        self.directory = directory
+        self._types = [memory_backend_type(name, kernel=self.kernel, counted=counted) for name in (ONE, TWO, THREE)]
+        self.reconciler = self.restarted()
+        self.missing = ""
+
+    def restarted(self) -> Reconciler:
+        """As a new process would see it."""
+        backends = {found.name: found.create(V4, Host(Runner())) for found in self._types}
+        ticks = iter(range(10_000))
+        return Reconciler(
+            V4, backends, Store(self.directory), missing=lambda: self.missing, clock=lambda: next(ticks) * 0.001
+        )
+
+    def calls(self, method: str) -> list[BackendName]:
+        return [backend for name, backend, _ in self.kernel.log if name == method]
+
+    def reconcile(self, wished: Wish = WISH) -> list[BackendName]:
+        """One pass; the backends that were written, in order."""
+        self.kernel.log.clear()
+        repaired = [repair.plan.backend for repair in self.reconciler.reconcile(wished).repairs]
+        assert list(dict.fromkeys(self.calls("replace"))) == repaired
+        return repaired
+
+    def in_sync(self, wished: Wish = WISH) -> bool:
+        return not any(found.changes for found in self.reconciler.plan(wished))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "state")
+
+
+class TestAPass:
+    def test_writes_once_and_then_no_more(self, bench: Bench) -> None:
+        assert bench.reconcile() == [ONE]
+        assert bench.in_sync()
+        held = bench.kernel.chains(V4)
+        assert bench.reconcile() == []
+        assert bench.kernel.chains(V4) == held
+
+    def test_with_nothing_changed_looks_only_where_rules_are_wanted(self, bench: Bench) -> None:
+        bench.reconcile()
+        bench.reconcile()
+        assert bench.calls("observe") == [ONE]
+
+    def test_says_what_it_did(self, bench: Bench) -> None:
+        outcome = bench.reconciler.reconcile(WISH)
+        assert {group: (chosen.backend, chosen.why) for group, chosen in outcome.choices.items()} == {
+            Group.MASQUERADE: (ONE, "the first choice of auto"),
+            Group.FORWARD: (ONE, "goes with the masquerade group"),
+        }
+        assert outcome.rules == {Group.MASQUERADE: 5, Group.FORWARD: 2}
+        (repair,) = outcome.repairs
+        assert {change.kind for change in repair.plan.changes} == {"missing"}
+        assert repair.duration_us > 0
+        assert outcome.generation == bench.kernel.generation
+
+    def test_a_family_without_a_lease_holds_nothing(self, bench: Bench) -> None:
+        bench.reconcile()
+        empty = replace(LEASE, ipv4=None)
+        outcome = bench.reconciler.reconcile(wish("auto", "auto", empty))
+        assert outcome.choices == {}
+        assert bench.kernel.chains(V4) == {"postrouting": (), "forward": ()}
+
+    def test_a_new_process_finds_it_in_order(self, bench: Bench) -> None:
+        bench.reconcile()
+        bench.reconciler = bench.restarted()
+        assert bench.reconcile() == []
+
+    def test_without_its_record_it_writes_anew(self, bench: Bench) -> None:
+        bench.reconcile()
+        Store(bench.directory).forget(ONE, V4)
+        bench.reconciler = bench.restarted()
+        assert bench.reconcile() == [ONE]
+
+    def test_another_lease_is_written(self, bench: Bench) -> None:
+        bench.reconcile()
+        assert bench.reconcile(wish("auto", "auto", OTHER)) == [ONE]
+        assert "10.42" in str(bench.kernel.chains(V4)) and "10.244" not in str(bench.kernel.chains(V4))
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda kernel: kernel.delete(V4, OURS),
+            lambda kernel: kernel.duplicate(V4, OURS, 2),
+            lambda kernel: kernel.flush(V4, OURS),
+            lambda kernel: kernel.prepend(V4, OURS, "drop"),
+            lambda kernel: kernel.flush(V4, "postrouting"),
+            lambda kernel: kernel.duplicate(V4, "postrouting"),
+            lambda kernel: kernel.commit(V4, {OURS: None}),
+            lambda kernel: kernel.flush(V4, "forward"),
+        ],
+        ids=["delete", "duplicate", "flush", "insert", "jump", "jumps", "chain", "forward jump"],
+    )
+    def test_repairs(self, damage: Callable[[MemoryKernel], None], bench: Bench) -> None:
+        bench.reconcile()
+        held = bench.kernel.chains(V4)
+        damage(bench.kernel)
+        assert not bench.in_sync()
+        assert bench.reconcile() == [ONE]
+        assert bench.kernel.chains(V4) == held
+        assert bench.in_sync()
+
+    def test_planning_changes_nothing(self, bench: Bench) -> None:
+        assert not bench.in_sync()
+        assert bench.kernel.generation == 0
+        assert set(bench.calls("observe")) == {ONE, TWO, THREE}
+        assert not bench.directory.exists()
+
+    def test_a_first_position_is_kept(self, bench: Bench) -> None:
+        wished = wish(position=Position.FIRST)
+        bench.reconcile(wished)
+        bench.kernel.prepend(V4, "postrouting", "somebody")
+        (found, *_) = bench.reconciler.plan(wished)
+        assert [change.kind for change in found.changes] == ["moved"]
+        assert bench.reconcile(wished) == [ONE]
+        assert bench.kernel.chains(V4)["postrouting"][0].startswith("jump one")
+
+    def test_a_last_position_is_not_fought_for(self, bench: Bench) -> None:
+        bench.reconcile()
+        bench.kernel.append(V4, "postrouting", "somebody")
+        assert bench.reconcile() == []
+
+
+class TestInterference:
+    def sometimes(self, bench: Bench, times: int, change: Callable[[], None]) -> list[int]:
+        """Somebody does this after each of the first writes; how often they did."""
+        done: list[int] = []
+
+        def interfere() -> None:
+            if len(done) < times:
+                done.append(1)
+                change()
+
+        bench.kernel.interfere = interfere
+        return done
+
+    @pytest.mark.parametrize("times", range(1, WRITE_TRIES))
+    def test_is_written_against(self, times: int, bench: Bench) -> None:
+        done = self.sometimes(bench, times, lambda: bench.kernel.flush(V4, OURS))
+        assert bench.reconcile() == [ONE]
+        assert len(done) == times
+        assert bench.calls("replace") == [ONE] * (times + 1)
+        assert bench.in_sync()
+
+    def test_without_end_is_given_up_with_the_reason(self, bench: Bench) -> None:
+        self.sometimes(bench, 1000, lambda: bench.kernel.flush(V4, OURS))
+        with pytest.raises(RulesetError) as caught:
+            bench.reconciler.reconcile(WISH)
+        assert bench.calls("replace") == [ONE] * WRITE_TRIES
+        assert f"one wrote the rules {WRITE_TRIES} times" in str(caught.value)
+        assert "object 2 should be rule " in str(caught.value)
+        assert Store(bench.directory).golden(ONE, V4) is None, "what was read then is not taken for ours"
+
+    def test_a_body_changed_under_its_comment_is_not_remembered_as_ours(self, bench: Bench) -> None:
+        def forge() -> None:
+            rules = bench.kernel.chain(V4, OURS) or ()
+            bench.kernel.commit(V4, {OURS: (replace(rules[0], text="accept"), *rules[1:])})
+
+        self.sometimes(bench, 1, forge)
+        assert bench.reconcile() == [ONE]
+        assert bench.in_sync()
+        assert "accept" not in str(bench.kernel.chains(V4)[OURS])
+
+    def test_a_busy_neighbour_is_no_reason_to_give_up(self, bench: Bench) -> None:
+        self.sometimes(bench, 1000, lambda: bench.kernel.append(V4, "elsewhere", "rule"))
+        outcome = bench.reconciler.reconcile(WISH)
+        assert [repair.plan.backend for repair in outcome.repairs] == [ONE]
+        assert bench.calls("replace") == [ONE] * WRITE_TRIES
+        assert outcome.generation is not None and outcome.generation < bench.kernel.generation, "so it is looked again"
+        bench.kernel.interfere = None
+        assert bench.reconcile() == []
+
+    def test_a_backend_that_counts_nothing_believes_the_tags(self, tmp_path: Path) -> None:
+        bench = Bench(tmp_path / "state", counted=False)
+        self.sometimes(bench, 1000, lambda: bench.kernel.append(V4, "elsewhere", "rule"))
+        outcome = bench.reconciler.reconcile(WISH)
+        assert bench.calls("replace") == [ONE]
+        assert outcome.generation is None
+
+    def test_an_error_of_a_write_leaves_the_next_pass_a_whole_one(self, bench: Bench) -> None:
+        bench.kernel.fail("replace", KernelError("writing", "no"))
+        with pytest.raises(KernelError):
+            bench.reconciler.reconcile(WISH)
+        assert bench.reconcile() == [ONE]
+
+    def test_an_error_of_reading_writes_nothing(self, bench: Bench) -> None:
+        bench.reconcile()
+        generation = bench.kernel.generation
+        bench.kernel.fail("observe", KernelError("reading", "cut short"))
+        with pytest.raises(KernelError, match="cut short"):
+            bench.reconciler.reconcile(WISH)
+        assert bench.kernel.generation == generation
+
+    def test_the_pass_lock_is_held_while_writing(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("flanneld_masq.store.PASS_LOCK_SECONDS", 0.0)
+        refused = []
+
+        def interfere() -> None:
+            with pytest.raises(StateError), Store(bench.directory).exclusive(V4):
+                pass
+            refused.append(1)
+
+        bench.kernel.interfere = interfere
+        bench.reconcile()
+        assert refused == [1]
+
+
+class TestChoice:
+    def test_a_switch_writes_the_new_before_it_removes_the_old(self, bench: Bench) -> None:
+        bench.reconcile(wish("one"))
+        seen = []
+        bench.kernel.interfere = lambda: seen.append(set(bench.kernel.chains(V4)))
+        assert bench.reconcile(wish("two")) == [TWO, ONE]
+        assert {"one masquerade", "two masquerade"} <= seen[0], "for a moment both are there"
+        assert "one masquerade" not in bench.kernel.chains(V4)
+        assert bench.in_sync(wish("two"))
+
+    def test_each_group_where_it_was_asked_for(self, bench: Bench) -> None:
+        assert bench.reconcile(wish("one", "two")) == [ONE, TWO]
+        names = {"one masquerade", "two forward"}
+        assert set(bench.kernel.chains(V4)) == names | {"postrouting", "forward"}
+        assert bench.reconcile(wish("two", "one")) == [TWO, ONE]
+        assert set(bench.kernel.chains(V4)) == {"two masquerade", "one forward", "postrouting", "forward"}
+
+    def test_the_forward_group_goes_where_packets_are_dropped(self, bench: Bench) -> None:
+        bench.reconcile()
+        bench.kernel.drops[TWO] = "docker drops"
+        outcome = bench.reconciler.reconcile(WISH)
+        assert (outcome.choices[Group.FORWARD].backend, outcome.choices[Group.FORWARD].why) == (TWO, "docker drops")
+        assert set(bench.kernel.chains(V4)) == {"one masquerade", "two forward", "postrouting", "forward"}
+
+    def test_the_first_pass_clears_what_another_backend_still_holds(self, bench: Bench) -> None:
+        bench.reconcile(wish("three"))
+        bench.reconciler = bench.restarted()
+        assert bench.reconcile(wish("one")) == [ONE, THREE]
+
+    def test_what_was_brought_to_an_unused_backend_is_found_after_reprobe(self, bench: Bench) -> None:
+        bench.reconcile()
+        bench.kernel.append(V4, "two masquerade", "stale")
+        assert bench.reconcile() == []
+        bench.reconciler.reprobe()
+        assert bench.reconcile() == [TWO]
+
+    def test_backends_are_asked_once_until_reprobe(self, bench: Bench) -> None:
+        for _ in range(2):
+            bench.reconciler.reconcile(WISH)
+        assert bench.calls("probe") == [ONE, TWO, THREE]
+        bench.kernel.probes[ONE] = Probe(False, "gone", "bring it back")
+        bench.reconciler.reprobe()
+        outcome = bench.reconciler.reconcile(WISH)
+        assert outcome.choices[Group.MASQUERADE].backend == TWO
+        assert "one cannot be used (gone)" in outcome.choices[Group.MASQUERADE].why
+
+    def test_an_unusable_one_is_left_alone(self, bench: Bench) -> None:
+        bench.kernel.probes[TWO] = Probe(False, "gone")
+        bench.reconcile()
+        assert TWO not in bench.calls("observe")
+
+    def test_none_can_be_used(self, bench: Bench) -> None:
+        bench.kernel.probes.update(dict.fromkeys((ONE, TWO, THREE), Probe(False, "gone")))
+        with pytest.raises(BackendUnavailable, match="one cannot be used"):
+            bench.reconciler.reconcile(WISH)
+        assert bench.kernel.generation == 0
+
+    def test_a_kernel_without_the_family_asks_no_backend(self, bench: Bench) -> None:
+        bench.missing = "no such family"
+        with pytest.raises(BackendUnavailable, match="no such family"):
+            bench.reconciler.reconcile(WISH)
+        assert bench.kernel.log == []
+
+
+class TestObstacles:
+    def test_raise_and_write_nothing(self, bench: Bench) -> None:
+        bench.kernel.obstacles[V4] = "table is dormant; wake it"
+        for attempt in (bench.reconciler.reconcile, bench.reconciler.plan):
+            with pytest.raises(RulesetError, match="table is dormant; wake it"):
+                attempt(WISH)
+        assert bench.kernel.generation == 0
+
+    def test_do_not_keep_rules_from_being_removed(self, bench: Bench) -> None:
+        bench.reconcile()
+        bench.kernel.obstacles[V4] = "table is dormant; wake it"
+        repairs, errors = bench.reconciler.remove_everything()
+        assert [repair.plan.backend for repair in repairs] == [ONE]
+        assert errors == ()
+        assert bench.kernel.chains(V4) == {"postrouting": (), "forward": ()}
+
+
+class TestRemoval:
+    def test_of_everything_in_every_backend(self, bench: Bench) -> None:
+        bench.reconcile(wish("one", "two"))
+        bench.kernel.append(V4, "postrouting", "somebody")
+        bench.kernel.append(V4, "three forward", "stale")
+        repairs, errors = bench.reconciler.remove_everything()
+        assert ([repair.plan.backend for repair in repairs], errors) == ([ONE, TWO, THREE], ())
+        assert bench.kernel.chains(V4) == {"postrouting": ("somebody",), "forward": ()}
+        assert Store(bench.directory).golden(ONE, V4) is None
+        assert bench.reconciler.remove_everything() == ((), ())
+
+    def test_one_that_fails_does_not_stop_the_rest(self, bench: Bench) -> None:
+        bench.reconcile(wish("one", "two"))
+        error = KernelError("reading", "no")
+        bench.kernel.fail("observe", error)
+        repairs, errors = bench.reconciler.remove_everything()
+        assert ([repair.plan.backend for repair in repairs], errors) == ([TWO], (error,))
+
+
+def test_an_unexpected_exception_of_a_backend_names_its_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(MemoryBackend):
+        def observe(self, groups: object) -> object:  # type: ignore[override]
+            raise ZeroDivisionError("oops")
+
+    class Plugin:
+        @hookimpl
+        def flanneld_masq_backends(self) -> object:
+            return [BackendType(ONE, "", lambda family, host: Broken(ONE, family, MemoryKernel()), 1)]
+
+    monkeypatch.setattr(plugins, "_entry_points", lambda: iter(()))
+    backends = plugins.load({"mine": Plugin()}).create(V4, Host(Runner()))
+    with pytest.raises(PluginError, match=r"plugin mine failed in one\.observe: ZeroDivisionError\('oops'\)"):
+        Reconciler(V4, backends, Store(tmp_path)).reconcile(WISH)
+
+
+class TestRender:
+    def test_takes_the_most_preferred_without_asking_anybody(self, bench: Bench) -> None:
+        bench.kernel.probes[ONE] = Probe(False, "gone")
+        ((name, text),) = bench.reconciler.render(WISH)
+        assert name == ONE
+        assert "chain one masquerade" in text and "chain one forward" in text
+        assert bench.kernel.log == []
+
+    def test_each_group_where_it_was_asked_for(self, bench: Bench) -> None:
+        rendered = dict(bench.reconciler.render(wish("two", "three")))
+        assert list(rendered) == [TWO, THREE]
+        assert "two masquerade" in rendered[TWO] and "forward" not in rendered[TWO]
+        assert "three forward" in rendered[THREE] and "masquerade" not in rendered[THREE]
+
+
+class TestDescription:
+    def test_few_changes_are_told_each(self) -> None:
+        changes = (Change("missing", "nat A", "rule a"), Change("extra", "nat A", found="drop"))
+        assert describe(changes) == "missing in nat A: rule a; extra in nat A: drop"
+
+    def test_many_are_counted(self) -> None:
+        changes = (*(Change("missing", "nat A", "rule a"),) * 3, Change("moved", "nat B", "x", "y"))
+        assert describe(changes) == "3 missing in nat A; 1 moved in nat B"
