@@ -21,6 +21,7 @@ from .reconcile import Outcome, Reconciler, Removed, Repair, Surveys, Wish, desc
 
 FIRST_RETRY_SECONDS = 0.2
 LAST_RETRY_SECONDS = 60.0
+MOST_HELD_BY_FAILURE = 5.0  # seconds that an event waits, for it may tell of the end of the trouble
 # firewalld flushes and then rebuilds in several transactions; while it does, ours would be flushed again
 REBUILDERS = frozenset({"firewalld"})
 SETTLE_SECONDS = 0.03
@@ -30,7 +31,22 @@ LISTING_PAUSE = 3.0  # times the length of a pass: listing may take a quarter of
 
 def retry_delay(failures: int) -> float:
     """Seconds until the next try after so many failures in a row: doubling, then slow for ever."""
-    return min(FIRST_RETRY_SECONDS * 2.0 ** min(failures - 1, 16), LAST_RETRY_SECONDS)
+    return min(FIRST_RETRY_SECONDS * 2.0 ** min(max(failures - 1, 0), 16), LAST_RETRY_SECONDS)
+
+
+_RULESET_CHANGED, _EVENTS_LOST, _TABLES_MOVED = "ruleset changed", "ruleset events lost", "legacy tables changed"
+RESYNC = "resync"
+_CHANGES_BY_OTHERS = frozenset({_RULESET_CHANGED, _EVENTS_LOST, _TABLES_MOVED, RESYNC})
+
+
+async def _set_within(event: asyncio.Event, seconds: float) -> bool:
+    """Not by `wait_for`, which before Python 3.12 can swallow a cancellation that comes with the event."""
+    waiting = asyncio.ensure_future(event.wait())
+    try:
+        done, _ = await asyncio.wait({waiting}, timeout=seconds)
+    finally:
+        waiting.cancel()
+    return bool(done)
 
 
 class Owner(Protocol):
@@ -69,7 +85,9 @@ class FamilyLoop:
         self._owner = owner
         self._reasons: dict[str, None] = {}
         self._dirty = asyncio.Event()
+        self._urgent = asyncio.Event()  # a new wish does not wait for the end of a contention
         self._failures = 0
+        self._failed_at = float("-inf")
         self._wish: Wish | None = None  # the one that last held
         self._reprobe = False
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=str(family))
@@ -85,6 +103,8 @@ class FamilyLoop:
         self._reasons[reason] = None
         self._reprobe = self._reprobe or reprobe
         self._dirty.set()
+        if reason not in _CHANGES_BY_OTHERS:
+            self._urgent.set()
 
     def ruleset_changed(self, transactions: Iterable[Transaction], lost: bool) -> None:
         """Somebody committed to nf_tables. Our own commits, and what came before them, are known already."""
@@ -95,7 +115,7 @@ class FamilyLoop:
         if not self._passing and not self._dirty.is_set() and self._as_it_was():
             self._transactions = []
         elif self._transactions or lost:
-            self.mark("ruleset events lost" if lost else "ruleset changed")
+            self.mark(_EVENTS_LOST if lost else _RULESET_CHANGED)
 
     def _as_it_was(self) -> bool:
         """Whether all that a pass would read is as the last one left it."""
@@ -109,18 +129,9 @@ class FamilyLoop:
     async def run(self) -> None:
         while True:
             await self._pass()
-            if not await self._dirty_within(self._delay()):
+            if not await _set_within(self._dirty, self._delay()):
                 self._owner.resync(self.family)
             await self._hold_back()
-
-    async def _dirty_within(self, seconds: float) -> bool:
-        """Not by `wait_for`, which before Python 3.12 can swallow a cancellation that comes with the event."""
-        waiting = asyncio.ensure_future(self._dirty.wait())
-        try:
-            done, _ = await asyncio.wait({waiting}, timeout=seconds)
-        finally:
-            waiting.cancel()
-        return bool(done)
 
     async def remove(self) -> None:
         """Remove all our rules of the family."""
@@ -165,7 +176,8 @@ class FamilyLoop:
             await asyncio.sleep(SETTLE_SECONDS)
             if len(self._transactions) == seen:
                 break
-        await asyncio.sleep(max(0.0, self._budget.not_before - self._now()))
+        held = max(self._budget.not_before, self._failed_at + min(retry_delay(self._failures), MOST_HELD_BY_FAILURE))
+        await _set_within(self._urgent, max(0.0, held - self._now()))
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -174,10 +186,11 @@ class FamilyLoop:
         wish = self._owner.wish()
         reasons, self._reasons = list(self._reasons), {}
         self._dirty.clear()
+        self._urgent.clear()
         if wish is None:
             return
         verified = self.outcome.generation if self.outcome else None
-        if reasons == ["ruleset changed"] and verified is not None:
+        if reasons == [_RULESET_CHANGED] and verified is not None:
             self._transactions = [found for found in self._transactions if found.after(verified)]
             if not self._transactions:
                 return  # it was our own commit
@@ -195,7 +208,7 @@ class FamilyLoop:
             journal.LOGGER.exception("%s: internal error", self.family)
             self._failed(f"internal error: {error!r}")
         else:
-            self._held(wish, outcome, ", ".join(reasons) or "resync")
+            self._held(wish, outcome, ", ".join(reasons) or RESYNC)
             if look_around:
                 await self._look_around(wish)
             if self._reconciler.polls():
@@ -214,7 +227,7 @@ class FamilyLoop:
         except MasqError:
             moved = True  # the pass that follows meets the same error, and reports it
         if moved:
-            self.mark("legacy tables changed")
+            self.mark(_TABLES_MOVED)
         else:
             self._poll_later(self._owner.settings.reconcile.legacy_poll_seconds)
 
@@ -255,6 +268,7 @@ class FamilyLoop:
 
     def _failed(self, message: str) -> None:
         self._failures += 1
+        self._failed_at = self._now()
         if self.last_error != message:
             retry = f"; next try in {retry_delay(self._failures):.1f} s, then ever more slowly"
             self._event("degraded", f"{self.family}: {message}{retry}", level=logging.ERROR)

@@ -18,7 +18,7 @@ from . import __version__, choice, journal, metrics
 from .errors import ConfigError, MasqError
 from .hookspecs import Event, Host
 from .leases import Change, Leases, News, as_data
-from .loop import FamilyLoop
+from .loop import RESYNC, FamilyLoop
 from .model import Family, Network, Settings
 from .netlink import RulesetEvents
 from .plugins import Plugins
@@ -83,9 +83,9 @@ class Daemon:
         """The timer of one family: it looks anyway, the others only if the input changed."""
         for found in self._loops:
             if found.family is family:
-                found.mark("resync")
+                found.mark(RESYNC)
         self._exceptions = self._plugin_networks()
-        self.refresh("resync")
+        self.refresh(RESYNC)
 
     def reload(self) -> None:
         """Read the configuration anew; a bad one changes nothing."""
@@ -181,6 +181,12 @@ class Daemon:
         if self._events is not None:
             asyncio.get_running_loop().add_reader(self._events.fileno(), self._ruleset_event)
 
+    def _deafen(self) -> None:
+        if self._events is not None:
+            asyncio.get_running_loop().remove_reader(self._events.fileno())
+            self._events.close()
+            self._events = None
+
     def _ruleset_event(self) -> None:
         assert self._events is not None
         transactions, lost = self._events.read()
@@ -240,6 +246,7 @@ class Daemon:
 
     async def _wind_down(self, tasks: list[asyncio.Task[None]]) -> None:
         started = time.monotonic()
+        self._deafen()
         for task in tasks:
             task.cancel()
         self._runner.stop()
@@ -250,10 +257,6 @@ class Daemon:
         for found in self._loops:
             found.close()
         self._watch.stop()
-        if self._events is not None:
-            asyncio.get_running_loop().remove_reader(self._events.fileno())
-            self._events.close()
-            self._events = None
         self.publish(stopped=True)
         kept = "rules removed" if self.settings.stop_remove_rules else "rules stay in place"
         self.event(Event("stopped", f"stopped in {(time.monotonic() - started) * 1000:.0f} ms; {kept}"))

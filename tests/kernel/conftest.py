@@ -7,12 +7,17 @@ namespace, where it is not root), from where nothing reaches the machine's own r
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, Optional, TypeVar
 
 import pytest
 
@@ -34,7 +39,10 @@ FLANNEL_IPV6_SUBNET=fd00:10:244:1::1/64
 FLANNEL_MTU=1450
 FLANNEL_IPMASQ=false
 """
+_PAUSE_SECONDS = 0.005
+_Result = TypeVar("_Result")
 _names = itertools.count()
+_pause = threading.Event()
 
 
 def unable(reason: str) -> None:
@@ -42,6 +50,42 @@ def unable(reason: str) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def eventually(condition: Callable[[], _Result], seconds: float = 10.0) -> _Result:
+    """Ask until the answer is true, and return it; fail where that takes longer than `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, f"not so within {seconds} s"
+        _pause.wait(_PAUSE_SECONDS)
+    return answer
+
+
+def at_once(*calls: Callable[[], object]) -> list[Any]:
+    """Do them all at the same time, each in a process of its own, and return what they return."""
+    context = multiprocessing.get_context("fork")
+    running = []
+    for call in calls:
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_send_result, args=(sender, call))
+        process.start()
+        sender.close()
+        running.append((process, receiver))
+    results = []
+    for process, receiver in running:
+        results.append(receiver.recv())
+        process.join()
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    return results
+
+
+def _send_result(sender: Connection, call: Callable[[], object]) -> None:
+    try:
+        sender.send(call())
+    except Exception as error:
+        sender.send(error)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -150,9 +194,61 @@ class Node:
                 parts.append("\n".join(line.split(" [")[0] for line in saved if not line.startswith("#")))
         return "\n".join(parts)
 
+    @contextmanager
+    def running(self, *argv: str) -> Iterator[Daemon]:
+        """The daemon, as a process of its own in the namespace, until the end of the block."""
+        with self.entered(), (self.directory / f"log{next(_names)}").open("wb") as log:
+            process = netns.spawn(self.argv(*argv, "run"), output=log)
+        daemon = Daemon(process, Path(log.name), Store(self.state))
+        try:
+            yield daemon
+        finally:
+            process.kill()
+            process.wait()
+
     def close(self) -> None:
         self.netns.close()
         batch(self.run, [f"netns del {self.netns.name}"])
+
+
+class Daemon:
+    """A running daemon, and what it says of itself."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, store: Store) -> None:
+        self.process = process
+        self._log = log
+        self._store = store
+
+    def lines(self, *words: str) -> list[str]:
+        """What it logged so far: the lines with all of these words."""
+        return [line for line in self._log.read_text().splitlines() if all(word in line for word in words)]
+
+    def status(self) -> dict[str, Any]:
+        """Its status file; empty before it wrote one."""
+        found = self._store.status() or {}
+        return found if found.get("pid") == self.process.pid else {}
+
+    def reached(self, state: str, family: Optional[Family] = None) -> None:
+        """Wait until it says that of itself, or of a family."""
+
+        def found() -> bool:
+            assert self.process.poll() is None, f"it ended: {self.lines()}"
+            status = self.status()
+            return bool(status) and (status["families"][str(family)] if family else status)["state"] == state
+
+        eventually(found)
+
+    def logged(self, *words: str) -> str:
+        """Wait for a line with all of these words."""
+        return eventually(lambda: self.lines(*words))[0]
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit status, which must come within a second."""
+        self.process.terminate()
+        return self.process.wait(timeout=1)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -24,11 +25,13 @@ from flanneld_masq.model import (
     Position,
     Probe,
     Settings,
+    Survey,
 )
 from flanneld_masq.reconcile import WRITE_TRIES, Reconciler, Wish, describe
 from flanneld_masq.run import Runner
 from flanneld_masq.store import Store
 from flanneld_masq.testing import MemoryBackend, MemoryKernel, memory_backend_type
+from flanneld_masq.testing.memory import FLANNEL_COMMENT
 
 ONE, TWO, THREE = map(BackendName, ("one", "two", "three"))
 V4 = Family.IPV4
@@ -58,6 +61,7 @@ class Bench:
     def __init__(self, directory: Path, *, counted: bool = True) -> None:
         self.kernel = MemoryKernel()
         self.directory = directory
+        self.commits = threading.Lock()
         self._types = [memory_backend_type(name, kernel=self.kernel, counted=counted) for name in (ONE, TWO, THREE)]
         self.reconciler = self.restarted()
         self.missing = ""
@@ -67,7 +71,12 @@ class Bench:
         backends = {found.name: found.create(V4, Host(Runner())) for found in self._types}
         ticks = iter(range(10_000))
         return Reconciler(
-            V4, backends, Store(self.directory), missing=lambda: self.missing, clock=lambda: next(ticks) * 0.001
+            V4,
+            backends,
+            Store(self.directory),
+            missing=lambda: self.missing,
+            commits=self.commits,
+            clock=lambda: next(ticks) * 0.001,
         )
 
     def calls(self, method: str) -> list[BackendName]:
@@ -379,6 +388,104 @@ def test_an_unexpected_exception_of_a_backend_names_its_plugin(tmp_path: Path, m
     backends = plugins.load({"mine": Plugin()}).create(V4, Host(Runner()))
     with pytest.raises(PluginError, match=r"plugin mine failed in one\.observe: ZeroDivisionError\('oops'\)"):
         Reconciler(V4, backends, Store(tmp_path)).reconcile(WISH)
+
+
+class TestLookingLess:
+    """What lets the daemon know that a pass would find nothing."""
+
+    def test_a_quiet_pass_knows_its_generation_and_what_it_looked_like(self, bench: Bench) -> None:
+        for _ in range(2):
+            outcome = bench.reconciler.reconcile(WISH)
+            assert outcome.generation == bench.kernel.generation
+            assert len(outcome.glance) == 3
+            assert outcome.glance == bench.reconciler.glance()
+
+    @pytest.mark.parametrize("chain", [OURS, "one forward", "postrouting", "forward"])
+    def test_a_glance_changes_with_whatever_is_ours(self, chain: str, bench: Bench) -> None:
+        seen = bench.reconciler.reconcile(WISH).glance
+        bench.kernel.append(V4, "elsewhere", "rule")
+        assert bench.reconciler.glance() == seen
+        bench.kernel.flush(V4, chain)
+        assert bench.reconciler.glance() != seen
+
+    def test_a_pass_that_was_disturbed_knows_no_glance(self, bench: Bench) -> None:
+        bench.kernel.interfere = lambda: bench.kernel.append(V4, "elsewhere", "rule")
+        assert bench.reconciler.reconcile(WISH).glance == ()
+
+    def test_of_two_backends_the_earlier_generation_counts(self, bench: Bench) -> None:
+        outcome = bench.reconciler.reconcile(wish("one", "two"))
+        assert outcome.generation is not None and outcome.generation < bench.kernel.generation
+        assert outcome.glance == (), "what the second wrote may have been seen by nobody"
+        again = bench.reconciler.reconcile(wish("one", "two"))
+        assert again.generation == bench.kernel.generation
+        assert again.glance
+
+    def test_without_a_generation_there_is_no_glance_but_a_poll(self, tmp_path: Path) -> None:
+        bench = Bench(tmp_path / "state", counted=False)
+        assert not bench.reconciler.polls(), "no backend is in use yet"
+        outcome = bench.reconciler.reconcile(WISH)
+        assert (outcome.generation, outcome.glance) == (None, ())
+        assert bench.reconciler.polls()
+        assert not bench.reconciler.poll()
+        bench.kernel.flush(V4, OURS)
+        assert bench.reconciler.poll()
+
+    def test_with_a_generation_there_is_no_poll(self, bench: Bench) -> None:
+        bench.reconcile()
+        assert not bench.reconciler.polls()
+        bench.kernel.flush(V4, OURS)
+        assert not bench.reconciler.poll()
+
+    def test_what_drops_is_asked_only_where_it_matters(self, bench: Bench) -> None:
+        bench.reconcile()
+        assert bench.calls("drops_forwarding") == [ONE, TWO, THREE]
+        bench.reconcile(wish("one", "two"))
+        assert bench.calls("drops_forwarding") == []
+        off = replace(WISH, settings=replace(WISH.settings, forward=ForwardSettings(enabled=False)))
+        bench.reconcile(off)
+        assert bench.calls("drops_forwarding") == []
+
+    def test_another_family_s_write_is_waited_for_and_then_not(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("flanneld_masq.reconcile.COMMIT_WAIT_SECONDS", 0.01)
+        with bench.commits:
+            assert bench.reconcile() == [ONE]
+            assert bench.commits.locked(), "what was not acquired is not released"
+        bench.kernel.flush(V4, OURS)
+        assert bench.reconcile() == [ONE]
+        assert not bench.commits.locked()
+
+
+class TestFlannelsRules:
+    def test_are_told_and_removed_by_backend(self, bench: Bench) -> None:
+        bench.kernel.append(V4, "postrouting", "masquerade", FLANNEL_COMMENT)
+        bench.kernel.append(V4, "postrouting", "somebody")
+        bench.kernel.cni_masquerade[V4] = "rule CNI"
+        bench.kernel.probes[THREE] = Probe(False, "gone")
+        bench.reconcile()
+        found = {backend.name: survey for backend, survey in bench.reconciler.survey((LEASE,))}
+        assert list(found) == [ONE, TWO]
+        assert [item.text for item in found[ONE].flannel] == ['masquerade comment "flannel"']
+        assert found[ONE].cni_masquerade == "rule CNI"
+        ((backend, items),) = bench.reconciler.remove_flannel_rules((LEASE,))[:1]
+        assert (backend, items) == (ONE, found[ONE].flannel)
+        assert bench.kernel.chains(V4)["postrouting"][0] == "somebody"
+        assert bench.reconciler.remove_flannel_rules((LEASE,)) == ()
+        assert bench.in_sync()
+
+    def test_the_family_s_lease_says_what_they_look_like(self, tmp_path: Path) -> None:
+        asked = []
+
+        class Asked(MemoryBackend):
+            def survey(self, lease: FamilyLease | None) -> Survey:
+                asked.append(lease)
+                return super().survey(lease)
+
+        reconciler = Reconciler(V4, {ONE: Asked(ONE, V4, MemoryKernel())}, Store(tmp_path))
+        for leases in ((), (replace(LEASE, ipv4=None),), (replace(LEASE, ipv4=None), LEASE)):
+            reconciler.survey(leases)
+        assert asked == [None, None, LEASE.ipv4]
 
 
 class TestRender:
