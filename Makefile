@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 bin := .venv/bin
 
-.PHONY: help setup demo lint test clean
+.PHONY: help setup demo lint test bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## */\1 /p' $(MAKEFILE_LIST) | while read -r target text; do \
@@ -22,6 +22,9 @@ lint: setup ## ruff and mypy --strict
 
 test: lint ## lint, then all tests
 	$(bin)/python -m pytest tests
+
+bench: setup ## measure how fast and small it is, beside flannel's way: 25 minutes, QUICK=1 for three, PUBLISH=1 for docs/bench
+	$(bin)/python -m tests.bench $(if $(QUICK),--quick) $(if $(PUBLISH),--publish)
 
 clean: ## remove all that was made here, .venv too
 	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

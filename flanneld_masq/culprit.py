@@ -10,6 +10,8 @@ from .model import SLOTS
 from .netlink import Transaction
 
 MOST_NAMED = 3
+_MOST_READ = 4096  # bytes
+_MOST_SHOWN = 300  # characters of a command line
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -30,15 +32,19 @@ class Culprit:
 def identify(transaction: Transaction, root: Path = Path("/")) -> Culprit:
     """What is known of it. A process that has another name by now is another process."""
     directory = root / "proc" / str(transaction.pid)
-    if _read(directory / "comm").strip() != transaction.name:
-        return Culprit(transaction.name, transaction.pid)
-    command = _read(directory / "cmdline").replace("\0", " ").strip()
-    return Culprit(transaction.name, transaction.pid, command, _unit(_read(directory / "cgroup")))
+    name = _shown(transaction.name)
+    if _read(directory / "comm").rstrip("\n") != transaction.name:
+        return Culprit(name, transaction.pid)
+    command = _shown(_read(directory / "cmdline").replace("\0", " "))
+    return Culprit(name, transaction.pid, command, _shown(_unit(_read(directory / "cgroup"))))
 
 
 def suspects(transactions: Iterable[Transaction], root: Path = Path("/")) -> tuple[Culprit, ...]:
     """Who committed since the rules were last seen in order, latest last, each program once."""
-    latest = {transaction.name: transaction for transaction in transactions}
+    latest: dict[str, Transaction] = {}
+    for transaction in transactions:
+        latest.pop(transaction.name, None)  # so that the order is that of the latest of each
+        latest[transaction.name] = transaction
     return tuple(identify(found, root) for found in list(latest.values())[-MOST_NAMED:])
 
 
@@ -48,8 +54,15 @@ def _unit(cgroup: str) -> str:
     return next((part for part in reversed(parts) if part.endswith((".service", ".scope"))), "")
 
 
+def _shown(text: str) -> str:
+    """What a process says of itself, as a line of the log may carry it: without control characters, not without end."""
+    line = "".join(character if character.isprintable() else " " for character in text).strip()
+    return line if len(line) <= _MOST_SHOWN else line[: _MOST_SHOWN - 3] + "..."
+
+
 def _read(path: Path) -> str:
     try:
-        return path.read_text(errors="replace")
+        with path.open("rb") as file:
+            return file.read(_MOST_READ).decode("utf-8", "replace")
     except OSError:
         return ""

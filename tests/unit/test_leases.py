@@ -130,6 +130,8 @@ def test_one_bad_file_of_two() -> None:
 def test_following_other_files() -> None:
     found, files = leases(ONE, TWO, content={ONE: lease(ONE), TWO: "nonsense"})
     found.refresh()
+    found.follow((TWO, ONE))
+    assert (found.good, len(found.troubles), found.refresh()) == ((lease(ONE),), 1, ()), "in another order"
     found.follow((ONE,))
     assert (found.good, found.troubles) == ((lease(ONE),), ()), "what was read of it stays"
     assert found.refresh() == ()

@@ -106,8 +106,6 @@ class TestAFileThatIsThere:
         assert not watched.called()
         write(file)
         assert watched.told()
-        file.read_text()
-        assert not watched.called()
 
     def test_its_directory_removed_and_made_again(self, file: Path, watched: Watched) -> None:
         for text in "ab":

@@ -1,0 +1,175 @@
+"""The daemon's figures but for those of its repairs: start, idleness, memory, restart, a new lease, a full verify."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from flanneld_masq import config, plugins, subnetenv
+from flanneld_masq.hookspecs import Host
+from flanneld_masq.model import Family
+from flanneld_masq.reconcile import Reconciler, Wish
+from flanneld_masq.run import Runner
+from flanneld_masq.store import Store
+
+from .clock import DEADLINE, LOOK_SECONDS, BenchError, now, pause, progress, until
+from .record import Record
+from .scale import Scale
+from .site import OTHER_SUBNET, SUBNET, Site
+from .usage import resident, settle, traced, usage_of
+from .watch import Watch
+
+Watches = dict[Site, Watch]
+
+
+def table_writes(sites: Sequence[Site], record: Record) -> None:
+    """How long one write of the legacy nat table takes. While no daemon runs, for it would take notice."""
+    for site in sites:
+        if site.flavour == "legacy":
+            for line in (":BENCH - [0:0]", "-X BENCH") * 3:
+                started = now()
+                site.run("iptables-legacy-restore", "--noflush", stdin=f"*nat\n{line}\nCOMMIT\n")
+                record.add("table-write", site.backend, site.foreign, "s", [now() - started])
+
+
+def starts(watches: Watches, number: int, record: Record) -> None:
+    """From before the process is made to rules in the kernel that has none. Leaves all daemons running.
+
+    The first start of each is not counted: it says what the rules look like.
+    """
+    for site, watch in watches.items():
+        progress(f"{site}: start")
+        site.start()
+        site.until_synced()
+        watch.accept()
+        for _ in range(number):
+            site.stop()
+            site.cleanup()
+            spawned = site.start()
+            _, seen = until(watch.whole, f"{site}: rules after a start", every=LOOK_SECONDS)
+            record.add("start", site.backend, site.foreign, "s", [seen - spawned])
+            site.until_synced()
+
+
+def memory(sites: Sequence[Site], record: Record) -> None:
+    for site in sites:
+        settle(site.pid)
+        record.add("memory", site.backend, site.foreign, "MB", [resident(site.pid)])
+
+
+def idle(sites: Sequence[Site], scale: Scale, record: Record) -> None:
+    """CPU in a time in which nothing changes; none of the daemons disturbs another while they are idle."""
+    progress(f"all daemons idle for {scale.idle_seconds:g} s")
+    for site in sites:
+        settle(site.pid)
+    before = {site: usage_of(site.pid) for site in sites}
+    pause(scale.idle_seconds)
+    for site in sites:
+        used = usage_of(site.pid).since(before[site])
+        record.add("idle-cpu", site.backend, site.foreign, "s/min", [used.share * 60])
+        record.add("idle-wakeups", site.backend, site.foreign, "1/min", [used.switches * 60 / used.moment])
+        record.add("idle-alone", site.backend, site.foreign, "", [float(used.alone)])
+
+
+def processes(sites: Sequence[Site], scale: Scale, record: Record) -> None:
+    """Processes that strace sees being started, in a time in which nothing changes."""
+    progress(f"all daemons idle under strace for {scale.traced_seconds:g} s")
+    with ExitStack() as stack:
+        started = {site: stack.enter_context(traced(site.pid, site.directory / "strace")) for site in sites}
+        pause(scale.traced_seconds)
+    for site in sites:
+        calls = started[site]
+        if calls is not None:
+            record.add("processes", site.backend, site.foreign, "1/min", [len(calls) * 60 / scale.traced_seconds])
+
+
+def restarts(watches: Watches, scale: Scale, record: Record) -> None:
+    """Looked at all the while from SIGTERM until the next daemon is in sync."""
+    for site, watch in watches.items():
+        progress(f"{site}: {scale.restarts} restarts")
+        for _ in range(scale.restarts):
+            _whole(site, watch)
+            generation = watch.generation()
+            missing = _missing_while_restarted(site, watch)
+            # ip_tables counts nothing that would tell, so there the daemon's word is taken
+            writes = (watch.generation() - generation) & 0xFFFFFFFF or int(bool(site.last_write()))
+            record.add("restart", site.backend, site.foreign, "s", [missing])
+            record.add("restart-writes", site.backend, site.foreign, "", [float(writes)])
+
+
+def _missing_while_restarted(site: Site, watch: Watch) -> float:
+    missing, last, end = 0.0, now(), now() + DEADLINE
+    stopping = site.ask_to_stop()
+    stopped = False
+    while now() < end:
+        asked = now()
+        missing += 0.0 if watch.whole() else asked - last
+        last = asked
+        if not stopped and stopping.poll() is not None:
+            stopped = True
+            site.start()
+        elif stopped and site.synced():
+            return missing
+        pause(1e-3)
+    raise BenchError(f"{site}: not in sync after a restart within {DEADLINE:g} s")
+
+
+def leases(watches: Watches, scale: Scale, record: Record) -> None:
+    """From the rename of the subnet file to the rules for it, there and back again."""
+    for site, watch in watches.items():
+        if site.foreign:
+            continue
+        progress(f"{site}: {scale.leases} leases")
+        _whole(site, watch)
+        wanted = {SUBNET: watch.wanted}
+        for number in range(scale.leases + 1):
+            text = (OTHER_SUBNET, SUBNET)[number % 2]
+            before, written = watch.look(), site.last_write()
+            renamed = site.write_subnet(text)
+            if text in wanted:
+                watch.wanted = wanted[text]
+                _, seen = until(watch.whole, f"{site}: rules for another lease", every=LOOK_SECONDS)
+                record.add("lease", site.backend, site.foreign, "s", [seen - renamed])
+            _written(site, written)
+            if text not in wanted:  # the first time says what they look like
+                wanted[text] = watch.look()
+                if wanted[text] == before:
+                    raise BenchError(f"{site}: the rules for the other lease look the same")
+        site.write_subnet(SUBNET)
+        watch.wanted = wanted[SUBNET]
+        _whole(site, watch)
+
+
+def verifies(sites: Sequence[Site], scale: Scale, record: Record) -> None:
+    """A full pass with nothing to do, in this process. For daemons that were stopped and left their rules."""
+    reconcilers = {}
+    for site in sites:
+        progress(f"{site}: full verify")
+        settings, lease = config.load(site.config), subnetenv.read(site.subnet_file)
+        if lease is None:
+            raise BenchError(f"{site}: no subnet file")
+        backends = plugins.load().create(Family.IPV4, Host(Runner()))
+        reconcilers[site] = (Reconciler(Family.IPV4, backends, Store(site.state)), Wish(settings, (lease,)))
+        _verify(site, *reconcilers[site])  # the first one looks everywhere
+    for number in range(scale.passes):
+        for site, (reconciler, wish) in reconcilers.items():
+            if site.flavour != "legacy" or number < scale.legacy_passes:
+                record.add("verify", site.backend, site.foreign, "s", [_verify(site, reconciler, wish)])
+
+
+def _verify(site: Site, reconciler: Reconciler, wish: Wish) -> float:
+    with site.entered():  # its sockets are made when they are first needed
+        started = now()
+        outcome = reconciler.reconcile(wish)
+        taken = now() - started
+    if outcome.repairs:
+        raise BenchError(f"{site}: a verify found something to repair")
+    return taken
+
+
+def _whole(site: Site, watch: Watch) -> None:
+    until(watch.whole, f"{site}: the rules are in order")
+
+
+def _written(site: Site, before: str) -> None:
+    until(lambda: site.last_write() != before and site.synced(), f"{site}: the daemon notes what it wrote")

@@ -1,0 +1,501 @@
+"""What others do to our rules is heard and undone at once, they are named, and nobody is fought."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import itertools
+import logging
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Optional
+
+import pytest
+
+from flanneld_masq import netns, sabotage
+from flanneld_masq.budget import BURST, QUIET_SECONDS, REFILL_PER_SECOND
+from flanneld_masq.commits import Commits
+from flanneld_masq.hookspecs import Event
+from flanneld_masq.loop import FamilyLoop
+from flanneld_masq.model import Family, Group
+from flanneld_masq.netlink import Nfnetlink, RulesetEvents
+from flanneld_masq.reconcile import Wish
+from flanneld_masq.run import Completed, Runner
+from flanneld_masq.sabotage import Tools
+
+from .conftest import BACKENDS, Daemon, Node, eventually
+
+BY_EVENTS = ("nft", "iptables-nft")
+# Nothing is repaired by the clock.
+BY_EVENTS_ALONE = "[reconcile]\nresync_seconds = 3600\nlegacy_poll_seconds = 0.05"
+LOCK = Path("/run/xtables.lock")
+
+
+class Recorder(Runner):
+    """Runs programs and notes their pids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pids: list[int] = []
+
+    def __call__(
+        self, argv: tuple[str, ...], *, executable: Optional[str] = None, stdin: str = "", timeout: float = 20.0
+    ) -> Completed:
+        with subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            self.pids.append(process.pid)
+            stdout, stderr = process.communicate(stdin, timeout=timeout)
+        assert process.returncode == 0, f"{argv}: {stderr}"
+        return Completed(argv, stdout, stderr)
+
+
+def tools_of(node: Node, name: str, family: Family, run: Optional[Runner] = None) -> Tools:
+    found = sabotage.tools(name, family, run or node.run)
+    assert found is not None
+    return found
+
+
+def damages(tools: Tools, name: str, family: Family, run: Runner) -> dict[str, Callable[[], object]]:
+    """Those of the self-test, and some that it has no need of."""
+
+    def nft(command: str) -> Callable[[], object]:
+        return lambda: run(("nft", *command.split()))
+
+    more = {
+        "nft": {"forward chain flushed": nft(f"flush chain {family.data.nft} flanneld-masq forward")},
+        "iptables-nft": {
+            "forward chain flushed": nft(f"flush chain {family.data.nft} filter FLANNELD-MASQ-FWD"),
+            "table deleted": nft(f"delete table {family.data.nft} nat"),
+        },
+    }
+    return {**tools.damages, **more.get(name, {})}
+
+
+def generation(node: Node) -> int:
+    with node.entered():
+        return Nfnetlink().generation()
+
+
+def repairs(daemon: Daemon, family: Family) -> int:
+    return int(daemon.status()["families"][str(family)]["repairs"])
+
+
+def in_order(node: Node, tools: Tools, golden: Sequence[str]) -> bool:
+    with node.entered():
+        return tools.ours() == golden
+
+
+# ---- repair by events
+
+
+@pytest.mark.parametrize("name", BY_EVENTS)
+def test_each_damage_is_heard_and_undone_and_its_author_named(node: Node, name: str, family: Family) -> None:
+    node.configure(BY_EVENTS_ALONE, backend=name)
+    run = Recorder()
+    tools = tools_of(node, name, family, run)
+    with node.entered():
+        tools.add_foreign()
+    with node.running() as daemon:
+        daemon.reached("synced")
+        with node.entered():
+            golden, foreign = tools.ours(), tools.foreign()
+        for what, damage in damages(tools, name, family, run).items():
+            done, earlier = repairs(daemon, family), len(run.pids)
+            with node.entered():
+                damage()
+            eventually(lambda done=done: repairs(daemon, family) > done)
+            eventually(lambda: in_order(node, tools, golden))
+            last = daemon.status()["families"][str(family)]["last_repair"]
+            assert last["drift"], what
+            # the end of a damage before may have been heard together with this one
+            assert {culprit["pid"] for culprit in last["culprits"]} & set(run.pids[earlier:]), what
+            for culprit in last["culprits"]:
+                assert culprit["name"] in sabotage.PROGRAMS, what
+                assert culprit["pid"] in run.pids, what
+                assert daemon.lines("drift repaired", f" {culprit['name']} (pid {culprit['pid']}"), what
+        with node.entered():
+            if name == "nft":  # the last damage of iptables-nft takes a table of others with it
+                assert tools.foreign() == foreign
+        assert daemon.status()["state"] == "synced"
+
+
+@pytest.mark.parametrize("name", BY_EVENTS)
+def test_a_process_that_lives_on_is_named_with_its_command_line(node: Node, name: str, family: Family) -> None:
+    node.configure(BY_EVENTS_ALONE, backend=name)
+    chain = "flanneld-masq postrouting" if name == "nft" else "nat FLANNELD-MASQ"
+    program = "import nftables, signal, sys; nftables.Nftables().cmd(sys.argv[1]); signal.pause()"
+    argv = (sys.executable, "-c", program, f"flush chain {family.data.nft} {chain}")
+    with node.running() as daemon, contextlib.ExitStack() as stack:
+        daemon.reached("synced")
+        culprit = stack.enter_context(spawned(node, *argv))
+        eventually(lambda: repairs(daemon, family) == 1)
+        (found,) = daemon.status()["families"][str(family)]["last_repair"]["culprits"]
+        assert found["pid"] == culprit.pid
+        assert found["name"] == Path(f"/proc/{culprit.pid}/comm").read_text().strip()
+        assert found["command"] == " ".join(argv)
+        assert daemon.lines("drift repaired", f"{found['name']} (pid {culprit.pid}, ", " ".join(argv))
+
+
+@pytest.mark.parametrize("name", BY_EVENTS)
+def test_we_do_not_name_ourselves(node: Node, name: str) -> None:
+    """Both families are hit at once, so each hears of the other one's repair while it repairs."""
+    node.configure(BY_EVENTS_ALONE, backend=name)
+    chain = "flanneld-masq postrouting" if name == "nft" else "nat FLANNELD-MASQ"
+    run = Recorder()
+    with node.running() as daemon:
+        daemon.reached("synced")
+        for number in range(1, 6):
+            with node.entered():
+                run(("nft", f"flush chain ip {chain}; flush chain ip6 {chain}"))
+            for family in Family:
+                eventually(lambda family=family, number=number: repairs(daemon, family) == number)
+                culprits = daemon.status()["families"][str(family)]["last_repair"]["culprits"]
+                assert [(found["name"], found["pid"]) for found in culprits] == [("nft", run.pids[-1])]
+        assert not daemon.lines("drift repaired", " or ")
+
+
+def test_legacy_tables_are_polled_and_nobody_can_be_named(node: Node, family: Family) -> None:
+    node.configure(BY_EVENTS_ALONE, backend="iptables-legacy")
+    tools = tools_of(node, "iptables-legacy", family)
+    with node.entered():
+        tools.add_foreign()
+    with node.running() as daemon:
+        daemon.reached("synced")
+        with node.entered():
+            golden, foreign = tools.ours(), tools.foreign()
+        for what, damage in tools.damages.items():
+            done = repairs(daemon, family)
+            with node.entered():
+                damage()
+            eventually(lambda done=done: repairs(daemon, family) > done)
+            eventually(lambda: in_order(node, tools, golden))
+            assert daemon.status()["families"][str(family)]["last_repair"]["culprits"] == [], what
+        with node.entered():
+            assert tools.foreign() == foreign
+        lines = daemon.lines("drift repaired with iptables-legacy", str(family))
+        assert len(lines) == repairs(daemon, family)
+        assert all("legacy tables changed" in line for line in lines)
+        assert all(line.endswith("; the kernel does not tell by whom") for line in lines)
+
+
+def test_no_legacy_table_comes_into_being_where_there_is_none(node: Node) -> None:
+    node.configure(BY_EVENTS_ALONE, backend="nft")
+
+    def legacy_tables() -> str:
+        with node.entered():
+            names = [Path("/proc/thread-self/net", found) for found in ("ip_tables_names", "ip6_tables_names")]
+            return "".join(path.read_text() for path in names if path.exists())
+
+    assert legacy_tables() == ""
+    with node.running() as daemon:
+        daemon.reached("synced")
+        node.tool("nft", "flush ruleset")
+        for family in Family:
+            eventually(lambda family=family: repairs(daemon, family) == 1)
+        daemon.signal(signal.SIGHUP)
+        daemon.logged("configuration read anew")
+        daemon.reached("synced")
+        assert daemon.stop() == 0
+    assert legacy_tables() == ""
+
+
+@pytest.mark.parametrize("name", BY_EVENTS)
+def test_our_own_commits_lead_to_no_further_ones(node: Node, name: str) -> None:
+    node.configure(BY_EVENTS_ALONE + '\n[log]\nlevel = "debug"', backend=name)
+    tools = {family: tools_of(node, name, family) for family in Family}
+    chain = "flanneld-masq postrouting" if name == "nft" else "nat FLANNELD-MASQ"
+    tables = 1 if name == "nft" else len(Group)  # each is a transaction of its own
+    with node.entered():
+        commits = Commits()
+    with contextlib.closing(commits), node.running() as daemon:
+        daemon.reached("synced")
+        with node.entered():
+            golden = {family: each.ours() for family, each in tools.items()}
+        started = generation(node)
+        for _ in range(3):
+            for family in Family:
+                done = repairs(daemon, family)
+                node.tool("nft", f"flush chain {family.data.nft} {chain}")
+                eventually(lambda done=done, family=family: repairs(daemon, family) > done)
+        # A pass for something else comes after all that those writes could have led to.
+        node.tool("nft", "add table inet other")
+        node.write_subnet(node.subnet_file.read_text().replace("10.244.1.1/24", "10.244.9.1/24"))
+        daemon.logged("ipv4: rules applied", "subnet file changed")
+        assert in_order(node, tools[Family.IPV6], golden[Family.IPV6])
+        assert repairs(daemon, Family.IPV4) == repairs(daemon, Family.IPV6) == 3
+        assert daemon.stop() == 0
+        hits, writes = 6, 6 + 1
+        assert generation(node) == started + hits + 1 + writes * tables
+        assert len(daemon.lines("drift repaired")) == hits
+        assert len(daemon.lines("rules applied")) == 2 + 1
+
+
+# ---- lost events
+
+
+def test_events_that_were_lost_are_told_and_the_next_ones_heard(node: Node) -> None:
+    with node.entered():
+        events = RulesetEvents()
+        narrow = socket.socket(fileno=events.fileno())
+        try:
+            narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        finally:
+            narrow.detach()
+        for number in range(50):
+            node.tool("nft", f"add table inet flood{number}")
+        found, lost = events.read()
+        assert lost
+        assert len(found) < 50
+        node.tool("nft", "add table inet afterwards")
+        (last,), lost = events.read()
+        assert not lost
+        assert (last.generation, last.name) == (generation(node), "nft")
+        events.close()
+
+
+FLOOD = """
+import nftables
+library = nftables.Nftables()
+for _ in range(2500):  # more than the daemon's socket holds
+    assert library.cmd("add table inet flood")[0] == library.cmd("delete table inet flood")[0] == 0
+"""
+
+
+@pytest.mark.parametrize("name", BY_EVENTS)
+def test_a_daemon_that_lost_events_looks_at_the_kernel(node: Node, name: str) -> None:
+    node.configure(BY_EVENTS_ALONE, backend=name)
+    chain = "flanneld-masq postrouting" if name == "nft" else "nat FLANNELD-MASQ"
+    with node.running() as daemon:
+        daemon.reached("synced")
+        daemon.signal(signal.SIGSTOP)
+        node.tool(sys.executable, "-c", FLOOD)
+        node.tool("nft", f"flush chain ip {chain}")
+        daemon.signal(signal.SIGCONT)
+        daemon.logged("ipv4", "drift repaired", "ruleset events lost")
+        daemon.reached("synced")
+
+
+class Quiet:
+    """An owner of a loop that has nothing else to do."""
+
+    def __init__(self, wish: Wish) -> None:
+        self.settings = wish.settings
+        self.events: list[Event] = []
+        self._wish = wish
+
+    def wish(self) -> Wish:
+        return self._wish
+
+    def resync(self, family: Family) -> None:
+        raise AssertionError(f"the resync of {family} is not due")
+
+    def event(self, event: Event, level: int = logging.INFO) -> None:
+        self.events.append(event)
+
+    def publish(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("name", BY_EVENTS)
+def test_a_loop_that_is_told_of_lost_events_verifies(node: Node, name: str, family: Family) -> None:
+    node.configure(BY_EVENTS_ALONE, backend=name)
+    tools = tools_of(node, name, family)
+
+    async def scenario() -> None:
+        owner = Quiet(node.wish())
+        loop = FamilyLoop(family, node.reconciler(family), owner)
+        task = asyncio.create_task(loop.run())
+        await reached(lambda: loop.state == "synced")
+        golden = tools.ours()
+        tools.damages["chain flushed"]()
+        loop.ruleset_changed((), lost=True)
+        await reached(lambda: loop.repairs == 1)
+        assert tools.ours() == golden
+        assert owner.events[-1].reason == "ruleset events lost"
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        loop.close()
+
+    async def reached(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 10
+        while not condition():
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.005)
+
+    with node.entered():
+        asyncio.run(scenario())
+
+
+# ---- restart
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_restart_writes_nothing(node: Node, name: str) -> None:
+    node.configure(BY_EVENTS_ALONE, backend=name)
+    with node.running() as daemon:
+        daemon.reached("synced")
+        assert daemon.stop() == 0
+    before, rules = generation(node), node.ruleset()
+    with node.entered():
+        commits = Commits()
+    with contextlib.closing(commits):
+        for _ in range(3):
+            with node.running() as daemon:
+                for family in Family:
+                    daemon.logged(f"{family}: the kernel already holds the right rules; nothing written")
+                daemon.reached("synced")
+                assert not daemon.lines("rules applied")
+                assert not daemon.lines("drift repaired")
+                assert daemon.stop() == 0
+        assert commits.since(0.0) == ()
+    assert (generation(node), node.ruleset()) == (before, rules)
+
+
+# ---- nobody is fought
+
+MEDDLING = {
+    "nft": "nft flush chain ip flanneld-masq postrouting",
+    "iptables-nft": "iptables-nft -w -t nat -D POSTROUTING 1",
+    "iptables-legacy": "iptables-legacy -w -t nat -D POSTROUTING 1",
+}
+MEDDLING_SECONDS = 6.0
+
+
+def test_who_keeps_undoing_our_rules_is_named_and_met_with_patience(make_node: Callable[[], Node]) -> None:
+    """All backends at once, for it takes the time that it takes."""
+    with contextlib.ExitStack() as stack:
+        daemons: dict[str, Daemon] = {}
+        nodes: dict[str, Node] = {}
+        for name in BACKENDS:
+            nodes[name] = make_node()
+            nodes[name].configure(BY_EVENTS_ALONE, backend=name)
+            daemons[name] = stack.enter_context(nodes[name].running())
+        for daemon in daemons.values():
+            daemon.reached("synced")
+        with contextlib.ExitStack() as meddling:
+            started = time.monotonic()
+            for name, node in nodes.items():
+                script = f"while :; do {MEDDLING[name]}; sleep 0.05; done"
+                meddling.enter_context(spawned(node, "sh", "-c", script))
+            for daemon in daemons.values():
+                daemon.reached("contended", Family.IPV4)
+                assert daemon.status()["state"] == "contended"
+            threading.Event().wait(max(0.0, started + MEDDLING_SECONDS - time.monotonic()))
+        lasted = time.monotonic() - started
+        for name, daemon in daemons.items():
+            eventually(lambda daemon=daemon: daemon.lines("in sync again"), 60)
+            assert daemon.status()["state"] == "synced"
+            assert repairs(daemon, Family.IPV4) <= BURST + (lasted + QUIET_SECONDS) * REFILL_PER_SECOND
+            assert repairs(daemon, Family.IPV6) == 0
+            (line,) = daemon.lines("keeps undoing our rules")
+            assert f" ipv4: {MEDDLING[name].split()[0]} (pid " in line or name == "iptables-legacy"
+            assert "something that the kernel does not name" in line or name != "iptables-legacy"
+            assert nodes[name].masq("--backend", name, "plan").returncode == 0
+
+
+TRAFFIC = """
+import sys, time, nftables
+chain, hits = sys.argv[1], int(sys.argv[2])
+library = nftables.Nftables()
+
+def commit(text):
+    status, _, error = library.cmd(text)
+    assert status == 0, error
+
+def whole():
+    return "masquerade" in library.cmd(f"list chain ip {chain}")[1].lower()
+
+commit("add table ip busy; add chain ip busy traffic")
+start = time.monotonic()
+for number in range(100 * hits):
+    time.sleep(max(0, start + number / 100 - time.monotonic()))
+    if number % 100 != 50:
+        commit(f"add rule ip busy traffic ip daddr 192.0.2.1 counter accept comment \\"{number}\\"")
+        continue
+    while not whole():
+        time.sleep(0.01)
+    commit(f"flush chain ip {chain}")
+"""
+
+
+def test_every_hit_among_many_foreign_transactions_is_repaired(make_node: Callable[[], Node]) -> None:
+    """A hundred transactions a second on each of two nodes, for five seconds, and one in a hundred hits us."""
+    hits = 5
+    chains = {"nft": "flanneld-masq postrouting", "iptables-nft": "nat FLANNELD-MASQ"}
+    nodes = {name: make_node() for name in chains}
+    with contextlib.ExitStack() as stack:
+        daemons = {}
+        for name, node in nodes.items():
+            node.configure(BY_EVENTS_ALONE, backend=name)
+            daemons[name] = stack.enter_context(node.running())
+            daemons[name].reached("synced")
+        before = {name: node.ruleset() for name, node in nodes.items()}
+        flows = [
+            stack.enter_context(spawned(nodes[name], sys.executable, "-c", TRAFFIC, chain, str(hits)))
+            for name, chain in chains.items()
+        ]
+        for flow in flows:
+            assert flow.wait(timeout=60) == 0
+        for name, node in nodes.items():
+            daemon = daemons[name]
+            eventually(lambda daemon=daemon: repairs(daemon, Family.IPV4) == hits)
+            rules = [line for line in node.ruleset().splitlines() if "ip daddr 192.0.2.1 counter accept" in line]
+            assert [line.split('"')[1] for line in rules] == [str(n) for n in range(100 * hits) if n % 100 != 50]
+            node.tool("nft", "delete table ip busy")
+            assert node.ruleset() == before[name]
+            assert not daemon.lines("events lost")
+            assert repairs(daemon, Family.IPV4) == hits
+            assert daemon.status()["state"] == "synced"
+
+
+@contextlib.contextmanager
+def spawned(node: Node, *argv: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A program in the node's namespace, until the end of the block."""
+    with node.entered(), Path("/dev/null").open("wb") as nowhere:
+        process = netns.spawn(argv, output=nowhere)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_held_xtables_lock_is_waited_for_and_holds_up_nothing_else(make_node: Callable[[], Node]) -> None:
+    """All namespaces of the test have one lock file, in the /run that is theirs alone."""
+    waiting, stopping, other = make_node(), make_node(), make_node()
+    for node, name in ((waiting, "iptables-legacy"), (stopping, "iptables-legacy"), (other, "nft")):
+        node.configure(BY_EVENTS_ALONE, backend=name)
+    with contextlib.ExitStack() as stack:
+        with LOCK.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            daemon, stopped, unconcerned = (stack.enter_context(node.running()) for node in (waiting, stopping, other))
+            unconcerned.reached("synced")
+            for each in (daemon, stopped):
+                each.logged("started, pid")
+                eventually(lambda each=each: children(each))
+            assert stopped.stop() == 0
+            assert len(stopped.lines("ERROR")) == 0
+            for family in Family:
+                daemon.reached("degraded", family)
+        daemon.reached("synced")
+        for family in Family:
+            (line,) = daemon.lines("ERROR", f" {family}: ")
+            assert "/run/xtables.lock" in line
+            assert "next try in" in line
+            assert daemon.lines("INFO", f"{family}: in sync again")
+        assert waiting.masq("--backend", "iptables-legacy", "plan").returncode == 0
+
+
+def children(daemon: Daemon) -> list[str]:
+    """The programs that it waits for."""
+    task = Path("/proc", str(daemon.process.pid), "task")
+    pids = itertools.chain.from_iterable((found / "children").read_text().split() for found in task.iterdir())
+    return [name for pid in pids if "-restore" in (name := Path("/proc", pid, "cmdline").read_text())]

@@ -1,0 +1,413 @@
+"""What flannel and the CNI plugins leave in the kernel: told from all else, removed when asked, else left alone."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from flanneld_masq.model import Family
+
+from .conftest import BACKENDS, SUBNET_ENV, Daemon, Node, eventually
+
+FLAVOURS = ("nft", "legacy")
+CLUSTER = {Family.IPV4: "10.244.0.0/16", Family.IPV6: "fd00:10:244::/56"}
+PODS = {Family.IPV4: "10.244.1.0/24", Family.IPV6: "fd00:10:244:1::/64"}
+OTHER = {Family.IPV4: "10.99.0.0/16", Family.IPV6: "fd00:99::/56"}
+MASQ, FORWARD = '-m comment --comment "flanneld masq" ', '-m comment --comment "flanneld forward" '
+BY_EVENTS_ALONE = "[reconcile]\nresync_seconds = 3600\nlegacy_poll_seconds = 0.05\n"
+TAKEOVER = BY_EVENTS_ALONE + "[takeover]\nremove_flannel_rules = true\n"
+
+# ---- flannel's rules, by generation
+
+
+def chains(family: Family, *, random: str = " --random-fully") -> str:
+    """Releases since 0.20, for iptables-restore --noflush."""
+    cluster, pods, multicast = CLUSTER[family], PODS[family], family.data.multicast
+    return f"""\
+*nat
+:FLANNEL-POSTRTG - [0:0]
+-A POSTROUTING {MASQ}-j FLANNEL-POSTRTG
+-A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 {MASQ}-j RETURN
+-A FLANNEL-POSTRTG -s {pods} -d {cluster} {MASQ}-j RETURN
+-A FLANNEL-POSTRTG -s {cluster} -d {pods} {MASQ}-j RETURN
+-A FLANNEL-POSTRTG ! -s {cluster} -d {pods} {MASQ}-j RETURN
+-A FLANNEL-POSTRTG -s {cluster} ! -d {multicast} {MASQ}-j MASQUERADE{random}
+-A FLANNEL-POSTRTG ! -s {cluster} -d {cluster} {MASQ}-j MASQUERADE{random}
+COMMIT
+*filter
+:FLANNEL-FWD - [0:0]
+-A FORWARD {FORWARD}-j FLANNEL-FWD
+-A FLANNEL-FWD -s {cluster} {FORWARD}-j ACCEPT
+-A FLANNEL-FWD -d {cluster} {FORWARD}-j ACCEPT
+COMMIT
+"""
+
+
+def flat(family: Family, *, masq: str = "", forward: str = "", random: str = "", cluster: str = "") -> str:
+    """Releases before 0.20; since 0.17 with a comment."""
+    cluster, pods, multicast = cluster or CLUSTER[family], PODS[family], family.data.multicast
+    return f"""\
+*nat
+-A POSTROUTING -s {cluster} -d {cluster} {masq}-j RETURN
+-A POSTROUTING -s {cluster} ! -d {multicast} {masq}-j MASQUERADE{random}
+-A POSTROUTING ! -s {cluster} -d {pods} {masq}-j RETURN
+-A POSTROUTING ! -s {cluster} -d {cluster} {masq}-j MASQUERADE{random}
+COMMIT
+*filter
+-A FORWARD -s {cluster} {forward}-j ACCEPT
+-A FORWARD -d {cluster} {forward}-j ACCEPT
+COMMIT
+"""
+
+
+GENERATIONS: dict[str, Callable[[Family], str]] = {
+    "chains": chains,
+    "chains without random-fully": lambda family: chains(family, random=""),
+    "flat": lambda family: flat(family, masq=MASQ, forward=FORWARD, random=" --random-fully"),
+    "flat without random-fully": lambda family: flat(family, masq=MASQ, forward=FORWARD),
+    "flat without comment": lambda family: flat(family, random=" --random-fully"),
+    "flat without comment and random-fully": flat,
+}
+
+
+def tables(family: Family) -> str:
+    """Its nftables mode, for nft."""
+    name, cluster, pods = family.data.nft, CLUSTER[family], PODS[family]
+    return f"""\
+table {name} flannel-{family} {{
+  comment "rules for flannel";
+  chain postrtg {{
+    comment "chain to manage traffic masquerading by flannel";
+    type nat hook postrouting priority srcnat;
+    meta mark 0x4000 return
+    {name} saddr {pods} {name} daddr {cluster} return
+    {name} saddr {cluster} {name} daddr {pods} return
+    {name} saddr != {pods} {name} daddr {cluster} return
+    {name} saddr {cluster} {name} daddr != {family.data.multicast} masquerade fully-random
+  }}
+  chain forward {{
+    type filter hook forward priority filter;
+    {name} saddr {cluster} accept
+    {name} daddr {cluster} accept
+  }}
+}}
+"""
+
+
+def restore(node: Node, flavour: str, rules: Callable[[Family], str]) -> None:
+    for family in Family:
+        node.tool(f"{family.data.tools}-{flavour}-restore", "--noflush", "--wait", stdin=rules(family))
+
+
+def load(node: Node, rules: Callable[[Family], str]) -> None:
+    node.tool("nft", "-f", "-", stdin="".join(map(rules, Family)))
+
+
+# ---- the rules of others, some much like flannel's
+
+
+def foreign(family: Family, name: str) -> str:
+    """Those of `name` are told from those of another name by it."""
+    cluster, pods, other = CLUSTER[family], PODS[family], OTHER[family]
+    return f"""\
+*nat
+:FLANNEL-{name} - [0:0]
+-A POSTROUTING -s {cluster} -d {other} -m comment --comment "{name}" -j RETURN
+-A POSTROUTING -s {cluster} -d {cluster} -m comment --comment "flanneld masq {name}" -j RETURN
+-A POSTROUTING -s {cluster} -d {cluster} -m mark --mark 1 -j RETURN
+-A POSTROUTING -s {cluster} -d {cluster} -j ACCEPT
+-A POSTROUTING -s {cluster} ! -d {other} -j MASQUERADE
+-A POSTROUTING -s {pods} ! -d {family.data.multicast} -j MASQUERADE
+-A POSTROUTING -d {cluster} -j RETURN
+-A POSTROUTING -m comment --comment "{name}" -j FLANNEL-{name}
+-A FLANNEL-{name} -s {cluster} -d {cluster} -j RETURN
+-A PREROUTING -s {cluster} -d {cluster} -m comment --comment "flanneld {name}" -j RETURN
+COMMIT
+*filter
+-A FORWARD -s {cluster} -m comment --comment "{name}" -j ACCEPT
+-A FORWARD -s {cluster} -d {cluster} -j ACCEPT
+-A FORWARD ! -s {cluster} -j ACCEPT
+-A FORWARD -d {cluster} -j RETURN
+-A INPUT -s {cluster} -j ACCEPT
+COMMIT
+"""
+
+
+def add_foreign(node: Node, name: str) -> None:
+    for flavour in FLAVOURS:
+        restore(node, flavour, lambda family: foreign(family, name) + flat(family, cluster=OTHER[family]))
+    load(
+        node,
+        lambda family: (
+            f"table {family.data.nft} flannel-{name} {{ chain postrtg {{ }}; }}\n"
+            f"table inet flannel-{family} {{ chain {name} {{ }}; }}\n"
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The ruleset of a node with the rules of others alone."""
+    node = Node("untouched", tmp_path_factory.mktemp("untouched"))
+    add_foreign(node, "BEFORE")
+    add_foreign(node, "AFTER")
+    yield node.ruleset()
+    node.close()
+
+
+Around = Callable[[Callable[[Node], None]], Node]
+
+
+@pytest.fixture
+def around(make_node: Callable[[], Node]) -> Around:
+    """Makes a node with rules of others before and after those that are put in."""
+
+    def build(put_in: Callable[[Node], None]) -> Node:
+        node = make_node()
+        add_foreign(node, "BEFORE")
+        put_in(node)
+        add_foreign(node, "AFTER")
+        return node
+
+    return build
+
+
+def assert_cleans_up(node: Node, expected: str) -> None:
+    assert node.ruleset() != expected
+    cleaned = node.masq("cleanup", "--flannel")
+    assert cleaned.returncode == 0, cleaned.stderr
+    assert node.ruleset() == expected
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_cleanup_removes_each_generation_and_nothing_else(
+    around: Around, untouched: str, generation: str, flavour: str
+) -> None:
+    node = around(lambda node: restore(node, flavour, GENERATIONS[generation]))
+    assert_cleans_up(node, untouched)
+
+
+def test_cleanup_removes_the_tables_of_the_nftables_mode(around: Around, untouched: str) -> None:
+    node = around(lambda node: load(node, tables))
+    assert_cleans_up(node, untouched)
+
+
+def put_all(node: Node) -> None:
+    """Every generation in every flavour, half deleted in one of them, as years of upgrades leave it."""
+    for flavour in FLAVOURS:
+        for generation in GENERATIONS.values():
+            restore(node, flavour, generation)
+        node.tool(f"iptables-{flavour}", "-w", "-t", "nat", "-F", "FLANNEL-POSTRTG")
+    node.tool("ip6tables-nft", "-w", "-F", "FLANNEL-FWD")
+    load(node, tables)
+
+
+def test_cleanup_removes_all_of_them_at_once_and_ours_too(around: Around, untouched: str) -> None:
+    node = around(put_all)
+    for backend in BACKENDS:
+        assert node.masq("--backend", backend, "apply").returncode == 0
+    assert_cleans_up(node, untouched)
+    assert "nothing was there to remove" in node.masq("cleanup", "--flannel").stdout
+
+
+def test_cleanup_without_flannel_leaves_its_rules_alone(node: Node) -> None:
+    put_all(node)
+    before = node.ruleset()
+    assert node.masq("apply").returncode == 0
+    assert node.masq("cleanup").returncode == 0
+    assert node.ruleset() == before
+
+
+def test_rules_without_a_comment_are_known_by_the_lease_alone(node: Node) -> None:
+    restore(node, "nft", flat)
+    before = node.ruleset()
+    restore(node, "nft", chains)
+    node.subnet_file.unlink()
+    cleaned = node.masq("cleanup", "--flannel")
+    assert cleaned.returncode == 0
+    assert "rules of old flannel releases are not looked for" in cleaned.stderr
+    assert node.ruleset() == before
+
+
+# ---- the daemon
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_the_daemon_takes_over_once_ours_are_in_place(around: Around, untouched: str, name: str) -> None:
+    node = around(put_all)
+    node.configure(TAKEOVER, backend=name)
+    with node.running() as daemon:
+        for backend in BACKENDS:
+            for family in Family:
+                daemon.logged(f"{family}: ", "objects that flannel had written removed from", backend)
+        daemon.reached("synced")
+        for family in Family:
+            lines = daemon.lines(f"{family}: ")
+            applied, removed = (
+                next(number for number, line in enumerate(lines) if words in line)
+                for words in ("rules applied", "objects that flannel had written")
+            )
+            assert applied < removed
+            assert daemon.status()["families"][str(family)]["flannel_rules"] == []
+            assert daemon.status()["families"][str(family)]["repairs"] == 0
+        assert daemon.stop() == 0
+    assert node.masq("plan").returncode == 0
+    assert node.masq("cleanup").returncode == 0
+    assert node.ruleset() == untouched
+
+
+def test_they_stay_and_are_reported_unless_the_daemon_is_told(node: Node) -> None:
+    node.configure(BY_EVENTS_ALONE, backend="nft")
+    put_all(node)
+    before = node.ruleset()
+    with node.running() as daemon:
+        daemon.reached("synced")
+        for family in Family:
+            eventually(lambda family=family: survey(daemon, family, "flannel_rules") == list(BACKENDS))
+        assert daemon.stop() == 0
+    assert node.masq("cleanup").returncode == 0
+    assert node.ruleset() == before
+
+
+def survey(daemon: Daemon, family: Family, what: str) -> list[str]:
+    return list(daemon.status()["families"][str(family)][what])
+
+
+def lines_of(family: Family, table: str) -> list[str]:
+    """Flannel's rules of one table, with the jump."""
+    text = chains(family).split(f"*{table}\n")[1].split("COMMIT")[0]
+    return [line for line in text.splitlines() if line.startswith("-A ")]
+
+
+def check(node: Node, flavour: str) -> None:
+    """What flanneld does every five seconds: ask for each rule."""
+    for family in Family:
+        for table in ("nat", "filter"):
+            for line in lines_of(family, table):
+                node.tool(
+                    f"{family.data.tools}-{flavour}", "-w", "-t", table, *shlex.split(line.replace("-A", "-C", 1))
+                )
+
+
+def rewrite(node: Node, flavour: str) -> None:
+    """What it does where it believes one to be missing: delete and append them all."""
+    for family in Family:
+        for table in ("nat", "filter"):
+            lines = lines_of(family, table)
+            text = "\n".join([f"*{table}", *(line.replace("-A", "-D", 1) for line in lines), *lines, "COMMIT", ""])
+            node.tool(f"{family.data.tools}-{flavour}-restore", "--noflush", "--wait", stdin=text)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("name", BACKENDS)
+def test_beside_a_flanneld_that_masquerades_both_stay(node: Node, name: str, flavour: str) -> None:
+    node.configure(BY_EVENTS_ALONE, backend=name)
+    node.write_subnet(SUBNET_ENV.replace("FLANNEL_IPMASQ=false", "FLANNEL_IPMASQ=true"))
+    with node.running() as daemon:
+        daemon.reached("synced")
+        restore(node, flavour, chains)
+        check(node, flavour)
+        assert_in_order(node, daemon)
+        for family in Family:
+            assert daemon.status()["families"][str(family)]["repairs"] == 0
+        assert len(daemon.lines("FLANNEL_IPMASQ=true")) == 1
+        for _ in range(3):
+            rewrite(node, flavour)
+        assert_in_order(node, daemon)
+        assert not daemon.lines("keeps undoing our rules")
+        check(node, flavour)
+        assert daemon.stop() == 0
+    for family in Family:
+        for table, chain in (("nat", "FLANNEL-POSTRTG"), ("filter", "FLANNEL-FWD")):
+            saved = node.tool(f"{family.data.tools}-{flavour}-save", "-t", table)
+            found = [line for line in saved.splitlines() if line.startswith("-A ") and chain in line]
+            assert sorted(found) == sorted(lines_of(family, table))
+
+
+def assert_in_order(node: Node, daemon: Daemon) -> None:
+    """Once a pass was made for something else, which comes after those for what happened before."""
+    before = len(daemon.lines("ipv4: rules applied"))
+    subnet = "10.244.9.1/24" if "10.244.1.1/24" in node.subnet_file.read_text() else "10.244.1.1/24"
+    fixed = SUBNET_ENV.replace("FLANNEL_IPMASQ=false", "FLANNEL_IPMASQ=true")
+    node.write_subnet(fixed.replace("10.244.1.1/24", subnet))
+    eventually(lambda: len(daemon.lines("ipv4: rules applied")) > before)
+    daemon.reached("synced")
+    assert node.masq("plan").returncode == 0
+
+
+# ---- the CNI plugins
+
+
+def bridge(family: Family) -> str:
+    """What the bridge plugin writes for one pod when `ipMasq` is on."""
+    pod, pods = PODS[family].replace("0/24", "5").replace("::/64", "::5"), PODS[family]
+    comment = '-m comment --comment "name: \\"cbr0\\" id: \\"0123456789abcdef\\""'
+    chain = "CNI-1f2e3d4c5b6a79881706f5e4"
+    return f"""\
+*nat
+:{chain} - [0:0]
+-A POSTROUTING -s {pod} {comment} -j {chain}
+-A {chain} -d {pods} {comment} -j ACCEPT
+-A {chain} ! -d {family.data.multicast} {comment} -j MASQUERADE
+COMMIT
+"""
+
+
+def host_ports(family: Family) -> str:
+    """What the portmap plugin writes, which has nothing to do with it."""
+    return """\
+*nat
+:CNI-HOSTPORT-MASQ - [0:0]
+:CNI-HOSTPORT-SETMARK - [0:0]
+-A POSTROUTING -m comment --comment "CNI portfwd requiring masquerade" -j CNI-HOSTPORT-MASQ
+-A CNI-HOSTPORT-MASQ -m mark --mark 0x2000/0x2000 -j MASQUERADE
+-A CNI-HOSTPORT-SETMARK -m comment --comment "CNI portfwd masquerade mark" -j MARK --set-xmark 0x2000/0x2000
+COMMIT
+"""
+
+
+def plugin_table(_: Family) -> str:
+    return "table inet cni_plugins_masquerade { chain masq_checks { }; }\n"
+
+
+FOUND = {
+    "nft": "chain CNI-1f2e3d4c5b6a79881706f5e4 of table {} nat",
+    "legacy": "-j CNI-1f2e3d4c5b6a79881706f5e4 of legacy table nat",
+    "table": "table inet cni_plugins_masquerade",
+}
+
+
+@pytest.mark.parametrize("where", FOUND)
+def test_the_masquerade_of_the_bridge_plugin_is_reported(node: Node, where: str) -> None:
+    node.configure(BY_EVENTS_ALONE, backend="nft")
+    for flavour in FLAVOURS:
+        restore(node, flavour, host_ports)
+    with node.running() as daemon:
+        daemon.reached("synced")
+        if where == "table":
+            load(node, plugin_table)
+        else:
+            restore(node, where, bridge)
+        daemon.signal(signal.SIGHUP)
+        for family in Family:
+            (found,) = eventually(lambda family=family: survey(daemon, family, "cni_masquerade"))
+            assert FOUND[where].format(family.data.nft) in found
+            line = daemon.logged(f"WARNING {family}: the CNI bridge plugin masquerades too", found)
+            assert '"ipMasq": false' in line
+
+
+def test_host_ports_of_the_cni_plugins_are_no_such_masquerade(node: Node) -> None:
+    node.configure(BY_EVENTS_ALONE, backend="nft")
+    for flavour in FLAVOURS:
+        restore(node, flavour, host_ports)
+    restore(node, "nft", chains)
+    with node.running() as daemon:
+        daemon.reached("synced")
+        for family in Family:  # the look that finds these is the one that would find the others
+            eventually(lambda family=family: survey(daemon, family, "flannel_rules") == ["iptables-nft"])
+            assert survey(daemon, family, "cni_masquerade") == []
+        assert not daemon.lines("CNI")

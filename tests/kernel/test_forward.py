@@ -1,0 +1,209 @@
+"""Each group goes where it works, and moves without losing a packet."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
+from types import TracebackType
+
+import pytest
+
+from flanneld_masq import cases, packets
+from flanneld_masq.lab import Addresses, Lab
+from flanneld_masq.model import Family, Group, Packet, Settings
+from flanneld_masq.packets import PacketError
+
+from .conftest import Daemon, Node, eventually
+
+BY_EVENTS_ALONE = "[reconcile]\nresync_seconds = 3600\n"
+BY_RESYNC = (
+    "[reconcile]\nresync_seconds = 1\n"  # nothing tells of a policy in a legacy table that holds no rule of ours
+)
+FLAVOURS = ("iptables-nft", "iptables-legacy")
+DROPS = {
+    "iptables-nft": "chain FORWARD of table {family} filter has policy drop",
+    "iptables-legacy": "chain FORWARD of legacy table filter has policy DROP",
+}
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab(prefix="forward-") as found:
+        yield found
+
+
+@pytest.fixture
+def node(node: Node, lab: Lab) -> Iterator[Node]:
+    """The one in the middle of the lab."""
+    own, node.netns = node.netns, lab.node
+    node.write_subnet("".join(each.subnet_lines() for each in lab.addresses))
+    yield node
+    node.netns = own
+
+
+def set_policy(node: Node, flavour: str, policy: str) -> None:
+    for family in Family:
+        node.tool(f"{family.data.tools}-{flavour.partition('-')[2]}", "-w", "-P", "FORWARD", policy)
+
+
+def evidence(flavour: str, family: Family) -> str:
+    return DROPS[flavour].format(family=family.data.nft)
+
+
+def backend_of(daemon: Daemon, group: Group, family: Family) -> str:
+    groups = daemon.status()["families"][str(family)]["groups"]
+    return str(groups[str(group)]["backend"])
+
+
+def reach(daemon: Daemon, group: Group, backend: str) -> None:
+    for family in Family:
+        eventually(lambda family=family: backend_of(daemon, group, family) == backend)
+    daemon.reached("synced")
+
+
+def crosses(lab: Lab, of: Addresses) -> bool:
+    try:
+        packets.udp(lab.pod, lab.outside, Packet(of.pod, of.far), deadline=0.3)
+    except PacketError:
+        return False
+    return True
+
+
+def assert_packets_pass(lab: Lab, node: Node) -> None:
+    """All of them, for everything that crosses the node comes from a pod or goes to one."""
+    hosts = {"pod": lab.pod, "node": lab.node, "remote": lab.remote, "outside": lab.outside}
+    for of in lab.addresses:
+        for case in cases.cases(of):
+            for send in (packets.udp, packets.tcp)[: len(case.transports)]:
+                expected = cases.expect(Settings(), (node.lease(),), of, case.packet)
+                found = send(hosts[case.sender], hosts[case.receiver], case.packet, device=case.device)
+                assert found == expected.source, case
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_pod_traffic_crosses_a_node_whose_forward_chain_drops(lab: Lab, node: Node, flavour: str) -> None:
+    set_policy(node, flavour, "DROP")
+    assert not any(crosses(lab, of) for of in lab.addresses)
+    node.configure(BY_EVENTS_ALONE, backend="nft")
+    with node.running() as daemon:
+        daemon.reached("synced")
+        for family in Family:
+            assert backend_of(daemon, Group.MASQUERADE, family) == "nft"
+            assert backend_of(daemon, Group.FORWARD, family) == flavour
+            assert daemon.lines(f"{family} forward: backend {flavour}, {evidence(flavour, family)}")
+        assert_packets_pass(lab, node)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_the_choice_is_made_anew_when_the_evidence_comes_and_goes(lab: Lab, node: Node, flavour: str) -> None:
+    node.configure(BY_EVENTS_ALONE if flavour == "iptables-nft" else BY_RESYNC, backend="nft")
+    if flavour == "iptables-legacy":
+        set_policy(node, flavour, "ACCEPT")
+    with node.running() as daemon:
+        daemon.reached("synced")
+        reach(daemon, Group.FORWARD, "nft")
+        rules = node.ruleset()
+        for times in (1, 2):
+            set_policy(node, flavour, "DROP")
+            reach(daemon, Group.FORWARD, flavour)
+            assert_packets_pass(lab, node)
+            for family in Family:
+                table = node.tool("nft", f"list table {family.data.nft} flanneld-masq")
+                assert "chain postrouting" in table
+                assert "chain forward" not in table
+                lines = daemon.lines(f"{family} forward: backend {flavour}, {evidence(flavour, family)}")
+                assert len(lines) == times
+            set_policy(node, flavour, "ACCEPT")
+            reach(daemon, Group.FORWARD, "nft")
+            assert_packets_pass(lab, node)
+            for family in Family:
+                lines = daemon.lines(f"{family} forward: backend nft, goes with the masquerade group")
+                assert len(lines) == 1 + times
+        if flavour == "iptables-legacy":
+            assert sorted(node.ruleset().splitlines()) == sorted(rules.splitlines())
+        assert "FLANNELD-MASQ" not in node.ruleset()
+
+
+class Flow(AbstractContextManager["Flow"]):
+    """New connections from the pod to the outside, 200 a second, and the source that each had there."""
+
+    def __init__(self, lab: Lab, of: Addresses) -> None:
+        self.sent = 0
+        self._pod, self._of = lab.pod, of
+        self._kind = socket.AF_INET if of.family is Family.IPV4 else socket.AF_INET6
+        with lab.outside.entered():
+            self._target = socket.socket(self._kind, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            self._target.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+            self._target.bind((str(of.far), 0))
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._send, name=f"flow of {of.family}")
+
+    def __enter__(self) -> Flow:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end.set()
+        self._thread.join()
+        self._target.close()
+
+    def finish(self) -> list[str]:
+        """Stop, and return the source of each packet that arrived."""
+        self._end.set()
+        self._thread.join()
+        return list(self._received())
+
+    def more(self, number: int) -> None:
+        """Wait until so many more were sent."""
+        until = self.sent + number
+        eventually(lambda: self.sent >= until)
+
+    def _send(self) -> None:
+        destination = (str(self._of.far), self._target.getsockname()[1])
+        with self._pod.entered():
+            for port in itertools.count(2000):
+                with socket.socket(self._kind, socket.SOCK_DGRAM) as source:
+                    source.bind((str(self._of.pod), port))
+                    source.sendto(b"new", destination)
+                self.sent += 1
+                if self._end.wait(0.005):
+                    return
+
+    def _received(self) -> Iterator[str]:
+        while True:
+            try:
+                yield self._target.recvfrom(64)[1][0]
+            except BlockingIOError:
+                return
+
+
+def test_no_packet_leaves_without_nat_while_the_backend_changes(lab: Lab, node: Node) -> None:
+    node.configure(BY_EVENTS_ALONE, backend="nft")
+    with node.running() as daemon:
+        daemon.reached("synced")
+        for of in lab.addresses:  # who is on the link is known by then, so that no packet waits for it
+            packets.udp(lab.pod, lab.outside, Packet(of.pod, of.far))
+        flows = [Flow(lab, of) for of in lab.addresses]
+        with ExitStack() as stack:
+            for flow in flows:
+                stack.enter_context(flow)
+            for backend in ("iptables-nft", "iptables-legacy", "nft", "iptables-legacy", "iptables-nft", "nft"):
+                for flow in flows:
+                    flow.more(20)
+                node.configure(BY_EVENTS_ALONE, backend=backend)
+                daemon.signal(signal.SIGHUP)
+                for group in Group:
+                    reach(daemon, group, backend)
+            for flow in flows:
+                flow.more(20)
+                arrived = flow.finish()
+                of = lab.addresses[flows.index(flow)]
+                assert set(arrived) == {str(of.node)}
+                assert len(arrived) == flow.sent
+        assert "FLANNELD-MASQ" not in node.ruleset()
