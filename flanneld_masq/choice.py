@@ -37,7 +37,7 @@ def choose(
     """
     masquerade = _masquerade(settings, probes, flannel_uses_nftables)
     forward = Choice(masquerade.backend, "goes with the masquerade group")
-    if settings.forward.backend != AUTO:
+    if settings.forward.backend != AUTO and settings.forward.enabled:
         forward = _named(settings.forward.backend, "forward.backend", probes)
     elif masquerade.backend not in drops:
         found = next((name for name in drops if name in probes and probes[name].usable), None)

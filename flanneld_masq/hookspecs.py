@@ -6,7 +6,7 @@ group ``flanneld_masq``:
     [project.entry-points.flanneld_masq]
     my-backend = "my_backend.plugin"
 
-and that implements any of the hooks below with ``flanneld_masq.hookimpl``. A hook that raises never
+and that implements any of the hooks below with ``flanneld_masq.hookspecs.hookimpl``. A hook that raises never
 stops the daemon: the plugin is named in the log and in ``backends`` and ``status``, and is left out.
 """
 
@@ -92,9 +92,9 @@ class Backend(Protocol):
         for nothing. Called before each pass while the backend of the forward group is `auto`: be quick, start
         no process."""
 
-    def survey(self, lease: Optional[FamilyLease]) -> Survey:
-        """What flannel and the CNI bridge plugin keep here. Changes nothing. `lease` tells which of the rules
-        without a comment old releases of flannel wrote; without one, such are not looked for."""
+    def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
+        """What flannel and the CNI bridge plugin keep here. Changes nothing. `leases` tell which of the rules
+        without a comment old releases of flannel wrote; without any, such are not looked for."""
 
     def remove(self, items: tuple[Item, ...]) -> None:
         """Remove these items of a survey, and nothing else."""
@@ -119,7 +119,7 @@ class Backend(Protocol):
 class BackendType:
     """A backend as a plugin offers it. `create` is called once per family and starts nothing.
 
-    `preference` orders the candidates of `auto`: lower goes first; None is never chosen by `auto`.
+    `preference` orders the candidates of `auto`: lower goes first, None after all numbers.
     """
 
     name: BackendName

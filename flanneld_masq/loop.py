@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
@@ -108,6 +109,9 @@ class FamilyLoop:
 
     def ruleset_changed(self, transactions: Iterable[Transaction], lost: bool) -> None:
         """Somebody committed to nf_tables. Our own commits, and what came before them, are known already."""
+        if self._failures:
+            self.mark(_RULESET_CHANGED)  # it may be the end of the trouble
+            return
         verified = self.outcome.generation if self.outcome else None
         if verified is None:
             return
@@ -190,7 +194,7 @@ class FamilyLoop:
         if wish is None:
             return
         verified = self.outcome.generation if self.outcome else None
-        if reasons == [_RULESET_CHANGED] and verified is not None:
+        if reasons == [_RULESET_CHANGED] and verified is not None and not self._failures:
             self._transactions = [found for found in self._transactions if found.after(verified)]
             if not self._transactions:
                 return  # it was our own commit
@@ -218,7 +222,10 @@ class FamilyLoop:
             self._passing = False
 
     def _poll_later(self, seconds: float) -> None:
-        self._poll_timer = asyncio.get_running_loop().call_later(seconds, self._poll)
+        """At a full multiple of the poll interval, so that both families wake the process together."""
+        interval = self._owner.settings.reconcile.legacy_poll_seconds
+        moment = (math.floor((self._now() + seconds - interval) / interval) + 1) * interval
+        self._poll_timer = asyncio.get_running_loop().call_at(moment, self._poll)
 
     def _poll(self) -> None:
         """Look at what has no events: cheap, and a full look only if it moved. Never while a pass runs."""

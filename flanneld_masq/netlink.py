@@ -123,6 +123,8 @@ def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
             raise KernelError("reading a netlink attribute", "it is cut short")
         yield kind & _TYPE_MASK, data[offset + 4 : offset + length]
         offset += (length + 3) & ~3
+    if offset < end:
+        raise KernelError("reading a netlink attribute", "it is cut short")
 
 
 def u32(data: bytes | None, default: int = 0) -> int:

@@ -199,8 +199,8 @@ class GuardedBackend:
     def drops_forwarding(self) -> str:
         return self._guard("drops_forwarding", lambda backend: backend.drops_forwarding())
 
-    def survey(self, lease: Optional[FamilyLease]) -> Survey:
-        return self._guard("survey", lambda backend: backend.survey(lease))
+    def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
+        return self._guard("survey", lambda backend: backend.survey(leases))
 
     def remove(self, items: tuple[Item, ...]) -> None:
         return self._guard("remove", lambda backend: backend.remove(items))

@@ -71,6 +71,28 @@ class Outcome:
     glance: tuple[bytes | None, ...] = ()
 
 
+class Lazy(Mapping[BackendName, Probe]):
+    """Asks for a value when it is first looked up. The rules must not wait for backends that nobody chose."""
+
+    def __init__(self, names: tuple[BackendName, ...], ask: Callable[[BackendName], Probe]) -> None:
+        self._names = names
+        self._ask = ask
+        self._known: dict[BackendName, Probe] = {}
+
+    def __getitem__(self, name: BackendName) -> Probe:
+        if name not in self._known:
+            if name not in self._names:
+                raise KeyError(name)
+            self._known[name] = self._ask(name)
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[BackendName]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 @dataclass(frozen=True, **SLOTS)
 class Job:
     """What one backend shall hold, and the items that an observation of it has."""
@@ -103,7 +125,7 @@ class Reconciler:
         self._missing = missing
         self._commits = commits or threading.Lock()
         self._clock = clock
-        self._probes: dict[BackendName, Probe] | None = None
+        self._probes = Lazy(tuple(backends), self._probe)
         self._thorough = True
         self._carried: Mapping[BackendName, frozenset[Group]] = {}
         self._verified: int | None = None
@@ -111,20 +133,18 @@ class Reconciler:
         self._jobs: tuple[Wish, Mapping[BackendName, frozenset[Group]], tuple[Job, ...]] | None = None
 
     def probes(self) -> Mapping[BackendName, Probe]:
-        """Whether each backend can be used; asks each one once."""
-        if self._probes is None:
-            missing = self._missing()
-            self._probes = {
-                name: Probe(False, missing, "boot a kernel with it, or leave the family out of the subnet file")
-                if missing
-                else backend.probe()
-                for name, backend in self._backends.items()
-            }
+        """Whether each backend can be used, in the order of preference; each is asked once, when it is looked up."""
         return self._probes
+
+    def _probe(self, name: BackendName) -> Probe:
+        missing = self._missing()
+        if missing:
+            return Probe(False, missing, "boot a kernel with it, or leave the family out of the subnet file")
+        return self._backends[name].probe()
 
     def reprobe(self) -> None:
         """Ask the backends anew, and look at all of them once more: tools come and go."""
-        self._probes = None
+        self._probes = Lazy(tuple(self._backends), self._probe)
         self._jobs = None
         self._thorough = True
 
@@ -176,8 +196,11 @@ class Reconciler:
 
     def glance(self) -> tuple[bytes | None, ...]:
         """What differs whenever a pass would find a difference in a backend with events. Not while a pass runs."""
-        usable = (name for name, probe in self.probes().items() if probe.usable)
-        return tuple(self._backends[name].glance(self._carried.get(name, frozenset())) for name in usable)
+        return tuple(
+            backend.glance(self._carried.get(name, frozenset()))
+            for name, backend in self._backends.items()
+            if self._probes[name].usable
+        )
 
     def polls(self) -> bool:
         """Whether there is such a backend in use."""
@@ -218,9 +241,9 @@ class Reconciler:
 
     def survey(self, leases: tuple[Lease, ...]) -> Surveys:
         """What flannel and the CNI bridge plugin keep, in every backend that can be used."""
-        lease = next((found for each in leases if (found := each.of(self.family)) is not None), None)
+        found = tuple(lease for each in leases if (lease := each.of(self.family)) is not None)
         usable = [self._backends[name] for name, probe in self.probes().items() if probe.usable]
-        return tuple((backend, backend.survey(lease)) for backend in usable)
+        return tuple((backend, backend.survey(found)) for backend in usable)
 
     def remove_flannel_rules(self, leases: tuple[Lease, ...]) -> Removed:
         """Remove what flannel wrote, of each of its generations; what was removed, by backend."""
@@ -238,8 +261,13 @@ class Reconciler:
 
     def _drops(self) -> dict[BackendName, str]:
         """What drops forwarded packets, by backend. Each pass asks, for docker and the like come and go."""
-        found = {name: self._backends[name].drops_forwarding() for name, probe in self.probes().items() if probe.usable}
-        return {name: what for name, what in found.items() if what}
+        found: dict[BackendName, str] = {}
+        for name, backend in self._backends.items() if not self._missing() else ():
+            with contextlib.suppress(MasqError):  # no evidence; if the backend is in use, its pass meets the error
+                what = backend.drops_forwarding()
+                if what and self._probes[name].usable:
+                    found[name] = what
+        return found
 
     def randomises(self, backend: BackendName) -> bool:
         """Whether the backend masquerades to fully random ports here."""
@@ -294,8 +322,8 @@ class Reconciler:
     ) -> int | None:
         """Replace, read back, and remember what the kernel holds; the generation that is known to be right.
 
-        What is read back counts as ours only if nobody else committed meanwhile; of somebody who always does,
-        the last of several tries is believed, if the tags are right.
+        What is read back counts as ours only if nobody else committed meanwhile, or if it is what we wrote
+        before; of somebody who always does, the last of several tries is believed, if the tags are right.
         """
         problem = ""
         for tries_left in reversed(range(WRITE_TRIES)):
@@ -306,13 +334,17 @@ class Reconciler:
                 after = job.backend.generation()
             alone = before is None or after is None or after == (before + transactions) & 0xFFFFFFFF
             problem = plan.unmet(job.wanted, observed)
-            if not problem and (alone or not tries_left):
+            if not problem and (alone or not tries_left or self._is_known(job, observed)):
                 self._remember(job, observed)
                 return after if alone else before
         raise RulesetError(
             f"{self.family}: {job.backend.name} wrote the rules {WRITE_TRIES} times, and each time the kernel held "
             f"something else at once: {problem}; see `flanneld-masq plan`"
         )
+
+    def _is_known(self, job: Job, observed: Observation) -> bool:
+        golden = self._store.golden(job.backend.name, self.family)
+        return not plan.differences(job.wanted, job.desired.position, golden, observed)
 
     @contextlib.contextmanager
     def _undisturbed(self) -> Iterator[None]:

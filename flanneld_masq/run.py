@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -53,13 +54,8 @@ class Runner:
         try:
             stdout, stderr = process.communicate(stdin, timeout=timeout)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
+            _kill(process)
             raise CommandError(argv, f"gave no answer within {timeout:g} s and was ended") from None
-        except UnicodeDecodeError as error:
-            process.kill()
-            process.wait()
-            raise CommandError(argv, f"printed what is not text: {error}") from error
         finally:
             with self._lock:
                 self._running.discard(process)
@@ -69,7 +65,7 @@ class Runner:
         with self._lock:
             self._stopped = True
             for process in self._running:
-                process.kill()
+                _kill_group(process)
 
     def resume(self) -> None:
         with self._lock:
@@ -90,6 +86,8 @@ class Runner:
                     cwd="/",
                     text=True,
                     encoding="utf-8",
+                    errors="surrogateescape",  # a comment of somebody's rule may hold any bytes
+                    start_new_session=True,  # so that what it starts itself ends with it
                 )
             except OSError as error:
                 raise CommandError(argv, f"could not be started: {error.strerror}") from error
@@ -97,9 +95,32 @@ class Runner:
             return process
 
 
+def _kill_group(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """End it and whatever it started, and let go of the pipes even if somebody still holds them."""
+    _kill_group(process)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.communicate(timeout=1)
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
+    process.wait()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def _judge(argv: tuple[str, ...], status: int, stdout: str, stderr: str) -> Completed:
     if status < 0:
-        raise CommandError(argv, f"was ended by {signal.Signals(-status).name}", status=status, stderr=stderr.strip())
+        raise CommandError(argv, f"was ended by {_signal_name(-status)}", status=status, stderr=stderr.strip())
     if status > 0:
         raise CommandError(argv, f"failed with exit status {status}", status=status, stderr=stderr.strip())
     return Completed(argv, stdout, stderr)

@@ -85,6 +85,7 @@ class Daemon:
             if found.family is family:
                 found.mark(RESYNC)
         self._exceptions = self._plugin_networks()
+        self._watch.refresh()
         self.refresh(RESYNC)
 
     def reload(self) -> None:

@@ -17,7 +17,6 @@ import fcntl
 import json
 import os
 import stat
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +27,7 @@ from .model import BackendName, Family, Golden, Item, Neighbours
 
 PASS_LOCK_SECONDS = 10.0
 _RETRY_SECONDS = 0.01
+_INSTANCE_TRIES = 20
 
 
 class Store:
@@ -83,7 +83,9 @@ class Store:
     def instance(self) -> Iterator[None]:
         """Hold the directory as its one daemon. Raises AlreadyRunning, naming the other."""
         with self._open_lock("lock") as file:
-            if not _try_lock(file):
+            pause = threading.Event()
+            # a command that asks for the daemon's pid holds the lock for a moment
+            if not any(_try_lock(file) or pause.wait(_RETRY_SECONDS) for _ in range(_INSTANCE_TRIES)):
                 raise AlreadyRunning(
                     f"another flanneld-masq runs with the state directory {self._directory}: "
                     f"{_describe_process(file.read().strip())}; stop it first, or give this one a state_directory "
@@ -154,18 +156,21 @@ class Store:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write beside it, then rename: a reader sees the old text or the new. Raises StateError."""
+    """Write beside it, then rename: a reader sees the old text or the new. Raises StateError.
+
+    What a killed writer left is removed by the next one: there is one at a time, under a lock of its own.
+    """
+    temporary = path.with_name(f".{path.name}.new")
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(text)
-                os.fchmod(file.fileno(), 0o644)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink()
-            raise
+        temporary.unlink(missing_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            os.fchmod(file.fileno(), 0o644)
+        temporary.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise StateError(f"{path} cannot be written: {error.strerror}") from error
 
 

@@ -202,7 +202,7 @@ class MemoryBackend:
         self._kernel.called("drops_forwarding", self.name, self.family)
         return self._kernel.drops.get(self.name, "")
 
-    def survey(self, lease: FamilyLease | None) -> Survey:
+    def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
         self._kernel.called("survey", self.name, self.family)
         found = [
             _item("rule", chain, rule)

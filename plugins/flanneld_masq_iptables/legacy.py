@@ -7,6 +7,7 @@ A table of ip_tables comes into being by the first look at it, so none is looked
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 from collections.abc import Collection, Iterator
 
@@ -35,6 +36,8 @@ from .getinfo import TableInfo
 from .rules import PLACES, Place
 
 NAME = BackendName("iptables-legacy")
+_TABLES = frozenset(place.table for place in PLACES.values())
+_QUOTE = re.compile(r'(?<!\\)"')
 
 
 class IptablesLegacy:
@@ -46,6 +49,7 @@ class IptablesLegacy:
         self._found: programs.Program | None = None
         self._info = TableInfo(family)
         self._seen: tuple[tuple[str, bytes], ...] = ()
+        self._existing: list[str] = []
 
     @property
     def _program(self) -> programs.Program:
@@ -126,12 +130,12 @@ class IptablesLegacy:
         found = self._info.forward_drop(place.table) if place.table in self._tables() else ""
         return f"chain {place.base} of legacy table {place.table} has {found}" if found else ""
 
-    def survey(self, lease: FamilyLease | None) -> Survey:
+    def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
         found: list[Item] = []
         cni: list[str] = []
         for group, place in PLACES.items():
             lines = tuple(self._lines(place)) if place.table in self._tables() else ()
-            found += _flannel(place, group, self.family, lease, lines)
+            found += _flannel(place, group, self.family, leases, lines)
             cni += [line for line in lines if line.startswith("-A POSTROUTING ") and _masquerades_for_cni(line)]
         return Survey(tuple(found), f"rule {cni[0]} of legacy table nat" if cni else "")
 
@@ -155,8 +159,9 @@ class IptablesLegacy:
 
     def _shape(self) -> tuple[tuple[str, bytes], ...]:
         """What ip_tables says of our tables, those that exist: number of entries, size, offsets."""
-        tables = sorted(self._tables() & {place.table for place in PLACES.values()})
-        return tuple((table, self._info.read(table)) for table in tables)
+        if len(self._existing) < len(_TABLES):  # what exists stays
+            self._existing = sorted(self._tables() & _TABLES)
+        return tuple((table, self._info.read(table)) for table in self._existing)
 
     def _names_file(self) -> str:
         return self.family.data.legacy_names
@@ -202,17 +207,17 @@ class IptablesLegacy:
                 jumps.append(Item("jump", f"{place.table} {chain}", line, raw=line, tag=rules.tag_of(_comment(line))))
                 first = len(base) if chain == place.base and first < 0 else first
             elif chain == place.base and not line.startswith(":"):
-                base.append(hashlib.sha256(line.encode()).hexdigest()[:16])
+                base.append(hashlib.sha256(line.encode("utf-8", "surrogateescape")).hexdigest()[:16])
         around = Neighbours(place.jump, tuple(base[:first]), tuple(base[first:])) if first >= 0 else None
         return (*items, *jumps), around or Neighbours(place.jump)
 
 
 def _flannel(
-    place: Place, group: Group, family: Family, lease: FamilyLease | None, lines: tuple[str, ...]
+    place: Place, group: Group, family: Family, leases: tuple[FamilyLease, ...], lines: tuple[str, ...]
 ) -> Iterator[Item]:
     """What flannel wrote into the table, the chain after the rules that keep it from being removed."""
     chain = flannel.CHAINS[group]
-    flat = {rule.iptables() for rule in flannel.flat_rules(group, family, lease)} if lease else set()
+    flat = {rule.iptables() for lease in leases for rule in flannel.flat_rules(group, family, lease)}
     for line in lines:
         start, _, rest = line.partition(f"-A {place.base} ")
         in_base = not start and bool(rest)
@@ -229,9 +234,21 @@ def _masquerades_for_cni(line: str) -> bool:
     return any(option == "-j" and rules.is_cni_masquerade(target) for option, target in zip(words, words[1:]))
 
 
+def _logical_lines(text: str) -> Iterator[str]:
+    """A comment of somebody's rule may hold a newline; then its line ends where its quotes do."""
+    line = ""
+    for part in text.split("\n"):
+        line = f"{line}\n{part}" if line else part
+        if len(_QUOTE.findall(line)) % 2 == 0:
+            yield line
+            line = ""
+    if line:
+        yield line
+
+
 def _table_lines(printed: Completed, table: str) -> Iterator[str]:
     """The chain and rule lines of one table. Raises CommandError unless the listing is whole."""
-    lines = [line for line in printed.stdout.splitlines() if line and not line.startswith("#")]
+    lines = [line for line in _logical_lines(printed.stdout) if line and not line.startswith("#")]
     if len(lines) < 2 or lines[0] != f"*{table}" or lines[-1] != "COMMIT":
         raise CommandError(printed.argv, f"did not print the whole of table {table}", stderr=printed.stderr.strip())
     for line in lines[1:-1]:

@@ -113,8 +113,8 @@ class IptablesNft:
         rules_there = self._netlink.rules(self.family, place.table, place.base)
         return f"{where} has a dropping rule" if any(map(drops, rules_there)) else ""
 
-    def survey(self, lease: FamilyLease | None) -> Survey:
-        found = [item for group in Group for item in self._flannel(group, lease)]
+    def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
+        found = [item for group in Group for item in self._flannel(group, leases)]
         place = PLACES[Group.MASQUERADE]
         targets = map(jump_target, self._netlink.rules(self.family, place.table, place.base))
         chains = [target for target in targets if rules.is_cni_masquerade(target)]
@@ -127,9 +127,9 @@ class IptablesNft:
             chains = [item.place.split(" ", 1)[1] for item in there if item.kind == "chain"]
             self._delete(place, tuple(item for item in there if item.kind == "rule"), next(iter(chains), None))
 
-    def _flannel(self, group: Group, lease: FamilyLease | None) -> Iterator[Item]:
+    def _flannel(self, group: Group, leases: tuple[FamilyLease, ...]) -> Iterator[Item]:
         place, chain = PLACES[group], flannel.CHAINS[group]
-        flat = {rule.nft(self.family) for rule in flannel.flat_rules(group, self.family, lease)} if lease else set()
+        flat = {rule.nft(self.family) for lease in leases for rule in flannel.flat_rules(group, self.family, lease)}
         for rule in self._netlink.rules(self.family, place.table, place.base):
             theirs = comment(rule) == flannel.COMMENTS[group] or jump_target(rule) == chain
             if theirs or describe(rule, self.family) in flat:

@@ -89,7 +89,7 @@ class NftBackend:
     def drops_forwarding(self) -> str:
         return ""  # our table is our own, and what other tables drop no accept of ours can save
 
-    def survey(self, lease: FamilyLease | None) -> Survey:
+    def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
         name = flannel.TABLES[self.family]
         place = f"{self.family.data.nft} {name}"
         found = (Item("table", place, f"table {place}"),) if self._netlink.table(self.family, name) else ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 from functools import cached_property
 from typing import Protocol, cast
@@ -9,6 +10,15 @@ from typing import Protocol, cast
 from flanneld_masq.errors import BackendUnavailable, RulesetError
 
 REMEDY = "install the package python3-nftables (Debian, Ubuntu, Fedora and RHEL call it so)"
+
+
+_libc = ctypes.CDLL(None)
+
+
+def _trim() -> None:
+    """Give back the memory in which libnftables listed every chain of the kernel: 40 MB at 50,000 foreign rules."""
+    if hasattr(_libc, "malloc_trim"):  # glibc
+        _libc.malloc_trim(0)
 
 
 class _Library(Protocol):
@@ -34,6 +44,7 @@ class Nftables:
     def commit(self, text: str) -> None:
         """All of `text` in one transaction, or nothing of it and a RulesetError."""
         status, _, error = self._library.cmd(text)
+        _trim()
         if status != 0:
             first = next(iter(error.strip().splitlines()), f"status {status} without a word")
             raise RulesetError(f"the kernel or libnftables refused this transaction: {first}\n{text}")

@@ -46,7 +46,7 @@ def describe_chain(kind: str, hook: str, priority: int, policy: str) -> str:
 def describe_table(family: Family, uses: int, flags: int = 0, owner: int = 0) -> str:
     """The table in words. `uses` counts its chains, sets and objects, so one of others shows."""
     extra = (f", flags {flags:#x}" if flags else "") + (f", owned by netlink port {owner}" if owner else "")
-    return f"table {table_place(family)} with {uses} chain{'' if uses == 1 else 's'}, nothing else in it{extra}"
+    return f"table {table_place(family)} holding {uses} chains, sets and objects{extra}"
 
 
 def rule_text(family: Family, rule: Rule) -> str:

@@ -300,6 +300,9 @@ class Quiet:
     def event(self, event: Event, level: int = logging.INFO) -> None:
         self.events.append(event)
 
+    def hear(self) -> None:
+        pass
+
     def publish(self) -> None:
         pass
 

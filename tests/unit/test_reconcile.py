@@ -478,14 +478,14 @@ class TestFlannelsRules:
         asked = []
 
         class Asked(MemoryBackend):
-            def survey(self, lease: FamilyLease | None) -> Survey:
-                asked.append(lease)
-                return super().survey(lease)
+            def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
+                asked.append(leases)
+                return super().survey(leases)
 
         reconciler = Reconciler(V4, {ONE: Asked(ONE, V4, MemoryKernel())}, Store(tmp_path))
-        for leases in ((), (replace(LEASE, ipv4=None),), (replace(LEASE, ipv4=None), LEASE)):
+        for leases in ((), (replace(LEASE, ipv4=None),), (LEASE, replace(LEASE, ipv4=None), LEASE)):
             reconciler.survey(leases)
-        assert asked == [None, None, LEASE.ipv4]
+        assert asked == [(), (), (LEASE.ipv4, LEASE.ipv4)]
 
 
 class TestRender:

@@ -169,7 +169,7 @@ table ip flanneld-masq {
         wanted = nft.items(BOTH)
         assert [item.kind for item in wanted] == ["table", "chain", *["rule"] * 4, "chain", "rule"]
         assert all(item.text in self.BLOCK for item in wanted if item.kind != "table")
-        assert wanted[0].text == "table ip flanneld-masq with 2 chains, nothing else in it"
+        assert wanted[0].text == "table ip flanneld-masq holding 2 chains, sets and objects"
 
 
 class TestJumps:
@@ -358,7 +358,12 @@ class TestListing:
 
     def test_a_quote_that_is_left_open(self, root: Path) -> None:
         line = '-A POSTROUTING -m comment --comment "FLANNELD-MASQ -j ACCEPT'
-        assert "cannot be read (No closing quotation)" in self.refused(root, saved(line))
+        assert "did not print the whole of table" in self.refused(root, saved(line))
+
+    def test_a_newline_in_the_comment_of_somebody_is_part_of_the_comment(self, root: Path) -> None:
+        line = '-A POSTROUTING -m comment --comment "one\ntwo" -j ACCEPT'
+        backend, _ = self.backend(root, saved(*self.OURS, line))
+        assert backend.observe((Group.MASQUERADE,)).items
 
     def test_what_is_written_removes_just_what_was_read(self, root: Path) -> None:
         stale = '-A POSTROUTING -m comment --comment "flanneld-masq:old" -j FLANNELD-MASQ'
