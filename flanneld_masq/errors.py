@@ -64,7 +64,8 @@ class CommandError(MasqError):
     """`status` is the exit status, a negative signal number, or None where there is none."""
 
     def __init__(self, argv: tuple[str, ...], reason: str, *, status: int | None = None, stderr: str = "") -> None:
-        super().__init__(f"`{' '.join(argv)}` {reason}" + (f": {stderr}" if stderr else ""))
+        said = "; ".join(line.strip() for line in stderr.splitlines() if line.strip())  # a log line is one line
+        super().__init__(f"`{' '.join(argv)}` {reason}" + (f": {said}" if said else ""))
         self.argv = argv
         self.reason = reason
         self.status = status

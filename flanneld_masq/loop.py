@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import math
@@ -60,6 +61,9 @@ class Owner(Protocol):
 
     def resync(self, family: Family) -> None:
         """The resync of the family is due."""
+
+    def hear(self) -> None:
+        """Tell the loops at once of what was committed until now. Raises KernelError."""
 
     def event(self, event: Event, level: int = logging.INFO) -> None:
         """Log it, and tell the plugins."""
@@ -303,8 +307,15 @@ class FamilyLoop:
 
     def _take_culprits(self, outcome: Outcome) -> tuple[Culprit, ...]:
         """Who may have changed what was repaired; what came after that is for the next pass."""
+        if outcome.repairs:
+            with contextlib.suppress(MasqError):  # then nobody is named
+                self._owner.hear()  # a pass may see what was done before the event of it is read
         found_at = max((repair.found_at or 0 for repair in outcome.repairs), default=0)
-        before = [found for found in self._transactions if not found.after(found_at)]
+        before = [
+            found
+            for found in self._transactions
+            if not found.after(found_at) and not self._reconciler.made(found.generation)
+        ]
         verified = outcome.generation
         self._transactions = [found for found in self._transactions if verified is None or found.after(verified)]
         return suspects(before) if outcome.repairs else ()

@@ -282,11 +282,15 @@ class Item:
 
 @dataclass(frozen=True, **SLOTS)
 class Neighbours:
-    """The foreign rules around our jump in `place`, each as a digest, in order."""
+    """The foreign rules around our jump in `place`, each as a digest, in order.
+
+    `jump` is the handle of our jump, where the kernel gives one: a rule keeps it for as long as it stays put.
+    """
 
     place: str
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    jump: int = 0
 
 
 @dataclass(frozen=True, **SLOTS)

@@ -12,7 +12,7 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -27,10 +27,13 @@ _NLM_F_CAPPED, _NLM_F_ACK_TLVS = 0x100, 0x200
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _SUBSYS_NFTABLES, _SUBSYS_NFT_COMPAT = 10 << 8, 11 << 8
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-_GETTABLE, _GETCHAIN, _DELCHAIN, _GETRULE, _DELRULE, _GETGEN = (_SUBSYS_NFTABLES | n for n in (1, 4, 5, 7, 8, 16))
+_GETTABLE, _GETCHAIN, _DELCHAIN = (_SUBSYS_NFTABLES | n for n in (1, 4, 5))
+_NEWRULE, _GETRULE, _DELRULE, _GETGEN = (_SUBSYS_NFTABLES | n for n in (6, 7, 8, 16))
 _COMPAT_GET = _SUBSYS_NFT_COMPAT | 0
 _HEADER, _NFGENMSG, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=BBH"), struct.Struct("=HH")
 _TYPE_MASK = 0x3FFF
+_NLA_F_NESTED = 0x8000
+_NLM_F_CREATE, _NLM_F_APPEND = 0x400, 0x800
 _BUFFER = 1 << 16  # the kernel fills at most 32 KiB; more than 128 KiB would be mapped anew for each call
 _MSG_TRUNC = int(socket.MSG_TRUNC)
 _DUMP_TRIES = 10
@@ -257,22 +260,28 @@ class Nfnetlink:
     def delete(self, family: Family, table: str, rules: tuple[tuple[str, int], ...], chain: str | None = None) -> None:
         """Delete just these rules (chain and handle), and then `chain` if given: one transaction or nothing."""
         family_number = family.data.nfproto
-        messages = [(_BATCH_BEGIN, 0, _SUBSYS_NFTABLES >> 8, b"", 0)]
+        messages: list[tuple[int, int, int, bytes, int]] = []
         for place, handle in rules:
             body = _string(1, table) + _string(2, place) + _attribute(3, handle.to_bytes(8, "big"))
             messages.append((_DELRULE, family_number, 0, body, _NLM_F_ACK))
         if chain is not None:
             body = _string(1, table) + _string(3, chain)
             messages.append((_DELCHAIN, family_number, 0, body, _NLM_F_ACK))
-        messages.append((_BATCH_END, 0, _SUBSYS_NFTABLES >> 8, b"", 0))
-        acknowledgements = len(messages) - 2
-        datagram = b"".join(
-            self._message(kind, _NLM_F_REQUEST | flags, number, resource, body)
-            for kind, number, resource, body, flags in messages
-        )
         attempt = f"deleting {len(rules)} rules" + (f" and chain {chain}" if chain else "")
-        self._send(attempt, datagram)
-        self._collect_acknowledgements(f"{attempt} in table {family.data.nft} {table}", acknowledgements)
+        self._commit(f"{attempt} in table {family.data.nft} {table}", messages)
+
+    def refill(self, family: Family, table: str, chains: Mapping[str, tuple[KernelRule, ...]]) -> None:
+        """Empty these chains and put the rules into them, as they were once read, in one transaction."""
+        number = family.data.nfproto
+        messages: list[tuple[int, int, int, bytes, int]] = []
+        for chain, rules in chains.items():
+            place = _string(1, table) + _string(2, chain)
+            messages.append((_DELRULE, number, 0, place, _NLM_F_ACK))
+            for rule in rules:
+                expressions = b"".join(map(_expression, rule.expressions))
+                body = place + _attribute(4 | _NLA_F_NESTED, expressions) + _attribute(7, rule.userdata)
+                messages.append((_NEWRULE, number, 0, body, _NLM_F_ACK | _NLM_F_CREATE | _NLM_F_APPEND))
+        self._commit(f"writing chains {', '.join(chains)} of table {family.data.nft} {table}", messages)
 
     def has_extension(self, family: Family, name: str, revision: int, *, target: bool) -> bool:
         """Whether the kernel's nft_compat offers an xtables match or target of that revision."""
@@ -312,6 +321,17 @@ class Nfnetlink:
                 replies.append(payload[_NFGENMSG.size :])
             if not dump:
                 return replies
+
+    def _commit(self, attempt: str, messages: list[tuple[int, int, int, bytes, int]]) -> None:
+        """One transaction of messages: type, family, resource, body, flags."""
+        begin = (_BATCH_BEGIN, 0, _SUBSYS_NFTABLES >> 8, b"", 0)
+        end = (_BATCH_END, 0, _SUBSYS_NFTABLES >> 8, b"", 0)
+        datagram = b"".join(
+            self._message(kind, _NLM_F_REQUEST | flags, number, resource, body)
+            for kind, number, resource, body, flags in (begin, *messages, end)
+        )
+        self._send(attempt, datagram)
+        self._collect_acknowledgements(attempt, len(messages))
 
     def _collect_acknowledgements(self, attempt: str, expected: int) -> None:
         """An error of any message means that the kernel did nothing at all."""
@@ -479,6 +499,11 @@ def _rule(reply: bytes) -> tuple[str, KernelRule]:
 def _message(kind: int, flags: int, family_number: int, resource: int, body: bytes, sequence: int) -> bytes:
     payload = struct.pack("=BB", family_number, 0) + resource.to_bytes(2, "big") + body
     return _HEADER.pack(_HEADER.size + len(payload), kind, flags, sequence, 0) + payload
+
+
+def _expression(found: Expression) -> bytes:
+    data = _attribute(2 | _NLA_F_NESTED, found.data)
+    return _attribute(1 | _NLA_F_NESTED, _string(1, found.name) + data)
 
 
 def _attribute(kind: int, value: bytes) -> bytes:

@@ -42,14 +42,16 @@ def moved(position: Position, golden: tuple[Neighbours, ...], observed: tuple[Ne
     """Jumps that others changed places with.
 
     A jump that shall be first has no rule before it. One that shall be last stays behind every rule that
-    it was written behind; rules that others append later are theirs to place.
+    it was written behind; rules that others append later, their own old ones too, are theirs to place.
     """
-    remembered = {around.place: set(around.before) for around in golden}
+    remembered = {around.place: around for around in golden}
     for around in observed:
         if position is Position.FIRST and around.before:
             yield Change("moved", around.place, "our jump before all other rules", _behind(len(around.before)))
-        passed = remembered.get(around.place, set()) & set(around.after) - set(around.before)
-        if position is Position.LAST and passed:
+        then = remembered.get(around.place, Neighbours(around.place))
+        passed = set(then.before) & set(around.after) - set(around.before)
+        stayed = then.jump != 0 and then.jump == around.jump
+        if position is Position.LAST and passed and not stayed:
             found = f"our jump before {len(passed)} of the rules that it was behind"
             yield Change("moved", around.place, "our jump behind the rules that were there first", found)
 

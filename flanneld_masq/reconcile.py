@@ -34,6 +34,7 @@ from .store import Store
 
 WRITE_TRIES = 4
 COMMIT_WAIT_SECONDS = 0.1
+REMEMBERED_COMMITS = 256  # for as long as their events may be on their way
 Surveys = tuple[tuple[Backend, Survey], ...]
 Removed = tuple[tuple[BackendName, tuple[Item, ...]], ...]
 
@@ -102,11 +103,27 @@ class Job:
     wanted: tuple[Item, ...]
 
 
+class OwnCommits:
+    """What the reconcilers of one process share, so that none takes the commit of another for somebody's
+    meddling: whose turn it is to write, and the generations that came of it, the last of them."""
+
+    def __init__(self) -> None:
+        self.turn = threading.Lock()
+        self._made: tuple[int, ...] = ()
+
+    def note(self, before: int, transactions: int) -> None:
+        made = ((before + number) & 0xFFFFFFFF for number in range(1, transactions + 1))
+        self._made = (*self._made[-REMEMBERED_COMMITS:], *made)
+
+    def __contains__(self, generation: int) -> bool:
+        return generation in self._made
+
+
 class Reconciler:
     """Brings one family to what is wished, in every backend. For one thread.
 
     `backends` are in the order of preference. Probes are kept until `reprobe`. `commits` is what the
-    reconcilers of one process share, so that none takes the commit of another for somebody's meddling.
+    reconcilers of one process share.
     """
 
     def __init__(
@@ -116,14 +133,14 @@ class Reconciler:
         store: Store,
         *,
         missing: Callable[[], str] = lambda: "",
-        commits: threading.Lock | None = None,
+        commits: OwnCommits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.family = family
         self._backends = backends
         self._store = store
         self._missing = missing
-        self._commits = commits or threading.Lock()
+        self._commits = commits or OwnCommits()
         self._clock = clock
         self._probes = Lazy(tuple(backends), self._probe)
         self._thorough = True
@@ -189,6 +206,10 @@ class Reconciler:
             return ()  # somebody commits at this very moment, and the event of that is on its way
         still = all(job.backend.generation() in (None, self._verified) for job in jobs)
         return seen if still else ()
+
+    def made(self, generation: int) -> bool:
+        """Whether a reconciler of this process made it."""
+        return generation in self._commits
 
     def poll(self) -> bool:
         """Whether rules may have moved, in a backend whose interface tells nobody. Not while a pass runs."""
@@ -332,7 +353,9 @@ class Reconciler:
                 transactions = job.backend.replace(job.desired, observed, changes)
                 observed = job.backend.observe(groups)
                 after = job.backend.generation()
-            alone = before is None or after is None or after == (before + transactions) & 0xFFFFFFFF
+                alone = before is None or after is None or after == (before + transactions) & 0xFFFFFFFF
+                if alone and before is not None:
+                    self._commits.note(before, transactions)
             problem = plan.unmet(job.wanted, observed)
             if not problem and (alone or not tries_left or self._is_known(job, observed)):
                 self._remember(job, observed)
@@ -349,12 +372,12 @@ class Reconciler:
     @contextlib.contextmanager
     def _undisturbed(self) -> Iterator[None]:
         """Wait for another family's write, but not for one that hangs: at worst ours is written twice."""
-        acquired = self._commits.acquire(timeout=COMMIT_WAIT_SECONDS)
+        acquired = self._commits.turn.acquire(timeout=COMMIT_WAIT_SECONDS)
         try:
             yield
         finally:
             if acquired:
-                self._commits.release()
+                self._commits.turn.release()
 
     def _note(self, job: Job, verified: int | None) -> None:
         """Of several backends, what is known of all is known up to the earliest generation."""

@@ -8,7 +8,6 @@ import dataclasses
 import logging
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from .loop import RESYNC, FamilyLoop
 from .model import Family, Network, Settings
 from .netlink import RulesetEvents
 from .plugins import Plugins
-from .reconcile import Reconciler, Wish
+from .reconcile import OwnCommits, Reconciler, Wish
 from .run import Runner
 from .store import Store, replace_file
 from .watch import FileWatch
@@ -45,7 +44,7 @@ class Daemon:
         self._published: dict[str, Any] = {}
         self._said: set[str] = set()
         self._loops: tuple[FamilyLoop, ...] = ()
-        self._commits = threading.Lock()
+        self._commits = OwnCommits()
         self._events: RulesetEvents | None = None
         self._exceptions = self._plugin_networks()
         self._flannel_uses_nftables = False
@@ -188,11 +187,15 @@ class Daemon:
             self._events.close()
             self._events = None
 
+    def hear(self) -> None:
+        """Tell the loops of what was committed until now."""
+        transactions, lost = self._events.read() if self._events is not None else ((), False)
+        for found in self._loops if transactions or lost else ():
+            found.ruleset_changed(transactions, lost)
+
     def _ruleset_event(self) -> None:
         assert self._events is not None
-        transactions, lost = self._events.read()
-        for found in self._loops:
-            found.ruleset_changed(transactions, lost)
+        self.hear()
         # the next ones within a moment are heard together: on a busy host that bounds what hearing costs
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._events.fileno())

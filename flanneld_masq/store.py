@@ -194,7 +194,7 @@ def _golden_from(content: dict[str, Any] | None) -> Golden | None:
             str(content["fingerprint"]),
             tuple(Item(**item) for item in content["items"]),
             tuple(
-                Neighbours(str(found["place"]), tuple(found["before"]), tuple(found["after"]))
+                Neighbours(str(found["place"]), tuple(found["before"]), tuple(found["after"]), int(found["jump"]))
                 for found in content["neighbours"]
             ),
         )

@@ -7,6 +7,7 @@ A table of ip_tables comes into being by the first look at it, so none is looked
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shlex
 from collections.abc import Collection, Iterator
@@ -168,9 +169,13 @@ class IptablesLegacy:
 
     def _tables(self) -> frozenset[str]:
         """The tables that exist. None do while the module is not loaded."""
-        path = self._host.root / self._names_file()
+        path = str(self._host.root / self._names_file())
         try:
-            return frozenset(path.read_text().split())
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return frozenset(os.read(descriptor, 4096).decode().split())
+            finally:
+                os.close(descriptor)
         except FileNotFoundError:
             return frozenset()
         except OSError as error:

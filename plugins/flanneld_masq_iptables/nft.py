@@ -269,4 +269,5 @@ def _neighbours(place: Place, base: tuple[KernelRule, ...], jumps: list[int]) ->
         place.jump,
         tuple(digest for index, digest in enumerate(digests) if index < jumps[0]),
         tuple(digest for index, digest in enumerate(digests) if index > jumps[0] and index not in jumps),
+        base[jumps[0]].handle,
     )

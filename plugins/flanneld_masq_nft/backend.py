@@ -25,7 +25,7 @@ from flanneld_masq.model import (
     Survey,
     Verdict,
 )
-from flanneld_masq.netlink import Chain, Look, Nfnetlink, Table
+from flanneld_masq.netlink import Chain, KernelRule, Look, Nfnetlink, Table
 
 from . import render
 from .library import Nftables
@@ -43,6 +43,8 @@ class NftBackend:
         self.family = family
         self._host = host
         self._library = Nftables()
+        # what the kernel made of a rule, by its text: the text says all of it, or has an unknown expression in it
+        self._forms: dict[str, KernelRule] = {}
 
     @cached_property
     def _netlink(self) -> Nfnetlink:
@@ -80,6 +82,8 @@ class NftBackend:
         if not desired.groups:
             text = render.removal(self.family)
         elif _structure(observed.items) == _structure(render.items(desired)):
+            if self._refilled(desired):
+                return 1
             text = render.flush(desired) + text
         else:
             text = render.removal(self.family) + text
@@ -111,6 +115,21 @@ class NftBackend:
     def poll(self) -> None:
         return None
 
+    def _refilled(self, desired: Desired) -> bool:
+        """Repair without libnftables, if the kernel's form of each rule is known from an earlier reading.
+
+        libnftables lists all chains of all tables before it adds a rule: 40 ms where others have 50,000 rules.
+        """
+        chains: dict[str, tuple[KernelRule, ...]] = {}
+        for group in desired.groups:
+            known = [self._forms.get(render.rule_text(self.family, rule)) for rule in group.rules]
+            found = tuple(rule for rule in known if rule is not None)
+            if len(found) < len(known):
+                return False
+            chains[render.CHAINS[group.group].name] = found
+        self._netlink.refill(self.family, render.TABLE, chains)
+        return True
+
     def _items(self, table: Table, groups: Collection[Group]) -> Iterator[Item]:
         found = render.describe_table(self.family, table.use, table.flags, table.owner) + _commented(table.comment)
         yield Item("table", render.table_place(self.family), found, raw=found)
@@ -126,6 +145,7 @@ class NftBackend:
         found = _describe(chain)
         yield Item("chain", place, found, raw=found, handle=chain.handle)
         for rule in self._netlink.rules(self.family, render.TABLE, name):
+            self._forms[describe(rule, self.family)] = rule
             tag = comment(rule)
             tag = tag[len(COMMENT_PREFIX) :] if tag.startswith(COMMENT_PREFIX) else ""
             yield Item("rule", place, describe(rule, self.family), raw=rule.raw, tag=tag, handle=rule.handle)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -27,7 +26,7 @@ from flanneld_masq.model import (
     Settings,
     Survey,
 )
-from flanneld_masq.reconcile import WRITE_TRIES, Reconciler, Wish, describe
+from flanneld_masq.reconcile import WRITE_TRIES, OwnCommits, Reconciler, Wish, describe
 from flanneld_masq.run import Runner
 from flanneld_masq.store import Store
 from flanneld_masq.testing import MemoryBackend, MemoryKernel, memory_backend_type
@@ -61,7 +60,7 @@ class Bench:
     def __init__(self, directory: Path, *, counted: bool = True) -> None:
         self.kernel = MemoryKernel()
         self.directory = directory
-        self.commits = threading.Lock()
+        self.commits = OwnCommits()
         self._types = [memory_backend_type(name, kernel=self.kernel, counted=counted) for name in (ONE, TWO, THREE)]
         self.reconciler = self.restarted()
         self.missing = ""
@@ -449,12 +448,12 @@ class TestLookingLess:
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("flanneld_masq.reconcile.COMMIT_WAIT_SECONDS", 0.01)
-        with bench.commits:
+        with bench.commits.turn:
             assert bench.reconcile() == [ONE]
-            assert bench.commits.locked(), "what was not acquired is not released"
+            assert bench.commits.turn.locked(), "what was not acquired is not released"
         bench.kernel.flush(V4, OURS)
         assert bench.reconcile() == [ONE]
-        assert not bench.commits.locked()
+        assert not bench.commits.turn.locked()
 
 
 class TestFlannelsRules:
