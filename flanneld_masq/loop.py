@@ -28,6 +28,8 @@ MOST_HELD_BY_FAILURE = 5.0  # seconds that an event waits, for it may tell of th
 REBUILDERS = frozenset({"firewalld"})
 SETTLE_SECONDS = 0.03
 MOST_SETTLE_SECONDS = 0.09
+POLL_GRID_SECONDS = 0.5
+POLL_TOLERANCE = 0.1  # of the grid: a poll that was a little late does not skip a turn
 LISTING_PAUSE = 3.0  # times the length of a pass: listing may take a quarter of our time, however busy the tables are
 
 
@@ -226,9 +228,9 @@ class FamilyLoop:
             self._passing = False
 
     def _poll_later(self, seconds: float) -> None:
-        """At a full multiple of the poll interval, so that both families wake the process together."""
-        interval = self._owner.settings.reconcile.legacy_poll_seconds
-        moment = (math.floor((self._now() + seconds - interval) / interval) + 1) * interval
+        """On a grid that both families share, so that they wake the process together."""
+        grid = min(self._owner.settings.reconcile.legacy_poll_seconds, POLL_GRID_SECONDS)
+        moment = math.ceil((self._now() + seconds) / grid - POLL_TOLERANCE) * grid
         self._poll_timer = asyncio.get_running_loop().call_at(moment, self._poll)
 
     def _poll(self) -> None:

@@ -43,8 +43,9 @@ class NftBackend:
         self.family = family
         self._host = host
         self._library = Nftables()
-        # what the kernel made of a rule, by its text: the text says all of it, or has an unknown expression in it
+        # what the kernel made of a rule, by its text; learnt from what is read right after libnftables wrote it
         self._forms: dict[str, KernelRule] = {}
+        self._written = False
 
     @cached_property
     def _netlink(self) -> Nfnetlink:
@@ -75,7 +76,9 @@ class NftBackend:
         table = self._netlink.table(self.family, render.TABLE)
         if table is None:
             return Observation()
-        return Observation(tuple(self._items(table, groups)), obstacle=self._obstacle(table))
+        items = tuple(self._items(table, groups))
+        self._written = False
+        return Observation(items, obstacle=self._obstacle(table))
 
     def replace(self, desired: Desired, observed: Observation, changes: tuple[Change, ...]) -> int:
         text = render.render(desired)
@@ -88,6 +91,7 @@ class NftBackend:
         else:
             text = render.removal(self.family) + text
         self._library.commit(text)
+        self._written = True
         return 1
 
     def drops_forwarding(self) -> str:
@@ -145,7 +149,8 @@ class NftBackend:
         found = _describe(chain)
         yield Item("chain", place, found, raw=found, handle=chain.handle)
         for rule in self._netlink.rules(self.family, render.TABLE, name):
-            self._forms[describe(rule, self.family)] = rule
+            if self._written and "counter" not in (found.name for found in rule.expressions):
+                self._forms[describe(rule, self.family)] = rule
             tag = comment(rule)
             tag = tag[len(COMMENT_PREFIX) :] if tag.startswith(COMMENT_PREFIX) else ""
             yield Item("rule", place, describe(rule, self.family), raw=rule.raw, tag=tag, handle=rule.handle)
