@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import time
 from functools import cached_property
 from typing import Protocol, cast
 
 from flanneld_masq.errors import BackendUnavailable, RulesetError
 
 REMEDY = "install the package python3-nftables (Debian, Ubuntu, Fedora and RHEL call it so)"
-
-
+_LARGE_RULESET_SECONDS = 0.02
 _libc = ctypes.CDLL(None)
-
-
-def _trim() -> None:
-    """Give back the memory in which libnftables listed every chain of the kernel: 40 MB at 50,000 foreign rules."""
-    if hasattr(_libc, "malloc_trim"):  # glibc
-        _libc.malloc_trim(0)
 
 
 class _Library(Protocol):
@@ -28,7 +22,7 @@ class _Library(Protocol):
 
 
 class Nftables:
-    """One context of libnftables, made in the thread and network namespace that first use it."""
+    """A context of libnftables, made in the thread and network namespace that first use it."""
 
     @cached_property
     def _library(self) -> _Library:
@@ -43,11 +37,22 @@ class Nftables:
 
     def commit(self, text: str) -> None:
         """All of `text` in one transaction, or nothing of it and a RulesetError."""
+        started = time.monotonic()
         status, _, error = self._library.cmd(text)
-        _trim()
+        if time.monotonic() - started > _LARGE_RULESET_SECONDS:
+            self._forget()
         if status != 0:
             first = next(iter(error.strip().splitlines()), f"status {status} without a word")
             raise RulesetError(f"the kernel or libnftables refused this transaction: {first}\n{text}")
+
+    def _forget(self) -> None:
+        """Drop the context, which keeps a list of every chain of the kernel: 40 MB at 50,000 foreign rules.
+
+        Not where there are few, for the kernel holds up the next commit while it closes the socket.
+        """
+        del self.__dict__["_library"]
+        if hasattr(_libc, "malloc_trim"):  # glibc
+            _libc.malloc_trim(0)
 
     def check(self, text: str) -> None:
         """Let the kernel judge `text` and throw it away. Raises RulesetError where it would refuse.
