@@ -27,7 +27,7 @@ from .model import BackendName, Family, Golden, Item, Neighbours
 
 PASS_LOCK_SECONDS = 10.0
 _RETRY_SECONDS = 0.01
-_INSTANCE_TRIES = 20
+_INSTANCE_TRIES = 8
 
 
 class Store:
