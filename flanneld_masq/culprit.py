@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .events import Transaction
 from .model import SLOTS
-from .netlink import Transaction
 
 MOST_NAMED = 3
 _MOST_READ = 4096  # bytes

@@ -16,9 +16,9 @@ from . import journal
 from .budget import LAST_DELAY, RepairBudget
 from .culprit import Culprit, suspects
 from .errors import MasqError
+from .events import Transaction
 from .hookspecs import Event
 from .model import BackendName, Family, Settings
-from .netlink import Transaction
 from .reconcile import Outcome, Reconciler, Removed, Repair, Surveys, Wish, describe
 
 FIRST_RETRY_SECONDS = 0.2

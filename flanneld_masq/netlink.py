@@ -6,7 +6,6 @@ kernel. Dumps are asked for by table and chain, so their cost does not depend on
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import re
@@ -25,12 +24,12 @@ _NETLINK_EXT_ACK = 11
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP, _NLM_F_DUMP_INTR = 0x1, 0x4, 0x300, 0x10
 _NLM_F_CAPPED, _NLM_F_ACK_TLVS = 0x100, 0x200
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_SUBSYS_NFTABLES, _SUBSYS_NFT_COMPAT = 10 << 8, 11 << 8
+SUBSYS_NFTABLES, _SUBSYS_NFT_COMPAT = 10 << 8, 11 << 8
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-_GETTABLE, _GETCHAIN, _DELCHAIN = (_SUBSYS_NFTABLES | n for n in (1, 4, 5))
-_NEWRULE, _GETRULE, _DELRULE, _GETGEN = (_SUBSYS_NFTABLES | n for n in (6, 7, 8, 16))
+_GETTABLE, _GETCHAIN, _DELCHAIN = (SUBSYS_NFTABLES | n for n in (1, 4, 5))
+_NEWRULE, _GETRULE, _DELRULE, _GETGEN = (SUBSYS_NFTABLES | n for n in (6, 7, 8, 16))
 _COMPAT_GET = _SUBSYS_NFT_COMPAT | 0
-_HEADER, _NFGENMSG, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=BBH"), struct.Struct("=HH")
+HEADER, NFGENMSG, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=BBH"), struct.Struct("=HH")
 _TYPE_MASK = 0x3FFF
 _NLA_F_NESTED = 0x8000
 _NLM_F_CREATE, _NLM_F_APPEND = 0x400, 0x800
@@ -43,12 +42,6 @@ GLANCE_SEQUENCE = 0xFFFFFFFF
 # NFTA_EXPR_NAME "counter", then NFTA_EXPR_DATA with two numbers of 64 bits
 _COUNTER = re.compile(rb"\x0c\x00\x01\x00counter\x00.{28}", re.DOTALL)
 _VOLATILE = frozenset({"counter", "quota", "last"})
-_SO_RCVBUF, _SO_ATTACH_FILTER, _NFNLGRP_NFTABLES = 8, 26, 7
-_EVENT_QUEUE = 1 << 20
-_EVENT_BUFFER = 1 << 12
-_NEWGEN = _SUBSYS_NFTABLES | 15
-# linux/filter.h: load the half word at nlmsg_type (the filter sees it in network order), take or drop all
-_ONLY_NEWGEN = ((0x28, 0, 0, 4), (0x15, 0, 1, socket.htons(_NEWGEN)), (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0))
 
 _NFPROTO_INET = 1
 TABLE_DORMANT = 0x1
@@ -65,19 +58,6 @@ class Table:
     use: int
     owner: int
     comment: str = ""
-
-
-@dataclass(frozen=True, **SLOTS)
-class Transaction:
-    """A commit to nf_tables: the generation that it made, and the pid and command name of who made it."""
-
-    generation: int
-    pid: int
-    name: str
-
-    def after(self, generation: int) -> bool:
-        """Whether it came after that generation; the kernel counts in 32 bits and around."""
-        return 0 < (self.generation - generation) & 0xFFFFFFFF < 1 << 31
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -248,11 +228,11 @@ class Nfnetlink:
         data = self._datagram(attempt)
         offset, last = 0, False
         while offset < len(data):
-            length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
-            if flags & _NLM_F_DUMP_INTR or length < _HEADER.size or sequence != GLANCE_SEQUENCE:
+            length, kind, flags, sequence, _ = HEADER.unpack_from(data, offset)
+            if flags & _NLM_F_DUMP_INTR or length < HEADER.size or sequence != GLANCE_SEQUENCE:
                 self._drain()
                 raise _Interrupted(attempt, "the ruleset changed meanwhile")
-            found.append(data[offset + _HEADER.size + _NFGENMSG.size : offset + length])
+            found.append(data[offset + HEADER.size + NFGENMSG.size : offset + length])
             last = kind in (_NLMSG_DONE, _NLMSG_ERROR)
             offset += (length + 3) & ~3
         return last
@@ -318,14 +298,14 @@ class Nfnetlink:
                 if reply_kind == _NLMSG_ERROR:
                     _raise_error(attempt, reply_flags, payload)
                     return replies
-                replies.append(payload[_NFGENMSG.size :])
+                replies.append(payload[NFGENMSG.size :])
             if not dump:
                 return replies
 
     def _commit(self, attempt: str, messages: list[tuple[int, int, int, bytes, int]]) -> None:
         """One transaction of messages: type, family, resource, body, flags."""
-        begin = (_BATCH_BEGIN, 0, _SUBSYS_NFTABLES >> 8, b"", 0)
-        end = (_BATCH_END, 0, _SUBSYS_NFTABLES >> 8, b"", 0)
+        begin = (_BATCH_BEGIN, 0, SUBSYS_NFTABLES >> 8, b"", 0)
+        end = (_BATCH_END, 0, SUBSYS_NFTABLES >> 8, b"", 0)
         datagram = b"".join(
             self._message(kind, _NLM_F_REQUEST | flags, number, resource, body)
             for kind, number, resource, body, flags in (begin, *messages, end)
@@ -362,12 +342,12 @@ class Nfnetlink:
         """The messages of one datagram that answer the last request."""
         data = self._datagram(attempt)
         offset = 0
-        while offset + _HEADER.size <= len(data):
-            length, kind, message_flags, sequence, _ = _HEADER.unpack_from(data, offset)
-            if length < _HEADER.size or offset + length > len(data):
+        while offset + HEADER.size <= len(data):
+            length, kind, message_flags, sequence, _ = HEADER.unpack_from(data, offset)
+            if length < HEADER.size or offset + length > len(data):
                 raise KernelError(attempt, "the answer is cut short")
             if sequence == self._sequence or kind == _NLMSG_ERROR:
-                yield kind, message_flags, data[offset + _HEADER.size : offset + length]
+                yield kind, message_flags, data[offset + HEADER.size : offset + length]
             offset += (length + 3) & ~3
 
     def _datagram(self, attempt: str) -> bytes:
@@ -416,50 +396,6 @@ class Look:
         return Look(self.gets + other.gets, self.dumps + other.dumps)
 
 
-class RulesetEvents:
-    """Tells of every transaction that anyone commits to nf_tables in this network namespace.
-
-    The kernel sends many messages for one transaction; a filter on the socket lets the one through that
-    ends it (NEWGEN), so that a large transaction costs us no more than a small one.
-    """
-
-    def __init__(self) -> None:
-        try:
-            self._socket = socket.socket(
-                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, NETLINK_NETFILTER
-            )
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUF, _EVENT_QUEUE)
-            program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in _ONLY_NEWGEN))
-            descriptor = struct.pack("@HP", len(_ONLY_NEWGEN), ctypes.addressof(program))
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, descriptor)
-            self._socket.bind((0, 1 << (_NFNLGRP_NFTABLES - 1)))
-        except OSError as error:
-            raise KernelError("listening for ruleset events", error.strerror or "", error.errno or 0) from error
-
-    def fileno(self) -> int:
-        return self._socket.fileno()
-
-    def read(self) -> tuple[tuple[Transaction, ...], bool]:
-        """The transactions since the last call, and whether some were lost because they were too many."""
-        found: list[Transaction] = []
-        lost = False
-        while True:
-            try:
-                data = self._socket.recv(_EVENT_BUFFER)
-            except BlockingIOError:
-                return tuple(found), lost
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise KernelError("reading ruleset events", error.strerror or "", error.errno or 0) from error
-                lost = True
-                continue
-            parts = dict(attributes(data[_HEADER.size + _NFGENMSG.size :]))
-            found.append(Transaction(u32(parts.get(1)), u32(parts.get(2)), text(parts.get(3))))
-
-    def close(self) -> None:
-        self._socket.close()
-
-
 class _Interrupted(KernelError):
     pass
 
@@ -471,7 +407,7 @@ def _raise_error(attempt: str, flags: int, payload: bytes) -> None:
     reason = os.strerror(-code)
     if flags & _NLM_F_ACK_TLVS:
         (original,) = struct.unpack_from("=I", payload, 4)
-        start = 4 + (_HEADER.size if flags & _NLM_F_CAPPED else (original + 3) & ~3)
+        start = 4 + (HEADER.size if flags & _NLM_F_CAPPED else (original + 3) & ~3)
         extended = text(dict(attributes(payload[start:])).get(1))
         reason += f" ({extended})" if extended else ""
     raise KernelError(attempt, reason, -code)
@@ -498,7 +434,7 @@ def _rule(reply: bytes) -> tuple[str, KernelRule]:
 
 def _message(kind: int, flags: int, family_number: int, resource: int, body: bytes, sequence: int) -> bytes:
     payload = struct.pack("=BB", family_number, 0) + resource.to_bytes(2, "big") + body
-    return _HEADER.pack(_HEADER.size + len(payload), kind, flags, sequence, 0) + payload
+    return HEADER.pack(HEADER.size + len(payload), kind, flags, sequence, 0) + payload
 
 
 def _expression(found: Expression) -> bytes:

@@ -15,11 +15,11 @@ from typing import Any
 
 from . import __version__, choice, journal, metrics
 from .errors import ConfigError, MasqError
+from .events import RulesetEvents
 from .hookspecs import Event, Host
 from .leases import Change, Leases, News, as_data
 from .loop import RESYNC, FamilyLoop
 from .model import Family, Network, Settings
-from .netlink import RulesetEvents
 from .plugins import Plugins
 from .reconcile import OwnCommits, Reconciler, Wish
 from .run import Runner

@@ -22,10 +22,11 @@ import pytest
 from flanneld_masq import netns, sabotage
 from flanneld_masq.budget import BURST, QUIET_SECONDS, REFILL_PER_SECOND
 from flanneld_masq.commits import Commits
+from flanneld_masq.events import RulesetEvents
 from flanneld_masq.hookspecs import Event
 from flanneld_masq.loop import FamilyLoop
 from flanneld_masq.model import Family, Group
-from flanneld_masq.netlink import Nfnetlink, RulesetEvents
+from flanneld_masq.netlink import Nfnetlink
 from flanneld_masq.reconcile import Wish
 from flanneld_masq.run import Completed, Runner
 from flanneld_masq.sabotage import Tools

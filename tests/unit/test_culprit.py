@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flanneld_masq.culprit import MOST_NAMED, Culprit, identify, suspects
-from flanneld_masq.netlink import Transaction
+from flanneld_masq.events import Transaction
 
 
 class Proc:
