@@ -195,7 +195,10 @@ class Daemon:
 
     def _ruleset_event(self) -> None:
         assert self._events is not None
-        self.hear()
+        try:
+            self.hear()
+        except MasqError as error:
+            self._say_once(Event("notice", f"{error}; the resync finds what was missed"), logging.WARNING)
         # the next ones within a moment are heard together: on a busy host that bounds what hearing costs
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._events.fileno())
