@@ -65,11 +65,11 @@ class ByLibrary:
         self._ended.result()
 
     def _commit(self, text: str) -> None:
-        if self._library is None:
-            self._library = Nftables()
-            with self._site.entered():  # where it is first used it makes its socket
+        with self._site.entered():  # where it makes its socket
+            if self._library is None:
+                self._library = Nftables()
                 self._library.commit("")
-        self._library.commit(text)
+            self._library.commit(text)
 
 
 def content(site: Site, watch: Watch) -> list[Damage]:
