@@ -220,7 +220,7 @@ class TestStrange:
         assert words(payload(8, 16), cmp(ADDRESS_V6), family=V4).startswith("@1,64,128 0xfd00")
         assert words(payload(12, 4), cmp(ADDRESS), family=V6).startswith("@1,96,32 0x0af4")
 
-    @settings(max_examples=60)
+    @settings(max_examples=25)
     @given(st.lists(EXPRESSIONS, max_size=4), st.binary(max_size=12), st.sampled_from(Family))
     def test_whatever_it_is_there_is_a_line_or_a_typed_error(
         self, expressions: list[Expression], more: bytes, family: Family

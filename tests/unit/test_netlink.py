@@ -54,12 +54,12 @@ class TestAttributes:
         with pytest.raises(KernelError, match="cut short"):
             read(data)
 
-    @settings(max_examples=40)
+    @settings(max_examples=25)
     @given(PAIRS)
     def test_round_trip(self, pairs: list[tuple[int, bytes]]) -> None:
         assert read(encoded(pairs)) == pairs
 
-    @settings(max_examples=60)
+    @settings(max_examples=25)
     @given(st.binary(max_size=64))
     @example(b"\x00" * 4)
     @example(b"\x01")
@@ -71,7 +71,7 @@ class TestAttributes:
         else:
             assert sum(4 + len(value) for _, value in found) <= len(data)
 
-    @settings(max_examples=60)
+    @settings(max_examples=25)
     @given(PAIRS, st.data())
     def test_what_is_cut_off_is_never_made_up(self, pairs: list[tuple[int, bytes]], draw: st.DataObject) -> None:
         data = encoded(pairs)
@@ -135,7 +135,7 @@ class TestRules:
         other = netlink._rule(reply(expression("cmp", b"")))[1]
         assert one.raw != other.raw
 
-    @settings(max_examples=60)
+    @settings(max_examples=25)
     @given(st.binary(max_size=80))
     def test_whatever_the_bytes_a_rule_or_a_typed_error(self, data: bytes) -> None:
         try:

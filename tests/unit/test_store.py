@@ -117,7 +117,7 @@ class TestGolden:
         write(directory / "nft-ipv4.json", text)
         assert Store(directory).golden(NFT, Family.IPV4) is None
 
-    @settings(max_examples=40)
+    @settings(max_examples=25)
     @given(cut=st.integers(0, 400), junk=st.binary(max_size=4))
     def test_a_file_that_was_cut_or_overwritten(self, cut: int, junk: bytes, tmp_path_factory: object) -> None:
         assert isinstance(tmp_path_factory, pytest.TempPathFactory)
