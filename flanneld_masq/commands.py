@@ -334,6 +334,8 @@ def _status_lines(found: Mapping[str, Any]) -> Iterator[str]:
         if last:
             what = "drift repaired" if last["drift"] else "rules applied"
             yield f"  last write: {last['time']}, {what} in {last['duration_us'] / 1000:.1f} ms ({last['reason']})"
+            for culprit in last["culprits"] if last["drift"] else ():
+                yield f"    changed by {culprit['name']} (pid {culprit['pid']}) {culprit['unit']}".rstrip()
 
 
 def _backend_lines(families: Mapping[str, Any], failures: list[str]) -> Iterator[str]:
