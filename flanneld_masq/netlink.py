@@ -1,4 +1,5 @@
-"""The only module that speaks netlink: reads nf_tables objects, and deletes what was just read.
+"""The only module that speaks netlink: reads nf_tables objects, deletes what was just read, and writes again
+what was once read.
 
 Formats: include/uapi/linux/netlink.h, include/uapi/linux/netfilter/nfnetlink.h and nf_tables.h of the
 kernel. Dumps are asked for by table and chain, so their cost does not depend on the rules of others.
@@ -11,7 +12,7 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,13 +27,14 @@ _NLM_F_CAPPED, _NLM_F_ACK_TLVS = 0x100, 0x200
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 SUBSYS_NFTABLES, _SUBSYS_NFT_COMPAT = 10 << 8, 11 << 8
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-_GETTABLE, _GETCHAIN, _DELCHAIN = (SUBSYS_NFTABLES | n for n in (1, 4, 5))
+_NEWTABLE, _GETTABLE, _DELTABLE, _NEWCHAIN, _GETCHAIN, _DELCHAIN = (SUBSYS_NFTABLES | n for n in range(6))
 _NEWRULE, _GETRULE, _DELRULE, _GETGEN = (SUBSYS_NFTABLES | n for n in (6, 7, 8, 16))
 _COMPAT_GET = _SUBSYS_NFT_COMPAT | 0
 HEADER, NFGENMSG, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=BBH"), struct.Struct("=HH")
 _TYPE_MASK = 0x3FFF
 _NLA_F_NESTED = 0x8000
 _NLM_F_CREATE, _NLM_F_APPEND = 0x400, 0x800
+_APPENDED = _NLM_F_ACK | _NLM_F_CREATE | _NLM_F_APPEND
 _BUFFER = 1 << 16  # the kernel fills at most 32 KiB; more than 128 KiB would be mapped anew for each call
 _MSG_TRUNC = int(socket.MSG_TRUNC)
 _DUMP_TRIES = 10
@@ -126,6 +128,11 @@ def comment_in(userdata: bytes) -> str:
             return text(userdata[2 : 2 + length])
         userdata = userdata[2 + length :]
     return ""
+
+
+def following(generation: int, transactions: int = 1) -> int:
+    """The generation after so many transactions. The kernel counts in 32 bits and around."""
+    return (generation + transactions) & 0xFFFFFFFF
 
 
 class Nfnetlink:
@@ -250,18 +257,39 @@ class Nfnetlink:
         attempt = f"deleting {len(rules)} rules" + (f" and chain {chain}" if chain else "")
         self._commit(f"{attempt} in table {family.data.nft} {table}", messages)
 
-    def refill(self, family: Family, table: str, chains: Mapping[str, tuple[KernelRule, ...]]) -> None:
-        """Empty these chains and put the rules into them, as they were once read, in one transaction."""
+    def refill(
+        self,
+        family: Family,
+        chains: Mapping[tuple[str, str], tuple[KernelRule, ...]],
+        added: Iterable[tuple[str, KernelRule]] = (),
+        *,
+        ahead: bool = False,
+    ) -> None:
+        """Empty these chains (table, chain) and put the rules into them, as they were once read; add the rules of
+        `added` (table, rule) to the chains they were read from, `ahead` of all others or behind them. All in one
+        transaction or nothing."""
         number = family.data.nfproto
         messages: list[tuple[int, int, int, bytes, int]] = []
+        for (table, chain), rules in chains.items():
+            messages.append((_DELRULE, number, 0, _string(1, table) + _string(2, chain), _NLM_F_ACK))
+            messages += [(_NEWRULE, number, 0, _new_rule(table, rule), _APPENDED) for rule in rules]
+        flags = _APPENDED & ~_NLM_F_APPEND if ahead else _APPENDED
+        messages += [(_NEWRULE, number, 0, _new_rule(table, rule), flags) for table, rule in added]
+        places = ", ".join(f"{family.data.nft} {table} {chain}" for table, chain in chains)
+        self._commit(f"writing chains {places}", messages)
+
+    def rebuild(self, family: Family, table: str, chains: Mapping[Chain, tuple[KernelRule, ...]]) -> None:
+        """Replace the table, whether it is there or not, by one that holds just these base chains and their rules."""
+        number, name = family.data.nfproto, _string(1, table)
+        messages: list[tuple[int, int, int, bytes, int]] = [
+            (_NEWTABLE, number, 0, name, _NLM_F_ACK | _NLM_F_CREATE),
+            (_DELTABLE, number, 0, name, _NLM_F_ACK),
+            (_NEWTABLE, number, 0, name, _NLM_F_ACK | _NLM_F_CREATE),
+        ]
         for chain, rules in chains.items():
-            place = _string(1, table) + _string(2, chain)
-            messages.append((_DELRULE, number, 0, place, _NLM_F_ACK))
-            for rule in rules:
-                expressions = b"".join(map(_expression, rule.expressions))
-                body = place + _attribute(4 | _NLA_F_NESTED, expressions) + _attribute(7, rule.userdata)
-                messages.append((_NEWRULE, number, 0, body, _NLM_F_ACK | _NLM_F_CREATE | _NLM_F_APPEND))
-        self._commit(f"writing chains {', '.join(chains)} of table {family.data.nft} {table}", messages)
+            messages.append((_NEWCHAIN, number, 0, name + _new_chain(chain), _NLM_F_ACK | _NLM_F_CREATE))
+            messages += [(_NEWRULE, number, 0, _new_rule(table, rule), _APPENDED) for rule in rules]
+        self._commit(f"writing table {family.data.nft} {table}", messages)
 
     def has_extension(self, family: Family, name: str, revision: int, *, target: bool) -> bool:
         """Whether the kernel's nft_compat offers an xtables match or target of that revision."""
@@ -435,6 +463,18 @@ def _rule(reply: bytes) -> tuple[str, KernelRule]:
 def _message(kind: int, flags: int, family_number: int, resource: int, body: bytes, sequence: int) -> bytes:
     payload = struct.pack("=BB", family_number, 0) + resource.to_bytes(2, "big") + body
     return HEADER.pack(HEADER.size + len(payload), kind, flags, sequence, 0) + payload
+
+
+def _new_chain(chain: Chain) -> bytes:
+    hook = _attribute(1, (chain.hook or 0).to_bytes(4, "big")) + _attribute(2, struct.pack(">i", chain.priority))
+    policy = _attribute(5, (chain.policy or 0).to_bytes(4, "big"))
+    return _string(3, chain.name) + _attribute(4 | _NLA_F_NESTED, hook) + policy + _string(7, chain.type)
+
+
+def _new_rule(table: str, rule: KernelRule) -> bytes:
+    expressions = b"".join(map(_expression, rule.expressions))
+    userdata = _attribute(7, rule.userdata) if rule.userdata else b""
+    return _string(1, table) + _string(2, rule.chain) + _attribute(4 | _NLA_F_NESTED, expressions) + userdata
 
 
 def _expression(found: Expression) -> bytes:

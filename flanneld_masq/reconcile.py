@@ -30,6 +30,7 @@ from .model import (
     Settings,
     Survey,
 )
+from .netlink import following
 from .store import Store
 
 WRITE_TRIES = 4
@@ -112,7 +113,7 @@ class OwnCommits:
         self._made: tuple[int, ...] = ()
 
     def note(self, before: int, transactions: int) -> None:
-        made = ((before + number) & 0xFFFFFFFF for number in range(1, transactions + 1))
+        made = (following(before, number) for number in range(1, transactions + 1))
         self._made = (*self._made[-REMEMBERED_COMMITS:], *made)
 
     def __contains__(self, generation: int) -> bool:
@@ -353,7 +354,7 @@ class Reconciler:
                 transactions = job.backend.replace(job.desired, observed, changes)
                 observed = job.backend.observe(groups)
                 after = job.backend.generation()
-                alone = before is None or after is None or after == (before + transactions) & 0xFFFFFFFF
+                alone = before is None or after is None or after == following(before, transactions)
                 if alone and before is not None:
                     self._commits.note(before, transactions)
             problem = plan.unmet(job.wanted, observed)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 
 from flanneld_masq import flannel
@@ -26,10 +26,12 @@ from flanneld_masq.model import (
     Item,
     Neighbours,
     Observation,
+    Position,
     Probe,
     Survey,
 )
-from flanneld_masq.netlink import TABLE_DORMANT, Chain, KernelRule, Look, Nfnetlink
+from flanneld_masq.netlink import TABLE_DORMANT, Chain, KernelRule, Look, Nfnetlink, following
+from flanneld_masq.replay import Replay
 
 from . import programs, rules
 from .rules import PLACES, Place
@@ -45,6 +47,7 @@ class IptablesNft:
         self.family = family
         self._host = host
         self._found: programs.Program | None = None
+        self._replay = Replay(family)
 
     @cached_property
     def _netlink(self) -> Nfnetlink:
@@ -58,6 +61,7 @@ class IptablesNft:
 
     def probe(self) -> Probe:
         self._found = None
+        self._replay.forget()  # another release of the tools may write rules otherwise
         try:
             program = self._program
             self._netlink.generation()
@@ -89,8 +93,7 @@ class IptablesNft:
         transactions = 0
         if desired.groups:
             new, stale = self._jumps(desired, observed, changes)
-            self._restore(rules.restore_input(desired, lambda place, _: new.get(place, [])))
-            transactions += len(desired.groups)
+            transactions += 1 if self._replayed(desired, new) else self._restore(desired, new)
             for place, items in stale.items():
                 transactions += self._delete(place, items, None)
         wanted = {group.group for group in desired.groups}
@@ -167,8 +170,32 @@ class IptablesNft:
             new[place] = [rules.new_jump(place, group, desired.position)] if needed else []
         return new, stale
 
-    def _restore(self, text: str) -> None:
+    def _restore(self, desired: Desired, new: Mapping[Place, list[str]]) -> int:
+        text = rules.restore_input(desired, lambda place, _: new.get(place, []))
+        before = self._netlink.generation()
         self._program.restore(self._host.run, self.family.data.tools, text)
+        places = [PLACES[group.group] for group in desired.groups]
+        chains = [(place.table, chain) for place in places for chain in (place.chain, place.base)]
+        self._replay.learn(self._netlink, chains, following(before, len(places)))
+        return len(places)
+
+    def _replayed(self, desired: Desired, new: Mapping[Place, list[str]]) -> bool:
+        """Write without iptables-nft-restore, if the kernel's form of each rule is known and the chains are there.
+
+        The tool takes 5 ms to start, and lists all chains of its tables: 40 ms where others have 50,000 rules.
+        """
+        try:
+            chains, jumps = {}, []
+            for group in desired.groups:
+                place = PLACES[group.group]
+                comments = [rule.comment for rule in group.rules]
+                chains[place.table, place.chain] = self._replay.rules(place.chain, comments)
+                wanted = [group.jump_comment] if new.get(place) else []
+                jumps += [(place.table, jump) for jump in self._replay.rules(place.base, wanted)]
+            self._netlink.refill(self.family, chains, jumps, ahead=desired.position is Position.FIRST)
+        except (LookupError, KernelError):  # of the kernel, because a chain is gone, for one
+            return False
+        return True
 
     def _remove(self, place: Place, observed: Observation, stuck: list[str]) -> int:
         items = tuple(item for item in observed.items if item.place.split(" ", 1)[0] == place.table)

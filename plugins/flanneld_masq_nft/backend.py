@@ -25,7 +25,8 @@ from flanneld_masq.model import (
     Survey,
     Verdict,
 )
-from flanneld_masq.netlink import Chain, KernelRule, Look, Nfnetlink, Table
+from flanneld_masq.netlink import Chain, Look, Nfnetlink, Table, following
+from flanneld_masq.replay import Replay
 
 from . import render
 from .library import Nftables
@@ -34,6 +35,7 @@ NAME = BackendName("nft")
 _CNI_TABLE = "cni_plugins_masquerade"
 _HOOKS = {0: "prerouting", 1: "input", 2: "forward", 3: "output", 4: "postrouting"}
 _POLICIES = {0: "drop", 1: "accept"}
+_ACCEPT = 1
 
 
 class NftBackend:
@@ -43,9 +45,7 @@ class NftBackend:
         self.family = family
         self._host = host
         self._library = Nftables()
-        # what the kernel made of a rule, by its text; learnt from what is read right after libnftables wrote it
-        self._forms: dict[str, KernelRule] = {}
-        self._written = False
+        self._replay = Replay(family)
 
     @cached_property
     def _netlink(self) -> Nfnetlink:
@@ -76,22 +76,17 @@ class NftBackend:
         table = self._netlink.table(self.family, render.TABLE)
         if table is None:
             return Observation()
-        items = tuple(self._items(table, groups))
-        self._written = False
-        return Observation(items, obstacle=self._obstacle(table))
+        return Observation(tuple(self._items(table, groups)), obstacle=self._obstacle(table))
 
     def replace(self, desired: Desired, observed: Observation, changes: tuple[Change, ...]) -> int:
-        text = render.render(desired)
-        if not desired.groups:
-            text = render.removal(self.family)
-        elif _structure(observed.items) == _structure(render.items(desired)):
-            if self._refilled(desired):
-                return 1
-            text = render.flush(desired) + text
-        else:
-            text = render.removal(self.family) + text
-        self._library.commit(text)
-        self._written = True
+        whole = _structure(observed.items) == _structure(render.items(desired))
+        if desired.groups and self._replayed(desired, whole):
+            return 1
+        text = render.flush(desired) if desired.groups and whole else render.removal(self.family)
+        before = self._netlink.generation()
+        self._library.commit(text + render.render(desired))
+        chains = [(render.TABLE, render.CHAINS[group.group].name) for group in desired.groups]
+        self._replay.learn(self._netlink, chains, following(before))
         return 1
 
     def drops_forwarding(self) -> str:
@@ -119,19 +114,30 @@ class NftBackend:
     def poll(self) -> None:
         return None
 
-    def _refilled(self, desired: Desired) -> bool:
-        """Repair without libnftables, if the kernel's form of each rule is known from an earlier reading.
+    def _replayed(self, desired: Desired, whole: bool) -> bool:
+        """Write without libnftables, if the kernel's form of each rule is known. `whole` if only rules differ.
 
         libnftables lists all chains of all tables before it adds a rule: 40 ms where others have 50,000 rules.
         """
-        chains: dict[str, tuple[KernelRule, ...]] = {}
-        for group in desired.groups:
-            known = [self._forms.get(render.rule_text(self.family, rule)) for rule in group.rules]
-            found = tuple(rule for rule in known if rule is not None)
-            if len(found) < len(known):
-                return False
-            chains[render.CHAINS[group.group].name] = found
-        self._netlink.refill(self.family, render.TABLE, chains)
+        try:
+            rules = {
+                render.CHAINS[group.group]: self._replay.rules(
+                    render.CHAINS[group.group].name, [rule.comment for rule in group.rules]
+                )
+                for group in desired.groups
+            }
+            if whole:
+                chains = {(render.TABLE, chain.name): found for chain, found in rules.items()}
+                self._netlink.refill(self.family, chains)
+            else:
+                self._netlink.rebuild(
+                    self.family, render.TABLE, {_kernel_chain(chain): found for chain, found in rules.items()}
+                )
+        except LookupError:
+            return False
+        except KernelError:
+            self._replay.forget()
+            return False
         return True
 
     def _items(self, table: Table, groups: Collection[Group]) -> Iterator[Item]:
@@ -149,8 +155,6 @@ class NftBackend:
         found = _describe(chain)
         yield Item("chain", place, found, raw=found, handle=chain.handle)
         for rule in self._netlink.rules(self.family, render.TABLE, name):
-            if self._written and "counter" not in (found.name for found in rule.expressions):
-                self._forms[describe(rule, self.family)] = rule
             tag = comment(rule)
             tag = tag[len(COMMENT_PREFIX) :] if tag.startswith(COMMENT_PREFIX) else ""
             yield Item("rule", place, describe(rule, self.family), raw=rule.raw, tag=tag, handle=rule.handle)
@@ -169,6 +173,10 @@ class NftBackend:
         except CommandError:
             return ("libnftables",)  # the nft program is not needed, so its absence is no news
         return (" ".join(printed[:2]).replace("nftables v", "nft "),)
+
+
+def _kernel_chain(chain: render.BaseChain) -> Chain:
+    return Chain(chain.name, 0, 0, 0, chain.hook_number, chain.priority, chain.type, _ACCEPT)
 
 
 def _describe(chain: Chain) -> str:

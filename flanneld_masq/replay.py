@@ -1,0 +1,35 @@
+"""Rules written anew as the kernel once held them, without the tool that wrote them first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .expressions import comment
+from .model import COMMENT_PREFIX, Family
+from .netlink import KernelRule, Nfnetlink
+
+
+class Replay:
+    """Remembers what the kernel made of our rules, by chain and comment. A comment says all that its rule does."""
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+        self._known: dict[tuple[str, str], KernelRule] = {}
+
+    def learn(self, netlink: Nfnetlink, chains: Iterable[tuple[str, str]], generation: int) -> None:
+        """Read these chains (table, chain) right after our write. Nothing is learnt where the ruleset is not in
+        the generation that this write made: then somebody else has written as well."""
+        found = [rule for table, chain in chains for rule in netlink.rules(self._family, table, chain)]
+        if netlink.generation() == generation:
+            self._known = {(rule.chain, comment(rule)): rule for rule in found if _is_ours(rule)}
+
+    def rules(self, chain: str, comments: Iterable[str]) -> tuple[KernelRule, ...]:
+        """The rules with these comments. Raises LookupError where one was not learnt."""
+        return tuple(self._known[chain, comment] for comment in comments)
+
+    def forget(self) -> None:
+        self._known = {}
+
+
+def _is_ours(rule: KernelRule) -> bool:
+    return comment(rule).startswith(COMMENT_PREFIX)

@@ -1,0 +1,93 @@
+"""A repair writes what the kernel held before, without the tool that wrote it first."""
+
+from __future__ import annotations
+
+import pytest
+
+from flanneld_masq import policy, sabotage
+from flanneld_masq.model import Family
+from flanneld_masq.netlink import Nfnetlink, following
+from flanneld_masq.replay import Replay
+
+from .conftest import Node
+
+CHAINS = {
+    "nft": (("flanneld-masq", "postrouting"), ("flanneld-masq", "forward")),
+    "iptables-nft": (("nat", "FLANNELD-MASQ"), ("filter", "FLANNELD-MASQ-FWD")),
+}
+WITHOUT_A_TOOL = [
+    *(("nft", damage) for damage in ("rule deleted", "rule duplicated", "chain flushed", "table deleted")),
+    *(("iptables-nft", damage) for damage in ("rule deleted", "rule duplicated", "chain flushed", "jump removed")),
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), WITHOUT_A_TOOL)
+@pytest.mark.parametrize("position", ["first", "last"])
+def test_a_repair_starts_no_program_and_leaves_the_same_ruleset(
+    node: Node, family: Family, name: str, damage: str, position: str
+) -> None:
+    node.configure(f'[masquerade]\nposition = "{position}"', backend=name)
+    tools = sabotage.tools(name, family, node.run)
+    assert tools is not None
+    with node.entered():
+        reconciler = node.reconciler(family)
+        tools.add_foreign()
+        reconciler.reconcile(node.wish())
+        before = node.ruleset()
+        tools.damages[damage]()
+        assert node.ruleset() != before
+        node.run.stop()  # from here on, starting any program is an error
+        (repair,) = reconciler.reconcile(node.wish()).repairs
+        node.run.resume()
+        assert repair.plan.backend == name
+        assert node.ruleset() == before
+        assert not any(plan.changes for plan in reconciler.plan(node.wish()))
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_rules_of_another_lease_are_written_by_the_tool_and_then_known(node: Node, family: Family, name: str) -> None:
+    node.configure("", backend=name)
+    with node.entered():
+        reconciler = node.reconciler(family)
+        reconciler.reconcile(node.wish())
+        text = node.subnet_file.read_text()
+        node.write_subnet(text.replace("10.244.1.1/24", "10.244.9.1/24").replace("244:1::1/64", "244:9::1/64"))
+        reconciler.reconcile(node.wish())
+        before = node.ruleset()
+        assert "10.244.9.0/24" in before or "244:9::/64" in before
+        table, chain = CHAINS[name][0]
+        node.tool("nft", "flush", "chain", family.data.nft, table, chain)
+        node.run.stop()
+        reconciler.reconcile(node.wish())
+        node.run.resume()
+        assert node.ruleset() == before
+
+
+def test_iptables_tables_that_are_gone_are_made_by_the_tool(node: Node, family: Family) -> None:
+    node.configure("", backend="iptables-nft")
+    with node.entered():
+        reconciler = node.reconciler(family)
+        reconciler.reconcile(node.wish())
+        before = node.ruleset()
+        node.tool("nft", "flush", "ruleset")
+        reconciler.reconcile(node.wish())
+        assert node.ruleset() == before
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_nothing_is_learnt_of_a_ruleset_that_somebody_else_wrote_to_as_well(
+    node: Node, family: Family, name: str
+) -> None:
+    node.configure("", backend=name)
+    with node.entered():
+        node.reconciler(family).reconcile(node.wish())
+        netlink = Nfnetlink()
+        table, chain = CHAINS[name][0]
+        masquerade, _ = policy.group_rules(node.settings, (node.lease(),), family)
+        comments = [rule.comment for rule in masquerade.rules]
+        known = Replay(family)
+        known.learn(netlink, CHAINS[name], following(netlink.generation()))
+        with pytest.raises(LookupError):
+            known.rules(chain, comments)
+        known.learn(netlink, CHAINS[name], netlink.generation())
+        assert known.rules(chain, comments) == netlink.rules(family, table, chain)
