@@ -11,24 +11,24 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Optional, TypeVar
+from typing import Any, Optional
 
 import pytest
 
 from flanneld_masq import choice, config, netns, plugins, subnetenv
 from flanneld_masq.hookspecs import Backend, Host
-from flanneld_masq.lab import batch
+from flanneld_masq.lab import Lab, batch
 from flanneld_masq.model import BackendName, Family, Lease, Settings
 from flanneld_masq.netns import Netns
 from flanneld_masq.reconcile import Reconciler, Wish
 from flanneld_masq.run import Runner
 from flanneld_masq.store import Store
+
+from ..common import eventually, unable
 
 BACKENDS = ("nft", "iptables-nft", "iptables-legacy")
 SUBNET_ENV = """\
@@ -39,26 +39,7 @@ FLANNEL_IPV6_SUBNET=fd00:10:244:1::1/64
 FLANNEL_MTU=1450
 FLANNEL_IPMASQ=false
 """
-_PAUSE_SECONDS = 0.005
-_Result = TypeVar("_Result")
 _names = itertools.count()
-_pause = threading.Event()
-
-
-def unable(reason: str) -> None:
-    """Skip, or fail where CI promises that the machine is able."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
-def eventually(condition: Callable[[], _Result], seconds: float = 10.0) -> _Result:
-    """Ask until the answer is true, and return it; fail where that takes longer than `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not (answer := condition()):
-        assert time.monotonic() < deadline, f"not so within {seconds} s"
-        _pause.wait(_PAUSE_SECONDS)
-    return answer
 
 
 def at_once(*calls: Callable[[], object]) -> list[Any]:
@@ -270,3 +251,18 @@ def make_node(tmp_path: Path) -> Iterator[Callable[[], Node]]:
 @pytest.fixture
 def node(make_node: Callable[[], Node]) -> Node:
     return make_node()
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab(prefix="lab-") as found:
+        yield found
+
+
+@pytest.fixture
+def lab_node(node: Node, lab: Lab) -> Iterator[Node]:
+    """The one in the middle of the lab."""
+    own, node.netns = node.netns, lab.node
+    node.write_subnet("".join(each.subnet_lines() for each in lab.addresses))
+    yield node
+    node.netns = own

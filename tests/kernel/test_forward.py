@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import signal
-import socket
-import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
-from types import TracebackType
+from contextlib import ExitStack
 
 import pytest
 
@@ -17,7 +12,9 @@ from flanneld_masq.lab import Addresses, Lab
 from flanneld_masq.model import Family, Group, Packet, Settings
 from flanneld_masq.packets import PacketError
 
-from .conftest import Daemon, Node, eventually
+from ..common import eventually
+from .conftest import Daemon, Node
+from .flow import Flow
 
 BY_EVENTS_ALONE = "[reconcile]\nresync_seconds = 3600\n"
 BY_RESYNC = (
@@ -31,18 +28,8 @@ DROPS = {
 
 
 @pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab(prefix="forward-") as found:
-        yield found
-
-
-@pytest.fixture
-def node(node: Node, lab: Lab) -> Iterator[Node]:
-    """The one in the middle of the lab."""
-    own, node.netns = node.netns, lab.node
-    node.write_subnet("".join(each.subnet_lines() for each in lab.addresses))
-    yield node
-    node.netns = own
+def node(lab_node: Node) -> Node:
+    return lab_node
 
 
 def set_policy(node: Node, flavour: str, policy: str) -> None:
@@ -126,61 +113,6 @@ def test_the_choice_is_made_anew_when_the_evidence_comes_and_goes(lab: Lab, node
         if flavour == "iptables-legacy":
             assert sorted(node.ruleset().splitlines()) == sorted(rules.splitlines())
         assert "FLANNELD-MASQ" not in node.ruleset()
-
-
-class Flow(AbstractContextManager["Flow"]):
-    """New connections from the pod to the outside, 200 a second, and the source that each had there."""
-
-    def __init__(self, lab: Lab, of: Addresses) -> None:
-        self.sent = 0
-        self._pod, self._of = lab.pod, of
-        self._kind = socket.AF_INET if of.family is Family.IPV4 else socket.AF_INET6
-        with lab.outside.entered():
-            self._target = socket.socket(self._kind, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-            self._target.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
-            self._target.bind((str(of.far), 0))
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._send, name=f"flow of {of.family}")
-
-    def __enter__(self) -> Flow:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end.set()
-        self._thread.join()
-        self._target.close()
-
-    def finish(self) -> list[str]:
-        """Stop, and return the source of each packet that arrived."""
-        self._end.set()
-        self._thread.join()
-        return list(self._received())
-
-    def more(self, number: int) -> None:
-        """Wait until so many more were sent."""
-        until = self.sent + number
-        eventually(lambda: self.sent >= until)
-
-    def _send(self) -> None:
-        destination = (str(self._of.far), self._target.getsockname()[1])
-        with self._pod.entered():
-            for port in itertools.count(2000):
-                with socket.socket(self._kind, socket.SOCK_DGRAM) as source:
-                    source.bind((str(self._of.pod), port))
-                    source.sendto(b"new", destination)
-                self.sent += 1
-                if self._end.wait(0.005):
-                    return
-
-    def _received(self) -> Iterator[str]:
-        while True:
-            try:
-                yield self._target.recvfrom(64)[1][0]
-            except BlockingIOError:
-                return
 
 
 def test_no_packet_leaves_without_nat_while_the_backend_changes(lab: Lab, node: Node) -> None:

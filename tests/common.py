@@ -1,0 +1,36 @@
+"""What more than one layer of tests needs."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+import pytest
+
+_PAUSE_SECONDS = 0.005
+_Result = TypeVar("_Result")
+_pause = threading.Event()
+
+
+def unable(reason: str) -> NoReturn:
+    """Skip, or fail where CI promises that the machine is able."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def eventually(condition: Callable[[], _Result], seconds: float = 10.0) -> _Result:
+    """Ask until the answer is true, and return it; fail where that takes longer than `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, f"not so within {seconds} s"
+        _pause.wait(_PAUSE_SECONDS)
+    return answer
+
+
+def lasting(seconds: float, long: float) -> float:
+    """How long something is kept up: `long` with LONG=1 in the environment, else enough to show the same."""
+    return long if os.environ.get("LONG") == "1" else seconds
