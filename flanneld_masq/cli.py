@@ -87,6 +87,11 @@ def parser() -> argparse.ArgumentParser:
         commands.selftest,
         "prove the backends on this kernel with these tools, by real packets in throwaway network namespaces",
     )
+    add(
+        "doctor",
+        commands.doctor,
+        "look over the node for what breaks masquerading, each finding with its remedy; exit status 1 for a problem",
+    )
     cleanup = add("cleanup", commands.cleanup, "remove everything of ours from every backend, and nothing else")
     cleanup.add_argument(
         "--flannel", action="store_true", help="also remove the rules that flannel itself left, of any of its releases"

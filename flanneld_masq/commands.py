@@ -75,11 +75,13 @@ def load_settings(options: argparse.Namespace) -> Settings:
 
 def run(options: argparse.Namespace) -> int:
     import asyncio
+    import faulthandler
 
     from .service import Daemon
 
     lean.one_arena()
     journal.set_up(load_settings(options).log_level)
+    faulthandler.enable()  # when systemd's watchdog ends us, the journal says where each thread was
     asyncio.run(Daemon(lambda: load_settings(options), plugins.load()).run())
     return 0
 
@@ -234,6 +236,24 @@ def backends(options: argparse.Namespace) -> int:
     return 0
 
 
+def doctor(options: argparse.Namespace) -> int:
+    from . import doctor as examination
+    from . import facts
+
+    session = Session.of(options)
+    networks, failures = session.plugins.non_masquerade_cidrs(session.settings)
+    known = facts.gather(session.settings, networks, session.reconcilers(), session.store, session.root)
+    findings = list(examination.examine(known))
+    problems = [found for found in findings if found.severity is examination.Severity.PROBLEM]
+    broken = list(map(str, (*session.plugins.failures, *failures)))
+    if options.json:
+        _print_json({"findings": [dataclasses.asdict(found) for found in findings], "plugin_failures": broken})
+    else:
+        lines = [*examination.text_of(findings, colour=_in_colour()), *broken]
+        print("\n".join(lines or ["nothing found that breaks masquerading"]))
+    return 1 if problems or broken else 0
+
+
 def selftest(options: argparse.Namespace) -> int:
     from . import selftest as proof
 
@@ -288,11 +308,15 @@ def _report(repairs: list[Repair], errors: list[MasqError], as_json: bool, nothi
 
 
 def _print_plans(plans: list[Plan]) -> None:
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    colour = _in_colour()
     for found in plans:
         for line in planning.text_of(found):
             start = _COLOURS.get(line[0], "") if colour else ""
             print(f"{start}{line}\033[0m" if start else line)
+
+
+def _in_colour() -> bool:
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
 def _print_errors(errors: list[MasqError]) -> None:

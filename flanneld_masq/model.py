@@ -35,6 +35,7 @@ class FamilyData:
     width: int
     legacy_names: str
     proc: str
+    forwarding: str  # below /proc/sys
 
 
 class Family(enum.Enum):
@@ -62,6 +63,7 @@ _FAMILIES = {
         width=32,
         legacy_names="proc/net/ip_tables_names",
         proc="proc/sys/net/ipv4",
+        forwarding="net/ipv4/ip_forward",
     ),
     Family.IPV6: FamilyData(
         version=6,
@@ -73,6 +75,7 @@ _FAMILIES = {
         width=128,
         legacy_names="proc/net/ip6_tables_names",
         proc="proc/sys/net/ipv6",
+        forwarding="net/ipv6/conf/all/forwarding",
     ),
 }
 

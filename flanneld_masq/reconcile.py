@@ -278,10 +278,10 @@ class Reconciler:
 
     def candidates(self, settings: Settings, flannel_uses_nftables: bool) -> Mapping[Group, Choice]:
         """The backend that each group would get if a lease named the family."""
-        drops = self._drops() if settings.forward.enabled and settings.forward.backend == AUTO else {}
+        drops = self.drops() if settings.forward.enabled and settings.forward.backend == AUTO else {}
         return choice.choose(settings, self.probes(), flannel_uses_nftables=flannel_uses_nftables, drops=drops)
 
-    def _drops(self) -> dict[BackendName, str]:
+    def drops(self) -> dict[BackendName, str]:
         """What drops forwarded packets, by backend. Each pass asks, for docker and the like come and go."""
         found: dict[BackendName, str] = {}
         for name, backend in self._backends.items() if not self._missing() else ():
