@@ -15,6 +15,8 @@ from flanneld_masq_iptables.nft import IptablesNft
 from flanneld_masq_iptables.rules import PLACES
 from flanneld_masq_nft import render as nft
 from flanneld_masq_nft.backend import NftBackend
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flanneld_masq import plan
 from flanneld_masq.errors import CommandError
@@ -364,6 +366,11 @@ class TestListing:
         line = '-A POSTROUTING -m comment --comment "one\ntwo" -j ACCEPT'
         backend, _ = self.backend(root, saved(*self.OURS, line))
         assert backend.observe((Group.MASQUERADE,)).items
+
+    @given(st.text(alphabet='ab"\\\n', max_size=40))
+    def test_the_quick_way_to_split_a_listing_is_the_slow_one_s_equal(self, text: str) -> None:
+        joined = [line for line in legacy._joined(text.split("\n")) if line]
+        assert [line for line in legacy._logical_lines(text) if line] == joined
 
     def test_what_is_written_removes_just_what_was_read(self, root: Path) -> None:
         stale = '-A POSTROUTING -m comment --comment "flanneld-masq:old" -j FLANNELD-MASQ'
