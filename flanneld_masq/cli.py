@@ -92,6 +92,12 @@ def parser() -> argparse.ArgumentParser:
         commands.doctor,
         "look over the node for what breaks masquerading, each finding with its remedy; exit status 1 for a problem",
     )
+    add(
+        "monitor",
+        commands.monitor,
+        "follow live what the daemon says on D-Bus: repairs and who made them needed, changes of state, lease and "
+        "backends; a line each, until Ctrl-C",
+    )
     cleanup = add("cleanup", commands.cleanup, "remove everything of ours from every backend, and nothing else")
     cleanup.add_argument(
         "--flannel", action="store_true", help="also remove the rules that flannel itself left, of any of its releases"

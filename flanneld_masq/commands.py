@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import choice, config, journal, lean, plugins, policy, subnetenv
+from . import choice, config, journal, lean, plugins, policy, remote, subnetenv
 from . import plan as planning
-from .errors import BackendUnavailable, ConfigError, MasqError
+from .errors import BackendUnavailable, BusError, ConfigError, MasqError
 from .hookspecs import Host
 from .leases import as_data
 from .model import Change, Family, Group, Lease, Packet, Plan, Settings, Verdict, family_of
@@ -108,13 +108,23 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def apply(options: argparse.Namespace) -> int:
+    """By the daemon, if one runs and the command line asks for nothing else than the configuration does."""
     session = Session.of(options)
-    wish = session.wish()
-    outcomes, errors = _each(session, lambda reconciler: reconciler.reconcile(wish))
+    repairs, errors = (None, []) if options.backend or options.subnet_file else _by_daemon(session.store)
+    if repairs is None:
+        wish = session.wish()
+        outcomes, errors = _each(session, lambda reconciler: reconciler.reconcile(wish))
+        repairs = [repair for outcome in outcomes for repair in outcome.repairs]
     _print_errors(errors)
-    return _report(
-        [repair for outcome in outcomes for repair in outcome.repairs], errors, options.json, "in sync already"
-    )
+    return _report(repairs, errors, options.json, "in sync already")
+
+
+def _by_daemon(store: Store) -> tuple[list[Repair] | None, list[MasqError]]:
+    """None where there is no daemon that can be asked."""
+    try:
+        return remote.reconcile(store.daemon_pid()), []
+    except BusError as error:
+        return [], [error]
 
 
 def cleanup(options: argparse.Namespace) -> int:
@@ -156,11 +166,25 @@ def status(options: argparse.Namespace) -> int:
     session = Session.of(options)
     pid = session.store.daemon_pid()
     found = session.store.status() or {}
-    found = {**found, "pid": pid} if pid else {**found, "pid": None, "state": "stopped", **_kernel_status(session)}
+    said = remote.status(pid or found.get("pid"))  # the lock that names its pid is for root alone
+    if said is not None or pid:
+        found = said or {**found, "pid": pid}
+    else:
+        found = {**found, "pid": None, "state": "stopped", **_kernel_status(session)}
     if options.json:
         _print_json(found)
     else:
         print("\n".join(_status_lines(found)))
+    return 0
+
+
+def monitor(options: argparse.Namespace) -> int:
+    """Until it is interrupted."""
+    try:
+        from .monitor import follow
+    except ImportError as error:
+        raise MasqError(f"{error}, which speaks D-Bus; install python3-dbus-next") from error
+    follow(lambda line: print(line, flush=True), as_json=options.json, colour=_in_colour())
     return 0
 
 

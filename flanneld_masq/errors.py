@@ -10,23 +10,33 @@
      +-- RulesetError          the kernel holds something that keeps our rules from taking effect
      +-- AlreadyRunning        another instance holds the state directory
      +-- StateError            the state directory cannot be used
+     +-- BusError              D-Bus cannot be used, or who was called there said no
 
 A message says what was tried, what happened, and what to do next. Only `cli` and `service` decide
-whether an error ends the process.
+whether an error ends the process. What an error is called outside of it stands in one table, `OUTSIDE`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+DBUS_PREFIX = "io.github.flanneld_masq.Error."
 
 
 class MasqError(Exception):
     """Base of all. `exit_code` is what a command ends with when nobody handles it."""
 
-    exit_code = 1
+    @property
+    def exit_code(self) -> int:
+        return outside(type(self)).exit_code
+
+    @property
+    def dbus_name(self) -> str:
+        return DBUS_PREFIX + outside(type(self)).dbus_name
 
 
 class ConfigError(MasqError):
-    exit_code = 2
-
     def __init__(self, source: str, key: str, reason: str) -> None:
         super().__init__(f"{source}: {key}: {reason}" if key else f"{source}: {reason}")
         self.source = source
@@ -92,3 +102,52 @@ class AlreadyRunning(MasqError):
 
 class StateError(MasqError):
     pass
+
+
+class BusError(MasqError):
+    """`name` is the D-Bus name of the error; empty where the bus itself failed, or nobody answered."""
+
+    def __init__(self, attempt: str, reason: str, name: str = "") -> None:
+        super().__init__(f"{attempt}: {reason}")
+        self.attempt = attempt
+        self.reason = reason
+        self.name = name
+
+    @property
+    def exit_code(self) -> int:
+        """What was one of our errors on the other side is that error here."""
+        for found in OUTSIDE.values():
+            if self.name == DBUS_PREFIX + found.dbus_name:
+                return found.exit_code
+        return super().exit_code
+
+    @property
+    def dbus_name(self) -> str:
+        return self.name or super().dbus_name
+
+
+class Outside(NamedTuple):
+    """How others see an error: as the exit status of a command, and by its D-Bus name behind DBUS_PREFIX."""
+
+    exit_code: int
+    dbus_name: str
+
+
+OUTSIDE: Mapping[type[MasqError], Outside] = {
+    MasqError: Outside(1, "Failed"),
+    ConfigError: Outside(2, "InvalidConfiguration"),
+    SubnetFileError: Outside(1, "InvalidSubnetFile"),
+    BackendUnavailable: Outside(1, "BackendUnavailable"),
+    PluginError: Outside(1, "PluginFailed"),
+    CommandError: Outside(1, "CommandFailed"),
+    KernelError: Outside(1, "KernelRefused"),
+    RulesetError: Outside(1, "RulesetInTheWay"),
+    AlreadyRunning: Outside(1, "AlreadyRunning"),
+    StateError: Outside(1, "StateUnusable"),
+    BusError: Outside(1, "BusUnusable"),
+}
+
+
+def outside(kind: type[MasqError]) -> Outside:
+    """Of a class that is not in the table, such as the selftest's own, that of the nearest base."""
+    return next(OUTSIDE[base] for base in kind.__mro__ if base in OUTSIDE)

@@ -130,7 +130,8 @@ class BackendType:
 
 @dataclass(frozen=True, **SLOTS)
 class Event:
-    """Something that happened. `kind` is one of the names in `journal.MESSAGE_IDS`."""
+    """Something that happened. `kind` is one of the names in `journal.MESSAGE_IDS`. `diff` holds lines of what was
+    found (-) and wanted (+); command line and unit of a culprit are empty where it was gone already."""
 
     kind: str
     message: str
@@ -141,6 +142,9 @@ class Event:
     duration_us: int = 0
     culprit: str = ""
     culprit_pid: int = 0
+    culprit_command: str = ""
+    culprit_unit: str = ""
+    diff: str = ""
 
 
 class HookSpecs:

@@ -7,7 +7,9 @@ import os
 import sys
 from collections.abc import Mapping
 
+from . import plan
 from .hookspecs import Event
+from .model import Plan
 
 LOGGER = logging.getLogger("flanneld_masq")
 
@@ -20,6 +22,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "lease-refused": "3a93a664d1654f7c9b4186c1413426c2",
     "backend-chosen": "a3138d826a424c8fbc64a52952f81bb6",
     "rules-applied": "6529fab2faab4f33bc7121d07a97790e",
+    "verified": "9e92cc5527e04207b22669cea32d278d",
     "drift-repaired": "afca4eb59f464901a9b7df2ebc1cc9c6",
     "degraded": "f1470fb6fef94fe093da04eb86b42504",
     "contended": "929d2688f6994fe8935b535998e34001",
@@ -30,6 +33,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "notice": "23969de349bf4122b9d933c3d662c987",
 }
 PREFIX = "FLANNELD_MASQ_"
+MOST_DIFF_LINES = 200  # somebody may have put any number of rules into our chains
 
 
 def emit(event: Event, level: int = logging.INFO) -> None:
@@ -42,9 +46,20 @@ def emit(event: Event, level: int = logging.INFO) -> None:
         "DURATION_US": event.duration_us or "",
         "CULPRIT": event.culprit,
         "CULPRIT_PID": event.culprit_pid or "",
+        "CULPRIT_COMMAND": event.culprit_command,
+        "CULPRIT_UNIT": event.culprit_unit,
+        "DIFF": event.diff,
     }
     extra = {PREFIX + key: str(value) for key, value in fields.items() if value}
     LOGGER.log(level, "%s", event.message, extra={"MESSAGE_ID": MESSAGE_IDS[event.kind], **extra})
+
+
+def diff_text(found: Plan) -> str:
+    """The differences in a plan, for the field DIFF: a line each, and not without end."""
+    lines = list(plan.text_of(found))
+    left_out = len(lines) - MOST_DIFF_LINES
+    more = [f"({left_out} more lines)"] if left_out > 0 else []
+    return "\n".join([*lines[:MOST_DIFF_LINES], *more])
 
 
 def set_up(level: str, environ: Mapping[str, str] = os.environ) -> None:

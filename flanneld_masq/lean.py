@@ -4,18 +4,28 @@ Both look for it, and both do without where it is missing. Import this before an
 A plugin that needs `ssl` itself can import it all the same.
 """
 
+import contextlib
 import ctypes
 import sys
+from collections.abc import Iterator
 
-_blocked = [name for name in ("ssl", "_ssl", "_hashlib") if name not in sys.modules]
-for _name in _blocked:
-    sys.modules[_name] = None  # type: ignore[assignment]
-try:
+
+@contextlib.contextmanager
+def without(*names: str) -> Iterator[None]:
+    """Modules that are not loaded yet cannot be found meanwhile."""
+    blocked = [name for name in names if name not in sys.modules]
+    for name in blocked:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for name in blocked:
+            del sys.modules[name]
+
+
+with without("ssl", "_ssl", "_hashlib"):
     import asyncio  # noqa: F401
     import hashlib  # noqa: F401
-finally:
-    for _name in _blocked:
-        del sys.modules[_name]
 
 _M_ARENA_MAX = -8  # mallopt(3)
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from . import journal
 from .budget import LAST_DELAY, RepairBudget
+from .complaints import Complaints
 from .culprit import Culprit, suspects
 from .errors import MasqError
 from .events import Transaction
@@ -30,6 +31,7 @@ SETTLE_SECONDS = 0.03
 MOST_SETTLE_SECONDS = 0.09
 POLL_GRID_SECONDS = 0.5
 POLL_TOLERANCE = 0.1  # of the grid: a poll that was a little late does not skip a turn
+LONGEST_STEP_SECONDS = 120.0  # of a pass: twice the time that the slowest tool is given
 LISTING_PAUSE = 3.0  # times the length of a pass: listing may take a quarter of our time, however busy the tables are
 
 
@@ -39,7 +41,7 @@ def retry_delay(failures: int) -> float:
 
 
 _RULESET_CHANGED, _EVENTS_LOST, _TABLES_MOVED = "ruleset changed", "ruleset events lost", "legacy tables changed"
-RESYNC = "resync"
+RESYNC, _RETRY = "resync", "retry"
 _CHANGES_BY_OTHERS = frozenset({_RULESET_CHANGED, _EVENTS_LOST, _TABLES_MOVED, RESYNC})
 
 
@@ -88,12 +90,17 @@ class FamilyLoop:
         self.outcome: Outcome | None = None
         self.last_repair: dict[str, Any] | None = None
         self.repairs = 0
+        self.settled = False  # whether a pass has followed the start, or the last reload
+        self._due = math.inf  # when the loop goes on at the latest, unless it hangs
         self._reconciler = reconciler
         self._owner = owner
         self._reasons: dict[str, None] = {}
         self._dirty = asyncio.Event()
         self._urgent = asyncio.Event()  # a new wish does not wait for the end of a contention
         self._failures = 0
+        self._error: MasqError | None = None  # of the last pass
+        self._asked: list[asyncio.Future[Outcome]] = []  # who waits for the next pass
+        self._complaints = Complaints()
         self._failed_at = float("-inf")
         self._wish: Wish | None = None  # the one that last held
         self._reprobe = False
@@ -105,12 +112,21 @@ class FamilyLoop:
         self._passing = False
         self._poll_timer: asyncio.TimerHandle | None = None
 
-    def mark(self, reason: str, *, reprobe: bool = False) -> None:
-        """Note that something happened; the loop looks at once. From the event loop's thread."""
+    def look(self, reason: str) -> asyncio.Future[Outcome]:
+        """Mark, and what comes of the next pass; or the MasqError that it ended with."""
+        asked: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._asked.append(asked)
+        self.mark(reason)
+        return asked
+
+    def mark(self, reason: str, *, reprobe: bool = False, urgent: bool = True) -> None:
+        """Note that something happened; the loop looks at once, or what is not urgent as soon as a contention allows.
+        From the event loop's thread."""
         self._reasons[reason] = None
         self._reprobe = self._reprobe or reprobe
+        self.settled = self.settled and not reprobe
         self._dirty.set()
-        if reason not in _CHANGES_BY_OTHERS:
+        if urgent and reason not in _CHANGES_BY_OTHERS:
             self._urgent.set()
 
     def ruleset_changed(self, transactions: Iterable[Transaction], lost: bool) -> None:
@@ -138,10 +154,35 @@ class FamilyLoop:
 
     async def run(self) -> None:
         while True:
+            self._expect(0)
+            asked, self._asked = self._asked, []
             await self._pass()
-            if not await _set_within(self._dirty, self._delay()):
+            self._answer(asked)
+            delay = self._delay()
+            self._expect(delay)
+            if not await _set_within(self._dirty, delay):
                 self._owner.resync(self.family)
+            self._expect(LAST_DELAY)
             await self._hold_back()
+
+    def _answer(self, asked: Iterable[asyncio.Future[Outcome]]) -> None:
+        """Tell those who wait what came of the pass; some may have gone."""
+        for each in (each for each in asked if not each.done()):
+            if self._error is not None:
+                each.set_exception(self._error)
+            elif self.outcome is None or self._owner.wish() is None:
+                each.set_exception(MasqError("there is no subnet file yet, so there is nothing to do"))
+            else:
+                each.set_result(self.outcome)
+
+    def _expect(self, seconds: float) -> None:
+        """What comes next takes so long at the most, and the steps of a pass."""
+        self._due = self._now() + seconds + LONGEST_STEP_SECONDS
+
+    def hangs(self, moved: float) -> bool:
+        """Whether it should have gone on by now. A pass of many steps goes on with each: `moved` is when a tool of
+        the family last started or ended."""
+        return self._now() > max(self._due, moved + LONGEST_STEP_SECONDS)
 
     async def remove(self) -> None:
         """Remove all our rules of the family."""
@@ -187,7 +228,8 @@ class FamilyLoop:
             if len(self._transactions) == seen:
                 break
         held = max(self._budget.not_before, self._failed_at + min(retry_delay(self._failures), MOST_HELD_BY_FAILURE))
-        await _set_within(self._urgent, max(0.0, held - self._now()))
+        if held > self._now():
+            await _set_within(self._urgent, held - self._now())
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -213,12 +255,12 @@ class FamilyLoop:
         try:
             outcome = await self._in_thread(lambda: self._reconcile(wish, reprobe))
         except MasqError as error:
-            self._failed(str(error))
+            self._failed(error)
         except Exception as error:  # the top of the loop: a bug must not take the daemon down, nor be hidden
-            journal.LOGGER.exception("%s: internal error", self.family)
-            self._failed(f"internal error: {error!r}")
+            if self._failed(MasqError(f"internal error: {error!r}")):
+                journal.LOGGER.exception("%s: internal error", self.family)
         else:
-            self._held(wish, outcome, ", ".join(reasons) or RESYNC)
+            self._held(wish, outcome, self._because(reasons))
             if look_around:
                 await self._look_around(wish)
             if self._reconciler.polls():
@@ -279,14 +321,23 @@ class FamilyLoop:
     async def _in_thread(self, call: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
 
-    def _failed(self, message: str) -> None:
+    def _because(self, reasons: list[str]) -> str:
+        again = _RETRY if self._failures else RESYNC
+        return ", ".join(again if reason == RESYNC else reason for reason in reasons) or again
+
+    def _failed(self, error: MasqError) -> bool:
+        """Whether the log tells of it."""
+        message = str(error)
+        self._error = error
         self._failures += 1
         self._failed_at = self._now()
-        if self.last_error != message:
+        line = self._complaints.line(message, self._failed_at)
+        if line is not None:
             retry = f"; next try in {retry_delay(self._failures):.1f} s, then ever more slowly"
-            self._event("degraded", f"{self.family}: {message}{retry}", level=logging.ERROR)
-        self.state, self.last_error = "degraded", message
+            self._event("degraded", f"{self.family}: {line}{retry}", level=logging.ERROR)
+        self.state, self.last_error, self.settled = "degraded", message, not self._reprobe
         self._owner.publish()
+        return line is not None
 
     def _held(self, wish: Wish, outcome: Outcome, reason: str) -> None:
         self._report_choices(outcome)
@@ -297,14 +348,15 @@ class FamilyLoop:
         if drift and outcome.repairs:
             self._budget.repaired(self._now())
         quiet = not outcome.repairs and self._budget.in_order(self._now())
-        if self.state == "degraded" or quiet:
+        if self._complaints.over() or quiet:
             self._event("recovered", f"{self.family}: in sync again", reason=reason)
         elif self._wish is None and not outcome.repairs and outcome.choices:
-            self._event("started", f"{self.family}: the kernel already holds the right rules; nothing written")
+            self._event("verified", f"{self.family}: the kernel already holds the right rules; nothing written")
         if self._budget.contended and self.state != "contended":
             self._report_contention(culprits)
-        self._failures, self._wish, self.outcome = 0, wish, outcome
+        self._failures, self._error, self._wish, self.outcome = 0, None, wish, outcome
         self.state, self.last_error = "contended" if self._budget.contended else "synced", ""
+        self.settled = not self._reprobe
         self._owner.publish()
 
     def _take_culprits(self, outcome: Outcome) -> tuple[Culprit, ...]:
@@ -338,8 +390,8 @@ class FamilyLoop:
             backend=repair.plan.backend,
             reason=reason,
             duration_us=repair.duration_us,
-            culprit=culprits[-1].name if culprits else "",
-            culprit_pid=culprits[-1].pid if culprits else 0,
+            diff=journal.diff_text(repair.plan),
+            **_blame(culprits if drift else ()),
         )
         self.repairs += 1 if drift else 0
         self.last_repair = {
@@ -358,9 +410,7 @@ class FamilyLoop:
             f"{self.family}: {who} keeps undoing our rules; they are put back ever more slowly, at least every "
             f"{LAST_DELAY:.0f} s, until it stops"
         )
-        pid = culprits[-1].pid if culprits else 0
-        name = culprits[-1].name if culprits else ""
-        self._event("contended", message, level=logging.WARNING, culprit=name, culprit_pid=pid)
+        self._event("contended", message, level=logging.WARNING, **_blame(culprits))
 
     def _report_choices(self, outcome: Outcome) -> None:
         before = self.outcome.choices if self.outcome else {}
@@ -378,3 +428,16 @@ class FamilyLoop:
 
     def _event(self, kind: str, message: str, *, level: int = logging.INFO, **fields: Any) -> None:
         self._owner.event(Event(kind, message, family=str(self.family), **fields), level)
+
+
+def _blame(culprits: tuple[Culprit, ...]) -> dict[str, Any]:
+    """The fields of an event that name the last of them."""
+    if not culprits:
+        return {}
+    last = culprits[-1]
+    return {
+        "culprit": last.name,
+        "culprit_pid": last.pid,
+        "culprit_command": last.command,
+        "culprit_unit": last.unit,
+    }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -45,11 +47,13 @@ class Runner:
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[str]] = set()
         self._stopped = False
+        self.moved = -math.inf  # when a program last started or ended, by the monotonic clock
 
     def __call__(
         self, argv: tuple[str, ...], *, executable: str | None = None, stdin: str = "", timeout: float = DEFAULT_TIMEOUT
     ) -> Completed:
         """Run to the end; `timeout` is in seconds. Raises CommandError for everything but exit status 0."""
+        self.moved = time.monotonic()
         process = self._start(argv, executable)
         try:
             stdout, stderr = process.communicate(stdin, timeout=timeout)
@@ -59,6 +63,7 @@ class Runner:
         finally:
             with self._lock:
                 self._running.discard(process)
+            self.moved = time.monotonic()
         return _judge(argv, process.returncode, stdout, stderr)
 
     def stop(self) -> None:

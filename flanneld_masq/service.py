@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import __version__, choice, journal, metrics
 from .errors import ConfigError, MasqError
@@ -20,13 +20,18 @@ from .hookspecs import Event, Host
 from .leases import Change, Leases, News, as_data
 from .loop import RESYNC, FamilyLoop
 from .model import Family, Network, Settings
+from .notify import Notifier, Watchdog
 from .plugins import Plugins
-from .reconcile import OwnCommits, Reconciler, Wish
+from .reconcile import OwnCommits, Reconciler, Repair, Wish
 from .run import Runner
 from .store import Store, replace_file
 from .watch import FileWatch
 
+if TYPE_CHECKING:
+    from .presence import Presence
+
 EVENT_PAUSE_SECONDS = 0.02
+BUS_AFTER_SECONDS = 2.0  # by then the bus is joined, also if the first pass still hangs
 
 
 class Daemon:
@@ -38,7 +43,8 @@ class Daemon:
         self._load = load
         self._plugins = plugins
         self._root = root
-        self._runner = Runner()
+        self._runners = {family: Runner() for family in Family}
+        self._notifier = Notifier()
         self._store = Store(Path(self.settings.state_directory))
         self._leases = Leases(self.settings.subnet_files)
         self._published: dict[str, Any] = {}
@@ -46,6 +52,9 @@ class Daemon:
         self._loops: tuple[FamilyLoop, ...] = ()
         self._commits = OwnCommits()
         self._events: RulesetEvents | None = None
+        self._presence: Presence | None = None
+        self._leaving: asyncio.Task[None] | None = None
+        self._bus_tried = False
         self._exceptions = self._plugin_networks()
         self._flannel_uses_nftables = False
 
@@ -56,7 +65,7 @@ class Daemon:
             stop = asyncio.Event()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, stop.set)
-            loop.add_signal_handler(signal.SIGHUP, self.reload)
+            loop.add_signal_handler(signal.SIGHUP, self._hangup)
             self._loops = tuple(self._family_loop(family) for family in Family)
             self.event(Event("started", f"flanneld-masq {__version__} started, pid {os.getpid()}"))
             for failure in self._plugins.failures:
@@ -67,9 +76,14 @@ class Daemon:
             self.refresh("start")
             self.publish()
             tasks = [asyncio.create_task(found.run()) for found in self._loops]
+            watchdog = Watchdog(self._notifier, self._hung, self._tell_hung)
+            watchdog.start()
+            join = loop.call_later(BUS_AFTER_SECONDS, self._join_bus)
             try:
                 await self._until(stop, tasks)
             finally:
+                join.cancel()
+                watchdog.stop()
                 await self._wind_down(tasks)
 
     def wish(self) -> Wish | None:
@@ -88,13 +102,15 @@ class Daemon:
         self.refresh(RESYNC)
 
     def reload(self) -> None:
-        """Read the configuration anew; a bad one changes nothing."""
+        """Read the configuration anew; a bad one changes nothing, and raises ConfigError."""
+        self._notifier.reloading()
         try:
             settings = self._load()
             choice.check_names(settings, self._plugins.backends, self._plugins.failures)
         except ConfigError as error:
             self.event(Event("reload-refused", f"{error}; the running settings stay"), logging.ERROR)
-            return
+            self.publish()
+            raise
         if settings.state_directory != self.settings.state_directory:
             message = f"state_directory stays {self.settings.state_directory} until a restart"
             self.event(Event("notice", message), logging.WARNING)
@@ -105,9 +121,29 @@ class Daemon:
         self._leases.follow(settings.subnet_files)
         self._watch.follow(settings.subnet_files)
         self.event(Event("reloaded", "configuration read anew"))
+        if settings.dbus_enabled:
+            self._join_bus()
+        else:
+            self._leave_bus()
         for found in self._loops:
             found.mark("reload", reprobe=True)
         self.refresh("reload")
+
+    async def reconcile(self) -> tuple[Repair, ...]:
+        """Look at all families now; what was repaired. Raises MasqError if one of them fails."""
+        asked = [found.look("Reconcile called") for found in self._loops]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        errors = {str(found): found for found in answers if isinstance(found, BaseException)}
+        if len(errors) > 1:
+            raise MasqError("; ".join(errors))
+        for error in errors.values():
+            raise error
+        return tuple(repair for found in asked for repair in found.result().repairs)
+
+    def heard(self, reason: str) -> None:
+        """Somebody says that the ruleset may have changed."""
+        for found in self._loops:
+            found.mark(reason, urgent=False)
 
     def refresh(self, reason: str) -> None:
         """Read the input files; mark the families if they say something new."""
@@ -122,12 +158,20 @@ class Daemon:
 
     def event(self, event: Event, level: int = logging.INFO) -> None:
         journal.emit(event, level)
+        if self._presence is not None:
+            self._presence.tell(event)
         for failure in self._plugins.tell(event):
             self._say_once(Event("plugin-failed", str(failure)), logging.ERROR)
 
     def publish(self, *, stopped: bool = False) -> None:
-        """Write status.json, if there is anything new in it."""
+        """Write status.json, if there is anything new in it, and tell systemd."""
         status = self.status() if not stopped else {**self.status(), "state": "stopped"}
+        settled = not self._leases.good or all(found.settled for found in self._loops)
+        self._notifier.publish(status, settled=settled)
+        if self._presence is not None:
+            self._presence.publish(status)
+        elif settled and not self._bus_tried:
+            self._join_bus()
         if status == self._published:
             return
         try:
@@ -157,7 +201,7 @@ class Daemon:
         return next(state for state in ("degraded", "contended", "waiting", "synced") if state in states)
 
     def _family_loop(self, family: Family) -> FamilyLoop:
-        backends = self._plugins.create(family, Host(self._runner, self._root))
+        backends = self._plugins.create(family, Host(self._runners[family], self._root))
         reconciler = Reconciler(
             family,
             backends,
@@ -204,6 +248,28 @@ class Daemon:
         loop.remove_reader(self._events.fileno())
         loop.call_later(EVENT_PAUSE_SECONDS, self._hear)
 
+    def _hangup(self) -> None:
+        with contextlib.suppress(ConfigError):  # which was told
+            self.reload()
+
+    def _join_bus(self) -> None:
+        """After the first pass, for no rule shall wait for the bus or for what speaks to it."""
+        self._bus_tried = True
+        if self._presence is not None or not self.settings.dbus_enabled:
+            return
+        try:
+            from .presence import Presence
+        except ImportError as error:
+            message = f"{error}: no D-Bus service until python3-dbus-next is installed; all else works the same"
+            self._say_once(Event("notice", message), logging.INFO)
+        else:
+            self._presence = Presence(self, lambda message: self.event(Event("notice", message)))
+
+    def _leave_bus(self) -> None:
+        if self._presence is not None:
+            self._leaving = asyncio.ensure_future(self._presence.close())
+            self._presence = None
+
     def _file_event(self) -> None:
         self._watch.refresh()
         self.refresh("subnet file changed")
@@ -241,6 +307,14 @@ class Daemon:
             self._said.add(event.message)
             journal.emit(event, level)
 
+    def _hung(self) -> str:
+        """The families whose loop hangs; empty if there is none."""
+        return ", ".join(str(found.family) for found in self._loops if found.hangs(self._runners[found.family].moved))
+
+    def _tell_hung(self, families: str) -> None:
+        message = f"{families}: a pass hangs; systemd's watchdog is not fed until it goes on"
+        self.event(Event("degraded", message), logging.ERROR)
+
     async def _until(self, stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
         """A loop that ends by itself has a bug; its exception ends the daemon."""
         stopped = asyncio.create_task(stop.wait())
@@ -253,10 +327,12 @@ class Daemon:
 
     async def _wind_down(self, tasks: list[asyncio.Task[None]]) -> None:
         started = time.monotonic()
+        self._notifier.stopping()
         self._deafen()
         for task in tasks:
             task.cancel()
-        self._runner.stop()
+        for runner in self._runners.values():
+            runner.stop()
         self._store.stop()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self.settings.stop_remove_rules:
@@ -265,11 +341,15 @@ class Daemon:
             found.close()
         self._watch.stop()
         self.publish(stopped=True)
+        self._leave_bus()
+        if self._leaving is not None:
+            await self._leaving
         kept = "rules removed" if self.settings.stop_remove_rules else "rules stay in place"
         self.event(Event("stopped", f"stopped in {(time.monotonic() - started) * 1000:.0f} ms; {kept}"))
 
     async def _remove_rules(self) -> None:
-        self._runner.resume()
+        for runner in self._runners.values():
+            runner.resume()
         self._store.resume()
         await asyncio.gather(*(found.remove() for found in self._loops))
 

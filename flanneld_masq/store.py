@@ -6,7 +6,8 @@
     status.json       what the daemon says of itself
 
 Files are replaced by rename, so a reader sees a whole one. A file that cannot be read is as good as
-none: the rules are then verified by being written anew.
+none: the rules are then verified by being written anew. The daemon runs as a user of its own and the commands as
+root, so each takes the files of the other, and those of nobody else.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import pwd
 import stat
 import threading
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ from typing import IO, Any
 from .errors import AlreadyRunning, StateError
 from .model import BackendName, Family, Golden, Item, Neighbours
 
+SERVICE_USER = "flanneld-masq"
 PASS_LOCK_SECONDS = 10.0
 _RETRY_SECONDS = 0.01
 _INSTANCE_TRIES = 8
@@ -127,7 +130,7 @@ class Store:
             raise StateError(
                 f"state directory {self._directory} cannot be made: {error.strerror}; run as root"
             ) from error
-        if found.st_uid not in (0, os.geteuid()) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        if not _is_trusted(found.st_uid) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise StateError(
                 f"state directory {self._directory} can be written by others than root; `chown root` and `chmod 755` it"
             )
@@ -135,15 +138,31 @@ class Store:
     def _open_lock(self, name: str) -> IO[str]:
         self._prepare()
         try:
-            descriptor = os.open(self._path(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            descriptor = self._open_or_make(self._path(name))
         except OSError as error:
             raise StateError(f"{self._path(name)} cannot be opened: {error.strerror}; run as root") from error
         return os.fdopen(descriptor, "r+")
 
+    def _open_or_make(self, path: Path) -> int:
+        """For its owner alone, for whoever can open a lock can hold it. What root makes is the daemon's."""
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            return os.open(path, flags)
+        except FileNotFoundError:
+            pass
+        try:
+            descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return os.open(path, flags)
+        owner = self._directory.stat()
+        if owner.st_uid != os.geteuid() == 0:
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        return descriptor
+
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
             with self._path(name).open() as file:
-                if os.fstat(file.fileno()).st_uid not in (0, os.geteuid()):
+                if not _is_trusted(os.fstat(file.fileno()).st_uid):
                     return None
                 content = json.load(file)
         except (OSError, ValueError, RecursionError):
@@ -172,6 +191,16 @@ def replace_file(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise StateError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _is_trusted(uid: int) -> bool:
+    """Whether we take what that user wrote: root, ourselves, or the user of the service."""
+    if uid in (0, os.geteuid()):
+        return True
+    try:
+        return pwd.getpwuid(uid).pw_name == SERVICE_USER
+    except KeyError:
+        return False
 
 
 def _try_lock(file: IO[str]) -> bool:

@@ -77,6 +77,12 @@ def private_namespaces() -> None:
         unable(str(error))
 
 
+@pytest.fixture(autouse=True)
+def no_bus_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon of a test is on no bus, but one that the test makes."""
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent/bus")
+
+
 @pytest.fixture(params=list(Family), ids=str)
 def family(request: pytest.FixtureRequest) -> Family:
     found: Family = request.param

@@ -15,7 +15,19 @@ import pytest
 
 from flanneld_masq import __version__, cli, commands, config
 
-COMMANDS = ("run", "plan", "apply", "status", "render", "explain", "backends", "selftest", "doctor", "cleanup")
+COMMANDS = (
+    "run",
+    "plan",
+    "apply",
+    "status",
+    "render",
+    "explain",
+    "backends",
+    "selftest",
+    "doctor",
+    "monitor",
+    "cleanup",
+)
 SUBNET = """\
 FLANNEL_NETWORK=10.244.0.0/16
 FLANNEL_SUBNET=10.244.1.1/24

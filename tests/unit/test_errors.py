@@ -51,7 +51,7 @@ def test_each_has_an_exit_status_and_a_line(
     kind: type[MasqError], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = make(kind)
-    assert kind.exit_code in (1, 2), "0 and 3 say something else"
+    assert error.exit_code in (1, 2), "0 and 3 say something else"
     assert "some text" in str(error)
     assert repr(error)
 
@@ -59,7 +59,7 @@ def test_each_has_an_exit_status_and_a_line(
         raise error
 
     monkeypatch.setattr(commands, "status", fail)
-    assert cli.main(["status"]) == kind.exit_code
+    assert cli.main(["status"]) == error.exit_code
     assert capsys.readouterr() == ("", f"flanneld-masq: {error}\n")
 
 
@@ -71,7 +71,28 @@ def test_each_keeps_what_it_was_told(kind: type[MasqError]) -> None:
 
 
 def test_only_what_the_user_wrote_is_the_user_s_fault() -> None:
-    assert [kind.__name__ for kind in ALL if kind.exit_code == 2] == ["ConfigError"]
+    assert [kind.__name__ for kind in ALL if errors.outside(kind).exit_code == 2] == ["ConfigError"]
+
+
+def test_each_has_a_place_in_the_table() -> None:
+    """But those of the selftest, which never meet the bus, and are plain failures."""
+    plain = [kind.__name__ for kind in ALL if errors.outside(kind) is errors.OUTSIDE[MasqError]]
+    assert sorted(plain) == ["LabError", "PacketError", "SabotageError", "SelftestError"]
+
+
+def test_each_has_a_d_bus_name_of_its_own() -> None:
+    names = [found.dbus_name for found in errors.OUTSIDE.values()]
+    assert len(set(names)) == len(names)
+    for name in names:
+        assert re.fullmatch("[A-Z][A-Za-z]+", name), "an element of a D-Bus name"
+
+
+def test_who_calls_the_daemon_gets_the_error_that_the_daemon_met() -> None:
+    for kind, outside in errors.OUTSIDE.items():
+        if kind is not errors.BusError:
+            met = make(kind)
+            came = errors.BusError("the daemon", str(met), met.dbus_name)
+            assert (came.exit_code, came.dbus_name) == (outside.exit_code, met.dbus_name)
 
 
 def test_the_drawing_shows_them_all() -> None:
@@ -96,3 +117,7 @@ class TestMessages:
     def test_command(self) -> None:
         assert str(errors.CommandError(("a", "b"), "failed", stderr="no")) == "`a b` failed: no"
         assert str(errors.CommandError(("a", "b"), "failed")) == "`a b` failed"
+
+    def test_bus(self) -> None:
+        assert str(errors.BusError("calling", "no", "org.example.No")) == "calling: no"
+        assert errors.BusError("calling", "no").dbus_name == "io.github.flanneld_masq.Error.BusUnusable"

@@ -16,6 +16,7 @@ import pytest
 
 from flanneld_masq import journal
 from flanneld_masq.hookspecs import Event
+from flanneld_masq.model import BackendName, Change, Family, Plan
 
 
 class Records(logging.Handler):
@@ -71,8 +72,10 @@ def test_those_that_were_published_stay() -> None:
         "lease-refused": "3a93a664d1654f7c9b4186c1413426c2",
         "backend-chosen": "a3138d826a424c8fbc64a52952f81bb6",
         "rules-applied": "6529fab2faab4f33bc7121d07a97790e",
+        "verified": "9e92cc5527e04207b22669cea32d278d",
         "drift-repaired": "afca4eb59f464901a9b7df2ebc1cc9c6",
         "degraded": "f1470fb6fef94fe093da04eb86b42504",
+        "contended": "929d2688f6994fe8935b535998e34001",
         "recovered": "3e79fd230120450db5de35e360353314",
         "reloaded": "011c048da86a4364853ef10c887399e3",
         "reload-refused": "7426cacce7b44ddf90c4229724d87da1",
@@ -101,6 +104,9 @@ def test_an_event_carries_its_fields(records: Records) -> None:
         duration_us=1234,
         culprit="iptables-restor",
         culprit_pid=8426,
+        culprit_command="iptables-restore --noflush",
+        culprit_unit="kube-proxy.service",
+        diff="@@ ipv4 nft: ip flanneld-masq @@\n# missing\n+ table ip flanneld-masq",
     )
     assert all(getattr(event, found.name) for found in fields(event)), "every field is tried here"
     journal.emit(event)
@@ -113,7 +119,23 @@ def test_an_event_carries_its_fields(records: Records) -> None:
         "FLANNELD_MASQ_DURATION_US": "1234",
         "FLANNELD_MASQ_CULPRIT": "iptables-restor",
         "FLANNELD_MASQ_CULPRIT_PID": "8426",
+        "FLANNELD_MASQ_CULPRIT_COMMAND": "iptables-restore --noflush",
+        "FLANNELD_MASQ_CULPRIT_UNIT": "kube-proxy.service",
+        "FLANNELD_MASQ_DIFF": "@@ ipv4 nft: ip flanneld-masq @@\n# missing\n+ table ip flanneld-masq",
     }
+
+
+def test_a_diff_says_what_was_found_and_wanted() -> None:
+    changes = (Change("changed", "ip flanneld-masq postrouting", wanted="return", found="accept"),)
+    assert journal.diff_text(Plan(Family.IPV4, BackendName("nft"), changes)) == (
+        "@@ ipv4 nft: ip flanneld-masq postrouting @@\n# changed\n- accept\n+ return"
+    )
+
+
+def test_a_diff_has_an_end() -> None:
+    changes = tuple(Change("extra", "nat FLANNELD-MASQ", found=f"-j X{number}") for number in range(50_000))
+    *lines, last = journal.diff_text(Plan(Family.IPV4, BackendName("iptables-nft"), changes)).split("\n")
+    assert (len(lines), last) == (journal.MOST_DIFF_LINES, f"({100_001 - journal.MOST_DIFF_LINES} more lines)")
 
 
 def test_an_event_without_an_id_is_a_bug(records: Records) -> None:

@@ -195,6 +195,47 @@ class TestDirectory:
         assert (tmp_path / "precious").read_text() == "precious"
 
 
+class TestLocks:
+    def test_are_for_their_owner_alone(self, directory: Path) -> None:
+        """Whoever can open one can hold it."""
+        kept = Store(directory)
+        with kept.instance(), kept.exclusive(Family.IPV4):
+            assert {stat.S_IMODE(found.stat().st_mode) for found in directory.iterdir()} == {0o600}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
+class TestUserOfTheService:
+    """What root, with its commands, and the daemon, as a user of its own, are to each other. Nobody plays the user."""
+
+    @pytest.fixture(autouse=True)
+    def nobody(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(store, "SERVICE_USER", "nobody")
+        directory.mkdir(parents=True)
+        os.chown(directory, 65534, 65534)
+
+    def test_what_it_wrote_is_believed(self, directory: Path) -> None:
+        Store(directory).remember(NFT, Family.IPV4, GOLDEN)
+        os.chown(directory / "nft-ipv4.json", 65534, 65534)
+        assert Store(directory).golden(NFT, Family.IPV4) == GOLDEN
+
+    def test_what_somebody_else_wrote_is_not(self, directory: Path) -> None:
+        Store(directory).remember(NFT, Family.IPV4, GOLDEN)
+        os.chown(directory / "nft-ipv4.json", 1, 1)
+        assert Store(directory).golden(NFT, Family.IPV4) is None
+
+    def test_a_lock_that_root_makes_is_its_own(self, directory: Path) -> None:
+        with Store(directory).exclusive(Family.IPV4):
+            found = (directory / "ipv4.lock").stat()
+            assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (65534, 65534, 0o600)
+
+    def test_a_file_that_it_found_elsewhere_is_not(self, directory: Path, tmp_path: Path) -> None:
+        """A link would have root give it somebody's file."""
+        write(tmp_path / "precious", "precious")
+        os.link(tmp_path / "precious", directory / "ipv4.lock")
+        with Store(directory).exclusive(Family.IPV4):
+            assert (tmp_path / "precious").stat().st_uid == 0
+
+
 class TestStatus:
     def test_round_trip(self, directory: Path) -> None:
         assert Store(directory).status() is None

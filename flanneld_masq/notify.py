@@ -1,0 +1,128 @@
+"""What systemd is told of the daemon: its state, when it is ready, and that it still works.
+
+Protocol: sd_notify(3) and sd_watchdog_enabled(3) of systemd. Where nothing in the environment asks for it, nothing
+is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Optional
+
+FEEDS_PER_PERIOD = 2.0  # as sd_watchdog_enabled(3) recommends
+MOST_BYTES = 1024  # of a status; systemd drops a message of more than 4096 bytes whole
+_SEND_SECONDS = 1.0  # how long a systemd that does not read may hold us up
+
+
+class Notifier:
+    """Speaks to the service manager that started us, if one did."""
+
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        self._address = environ.get("NOTIFY_SOCKET", "").replace("@", "\0", 1)
+        self.watchdog_seconds = _watchdog_seconds(environ)
+        self._ready = False
+        self._text = ""
+
+    def publish(self, status: Mapping[str, Any], *, settled: bool) -> None:
+        """Tell of a status, as `Daemon.status` gives it, where it reads otherwise than the last one; and, once all
+        that was begun at the start or by a reload is `settled`, that we are ready."""
+        text = status_text(status)
+        lines = [f"STATUS={text}"] if text != self._text else []
+        if settled and not self._ready:
+            lines.append("READY=1")
+        self._ready, self._text = self._ready or settled, text
+        self._send(*lines)
+
+    def reloading(self) -> None:
+        """What is `settled` from now on ends the reload."""
+        self._ready = False
+        self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+    def stopping(self) -> None:
+        self._send("STOPPING=1")
+
+    def alive(self) -> None:
+        """Feed the watchdog. It does not watch over a start, so that is given more time as long as we are alive."""
+        more = () if self._ready else (f"EXTEND_TIMEOUT_USEC={round((self.watchdog_seconds or 0) * 1_000_000)}",)
+        self._send("WATCHDOG=1", *more)
+
+    def _send(self, *lines: str) -> None:
+        if not self._address or not lines:
+            return
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.settimeout(_SEND_SECONDS)
+            sender.sendto("\n".join(lines).encode(errors="replace"), self._address)
+
+
+class Watchdog:
+    """Feeds from the event loop, so one that is stuck feeds nothing; nor is anything fed while `hung` says of what
+    else. That is told once."""
+
+    def __init__(self, notifier: Notifier, hung: Callable[[], str], tell: Callable[[str], None]) -> None:
+        self._notifier = notifier
+        self._hung = hung
+        self._tell = tell
+        self._told = ""
+        self._timer: Optional[asyncio.TimerHandle] = None
+
+    def start(self) -> None:
+        """Feed at once, and from then on until `stop`, if a watchdog waits for it."""
+        period = self._notifier.watchdog_seconds
+        if period is None:
+            return
+        self._timer = asyncio.get_running_loop().call_later(period / FEEDS_PER_PERIOD, self.start)
+        hung = self._hung()
+        if not hung:
+            self._notifier.alive()
+        elif hung != self._told:
+            self._tell(hung)
+        self._told = hung
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def status_text(status: Mapping[str, Any]) -> str:
+    """The state in one line, as `systemctl status` shows it."""
+    text = "; ".join(_parts(status))
+    line = "".join(character if character.isprintable() else " " for character in text).encode(errors="replace")
+    return line.decode() if len(line) <= MOST_BYTES else line[: MOST_BYTES - 3].decode(errors="ignore") + "..."
+
+
+def _parts(status: Mapping[str, Any]) -> Iterator[str]:
+    state, troubles = status["state"], status["troubles"]
+    if state == "stopped":
+        yield state
+    elif not status["leases"]:
+        said = troubles and all(trouble.startswith(state) for trouble in troubles)
+        yield from troubles if said else (state, *troubles)
+    else:
+        found = [_family(name, family, status["leases"]) for name, family in status["families"].items()]
+        yield f"{'starting' if state == 'waiting' else state}: {', '.join(text for text in found if text)}"
+        yield from troubles
+
+
+def _family(name: str, family: Mapping[str, Any], leases: list[Mapping[str, Any]]) -> str:
+    """Backends and subnets of a family, or what is wrong with it; empty for one that no lease names."""
+    if family["last_error"]:
+        return f"{name}: {family['last_error']}"
+    subnets = [lease[name]["subnet"] for lease in leases if name in lease]
+    backends = dict.fromkeys(group["backend"] for group in family["groups"].values())
+    contended = ["contended"] if family["state"] == "contended" else []
+    return " ".join([name, *backends, *subnets, *contended]) if subnets else ""
+
+
+def _watchdog_seconds(environ: Mapping[str, str]) -> Optional[float]:
+    """How often the watchdog wants to be fed at the least; None for never."""
+    try:
+        wanted = int(environ.get("WATCHDOG_USEC", "0"))
+        for_us = int(environ.get("WATCHDOG_PID", os.getpid())) == os.getpid()
+    except ValueError:
+        return None
+    return wanted / 1_000_000 if wanted > 0 and for_us else None

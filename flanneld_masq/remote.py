@@ -1,0 +1,70 @@
+"""The running daemon, asked over D-Bus by a command. Nothing is started for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from . import manager
+from .errors import BusError
+from .interface import ERROR
+from .manager import MANAGER, NAME, PATH
+from .reconcile import Repair
+
+if TYPE_CHECKING:
+    from .dbus import Connection
+
+STATUS_SECONDS = 5.0
+RECONCILE_SECONDS = 150.0  # the slowest tool has a minute
+_NOBODY = ("", f"{ERROR}ServiceUnknown", f"{ERROR}NameHasNoOwner")
+_Result = TypeVar("_Result")
+
+
+def status(pid: int | None) -> dict[str, Any] | None:
+    """What the daemon of that pid says of itself. None where it cannot be asked, or another one is on the bus."""
+    with contextlib.suppress(BusError):
+        return _ask(pid, _nothing_else)
+    return None
+
+
+def reconcile(pid: int | None) -> list[Repair] | None:
+    """Have it look at all families now; what it changed. None as above. Raises BusError if it failed or refused."""
+    try:
+        return _ask(pid, _reconcile)
+    except BusError as error:
+        if error.name in _NOBODY:
+            return None
+        raise BusError("the daemon", error.reason, error.name) from error
+
+
+async def _nothing_else(_: Connection, found: dict[str, Any]) -> dict[str, Any]:
+    return found
+
+
+async def _reconcile(connection: Connection, _: dict[str, Any]) -> list[Repair]:
+    (changed,) = await connection.call(NAME, PATH, MANAGER.name, "Reconcile", seconds=RECONCILE_SECONDS)
+    return manager.repairs(changed)
+
+
+def _ask(pid: int | None, question: Callable[[Connection, dict[str, Any]], Awaitable[_Result]]) -> _Result | None:
+    """Ask the daemon of that pid, whose status the question gets. Raises BusError."""
+    if pid is None:
+        return None
+    try:
+        from .dbus import connect
+    except ImportError:
+        return None
+
+    async def ask() -> _Result | None:
+        connection = await connect()
+        try:
+            (text,) = await connection.call(NAME, PATH, MANAGER.name, "GetStatus", seconds=STATUS_SECONDS)
+            found = json.loads(text)
+            return await question(connection, found) if found["pid"] == pid else None
+        finally:
+            connection.close()
+
+    return asyncio.run(ask())

@@ -1,0 +1,242 @@
+"""The daemon process on a real dbus-daemon. Legacy tables tell nobody of changes, so what it hears there counts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flanneld_masq import dbus
+from flanneld_masq.dbus import Connection
+from flanneld_masq.hearsay import FIREWALLD, FIREWALLD_PATH, SYSTEMD, SYSTEMD_PATH
+from flanneld_masq.interface import Message
+from flanneld_masq.manager import MANAGER, NAME, PATH
+from flanneld_masq.model import BackendName, Family
+
+from ..bus import Bus
+from ..common import eventually
+from .conftest import Daemon, Node
+from .test_daemon import damage, in_sync
+
+QUIET = "[reconcile]\nlegacy_poll_seconds = 60\nresync_seconds = 3600\n"  # so that no repair is owed to chance
+IPV4_LEGACY = (Family.IPV4, BackendName("iptables-legacy"))
+ON_BUS = f"on the system bus as {NAME}"
+
+
+@pytest.fixture
+def bus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bus]:
+    found = Bus(tmp_path)
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", found.address)
+    found.start()
+    yield found
+    found.stop()
+
+
+def manager(bus: Bus, member: str) -> Any:
+    return bus.ctl("call", NAME, PATH, MANAGER.name, member)
+
+
+def state(bus: Bus) -> str:
+    """What the daemon says on the bus of its state; empty while it is not there."""
+    return bus.ctl("get-property", NAME, PATH, MANAGER.name, "State").stdout.strip()
+
+
+@contextmanager
+def present(node: Node, bus: Bus, backend: str = "nft", text: str = "") -> Iterator[Daemon]:
+    with in_sync(node, backend, text) as daemon:
+        eventually(lambda: state(bus) == 's "synced"')
+        yield daemon
+
+
+def connected(story: Callable[[Connection], Awaitable[None]]) -> None:
+    """Be on the bus for a while."""
+
+    async def whole() -> None:
+        connection = await dbus.connect()
+        try:
+            await asyncio.wait_for(story(connection), 20)
+        finally:
+            connection.close()
+
+    asyncio.run(whole())
+
+
+async def in_thread(call: Callable[..., Any], *arguments: Any) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(None, call, *arguments)
+
+
+def test_a_repair_is_told_with_the_culprit(node: Node, bus: Bus) -> None:
+    async def story(client: Connection) -> None:
+        heard: asyncio.Queue[Message] = asyncio.Queue()
+        client.listen(heard.put_nowait)
+        await client.follow(sender=NAME, interface=MANAGER.name, member="Repaired")
+        node.tool("nft", "flush", "chain", "ip", "flanneld-masq", "postrouting")
+        while (found := await heard.get()).member != "Repaired":
+            continue  # of the bus itself
+        told = dict(zip(MANAGER.signals["Repaired"], found.body))
+        assert (told["family"], told["backend"], told["reason"]) == ("ipv4", "nft", "ruleset changed")
+        assert (told["culprit"], told["duration_us"] > 0, told["culprit_pid"] > 1) == ("nft", True, True)
+
+    with present(node, bus) as daemon:
+        connected(story)
+        assert daemon.status()["families"]["ipv4"]["repairs"] == 1
+
+
+def test_the_rules_wait_for_no_bus(node: Node, bus: Bus) -> None:
+    bus.freeze()
+    try:
+        with in_sync(node) as daemon:
+            assert daemon.lines("rules applied")
+            assert daemon.stop() == 0
+    finally:
+        bus.thaw()
+
+
+def test_apply_is_done_by_the_daemon(node: Node, bus: Bus) -> None:
+    with present(node, bus, "iptables-legacy", QUIET) as daemon:
+        damage(node, *IPV4_LEGACY)
+        done = node.masq("apply")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("ipv4 iptables-legacy: ")
+        assert daemon.lines("drift repaired", "(Reconcile called)")
+        assert node.masq("apply").stdout == "in sync already\n"
+
+
+def test_apply_with_a_wish_of_its_own_is_not_the_daemon_s(node: Node, bus: Bus) -> None:
+    with present(node, bus, "iptables-legacy", QUIET) as daemon:
+        damage(node, *IPV4_LEGACY)
+        done = node.masq("apply", "--backend", "iptables-legacy")
+        assert done.stdout.startswith("ipv4 iptables-legacy: ")
+        assert not daemon.lines("drift repaired")
+
+
+def test_apply_tells_what_the_daemon_met(node: Node, bus: Bus) -> None:
+    node.subnet_file.unlink()
+    with node.running() as daemon:
+        daemon.reached("waiting")
+        eventually(lambda: state(bus) == 's "waiting"')
+        done = node.masq("apply", "--json")
+        assert done.returncode == 1
+        assert done.stderr == "flanneld-masq: the daemon: there is no subnet file yet, so there is nothing to do\n"
+
+
+def test_status_is_asked_of_the_daemon(node: Node, bus: Bus) -> None:
+    with present(node, bus) as daemon:
+        (node.state / "status.json").unlink()
+        done = node.masq("status")
+        assert done.stdout.startswith(f"flanneld-masq: synced, pid {daemon.process.pid}\n")
+
+
+def test_without_the_bus_the_commands_find_what_they_need(node: Node, bus: Bus) -> None:
+    with present(node, bus, "iptables-legacy", QUIET) as daemon:
+        bus.stop()
+        assert node.masq("status").stdout.startswith(f"flanneld-masq: synced, pid {daemon.process.pid}\n")
+        damage(node, *IPV4_LEGACY)
+        assert node.masq("apply").stdout.startswith("ipv4 iptables-legacy: ")
+        assert not daemon.lines("drift repaired")
+
+
+def test_firewalld_s_word_has_it_look(node: Node, bus: Bus) -> None:
+    async def story(firewalld: Connection) -> None:
+        damage(node, *IPV4_LEGACY)
+        await firewalld.own(FIREWALLD)
+        await in_thread(daemon.logged, "drift repaired", "(firewalld started)")
+        damage(node, *IPV4_LEGACY)
+        firewalld.emit(FIREWALLD_PATH, FIREWALLD, "Reloaded", "")
+        await in_thread(daemon.logged, "drift repaired", "(firewalld reloaded)")
+        damage(node, *IPV4_LEGACY)
+        firewalld.close()
+        await in_thread(daemon.logged, "drift repaired", "(firewalld stopped)")
+
+    with present(node, bus, "iptables-legacy", QUIET) as daemon:
+        connected(story)
+
+
+def test_systemd_s_word_has_it_look(node: Node, bus: Bus) -> None:
+    async def story(systemd: Connection) -> None:
+        await systemd.own(SYSTEMD)
+        damage(node, *IPV4_LEGACY)
+        job = (1, f"{SYSTEMD_PATH}/job/1", "nftables.service", "done")
+        systemd.emit(SYSTEMD_PATH, f"{SYSTEMD}.Manager", "JobRemoved", "uoss", *job)
+        await in_thread(daemon.logged, "drift repaired", "(nftables.service done)")
+
+    with present(node, bus, "iptables-legacy", QUIET) as daemon:
+        connected(story)
+
+
+def test_a_bus_that_is_killed_is_joined_again_and_what_was_missed_is_looked_for(node: Node, bus: Bus) -> None:
+    with present(node, bus, "iptables-legacy", QUIET) as daemon:
+        bus.stop()
+        daemon.logged("the system bus is lost")
+        damage(node, *IPV4_LEGACY)
+        bus.start()
+        daemon.logged(ON_BUS)
+        daemon.logged("drift repaired", "system bus back")
+        assert state(bus) == 's "synced"'
+
+
+def test_a_reload_may_switch_it_off_and_on(node: Node, bus: Bus) -> None:
+    with present(node, bus) as daemon:
+        node.configure("[dbus]\nenabled = false", backend="nft")
+        assert manager(bus, "Reload").returncode == 0, "the last thing that it answers"
+        eventually(lambda: not state(bus))
+        node.configure("", backend="nft")
+        daemon.signal(signal.SIGHUP)
+        eventually(lambda: state(bus) == 's "synced"')
+        assert daemon.lines("INFO", "bus") == [], "who wants that needs no telling"
+
+
+def test_a_bad_configuration_is_the_answer_of_reload(node: Node, bus: Bus) -> None:
+    with present(node, bus) as daemon:
+        node.config_file.write_text("colour = 1\n")
+        done = manager(bus, "Reload")
+        assert done.returncode != 0
+        assert "colour" in done.stderr
+        assert daemon.lines("colour", "the running settings stay")
+        assert state(bus) == 's "synced"'
+
+
+def test_it_stops_in_time_and_says_so(node: Node, bus: Bus) -> None:
+    async def story(client: Connection) -> None:
+        heard: asyncio.Queue[Message] = asyncio.Queue()
+        client.listen(heard.put_nowait)
+        await client.follow(sender=NAME, interface=MANAGER.name, member="StateChanged")
+        assert await in_thread(daemon.stop) == 0
+        while (found := await heard.get()).member != "StateChanged":
+            continue  # of the bus itself
+        assert found.body == ("", "synced", "stopped", "")
+
+    with present(node, bus) as daemon:
+        connected(story)
+
+
+def test_it_stops_in_time_though_the_bus_hangs(node: Node, bus: Bus) -> None:
+    with present(node, bus) as daemon:
+        bus.freeze()
+        try:
+            assert daemon.stop() == 0
+        finally:
+            bus.thaw()
+
+
+def test_without_the_library_all_else_works(
+    node: Node, bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dbus_next.py").write_text("raise ImportError(\"No module named 'dbus_next'\")\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    with in_sync(node, "nft") as daemon:
+        daemon.logged("No module named 'dbus_next'", "python3-dbus-next")
+        daemon.signal(signal.SIGHUP)
+        daemon.logged("configuration read anew")
+        node.tool("nft", "flush", "chain", "ip", "flanneld-masq", "postrouting")
+        daemon.logged("drift repaired")
+        assert len(daemon.lines("dbus_next")) == 1
+        assert node.masq("status").stdout.startswith(f"flanneld-masq: synced, pid {daemon.process.pid}\n")
+        assert node.masq("apply").stdout == "in sync already\n"

@@ -1,0 +1,204 @@
+"""What a loop says of its passes, to the log and to whoever waits for it to settle."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+
+from flanneld_masq import loop
+from flanneld_masq.errors import KernelError
+from flanneld_masq.events import Transaction
+from flanneld_masq.hookspecs import Event, Host
+from flanneld_masq.loop import FamilyLoop
+from flanneld_masq.model import BackendName, Family, FamilyLease, Lease, ReconcileSettings, Settings
+from flanneld_masq.reconcile import Reconciler, Wish
+from flanneld_masq.run import Runner
+from flanneld_masq.store import Store
+from flanneld_masq.testing import MemoryKernel, memory_backend_type
+
+DEADLINE = 10.0  # seconds
+V4 = Family.IPV4
+MEMORY = BackendName("memory")
+OURS = "memory masquerade"
+
+
+@dataclass
+class Owner:
+    """What a loop asks of the daemon."""
+
+    settings: Settings = field(default_factory=lambda: Settings(reconcile=ReconcileSettings(resync_seconds=60.0)))
+    events: list[tuple[Event, int]] = field(default_factory=list)
+    found: FamilyLoop | None = None
+
+    def wish(self) -> Wish:
+        subnet = FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1"))
+        return Wish(self.settings, (Lease("/run/flannel/subnet.env", subnet),))
+
+    def resync(self, family: Family) -> None:
+        assert self.found is not None
+        self.found.mark(loop.RESYNC)
+
+    def hear(self) -> None: ...
+
+    def publish(self) -> None: ...
+
+    def event(self, event: Event, level: int = logging.INFO) -> None:
+        self.events.append((event, level))
+
+    def kinds(self) -> list[str]:
+        return [event.kind for event, _ in self.events]
+
+    def last(self, kind: str) -> Event:
+        return next(event for event, _ in reversed(self.events) if event.kind == kind)
+
+
+@dataclass
+class Stage:
+    kernel: MemoryKernel
+    owner: Owner
+    loop: FamilyLoop
+
+
+Scene = Callable[[Stage], Awaitable[None]]
+Play = Callable[[Scene], None]
+
+
+@pytest.fixture
+def kernel() -> MemoryKernel:
+    return MemoryKernel()
+
+
+@pytest.fixture
+def play(tmp_path: Path, kernel: MemoryKernel) -> Play:
+    """Runs a scene beside a loop of IPv4 over a kernel in memory."""
+
+    async def run(scene: Scene) -> None:
+        backend = memory_backend_type(MEMORY, kernel=kernel).create(V4, Host(Runner()))
+        owner = Owner()
+        found = owner.found = FamilyLoop(V4, Reconciler(V4, {MEMORY: backend}, Store(tmp_path / "state")), owner)
+        task = asyncio.create_task(found.run())
+        try:
+            await scene(Stage(kernel, owner, found))
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            found.close()
+
+    return lambda scene: asyncio.run(run(scene))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.002)
+
+
+def test_what_was_written_first_has_a_diff_and_no_culprit(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        event = stage.owner.last("rules-applied")
+        assert event.diff.startswith("@@ ipv4 memory: ")
+        assert "\n+ " in event.diff
+        assert (event.reason, event.backend, event.culprit) == ("resync", "memory", "")
+        assert event.duration_us > 0
+
+    play(scene)
+
+
+def test_drift_has_the_diff_and_all_that_is_known_of_the_culprit(play: Play) -> None:
+    """This very process plays the culprit."""
+
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        stage.kernel.append(V4, OURS, "accept everything")
+        name = Path("/proc/self/comm").read_text().strip()
+        stage.loop.ruleset_changed([Transaction(stage.kernel.generation, os.getpid(), name)], False)
+        await until(lambda: stage.loop.repairs)
+        event, level = stage.owner.events[-1]
+        assert (event.kind, level, event.reason) == ("drift-repaired", logging.WARNING, "ruleset changed")
+        assert event.diff == f"@@ ipv4 memory: {OURS} @@\n# extra\n- accept everything"
+        assert (event.culprit, event.culprit_pid) == (name, os.getpid())
+        command = Path("/proc/self/cmdline").read_text().replace("\0", " ").strip()
+        assert event.culprit_command[:200] == command[:200] != ""
+        assert f"by {name} (pid {os.getpid()}, " in event.message
+
+    play(scene)
+
+
+def test_a_pass_after_a_failure_is_a_retry(play: Play, kernel: MemoryKernel) -> None:
+    kernel.fail("observe", KernelError("reading", "no"))
+
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        assert stage.owner.kinds() == ["degraded", "backend-chosen", "backend-chosen", "rules-applied", "recovered"]
+        assert {event.reason for event, _ in stage.owner.events[3:]} == {"retry"}
+
+    play(scene)
+
+
+def test_a_failure_that_lasts_is_told_once(play: Play, kernel: MemoryKernel) -> None:
+    kernel.fail("observe", *(KernelError("reading", f"no, at {number}") for number in range(3)))
+
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        assert stage.owner.kinds().count("degraded") == stage.owner.kinds().count("recovered") == 1
+        assert stage.loop.last_error == ""
+
+    play(scene)
+
+
+def test_it_has_settled_after_the_first_pass_whatever_came_of_it(play: Play, kernel: MemoryKernel) -> None:
+    kernel.fail("observe", KernelError("reading", "no"))
+
+    async def scene(stage: Stage) -> None:
+        assert not stage.loop.settled
+        await until(lambda: stage.loop.state == "degraded")
+        assert stage.loop.settled
+
+    play(scene)
+
+
+def test_a_reload_unsettles_it_until_a_pass_has_followed(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        looked = len(stage.kernel.log)
+        stage.loop.mark("something else")
+        assert stage.loop.settled
+        stage.loop.mark("reload", reprobe=True)
+        assert not stage.loop.settled
+        await until(lambda: stage.loop.settled)
+        assert ("probe", MEMORY, V4) in stage.kernel.log[looked:]
+
+    play(scene)
+
+
+def test_a_reload_during_a_pass_is_not_settled_by_that_pass(play: Play, kernel: MemoryKernel) -> None:
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        here = asyncio.get_running_loop()
+        seen = []
+
+        def meanwhile() -> None:
+            kernel.interfere = None
+            asyncio.run_coroutine_threadsafe(reload(), here).result(DEADLINE)
+
+        async def reload() -> None:
+            stage.loop.mark("reload", reprobe=True)
+            stage.owner.publish = lambda: seen.append(stage.loop.settled)  # type: ignore[method-assign]
+
+        kernel.interfere = meanwhile
+        kernel.flush(V4, OURS)
+        stage.loop.mark("look")
+        await until(lambda: stage.loop.settled and len(seen) > 1)
+        assert seen[0] is False
+
+    play(scene)
