@@ -1,0 +1,182 @@
+"""Booted systems: real systemd, journal, D-Bus and firewalls, in a Debian root of each release.
+
+    def test_something(machine: Machine) -> None:      # runs once for each of RELEASES
+        machine.configure(backend="nft")
+        machine.write_subnet()
+        machine.systemctl("start", "flanneld-masq")
+        machine.site.assert_masqueraded()
+
+`machine` is a machine of the test's own with the project installed, freshly booted, nothing of ours started or
+enabled: a boot takes 0.3 s, so tests share none. `make_machine()` gives one that is still off, for files to be put in
+place before `machine.boot()`, and `make_machine(bare=True)` one without the project; `deb` is the project's package,
+built from the tree. `release` is the name of the release; mark a test with
+
+    @pytest.mark.parametrize("release", ["trixie"], indirect=True)
+
+where one of them is enough. `tell` takes a line with a figure, to be shown after the tests. The journal of every
+machine is shown with a test that fails.
+
+Roots are made before the first test, in half a minute, and kept outside the tree (`roots.py`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from flanneld_masq import netns
+from flanneld_masq.run import Runner
+
+from ..common import unable
+from . import cgroups
+from .layers import Overlay, build_deb, install
+from .machine import Machine
+from .roots import RECIPES, Recipe, RootError, make
+
+RELEASES = tuple(RECIPES)
+_HERE = Path(__file__).parent
+_CONTROL = str(_HERE.parents[1] / "packaging/debian/control")
+_names = itertools.count()
+_failures: dict[str, str] = {}
+_told: list[str] = []
+Tell = Callable[[str], None]
+
+
+class MakeMachine(Protocol):
+    def __call__(self, *, bare: bool = False) -> Machine:
+        """One more machine for the test; a bare one is without the project."""
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Make the roots now: once tests run, this process may be in a namespace without a network."""
+    wanted = any(_HERE in item.path.parents for item in session.items)
+    if not wanted or session.config.option.collectonly:
+        return
+    missing = [release for release, recipe in RECIPES.items() if not recipe.directory.is_dir()]
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if missing and reporter:
+        reporter.write_line(f"making roots: {', '.join(missing)}")
+    with ThreadPoolExecutor() as threads:
+        for release, failure in zip(RELEASES, threads.map(_failure, RECIPES.values())):
+            _failures[release] = failure
+
+
+def _failure(recipe: Recipe) -> str:
+    """Why there is no such root; empty where there is."""
+    try:
+        make(recipe)
+    except RootError as error:
+        return str(error)
+    return ""
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
+    report = (yield).get_result()
+    if report.failed and report.when != "teardown":
+        for machine in getattr(item, "funcargs", {}).get("machines", ()):
+            report.sections.append((f"{machine.name}, {machine.release}", machine.story()))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if _told:
+        terminalreporter.section("figures")
+        for line in _told:
+            terminalreporter.line(line)
+
+
+@pytest.fixture
+def tell() -> Tell:
+    """Takes a line with a figure, for the end of the run."""
+    return _told.append
+
+
+@pytest.fixture(scope="session")
+def workshop() -> Path:
+    """A directory in memory, in namespaces of our own, with the control groups that systemd wants."""
+    if os.geteuid() != 0:
+        unable("booting a system needs root")
+    if not shutil.which("systemd-nspawn"):
+        unable("systemd-nspawn is missing; `make setup` installs it")
+    try:
+        netns.enter()
+    except netns.LabError as error:
+        unable(str(error))
+    directory = netns.DIRECTORY / "machines"
+    directory.mkdir()
+    cgroups.mount(Runner())
+    return directory
+
+
+@pytest.fixture(params=RELEASES, scope="session")
+def release(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    if _failures[name]:
+        unable(_failures[name])
+    return name
+
+
+@pytest.fixture(scope="session")
+def deb(workshop: Path) -> Path:
+    """The project's package, built from the tree."""
+    lacking = subprocess.run(
+        ("dpkg-checkbuilddeps", _CONTROL), capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}
+    )
+    if lacking.returncode:
+        unable(f"{lacking.stderr.strip()}; `scripts/setup-packaging deb` installs them")
+    return build_deb(workshop / "deb", Runner())
+
+
+@pytest.fixture(scope="session")
+def installed(deb: Path, workshop: Path) -> Callable[[str], Path]:
+    """What the package adds to a release, by its name."""
+
+    @cache
+    def install_into(release: str) -> Path:
+        overlay = Overlay(workshop / f"project-{release}", (RECIPES[release].directory,), Runner())
+        install(deb, overlay.root, Runner())
+        overlay.unmount()
+        return overlay.written
+
+    return install_into
+
+
+@pytest.fixture
+def machines() -> Iterator[list[Machine]]:
+    """Those of the test."""
+    made: list[Machine] = []
+    yield made
+    with ExitStack() as stack:
+        for machine in made:
+            stack.callback(machine.close)
+
+
+@pytest.fixture
+def make_machine(
+    machines: list[Machine], release: str, installed: Callable[[str], Path], workshop: Path
+) -> MakeMachine:
+    """Makes machines that are off."""
+
+    def make_one(*, bare: bool = False) -> Machine:
+        layers = (*(() if bare else (installed(release),)), RECIPES[release].directory)
+        machines.append(Machine(f"node{next(_names)}", release, layers, workshop))
+        return machines[-1]
+
+    return make_one
+
+
+@pytest.fixture
+def machine(make_machine: MakeMachine) -> Machine:
+    found = make_machine()
+    found.boot()
+    return found

@@ -1,0 +1,51 @@
+"""File trees in layers: the root of a release, the project installed into it, and what one machine writes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from flanneld_masq.run import Runner
+
+_TREE = Path(__file__).parents[2]
+_BUILD_SECONDS = 120.0
+
+
+class Overlay:
+    """Layers as one tree, at `root`. What is written goes into a layer of its own, which ends with it."""
+
+    def __init__(self, directory: Path, below: Sequence[Path], run: Runner) -> None:
+        """`below` are directories that stay as they are, the topmost first. `directory` is made."""
+        self._directory = directory
+        self._run = run
+        self.root, self.written = directory / "root", directory / "written"
+        work = directory / "work"
+        for path in (self.root, self.written, work):
+            path.mkdir(parents=True)
+        lower = ":".join(map(str, below))
+        options = f"lowerdir={lower},upperdir={self.written},workdir={work}"
+        run(("mount", "-t", "overlay", "overlay", "-o", options, str(self.root)))
+
+    def unmount(self) -> None:
+        """Keep only what was written."""
+        self._run(("umount", str(self.root)))
+
+    def close(self) -> None:
+        self.unmount()
+        shutil.rmtree(self._directory)
+
+
+def build_deb(directory: Path, run: Runner) -> Path:
+    """The Debian package of this tree, as it is now. Raises CommandError."""
+    run((str(_TREE / "packaging/build-deb"), str(directory)), timeout=_BUILD_SECONDS)
+    (found,) = directory.glob("*.deb")
+    return found
+
+
+def install(deb: Path, root: Path, run: Runner) -> None:
+    """Have the root's own dpkg do it; nothing is started. Raises CommandError, for a missing dependency too."""
+    copy = root / "var/tmp" / deb.name
+    shutil.copy(deb, copy)
+    run(("chroot", str(root), "dpkg", "--install", f"/var/tmp/{deb.name}"), timeout=_BUILD_SECONDS)
+    copy.unlink()

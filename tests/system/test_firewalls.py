@@ -1,0 +1,151 @@
+"""Firewalls that start, reload and stop beside the daemon: the rules are back at once, whoever flushed them."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+
+import pytest
+
+from flanneld_masq.model import BackendName
+
+from ..common import eventually
+from .conftest import MakeMachine, Tell
+from .machine import UNIT, Machine
+from .rules import BACKENDS, Outages, rules_of
+
+MOST_MILLISECONDS = 1000.0
+FOREIGN = "203.0.113.9"
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> BackendName:
+    """Its flavour is the one that plain `iptables` means on the machine, where it has one."""
+    found: BackendName = request.param
+    return found
+
+
+def use_flavour(machine: Machine, backend: BackendName) -> None:
+    """What the alternatives of a Debian say of plain `iptables`, on or off."""
+    if backend == "iptables-legacy":
+        for tools, program in itertools.product(("iptables", "ip6tables"), ("", "-restore", "-save")):
+            link = machine.path(f"/etc/alternatives/{tools}{program}")
+            link.unlink()
+            link.symlink_to(f"/usr/sbin/{tools}-legacy{program}")
+
+
+@pytest.fixture
+def synced(machine: Machine, backend: BackendName) -> Machine:
+    """A machine with the daemon at work."""
+    use_flavour(machine, backend)
+    machine.configure(backend=backend)
+    machine.write_subnet()
+    machine.systemctl("start", UNIT)
+    machine.reached("synced")
+    return machine
+
+
+class Watched:
+    """Has things done to a machine, and sees to it that our rules outlive them."""
+
+    def __init__(self, machine: Machine, backend: BackendName) -> None:
+        self._outages: list[str] = []
+        self._machine = machine
+        self._backend = backend
+        self._rules = rules_of(machine.site.lab, backend)
+
+    def run(self, *argv: str, until: Callable[[], bool] = lambda: True) -> None:
+        """A command, and whatever it set off until something holds."""
+        outages = Outages(self._rules)
+        with outages.watched():
+            self._machine.run(*argv)
+            eventually(until)
+        longest = max(outages.milliseconds, default=0.0)
+        if longest:
+            self._outages.append(f"{' '.join(argv)} {longest:.0f} ms")
+        assert longest < MOST_MILLISECONDS, self._outages
+        self._machine.site.assert_masqueraded()
+
+    def repairs(self) -> int:
+        """By the daemon, until now. Some are over before anybody looks."""
+        return sum(family["repairs"] for family in self._machine.status()["families"].values())
+
+    def finish(self) -> str:
+        """All is as it was. How long the rules of a family were gone, at most."""
+        eventually(lambda: self._machine.masq("plan", check=False).returncode == 0)
+        assert self._machine.site.wrong_packets() == []
+        return f"{self._machine.release}, {self._backend}: rules gone: {', '.join(self._outages) or 'never'}"
+
+
+def configure_firewalld(machine: Machine, firewall_backend: str) -> None:
+    """In its usual zone firewalld would reject what pods send."""
+    path = "/etc/firewalld/firewalld.conf"
+    text = re.sub(
+        r"^FirewallBackend=.*", f"FirewallBackend={firewall_backend}", machine.path(path).read_text(), flags=re.M
+    )
+    machine.write(path, re.sub(r"^DefaultZone=.*", "DefaultZone=trusted", text, flags=re.M))
+
+
+def firewalld_answers(machine: Machine) -> bool:
+    """It has its name on the bus some time before that."""
+    return machine.run("firewall-cmd", "--state", check=False).stdout == "running\n"
+
+
+@pytest.mark.parametrize("firewall_backend", ["nftables", "iptables"])
+def test_firewalld_starts_reloads_and_stops(
+    synced: Machine, backend: BackendName, firewall_backend: str, tell: Tell
+) -> None:
+    configure_firewalld(synced, firewall_backend)
+    watched = Watched(synced, backend)
+    watched.run("systemctl", "start", "firewalld", until=lambda: firewalld_answers(synced))
+    watched.run("firewall-cmd", "--reload")
+    watched.run("firewall-cmd", "--complete-reload")
+    watched.run("systemctl", "restart", "firewalld", until=lambda: firewalld_answers(synced))
+    watched.run("systemctl", "stop", "firewalld")
+    tell(f"firewalld with {firewall_backend}, {watched.finish()}")
+    # With iptables it flushes the rules of everybody, with nftables (before its release 2) those in iptables' tables.
+    assert watched.repairs() or backend == "nft" or firewall_backend == "nftables"
+
+
+def test_booted_beside_firewalld_the_rules_hold(make_machine: MakeMachine, backend: BackendName) -> None:
+    machine = make_machine()
+    use_flavour(machine, backend)
+    configure_firewalld(machine, "iptables")
+    machine.configure(backend=backend)
+    machine.systemctl("enable", UNIT, "firewalld.service")
+    machine.boot()
+    machine.write_subnet()
+    eventually(lambda: firewalld_answers(machine))
+    eventually(lambda: machine.masq("plan", check=False).returncode == 0)
+    assert machine.site.wrong_packets() == []
+
+
+def test_the_nftables_service_starts_reloads_and_stops(synced: Machine, backend: BackendName, tell: Tell) -> None:
+    assert "flush ruleset" in synced.path("/etc/nftables.conf").read_text()
+    watched = Watched(synced, backend)
+    for action in ("start", "reload", "stop"):
+        watched.run("systemctl", action, "nftables")
+    tell(watched.finish())
+    assert watched.repairs() or backend == "iptables-legacy"
+
+
+def test_netfilter_persistent_loads_rules_saved_without_us_and_with_old_ones_of_ours(
+    synced: Machine, backend: BackendName, tell: Tell
+) -> None:
+    rule = f"*{{}}\n-A {{}} -d {FOREIGN} -j ACCEPT\nCOMMIT\n"
+    synced.write("/etc/iptables/rules.v4", rule.format("nat", "POSTROUTING") + rule.format("filter", "FORWARD"))
+    watched = Watched(synced, backend)
+    for _ in range(2):
+        watched.run("systemctl", "restart", "netfilter-persistent")
+        assert FOREIGN in synced.run("iptables-save").stdout
+    synced.run("netfilter-persistent", "save")
+    synced.configure('[masquerade]\nnon_masquerade_cidrs = ["203.0.113.0/24"]', backend=backend)
+    synced.systemctl("reload", UNIT)
+    eventually(lambda: synced.masq("plan", check=False).returncode == 0)
+    repairs = watched.repairs()
+    anew = Watched(synced, backend)
+    anew.run("systemctl", "restart", "netfilter-persistent")
+    tell(watched.finish())
+    tell(anew.finish())
+    assert 0 < repairs < anew.repairs() or backend == "nft"

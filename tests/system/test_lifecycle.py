@@ -1,0 +1,218 @@
+"""The unit under systemd: from enabled to stopped, what it says of itself, and what becomes of packets meanwhile."""
+
+from __future__ import annotations
+
+import re
+import signal
+
+import pytest
+
+from flanneld_masq import config
+from flanneld_masq.model import BackendName
+
+from ..common import eventually
+from .conftest import MakeMachine
+from .machine import UNIT, Machine
+from .rules import BACKENDS, NftRules, rules_of
+from .site import subnet_env
+
+NON_MASQUERADE = '[masquerade]\nnon_masquerade_cidrs = ["192.0.2.0/24", "198.51.100.0/24", "2001:db8::/32"]'
+
+
+def started(machine: Machine, backend: str = "nft", text: str = "") -> None:
+    """The usual state: a lease, the daemon at work."""
+    machine.configure(text, backend=backend)
+    machine.write_subnet()
+    machine.systemctl("start", UNIT)
+
+
+def drop_in(machine: Machine, text: str) -> None:
+    machine.write(f"/etc/systemd/system/{UNIT}.d/test.conf", text)
+    machine.systemctl("daemon-reload")
+
+
+# ---- start
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_enabled_and_started_it_is_ready_once_the_rules_are_there(machine: Machine, backend: BackendName) -> None:
+    machine.configure(backend=backend)
+    machine.write_subnet()
+    machine.site.assert_not_masqueraded()
+    machine.systemctl("enable", "--now", UNIT)
+    assert machine.site.wrong_packets() == []
+    assert machine.systemctl("is-enabled", UNIT).strip() == "enabled"
+    assert (machine.show("ActiveState"), machine.show("SubState"), machine.show("NRestarts")) == (
+        "active",
+        "running",
+        "0",
+    )
+    assert machine.show("StatusText") == f"synced: ipv4 {backend} 10.244.1.0/24, ipv6 {backend} fd00:10:244:1::/64"
+    status = machine.systemctl("status", UNIT)
+    assert f'Status: "{machine.show("StatusText")}"' in status
+    assert machine.status()["state"] == "synced"
+    assert machine.status()["pid"] == int(machine.show("MainPID"))
+
+
+def test_without_a_subnet_file_it_is_ready_and_waits_and_acts_once_there_is_one(machine: Machine) -> None:
+    machine.configure(backend="nft")
+    machine.systemctl("enable", "--now", UNIT)
+    assert machine.show("ActiveState") == "active"
+    assert re.match(r"waiting\b.*/run/flannel/subnet\.env", machine.show("StatusText"))
+    machine.site.assert_not_masqueraded()
+    machine.write_subnet()
+    eventually(lambda: machine.show("StatusText").startswith("synced"))
+    assert machine.site.wrong_packets() == []
+
+
+def test_a_wrong_configuration_ends_it_with_status_2_and_it_is_not_restarted(machine: Machine) -> None:
+    machine.configure("[masquerade]\nno_such_key = 1")
+    machine.write_subnet()
+    assert "failed" in machine.run("systemctl", "start", UNIT, check=False).stderr
+    properties = ("ActiveState", "Result", "ExecMainStatus", "NRestarts")
+    assert [machine.show(name) for name in properties] == ["failed", "exit-code", "2", "0"]
+    assert "/etc/flanneld-masq/config.toml" in machine.logged("no_such_key")["MESSAGE"]
+    machine.site.assert_not_masqueraded()
+    started(machine)
+    assert machine.show("ActiveState") == "active"
+    machine.site.assert_masqueraded()
+
+
+# ---- reload
+
+
+def test_a_reload_brings_the_new_configuration_into_force(machine: Machine) -> None:
+    started(machine)
+    pid = machine.show("MainPID")
+    machine.configure(NON_MASQUERADE, backend="nft")
+    machine.systemctl("reload", UNIT)
+    settings = config.load(machine.path("/etc/flanneld-masq/config.toml"))
+    eventually(lambda: machine.masq("plan", check=False).returncode == 0)
+    assert machine.site.wrong_packets(settings) == []
+    machine.site.assert_not_masqueraded()
+    assert (machine.show("MainPID"), machine.show("ActiveState")) == (pid, "active")
+
+
+def test_a_reload_of_a_wrong_configuration_keeps_the_running_settings(machine: Machine) -> None:
+    started(machine)
+    pid, rules = machine.show("MainPID"), NftRules(machine.site.lab, BackendName("nft"))
+    before = rules.look(), rules.generation()
+    machine.configure(f"{NON_MASQUERADE}\nno_such_key = 1", backend="nft")
+    machine.systemctl("reload", UNIT)
+    said = machine.logged("no_such_key", "the running settings stay")
+    assert said["PRIORITY"] == "3"
+    assert (machine.show("MainPID"), machine.show("ActiveState")) == (pid, "active")
+    assert machine.show("StatusText").startswith("synced")
+    assert (rules.look(), rules.generation()) == before
+    machine.site.assert_masqueraded()
+    machine.configure(NON_MASQUERADE, backend="nft")
+    machine.systemctl("reload", UNIT)
+    eventually(lambda: rules.look() != before[0])
+
+
+# ---- stop
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_stop_leaves_the_rules_or_removes_them_as_configured(machine: Machine, backend: BackendName) -> None:
+    started(machine, backend)
+    rules = rules_of(machine.site.lab, backend)
+    before = rules.look()
+    machine.systemctl("stop", UNIT)
+    assert (machine.show("ActiveState"), machine.show("Result")) == ("inactive", "success")
+    assert machine.status()["state"] == "stopped"
+    assert rules.look() == before
+    assert machine.site.wrong_packets() == []
+    started(machine, backend, "[stop]\nremove_rules = true")
+    machine.site.assert_masqueraded()
+    machine.systemctl("stop", UNIT)
+    assert (machine.show("ActiveState"), machine.show("Result")) == ("inactive", "success")
+    machine.site.assert_not_masqueraded()
+    assert machine.masq("cleanup").stdout == "nothing was there to remove\n"
+
+
+# ---- what goes wrong
+
+
+def test_a_daemon_that_hangs_is_killed_by_the_watchdog_and_started_anew(machine: Machine) -> None:
+    drop_in(machine, "[Service]\nWatchdogSec=1\nTimeoutAbortSec=1\nRestartSec=0\n")
+    started(machine)
+    pid = machine.show("MainPID")
+    machine.run("kill", "-STOP", pid)
+    machine.site.assert_masqueraded()
+    eventually(lambda: machine.show("NRestarts") == "1" and machine.show("ActiveState") == "active")
+    assert machine.logged("Watchdog timeout")
+    assert machine.show("MainPID") not in ("0", pid)
+    machine.reached("synced")
+    machine.run("nft", "flush", "ruleset")
+    machine.logged("drift repaired")
+    machine.site.assert_masqueraded()
+
+
+def test_the_watchdog_is_fed_while_the_daemon_works(machine: Machine) -> None:
+    drop_in(machine, "[Service]\nWatchdogSec=500ms\n")
+    started(machine)
+    fed: set[str] = set()
+
+    def often() -> bool:
+        fed.add(machine.show("WatchdogTimestampMonotonic"))
+        return len(fed) > 5  # each 0.25 s: more than twice the time that the watchdog gives
+
+    eventually(often)
+    assert (machine.show("NRestarts"), machine.show("ActiveState")) == ("0", "active")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV], ids=lambda number: number.name)
+def test_a_daemon_that_crashes_is_started_anew_and_the_rules_stay(machine: Machine, number: signal.Signals) -> None:
+    drop_in(machine, "[Service]\nRestartSec=1\n")
+    started(machine)
+    machine.run("kill", f"-{number.name}", machine.show("MainPID"))
+    eventually(lambda: machine.show("ActiveState") == "activating")
+    machine.site.assert_masqueraded()
+    eventually(lambda: machine.show("NRestarts") == "1" and machine.show("ActiveState") == "active")
+    assert machine.site.wrong_packets() == []
+
+
+# ---- boot
+
+
+def test_booted_with_a_subnet_file_it_masquerades(make_machine: MakeMachine) -> None:
+    """The file is there before any service starts, and the firewalls of the boot flush what they find."""
+    machine = make_machine()
+    machine.configure(backend="nft")
+    machine.systemctl("enable", UNIT, "nftables.service", "netfilter-persistent.service")
+    machine.write("/etc/subnet.env", subnet_env())
+    machine.write("/etc/tmpfiles.d/flannel.conf", "d /run/flannel\nC /run/flannel/subnet.env - - - - /etc/subnet.env\n")
+    machine.boot()
+    assert machine.systemctl("is-system-running").strip() == "running"
+    assert machine.show("StatusText").startswith("synced")
+    assert machine.show("ActiveState", "nftables.service") == "active"
+    assert machine.site.wrong_packets() == []
+    repairs = [family["repairs"] for family in machine.status()["families"].values()]
+    assert repairs == [0, 0]  # the firewalls came first
+
+
+def test_booted_without_a_subnet_file_it_waits_for_it(make_machine: MakeMachine) -> None:
+    machine = make_machine()
+    machine.configure(backend="nft")
+    machine.systemctl("enable", UNIT)
+    machine.boot()
+    assert machine.systemctl("is-system-running").strip() == "running"
+    assert machine.show("StatusText").startswith("waiting")
+    machine.site.assert_not_masqueraded()
+    machine.write_subnet()
+    machine.reached("synced")
+    assert machine.site.wrong_packets() == []
+
+
+def test_a_shutdown_stops_it_in_order_and_the_next_boot_starts_it(machine: Machine) -> None:
+    started(machine)
+    machine.systemctl("enable", UNIT)
+    machine.poweroff()
+    machine.boot()
+    said = [str(entry["MESSAGE"]) for entry in machine.journal("--boot=-1", f"--unit={UNIT}")]
+    assert any("stopped in" in message and "rules stay in place" in message for message in said)
+    assert machine.show("StatusText").startswith("waiting")
+    machine.write_subnet()
+    machine.reached("synced")
+    assert machine.site.wrong_packets() == []
