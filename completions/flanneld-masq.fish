@@ -1,0 +1,29 @@
+# fish completion for flanneld-masq
+
+set -l commands run plan apply status render explain backends selftest doctor monitor cleanup
+set -l data plan apply status render explain backends selftest doctor monitor cleanup
+
+complete -c flanneld-masq -f
+complete -c flanneld-masq -s h -l help -d 'Show help'
+complete -c flanneld-masq -l config -r -F -d 'Configuration file'
+complete -c flanneld-masq -l backend -x -a 'auto nft iptables-nft iptables-legacy' -d 'Use this backend'
+complete -c flanneld-masq -l subnet-file -r -F -d 'Read this subnet file'
+
+complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -l version -d 'Show the version'
+complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a run -d 'The daemon, in the foreground'
+complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a plan -d 'Show what a reconcile would change'
+complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a apply -d 'Reconcile once'
+complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a status -d 'Show the state of the daemon and the rules'
+complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a render -d 'Print the ruleset for a backend'
+complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a explain -d 'Say which rule decides a packet'
+complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a backends -d 'List every backend, usable or not and why'
+complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a selftest -d 'Prove the backends on this kernel'
+complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a doctor -d 'Look for what breaks masquerading'
+complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a monitor -d 'Follow the daemon'
+complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a cleanup -d 'Remove everything of ours'
+
+complete -c flanneld-masq -n "__fish_seen_subcommand_from $data" -l json -d 'Print JSON'
+complete -c flanneld-masq -n '__fish_seen_subcommand_from explain' -l src -x -d 'Source address'
+complete -c flanneld-masq -n '__fish_seen_subcommand_from explain' -l dst -x -d 'Destination address'
+complete -c flanneld-masq -n '__fish_seen_subcommand_from explain' -l mark -x -d 'Mark of the packet'
+complete -c flanneld-masq -n '__fish_seen_subcommand_from cleanup' -l flannel -d 'Also remove the rules that flannel left'
