@@ -35,6 +35,7 @@ from typing import Any, Protocol
 import pytest
 
 from flanneld_masq import netns
+from flanneld_masq.errors import MasqError
 from flanneld_masq.run import Runner
 
 from ..common import unable
@@ -110,11 +111,11 @@ def workshop() -> Path:
         unable("systemd-nspawn is missing; `make setup` installs it")
     try:
         netns.enter()
-    except netns.LabError as error:
+        cgroups.mount(Runner())
+    except MasqError as error:
         unable(str(error))
     directory = netns.DIRECTORY / "machines"
     directory.mkdir()
-    cgroups.mount(Runner())
     return directory
 
 

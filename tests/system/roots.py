@@ -5,13 +5,13 @@ Each is known by a hash of its recipe: a changed recipe makes a new one, and the
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ _PACKAGES = (
     *("python3-dbus-next", "python3-watchdog"),
     *("nftables", "iptables", "ipset", "iproute2"),
     *("firewalld", "netfilter-persistent", "iptables-persistent"),
-    *("man-db", "bash-completion", "locales"),
+    *("man-db", "bash-completion", "locales", "zsh", "fish", "rpm"),
 )
 # What the packages ask at their installation.
 _ANSWERS = (
@@ -84,19 +84,19 @@ def cache() -> Path:
 
 
 def make(recipe: Recipe) -> Path:
-    """The directory of the root, built now if it is not there yet. Raises RootError.
+    """The directory of the root, built now if it is not there yet. It stays until this process ends. Raises RootError.
 
     A build needs the network and the mounts of the machine, so it comes before `netns.enter`.
     """
-    if recipe.directory.is_dir():
-        return recipe.directory
     if os.geteuid() != 0:
         raise RootError(f"a root of {recipe.name} is made by root alone")
     cache().mkdir(parents=True, exist_ok=True)
     with _locked(cache() / f"{recipe.name}.lock"):
         if not recipe.directory.is_dir():
-            _remove_others(recipe)
+            _remove_unused(recipe)
             _build(recipe)
+        in_use = os.open(recipe.directory, os.O_RDONLY | os.O_CLOEXEC)
+        fcntl.flock(in_use, fcntl.LOCK_SH)
     return recipe.directory
 
 
@@ -116,12 +116,17 @@ def _build(recipe: Recipe) -> None:
     partial.rename(recipe.directory)
 
 
-def _remove_others(recipe: Recipe) -> None:
+def _remove_unused(recipe: Recipe) -> None:
+    """Former roots of the release, but for those that other tests run with."""
     for found in cache().glob(f"{recipe.name}-*"):
-        shutil.rmtree(found)
+        descriptor = os.open(found, os.O_RDONLY | os.O_CLOEXEC)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(found)
+        os.close(descriptor)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
