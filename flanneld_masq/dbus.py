@@ -44,7 +44,7 @@ class Connection:
         bus.add_message_handler(self._handle)
 
     async def call(
-        self, destination: str, path: str, interface: str, member: str, *arguments: Any, seconds: float = REPLY_SECONDS
+        self, destination: str, path: str, interface: str, member: str, *arguments: str, seconds: float = REPLY_SECONDS
     ) -> tuple[Any, ...]:
         """Call a method that takes strings; what it answers. Starts nobody. Raises BusError."""
         packet = _Packet(
@@ -179,17 +179,15 @@ class _Bus(MessageBus):  # type: ignore[misc]  # the types of the library are no
         self._disconnect_future.add_done_callback(_note)
 
     def send(self, msg: Any) -> asyncio.Future[None]:
+        if self._writer.messages.qsize() >= MOST_UNSENT:
+            self._finalize(ConnectionError(f"the bus does not read: {MOST_UNSENT} messages wait for it"))
+        sent: asyncio.Future[None] = self._loop.create_future()
         if self._disconnected:
-            gone: asyncio.Future[None] = self._loop.create_future()
-            gone.set_exception(ConnectionError("the connection is closed"))
-        elif self._writer.messages.qsize() >= MOST_UNSENT:
-            gone = self._loop.create_future()
-            gone.set_exception(ConnectionError(f"the bus does not read: {MOST_UNSENT} messages wait for it"))
-            self._finalize(gone.exception())
+            sent.set_exception(ConnectionError("the connection is closed"))
         else:
-            gone = super().send(msg)
-        gone.add_done_callback(_note)
-        return gone
+            sent = super().send(msg)
+        sent.add_done_callback(_note)
+        return sent
 
     def close(self) -> None:
         self._finalize()

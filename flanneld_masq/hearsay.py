@@ -55,8 +55,7 @@ class Hearsay:
             self._spawn(self._once_it_answers("firewalld reloaded"))
         elif signal.sender == self._owners.get(SYSTEMD) and about == (_MANAGER, "JobRemoved"):
             _, _, unit, result = signal.body
-            if unit in UNITS:
-                self._heard(f"{unit} {result}")
+            self._heard(f"{unit} {result}")
 
     def stop(self) -> None:
         for task in self._tasks:

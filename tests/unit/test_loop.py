@@ -13,14 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_masq import loop
-from flanneld_masq.errors import KernelError
+from flanneld_masq import loop, plugins
+from flanneld_masq.errors import KernelError, MasqError
 from flanneld_masq.events import Transaction
 from flanneld_masq.hookspecs import Event, Host
 from flanneld_masq.loop import FamilyLoop
 from flanneld_masq.model import BackendName, Family, FamilyLease, Lease, ReconcileSettings, Settings
-from flanneld_masq.reconcile import Reconciler, Wish
+from flanneld_masq.reconcile import Outcome, Reconciler, Wish
 from flanneld_masq.run import Runner
+from flanneld_masq.service import Daemon
 from flanneld_masq.store import Store
 from flanneld_masq.testing import MemoryKernel, memory_backend_type
 
@@ -202,3 +203,117 @@ def test_a_reload_during_a_pass_is_not_settled_by_that_pass(play: Play, kernel: 
         assert seen[0] is False
 
     play(scene)
+
+
+# ---- who asks for a pass, and waits for it
+
+
+def test_who_asks_gets_what_came_of_the_next_pass(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        stage.kernel.flush(V4, OURS)
+        asked = [stage.loop.look("Reconcile called") for _ in range(2)]
+        first, second = await asyncio.wait_for(asyncio.gather(*asked), DEADLINE)
+        (repair,) = first.repairs
+        assert (repair.plan.backend, second) == (MEMORY, first)
+        assert stage.owner.last("drift-repaired").reason == "Reconcile called"
+        assert (await asyncio.wait_for(stage.loop.look("Reconcile called"), DEADLINE)).repairs == ()
+
+    play(scene)
+
+
+def test_who_asks_during_a_pass_waits_for_the_one_after_it(play: Play, kernel: MemoryKernel) -> None:
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        here = asyncio.get_running_loop()
+        asked: list[asyncio.Future[Outcome]] = []
+
+        def meanwhile() -> None:
+            """It has looked by now, and is about to write."""
+            kernel.interfere = None
+            asyncio.run_coroutine_threadsafe(ask(), here).result(DEADLINE)
+
+        async def ask() -> None:
+            asked.append(stage.loop.look("Reconcile called"))
+
+        kernel.interfere = meanwhile
+        kernel.flush(V4, OURS)
+        stage.loop.mark("look")
+        await until(lambda: asked)
+        assert (await asyncio.wait_for(asked[0], DEADLINE)).repairs == ()
+        assert stage.loop.repairs == 1
+
+    play(scene)
+
+
+def test_who_asks_gets_the_error_of_the_pass(play: Play, kernel: MemoryKernel) -> None:
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        for error in (KernelError("reading", "no"), ZeroDivisionError("oh")):
+            kernel.fail("observe", error)
+            with pytest.raises(MasqError) as raised:
+                await asyncio.wait_for(stage.loop.look("Reconcile called"), DEADLINE)
+            assert str(error) in str(raised.value)
+        assert (await asyncio.wait_for(stage.loop.look("Reconcile called"), DEADLINE)).choices
+
+    play(scene)
+
+
+def test_who_asks_before_there_is_a_subnet_file_is_told_so(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        stage.owner.wish = lambda: None  # type: ignore[assignment,method-assign,return-value]
+        with pytest.raises(MasqError, match="no subnet file"):
+            await asyncio.wait_for(stage.loop.look("Reconcile called"), DEADLINE)
+
+    play(scene)
+
+
+def test_who_asked_and_went_away_harms_nobody(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        stage.loop.look("Reconcile called").cancel()
+        assert (await asyncio.wait_for(stage.loop.look("Reconcile called"), DEADLINE)).repairs == ()
+
+    play(scene)
+
+
+@pytest.mark.parametrize("urgent", [True, False])
+def test_what_is_heard_of_others_waits_for_the_end_of_a_contention(play: Play, urgent: bool) -> None:
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        while stage.loop.state != "contended":
+            stage.kernel.flush(V4, OURS)
+            await asyncio.wait_for(stage.loop.look("Reconcile called"), DEADLINE)
+        for _ in range(3):  # each of which doubles the delay, 0.1 s at first
+            stage.kernel.flush(V4, OURS)
+            await asyncio.wait_for(stage.loop.look("Reconcile called"), DEADLINE)
+        began, repairs = time.monotonic(), stage.loop.repairs
+        stage.kernel.flush(V4, OURS)
+        stage.loop.mark("firewalld reloaded", urgent=urgent)
+        await until(lambda: stage.loop.repairs > repairs)
+        assert (time.monotonic() - began > 0.5) == (not urgent)
+
+    play(scene)
+
+
+def test_the_daemon_tells_of_all_families_that_failed(tmp_path: Path) -> None:
+    """Of one error as it is, of several in one."""
+
+    async def answers(*errors: MasqError) -> MasqError:
+        daemon = Daemon(lambda: Settings(state_directory=str(tmp_path)), plugins.load())
+        loops = [FamilyLoop(family, Reconciler(family, {}, Store(tmp_path)), Owner()) for family in Family]
+        daemon._loops = tuple(loops)
+        asking = asyncio.ensure_future(daemon.reconcile())
+        await asyncio.sleep(0)
+        for found, error in zip(loops, errors):
+            found._error = error
+            found._answer(found._asked)
+            found.close()
+        with pytest.raises(MasqError) as raised:
+            await asyncio.wait_for(asking, DEADLINE)
+        return raised.value
+
+    one, other = KernelError("reading", "no"), MasqError("a lock")
+    assert asyncio.run(answers(one, one)) is one
+    assert str(asyncio.run(answers(one, other))) == "reading: no; a lock"

@@ -16,7 +16,7 @@ from typing import Any, Optional
 
 import pytest
 
-from flanneld_masq import monitor
+from flanneld_masq import dbus, monitor
 from flanneld_masq.interface import PROPERTIES, Message
 from flanneld_masq.manager import MANAGER, PATH, STATE_CHANGED
 from flanneld_masq.presence import Presence
@@ -176,11 +176,34 @@ def test_text_to_a_pipe_is_without_colour(bus: Bus) -> None:
         presence = Presence(Plain(), print)
         async with watching() as watcher:
             while "1.2.3 runs: synced" not in await watcher.line():
-                pass  # it may have been quicker than the presence
+                continue  # it may have been quicker than the presence
             presence.tell(DRIFT)
             line = await watcher.line()
             assert line[13:] == "ipv4: drift repaired, by nft (pid 77)\n"
             assert datetime.strptime(line[:12], "%H:%M:%S.%f")
+        await presence.close()
+
+    play(story)
+
+
+def test_an_impostor_is_not_shown(bus: Bus) -> None:
+    """Anyone may send a signal to the monitor alone."""
+
+    async def story() -> None:
+        presence = Presence(Plain(), print)
+        impostor = await dbus.connect()
+        async with watching("--json") as watcher:
+            while (await watcher.event())["event"] != "running":
+                continue  # it may have been quicker than the presence
+            for name in (await impostor.ask_bus("ListNames"))[0]:
+                if await impostor.ask_bus("GetConnectionUnixProcessID", name) == (watcher.process.pid,):
+                    packet = dbus._Packet.new_signal(PATH, MANAGER.name, STATE_CHANGED, "ssss", ["", "a", "b", ""])
+                    packet.destination = name  # ours have no addressee
+                    await impostor._bus.send(packet)
+            await impostor.sent(DEADLINE)
+            presence.tell(DRIFT)
+            assert (await watcher.event())["event"] == "repaired"
+        impostor.close()
         await presence.close()
 
     play(story)
