@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__, choice, journal, metrics
+from . import __version__, choice, journal, lean, metrics
 from .errors import ConfigError, MasqError
 from .events import RulesetEvents
 from .hookspecs import Event, Host
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .presence import Presence
 
 EVENT_PAUSE_SECONDS = 0.02
+SLIM_AFTER_SECONDS = 5.0  # all that is loaded is loaded by then
 BUS_AFTER_SECONDS = 2.0  # by then the bus is joined, also if the first pass still hangs
 
 
@@ -79,10 +80,12 @@ class Daemon:
             watchdog = Watchdog(self._notifier, self._hung, self._tell_hung)
             watchdog.start()
             join = loop.call_later(BUS_AFTER_SECONDS, self._join_bus)
+            slim = loop.call_later(SLIM_AFTER_SECONDS, lean.forget_the_start)
             try:
                 await self._until(stop, tasks)
             finally:
                 join.cancel()
+                slim.cancel()
                 watchdog.stop()
                 await self._wind_down(tasks)
 
@@ -171,7 +174,8 @@ class Daemon:
         if self._presence is not None:
             self._presence.publish(status)
         elif settled and not self._bus_tried:
-            self._join_bus()
+            self._bus_tried = True
+            asyncio.get_running_loop().call_soon(self._join_bus)
         if status == self._published:
             return
         try:
@@ -254,7 +258,6 @@ class Daemon:
 
     def _join_bus(self) -> None:
         """After the first pass, for no rule shall wait for the bus or for what speaks to it."""
-        self._bus_tried = True
         if self._presence is not None or not self.settings.dbus_enabled:
             return
         try:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import time
 from functools import cached_property
 from typing import Protocol, cast
 
+from flanneld_masq import lean
 from flanneld_masq.errors import BackendUnavailable, RulesetError
 
 REMEDY = "install the package python3-nftables (Debian, Ubuntu, Fedora and RHEL call it so)"
 _LARGE_RULESET_SECONDS = 0.02
-_libc = ctypes.CDLL(None)
 
 
 class _Library(Protocol):
@@ -51,8 +50,7 @@ class Nftables:
         Not where there are few, for the kernel holds up the next commit while it closes the socket.
         """
         del self.__dict__["_library"]
-        if hasattr(_libc, "malloc_trim"):  # glibc
-            _libc.malloc_trim(0)
+        lean.trim()
 
     def check(self, text: str) -> None:
         """Let the kernel judge `text` and throw it away. Raises RulesetError where it would refuse.
