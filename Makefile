@@ -21,7 +21,7 @@ lint: setup ## ruff and mypy --strict
 	$(bin)/mypy
 
 test: lint ## lint, then all tests
-	@scripts/setup-packaging deb
+	@scripts/setup-packaging deb rpm check
 	$(bin)/python -m pytest tests
 
 bench: setup ## measure how fast and small it is, beside flannel's way: 25 minutes, QUICK=1 for three, PUBLISH=1 for docs/bench
