@@ -347,17 +347,19 @@ class FamilyLoop:
             self._report_repair(repair, drift, reason, culprits)
         if drift and outcome.repairs:
             self._budget.repaired(self._now())
-        quiet = not outcome.repairs and self._budget.in_order(self._now())
-        if self._complaints.over() or quiet:
-            self._event("recovered", f"{self.family}: in sync again", reason=reason)
-        elif self._wish is None and not outcome.repairs and outcome.choices:
+        if self._wish is None and not outcome.repairs and outcome.choices:
             self._event("verified", f"{self.family}: the kernel already holds the right rules; nothing written")
-        if self._budget.contended and self.state != "contended":
-            self._report_contention(culprits)
+        quiet = not outcome.repairs and self._budget.in_order(self._now())
+        over = self._complaints.over() or quiet
+        contended = self._budget.contended and self.state != "contended"
         self._failures, self._error, self._wish, self.outcome = 0, None, wish, outcome
         self.state, self.last_error = "contended" if self._budget.contended else "synced", ""
         self.settled = not self._reprobe
-        self._owner.publish()
+        self._owner.publish()  # a line that tells of a state comes when the status says the same
+        if contended:
+            self._report_contention(culprits)
+        elif over and self.state == "synced":
+            self._event("recovered", f"{self.family}: in sync again", reason=reason)
 
     def _take_culprits(self, outcome: Outcome) -> tuple[Culprit, ...]:
         """Who may have changed what was repaired; what came after that is for the next pass."""

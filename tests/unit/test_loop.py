@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_masq import loop, plugins
+from flanneld_masq import budget, loop, plugins
 from flanneld_masq.errors import KernelError, MasqError
 from flanneld_masq.events import Transaction
 from flanneld_masq.hookspecs import Event, Host
@@ -38,6 +38,8 @@ class Owner:
     settings: Settings = field(default_factory=lambda: Settings(reconcile=ReconcileSettings(resync_seconds=60.0)))
     events: list[tuple[Event, int]] = field(default_factory=list)
     found: FamilyLoop | None = None
+    published: str = ""
+    said: list[tuple[str, str]] = field(default_factory=list)  # each event, and the state that was published by then
 
     def wish(self) -> Wish:
         subnet = FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1"))
@@ -49,10 +51,12 @@ class Owner:
 
     def hear(self) -> None: ...
 
-    def publish(self) -> None: ...
+    def publish(self) -> None:
+        self.published = self.found.state if self.found is not None else ""
 
     def event(self, event: Event, level: int = logging.INFO) -> None:
         self.events.append((event, level))
+        self.said.append((event.kind, self.published))
 
     def kinds(self) -> list[str]:
         return [event.kind for event, _ in self.events]
@@ -153,6 +157,26 @@ def test_a_failure_that_lasts_is_told_once(play: Play, kernel: MemoryKernel) -> 
         await until(lambda: stage.loop.state == "synced")
         assert stage.owner.kinds().count("degraded") == stage.owner.kinds().count("recovered") == 1
         assert stage.loop.last_error == ""
+
+    play(scene)
+
+
+def test_a_line_that_tells_of_a_state_comes_when_the_status_says_the_same(
+    play: Play, kernel: MemoryKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "QUIET_SECONDS", 0.0)
+    kernel.fail("observe", KernelError("reading", "no"))
+
+    async def scene(stage: Stage) -> None:
+        await until(lambda: ("recovered", "synced") in stage.owner.said)
+        while "contended" not in stage.owner.kinds():
+            repairs = stage.loop.repairs
+            stage.kernel.append(V4, OURS, "accept everything")
+            stage.loop.mark("test")
+            await until(lambda: stage.loop.repairs > repairs)
+        await until(lambda: stage.owner.kinds().count("recovered") == 2)
+        told = [said for said in stage.owner.said if said[0] in ("recovered", "contended")]
+        assert told == [("recovered", "synced"), ("contended", "contended"), ("recovered", "synced")]
 
     play(scene)
 
