@@ -1,5 +1,8 @@
 """iptables-legacy: written by iptables-legacy-restore, read by iptables-legacy-save.
 
+The tool is asked for what it has not printed before: whether the entries of a table are those of an earlier listing
+the kernel tells itself, without a process.
+
 A table of ip_tables comes into being by the first look at it, so none is looked at that
 /proc/net/ip_tables_names does not list.
 """
@@ -38,6 +41,8 @@ from .rules import PLACES, Place
 
 NAME = BackendName("iptables-legacy")
 _TABLES = frozenset(place.table for place in PLACES.values())
+_REMEMBERED = 4  # of a table: as we want it, and what others make of it
+Observed = tuple[tuple[Item, ...], Neighbours]
 _QUOTE = re.compile(r'(?<!\\)"')
 
 
@@ -51,6 +56,7 @@ class IptablesLegacy:
         self._info = TableInfo(family)
         self._seen: tuple[tuple[str, bytes], ...] = ()
         self._existing: list[str] = []
+        self._known: dict[Place, dict[bytes, Observed]] = {}  # what was listed, by the fingerprint of the entries
 
     @property
     def _program(self) -> programs.Program:
@@ -60,6 +66,7 @@ class IptablesLegacy:
 
     def probe(self) -> Probe:
         self._found = None
+        self._known.clear()  # another release of the tools may print rules otherwise
         try:
             program = self._program
             self._tables()
@@ -128,7 +135,10 @@ class IptablesLegacy:
 
     def drops_forwarding(self) -> str:
         place = PLACES[Group.FORWARD]
-        found = self._info.forward_drop(place.table) if place.table in self._tables() else ""
+        if place.table not in self._tables():
+            return ""
+        with self._info.entries(place.table) as entries:
+            found = entries.drop(place.hook)
         return f"chain {place.base} of legacy table {place.table} has {found}" if found else ""
 
     def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
@@ -194,7 +204,24 @@ class IptablesLegacy:
     def _lines(self, place: Place) -> Iterator[str]:
         return _table_lines(self._program.save(self._host.run, self.family.data.tools, place.table), place.table)
 
-    def _observe(self, place: Place) -> tuple[tuple[Item, ...], Neighbours]:
+    def _observe(self, place: Place) -> Observed:
+        """What a listing shows. None is made while the entries are those of a listing that was read before."""
+        fingerprint = self._fingerprint(place)
+        known = self._known.setdefault(place, {})
+        if fingerprint in known:
+            return known[fingerprint]
+        observed = self._listed(place)
+        if fingerprint and fingerprint == self._fingerprint(place):
+            if len(known) >= _REMEMBERED:
+                del known[next(iter(known))]
+            known[fingerprint] = observed
+        return observed
+
+    def _fingerprint(self, place: Place) -> bytes:
+        with self._info.entries(place.table) as entries:
+            return entries.fingerprint(place.chain, place.hook)
+
+    def _listed(self, place: Place) -> Observed:
         lines = self._lines(place)
         items: list[Item] = []
         jumps: list[Item] = []

@@ -22,11 +22,13 @@ from flanneld_masq.model import (
 
 @dataclass(frozen=True, **SLOTS)
 class Place:
-    """Where a group of rules lives: a chain of ours, reached by one jump from a built-in chain."""
+    """Where a group of rules lives: a chain of ours, reached by one jump from a built-in chain, that of a hook
+    (NF_INET_*)."""
 
     table: str
     chain: str
     base: str
+    hook: int
 
     @property
     def own(self) -> str:
@@ -38,8 +40,8 @@ class Place:
 
 
 PLACES = {
-    Group.MASQUERADE: Place("nat", "FLANNELD-MASQ", "POSTROUTING"),
-    Group.FORWARD: Place("filter", "FLANNELD-MASQ-FWD", "FORWARD"),
+    Group.MASQUERADE: Place("nat", "FLANNELD-MASQ", "POSTROUTING", 4),
+    Group.FORWARD: Place("filter", "FLANNELD-MASQ-FWD", "FORWARD", 2),
 }
 RestoreLines = Callable[[Place, "GroupRules"], "list[str]"]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 
-import pytest
+from flanneld_masq_iptables.legacy import IptablesLegacy
 
-from flanneld_masq.model import BackendName, Family
+from flanneld_masq.hookspecs import Host
+from flanneld_masq.model import BackendName, Family, Group
 
 from .conftest import Node
 
@@ -46,15 +47,47 @@ def test_another_backend_takes_over_and_the_first_one_is_cleared(node: Node, fam
             assert not any(plan.changes for plan in reconciler.plan(node.wish()))
 
 
-@pytest.mark.parametrize("name", ["nft", "iptables-nft"])
-def test_a_pass_with_nothing_changed_starts_no_process(node: Node, family: Family, name: str) -> None:
-    node.configure("", backend=name)
+def test_a_pass_with_nothing_changed_starts_no_process(node: Node, family: Family, backend_name: BackendName) -> None:
+    node.configure("", backend=backend_name)
     with node.entered():
         reconciler = node.reconciler(family)
         reconciler.reconcile(node.wish())
         node.run.stop()  # from here on, starting any program is an error
         assert reconciler.reconcile(node.wish()).repairs == ()
         node.run.resume()
+
+
+def test_legacy_rules_are_listed_when_what_the_listing_shows_has_changed(node: Node, family: Family) -> None:
+    """Rules of others elsewhere in the table move ours and where jumps lead; that alone needs no listing."""
+    tool = f"{family.data.tools}-legacy"
+    node.configure("", backend="iptables-legacy")
+    with node.entered():
+        reconciler = node.reconciler(family)
+        node.tool(tool, "-t", "nat", "-N", "KUBE-SERVICES")
+        node.tool(tool, "-t", "nat", "-A", "POSTROUTING", "-j", "KUBE-SERVICES")
+        node.tool(tool, "-t", "nat", "-A", "POSTROUTING", "-m", "mark", "--mark", "1")
+        reconciler.reconcile(node.wish())
+        for number in range(3):
+            node.tool(tool, "-t", "nat", "-N", f"A-CHAIN-{number}")
+            node.tool(tool, "-t", "nat", "-A", "KUBE-SERVICES", "-m", "mark", "--mark", "1", "-j", f"A-CHAIN-{number}")
+            node.tool(tool, "-t", "nat", "-I", "OUTPUT", "-j", "RETURN")
+            node.run.stop()
+            assert reconciler.reconcile(node.wish()).repairs == ()
+            node.run.resume()
+        backend = IptablesLegacy(family, Host(node.run))
+        before = backend.observe((Group.MASQUERADE,))
+        changes = (
+            ("-R", "POSTROUTING", "1", "-j", "A-CHAIN-1"),  # the size of the table stays the same
+            ("-R", "POSTROUTING", "1", "-g", "A-CHAIN-1"),
+            ("-R", "POSTROUTING", "2", "-m", "mark", "--mark", "2"),
+            ("-A", "A-CHAIN-2", "-m", "comment", "--comment", "flanneld-masq:0123", "-j", "FLANNELD-MASQ"),
+            ("-F", "A-CHAIN-2"),
+        )
+        for change in changes:
+            node.tool(tool, "-t", "nat", *change)
+            seen = backend.observe((Group.MASQUERADE,))
+            assert seen == IptablesLegacy(family, Host(node.run)).observe((Group.MASQUERADE,)) != before
+            before = seen
 
 
 def test_looking_brings_no_legacy_table_into_being(node: Node) -> None:

@@ -242,6 +242,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(legacy.TableInfo, "read", lambda self, table: b"")
+    monkeypatch.setattr(IptablesLegacy, "_fingerprint", lambda self, place: b"")  # so a listing is read each time
 
 
 class TestListing:

@@ -1,0 +1,144 @@
+"""The entries of a table of ip_tables, as getsockopt gives them. Pure.
+
+Formats: struct ipt_entry in include/uapi/linux/netfilter_ipv4/ip_tables.h of the kernel, struct ip6t_entry in
+netfilter_ipv6/ip6_tables.h, and struct xt_entry_target, xt_standard_target and xt_error_target in
+netfilter/x_tables.h. A built-in chain ends with its policy. A user's chain begins with an entry whose target is
+ERROR and has the name of the chain, and ends with a return; the next entry with the target ERROR is not of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from flanneld_masq.errors import KernelError
+from flanneld_masq.model import SLOTS, Family
+
+_LENGTHS = struct.Struct("=HH")  # from the start of the entry to its target, and to the next entry
+_TARGET = struct.Struct("=H29sB")  # size, name, revision; the standard target has no name
+_VERDICT = struct.Struct("=i")  # of the standard target: where to go on, or if negative what to do
+_COUNTERS = bytes(16)
+_ERROR_SIZE, _STANDARD_SIZE = 64, 40  # of these targets, as the kernel aligns them
+_CHAIN_NAME = 30
+_DROP = -1  # -NF_DROP - 1
+_ERROR = _TARGET.pack(_ERROR_SIZE, b"ERROR", 0)
+_STANDARD = _TARGET.pack(_STANDARD_SIZE, b"", 0)
+
+
+@dataclass(frozen=True, **SLOTS)
+class Layout:
+    """Where an entry keeps its lengths and its counters."""
+
+    lengths: int
+    counters: int
+
+
+_LAYOUTS = {Family.IPV4: Layout(88, 96), Family.IPV6: Layout(140, 152)}
+
+
+@dataclass(frozen=True, **SLOTS)
+class Entries:
+    """A table. `first` and `policy` are the offsets, by hook (NF_INET_*), of the first entry of each built-in chain
+    and of its last.
+
+    Offsets are in bytes from the first entry, which `memory` has at `begin`. What is asked of entries that make no
+    sense raises KernelError.
+    """
+
+    family: Family
+    first: tuple[int, ...]
+    policy: tuple[int, ...]
+    memory: mmap.mmap
+    begin: int
+
+    def drop(self, hook: int) -> str:
+        """Whether the built-in chain of the hook drops: by policy, by a rule of its own, or ("") not at all."""
+        for offset, _ in self._built_in(hook):
+            name, verdict = self._target(offset)
+            if name == b"REJECT" or verdict == _DROP:
+                return "policy DROP" if offset == self.policy[hook] else "a dropping rule"
+        return ""
+
+    def fingerprint(self, chain: str, hook: int) -> bytes:
+        """Of all that a listing says of a chain and of the built-in chain of the hook, but for counters.
+
+        Empty where there is no such chain, or rules outside of the built-in one go to it: then read a listing.
+        """
+        start = self._start(chain)
+        if start is None:
+            return b""
+        base = [self._form(*entry) for entry in self._built_in(hook)]
+        if self._referred(start) != sum(name == chain.encode() for _, name in base):
+            return b""
+        own = [self._form(*entry) for entry in self._user_chain(start)]
+        return hashlib.blake2b(repr((base, own)).encode(), digest_size=16).digest()
+
+    def _built_in(self, hook: int) -> Iterator[tuple[int, int]]:
+        offset = self.first[hook]
+        while offset <= self.policy[hook]:
+            after = self._after(offset)
+            yield offset, after
+            offset = after
+
+    def _user_chain(self, start: int) -> Iterator[tuple[int, int]]:
+        offset = start
+        while self._target(offset)[0] != b"ERROR":
+            after = self._after(offset)
+            yield offset, after
+            offset = after
+
+    def _start(self, chain: str) -> int | None:
+        """Where the rules of a user's chain begin; None where there is no such chain."""
+        found = self._find(_ERROR + chain.encode() + b"\0")
+        return found[0] + _ERROR_SIZE if found else None
+
+    def _referred(self, start: int) -> int:
+        """How many rules of the table jump or go to what begins there."""
+        return len(self._find(_STANDARD + _VERDICT.pack(start)))
+
+    def _find(self, pattern: bytes) -> list[int]:
+        return [found.start() - self.begin for found in re.finditer(re.escape(pattern), self.memory)]
+
+    def _form(self, offset: int, after: int) -> tuple[bytes, bytes]:
+        """An entry, wherever in the table it is, and the name of the chain that it goes to."""
+        layout = _LAYOUTS[self.family]
+        data = bytearray(self.memory[self.begin + offset : self.begin + after])
+        data[layout.counters : layout.counters + len(_COUNTERS)] = _COUNTERS
+        name, verdict = self._target(offset)
+        if name or verdict < 0:
+            return bytes(data), b""
+        target, _ = _LENGTHS.unpack_from(data, layout.lengths)
+        _VERDICT.pack_into(data, target + _TARGET.size, 0)
+        return bytes(data), b"" if verdict == after else self._chain_before(verdict)
+
+    def _chain_before(self, start: int) -> bytes:
+        """The name of the chain whose rules begin there."""
+        header = self.begin + start - _ERROR_SIZE
+        if header < self.begin or self.memory[header : header + len(_ERROR)] != _ERROR:
+            raise KernelError("reading an ip_tables table", f"no chain begins at offset {start}")
+        name = self.memory[header + len(_ERROR) : header + len(_ERROR) + _CHAIN_NAME]
+        return name.split(b"\0", 1)[0]
+
+    def _target(self, offset: int) -> tuple[bytes, int]:
+        """The name of its target, and if that is the standard one (no name) its verdict."""
+        target, _ = self._unpack(_LENGTHS, offset + _LAYOUTS[self.family].lengths)
+        name = self._unpack(_TARGET, offset + target)[1].split(b"\0", 1)[0]
+        return name, 0 if name else self._unpack(_VERDICT, offset + target + _TARGET.size)[0]
+
+    def _after(self, offset: int) -> int:
+        """Where the next entry begins."""
+        _, length = self._unpack(_LENGTHS, offset + _LAYOUTS[self.family].lengths)
+        if not length:
+            raise KernelError("reading an ip_tables table", f"the entry at offset {offset} has no length")
+        return int(offset + length)
+
+    def _unpack(self, form: struct.Struct, offset: int) -> tuple[Any, ...]:
+        try:
+            return form.unpack_from(self.memory, self.begin + offset)
+        except struct.error as error:
+            raise KernelError("reading an ip_tables table", f"nothing is at offset {offset} ({error})") from error
