@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from ipaddress import ip_address
@@ -34,12 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status. Every error that we raise on purpose ends here in one line."""
     options = parser().parse_args(argv)
     try:
-        return int(options.function(options))
+        status = int(options.function(options))
+        sys.stdout.flush()  # while it can still be told that nobody reads
+        return status
     except MasqError as error:
         print(f"flanneld-masq: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has gone; Python would complain once more at exit
+    except BrokenPipeError:  # whoever read our output has gone; what is left of it has to go somewhere at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         return 130

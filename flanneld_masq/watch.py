@@ -4,6 +4,7 @@ directory. Watches directories, never the file itself; inotify by way of watchdo
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -59,7 +60,8 @@ class FileWatch:
         wanted = directories(self._paths)
         stale = [found for found in self._watches if found not in wanted]
         for directory in stale:
-            self._observer.unschedule(self._watches.pop(directory))
+            with contextlib.suppress(OSError):  # watchdog 1.0 has closed it itself when the directory went
+                self._observer.unschedule(self._watches.pop(directory))
         fresh = [found for found in wanted if found not in self._watches and self._schedule(found)]
         return bool(stale or fresh)
 

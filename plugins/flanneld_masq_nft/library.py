@@ -30,9 +30,12 @@ class Nftables:
         except ImportError as error:
             raise BackendUnavailable("nft", f"the Python module nftables is missing ({error})", REMEDY) from error
         try:
-            return cast(_Library, module.Nftables())
+            library = module.Nftables()
         except (OSError, AttributeError) as error:
             raise BackendUnavailable("nft", f"libnftables cannot be loaded ({error})", REMEDY) from error
+        if _is_old(library):
+            library.nft_ctx_free = lambda context: None
+        return cast(_Library, library)
 
     def commit(self, text: str) -> None:
         """All of `text` in one transaction, or nothing of it and a RulesetError."""
@@ -49,19 +52,27 @@ class Nftables:
 
         Not where there are few, for the kernel holds up the next commit while it closes the socket.
         """
+        if _is_old(self._library):
+            return
         del self.__dict__["_library"]
         lean.trim()
 
     def check(self, text: str) -> None:
         """Let the kernel judge `text` and throw it away. Raises RulesetError where it would refuse.
 
-        Bindings before nftables 1.0.3 cannot do that; there nothing is judged beforehand.
+        Releases before 1.0.3 cannot do that; there nothing is judged beforehand.
         """
         library = self._library
-        if not hasattr(library, "set_dry_run"):
+        if _is_old(library):
             return
         before = library.set_dry_run(True)
         try:
             self.commit(text)
         finally:
             library.set_dry_run(before)
+
+
+def _is_old(library: object) -> bool:
+    """Whether nftables is older than 1.0.3: no dry run, and a context must never be freed, for if there was ever a
+    second one, of the other family, that ends the process ("double free or corruption", seen with 0.9.8)."""
+    return not hasattr(library, "set_dry_run")

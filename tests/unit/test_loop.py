@@ -170,10 +170,8 @@ def test_a_line_that_tells_of_a_state_comes_when_the_status_says_the_same(
     async def scene(stage: Stage) -> None:
         await until(lambda: ("recovered", "synced") in stage.owner.said)
         while "contended" not in stage.owner.kinds():
-            repairs = stage.loop.repairs
             stage.kernel.append(V4, OURS, "accept everything")
-            stage.loop.mark("test")
-            await until(lambda: stage.loop.repairs > repairs)
+            await stage.loop.look("test")
         await until(lambda: stage.owner.kinds().count("recovered") == 2)
         told = [said for said in stage.owner.said if said[0] in ("recovered", "contended")]
         assert told == [("recovered", "synced"), ("contended", "contended"), ("recovered", "synced")]

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -119,8 +120,7 @@ class TestGolden:
 
     @settings(max_examples=25)
     @given(cut=st.integers(0, 400), junk=st.binary(max_size=4))
-    def test_a_file_that_was_cut_or_overwritten(self, cut: int, junk: bytes, tmp_path_factory: object) -> None:
-        assert isinstance(tmp_path_factory, pytest.TempPathFactory)
+    def test_a_file_that_was_cut_or_overwritten(self, cut: int, junk: bytes, tmp_path_factory: Any) -> None:
         directory = tmp_path_factory.mktemp("state")
         Store(directory).remember(NFT, Family.IPV4, GOLDEN)
         path = directory / "nft-ipv4.json"
