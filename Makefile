@@ -34,13 +34,13 @@ build/man/%: docs/man/%.rst flanneld_masq/__init__.py
 	@mkdir -p build/man
 	sed "s/@VERSION@/$$(sed -n 's/^__version__ = "\(.*\)"$$/\1/p' flanneld_masq/__init__.py)/" $< | rst2man - $@
 
-deb: ## build dist/flanneld-masq_VERSION_all.deb
+deb: ## build dist/flanneld-masq_VERSION-1_all.deb
 	@scripts/setup-packaging deb
 	packaging/build-deb build/deb
 	@mkdir -p dist
 	cp build/deb/*.deb dist/
 
-rpm: ## build dist/flanneld-masq-VERSION.noarch.rpm
+rpm: ## build dist/flanneld-masq-VERSION-1.noarch.rpm
 	@scripts/setup-packaging rpm
 	packaging/build-rpm build/rpm
 	@mkdir -p dist
