@@ -16,6 +16,7 @@ from watchdog.observers.api import ObservedWatch
 
 from .model import SLOTS
 
+JOIN_SECONDS = 0.2  # watchdog 1.0 may take a whole second to see that it shall end; no process waits for its threads
 _READS = frozenset({"opened", "closed_no_write"})  # our own reading must not wake us
 
 
@@ -54,7 +55,7 @@ class FileWatch:
 
     def stop(self) -> None:
         self._observer.stop()
-        self._observer.join()
+        self._observer.join(JOIN_SECONDS)
 
     def _update(self) -> bool:
         wanted = directories(self._paths)

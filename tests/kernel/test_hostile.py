@@ -367,7 +367,10 @@ def test_a_table_owned_by_another_process_is_an_error_until_that_process_ends(
     node.configure("", backend=name)
     with node.entered():
         owner = Nftables()  # the kernel takes the table away with the socket that made it
-        assert owner.cmd(f"add table {family.data.nft} {table} {{ flags owner; }}")[0] == 0
+        status, _, error = owner.cmd(f"add table {family.data.nft} {table} {{ flags owner; }}")
+        if "unknown table option" in error:
+            pytest.skip("this nft cannot own a table: the flag came with 0.9.9")
+        assert status == 0, error
         reconciler = node.reconciler(family)
         for call in (reconciler.plan, reconciler.reconcile):
             with pytest.raises(RulesetError, match=f"table {family.data.nft} {table} is owned by another program"):
