@@ -79,7 +79,9 @@ class TableInfo:
         except OSError as error:
             raise KernelError(attempt, error.strerror or "", error.errno or 0) from error
         answer = ctypes.c_char.from_buffer(buffer)
-        if _libc.getsockopt(descriptor, level, option, ctypes.byref(answer), ctypes.byref(length)):
+        refused = _libc.getsockopt(descriptor, level, option, ctypes.byref(answer), ctypes.byref(length))
+        del answer  # no memory is given back that something points to, an error's frame for one
+        if refused:
             number = ctypes.get_errno()
             raise KernelError(attempt, os.strerror(number), number)
 

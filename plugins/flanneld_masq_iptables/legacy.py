@@ -218,8 +218,12 @@ class IptablesLegacy:
         return observed
 
     def _fingerprint(self, place: Place) -> bytes:
-        with self._info.entries(place.table) as entries:
-            return entries.fingerprint(place.chain, place.hook)
+        """Empty if only a listing can tell, or say what is wrong."""
+        try:
+            with self._info.entries(place.table) as entries:
+                return entries.fingerprint(place.chain, place.hook)
+        except KernelError:
+            return b""
 
     def _listed(self, place: Place) -> Observed:
         lines = self._lines(place)

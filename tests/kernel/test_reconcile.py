@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
+import pytest
+from flanneld_masq_iptables.getinfo import TableInfo
 from flanneld_masq_iptables.legacy import IptablesLegacy
 
+from flanneld_masq.errors import KernelError
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.model import BackendName, Family, Group
 
@@ -88,6 +92,21 @@ def test_legacy_rules_are_listed_when_what_the_listing_shows_has_changed(node: N
             seen = backend.observe((Group.MASQUERADE,))
             assert seen == IptablesLegacy(family, Host(node.run)).observe((Group.MASQUERADE,)) != before
             before = seen
+
+
+def test_a_legacy_table_that_always_changes_while_it_is_asked_for_is_listed(
+    node: Node, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.configure("", backend="iptables-legacy")
+    with node.entered():
+        node.reconciler(family).reconcile(node.wish())
+        expected = IptablesLegacy(family, Host(node.run)).observe(tuple(Group))
+        read = TableInfo.read
+        monkeypatch.setattr(TableInfo, "read", lambda self, table: read(self, table)[:-4] + b"\0\1\0\0")  # the size
+        with pytest.raises(KernelError) as caught, TableInfo(family).entries("nat"):
+            pass
+        assert caught.value.errno == errno.EAGAIN
+        assert IptablesLegacy(family, Host(node.run)).observe(tuple(Group)) == expected
 
 
 def test_looking_brings_no_legacy_table_into_being(node: Node) -> None:
