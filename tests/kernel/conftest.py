@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -69,8 +70,8 @@ def at_once(*calls: Callable[[], object]) -> list[Any]:
 def _send_result(sender: Connection, call: Callable[[], object]) -> None:
     try:
         sender.send(call())
-    except Exception as error:
-        sender.send(error)
+    except Exception:
+        sender.send(AssertionError(traceback.format_exc()))  # not the error itself, which may not bear the way
 
 
 @pytest.fixture(scope="session", autouse=True)
