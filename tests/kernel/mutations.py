@@ -468,7 +468,8 @@ class IptablesSubject(Subject):
             yield Mutation(f"{place.jump} flushed", *jump, flush, foreign_stays=False)
             flush_all = lambda place=place: self.run((self._prefix, "-w", "-t", place.table, "-F"))  # noqa: E731
             yield Mutation(f"table {place.table} flushed", *jump, flush_all, foreign_stays=False)
-            empty = lambda place=place: self.run((f"{self._prefix}-restore",), stdin=f"*{place.table}\nCOMMIT\n")  # noqa: E731
+            text = f"*{place.table}\nCOMMIT\n"
+            empty = lambda text=text: self.run((f"{self._prefix}-restore", "--wait=5"), stdin=text)  # noqa: E731
             own = (place.own, (f"chain {place.chain}",))
             yield Mutation(f"table {place.table} restored empty", *own, empty, foreign_stays=False)
 
@@ -493,7 +494,7 @@ def add_foreign(family: Family, run: Runner) -> None:
             f"[5:500] -A OUTPUT -d {network} -j ACCEPT\nCOMMIT\n"
             for place in PLACES.values()
         )
-        run((f"{family.data.tools}-{flavour}-restore", "--noflush", "--counters"), stdin=text)
+        run((f"{family.data.tools}-{flavour}-restore", "--noflush", "--counters", "--wait=5"), stdin=text)
     match = f"{nft} daddr {host} counter packets 7 bytes 700 accept"
     lines = (
         f"table {nft} foreign {{",
@@ -513,7 +514,7 @@ def remove_all(family: Family, run: Runner) -> None:
     """Everything of the family, ours too."""
     run(("nft", "flush", "ruleset", family.data.nft))
     for place in PLACES.values():
-        run((f"{family.data.tools}-legacy-restore",), stdin=f"*{place.table}\nCOMMIT\n")
+        run((f"{family.data.tools}-legacy-restore", "--wait=5"), stdin=f"*{place.table}\nCOMMIT\n")
 
 
 def legacy_snapshot(family: Family, run: Runner) -> Snapshot:
