@@ -15,7 +15,7 @@ import re
 import shlex
 from collections.abc import Collection, Iterable, Iterator
 
-from flanneld_masq import flannel
+from flanneld_masq import flannel, lean
 from flanneld_masq.errors import BackendUnavailable, CommandError, KernelError, RulesetError
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.model import (
@@ -211,6 +211,7 @@ class IptablesLegacy:
         if fingerprint in known:
             return known[fingerprint]
         observed = self._listed(place)
+        lean.trim()  # of a listing that may have been of 50,000 rules nothing is left
         if fingerprint and fingerprint == self._fingerprint(place):
             if len(known) >= _REMEMBERED:
                 del known[next(iter(known))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import sys
 
 import pytest
 from flanneld_masq_iptables.getinfo import TableInfo
@@ -92,6 +93,35 @@ def test_legacy_rules_are_listed_when_what_the_listing_shows_has_changed(node: N
             seen = backend.observe((Group.MASQUERADE,))
             assert seen == IptablesLegacy(family, Host(node.run)).observe((Group.MASQUERADE,)) != before
             before = seen
+
+
+KEPT = """
+from pathlib import Path
+from flanneld_masq import lean
+from flanneld_masq_nft.library import Nftables
+
+def resident():  # megabytes
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+
+def use(library, table):
+    library.check(f"add table ip {table}")
+    library.commit(f"add table ip {table}; add chain ip {table} c; add rule ip {table} c accept")
+
+used = Nftables()
+use(used, "one")
+lean.trim()
+before = resident()
+used.commit("".join(f"add chain ip one c{number}\\n" for number in range(20000)))
+libraries = [Nftables(), Nftables(), used]
+for library in libraries:
+    use(library, "two")
+print(resident() - before)
+"""
+
+
+def test_what_libnftables_lists_for_a_commit_is_not_kept(node: Node) -> None:
+    """Of 20,000 chains each context would keep more than that."""
+    assert float(node.tool(sys.executable, "-c", KEPT)) < 5
 
 
 def test_a_legacy_table_that_always_changes_while_it_is_asked_for_is_listed(

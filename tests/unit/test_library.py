@@ -7,7 +7,6 @@ from types import ModuleType
 from typing import ClassVar
 
 import pytest
-from flanneld_masq_nft import library
 from flanneld_masq_nft.library import Nftables
 
 
@@ -39,7 +38,6 @@ def test_a_context_is_freed_where_that_is_safe(
     module = ModuleType("nftables")
     module.Nftables = binding  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "nftables", module)
-    monkeypatch.setattr(library, "_LARGE_RULESET_SECONDS", -1.0)  # so each commit is of a large ruleset
     monkeypatch.setattr(binding, "freed", [])
     opened = Nftables()
     opened.check("")
