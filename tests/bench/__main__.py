@@ -88,16 +88,17 @@ def _measure_daemons(sites: Sequence[Site], record: Record, scale: Scale, parts:
     daemon.table_writes(sites, record)
     watches = {site: watch_of(site) for site in sites}
     daemon.starts(watches, scale.starts if "start" in parts else 0, record)
-    daemon.memory(sites, record)
     if "idle" in parts:
         daemon.idle(sites, scale, record)
         daemon.processes(sites, scale, record)
+    daemon.memory(sites, record)
     if "repair" in parts:
         repair.repairs(watches, scale, record)
     if "busy" in parts:
         repair.busy(watches, scale, record)
     if "lease" in parts:
         daemon.leases(watches, scale, record)
+    daemon.memory(sites, record)
     if "restart" in parts:
         daemon.restarts(watches, scale, record)
     if "repair" in parts:
