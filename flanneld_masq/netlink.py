@@ -264,12 +264,18 @@ class Nfnetlink:
         added: Iterable[tuple[str, KernelRule]] = (),
         *,
         ahead: bool = False,
+        made: Iterable[tuple[str, Chain]] = (),
     ) -> None:
         """Empty these chains (table, chain) and put the rules into them, as they were once read; add the rules of
         `added` (table, rule) to the chains they were read from, `ahead` of all others or behind them. All in one
-        transaction or nothing."""
+        transaction or nothing. The chains of `made` (table, chain) come back if they or their tables are gone; one
+        that is there keeps its policy."""
         number = family.data.nfproto
         messages: list[tuple[int, int, int, bytes, int]] = []
+        for table, missed in made:
+            name = _string(1, table)
+            messages.append((_NEWTABLE, number, 0, name, _NLM_F_ACK | _NLM_F_CREATE))
+            messages.append((_NEWCHAIN, number, 0, name + _new_chain(missed), _NLM_F_ACK | _NLM_F_CREATE))
         for (table, chain), rules in chains.items():
             messages.append((_DELRULE, number, 0, _string(1, table) + _string(2, chain), _NLM_F_ACK))
             messages += [(_NEWRULE, number, 0, _new_rule(table, rule), _APPENDED) for rule in rules]
@@ -287,7 +293,8 @@ class Nfnetlink:
             (_NEWTABLE, number, 0, name, _NLM_F_ACK | _NLM_F_CREATE),
         ]
         for chain, rules in chains.items():
-            messages.append((_NEWCHAIN, number, 0, name + _new_chain(chain), _NLM_F_ACK | _NLM_F_CREATE))
+            body = name + _new_chain(chain) + _policy(chain)
+            messages.append((_NEWCHAIN, number, 0, body, _NLM_F_ACK | _NLM_F_CREATE))
             messages += [(_NEWRULE, number, 0, _new_rule(table, rule), _APPENDED) for rule in rules]
         self._commit(f"writing table {family.data.nft} {table}", messages)
 
@@ -466,9 +473,15 @@ def _message(kind: int, flags: int, family_number: int, resource: int, body: byt
 
 
 def _new_chain(chain: Chain) -> bytes:
-    hook = _attribute(1, (chain.hook or 0).to_bytes(4, "big")) + _attribute(2, struct.pack(">i", chain.priority))
-    policy = _attribute(5, (chain.policy or 0).to_bytes(4, "big"))
-    return _string(3, chain.name) + _attribute(4 | _NLA_F_NESTED, hook) + policy + _string(7, chain.type)
+    """Without a policy: then a new base chain accepts, and one that is there stays as it is."""
+    if chain.hook is None:
+        return _string(3, chain.name)
+    hook = _attribute(1, chain.hook.to_bytes(4, "big")) + _attribute(2, struct.pack(">i", chain.priority))
+    return _string(3, chain.name) + _attribute(4 | _NLA_F_NESTED, hook) + _string(7, chain.type)
+
+
+def _policy(chain: Chain) -> bytes:
+    return b"" if chain.policy is None else _attribute(5, chain.policy.to_bytes(4, "big"))
 
 
 def _new_rule(table: str, rule: KernelRule) -> bytes:

@@ -6,29 +6,37 @@ from collections.abc import Iterable
 
 from .expressions import comment
 from .model import COMMENT_PREFIX, Family
-from .netlink import KernelRule, Nfnetlink
+from .netlink import Chain, KernelRule, Nfnetlink
 
 
 class Replay:
-    """Remembers what the kernel made of our rules, by chain and comment. A comment says all that its rule does."""
+    """Remembers what the kernel made of our rules, by chain and comment. A comment says all that its rule does.
+    Also the chains that they were in."""
 
     def __init__(self, family: Family) -> None:
         self._family = family
         self._known: dict[tuple[str, str], KernelRule] = {}
+        self._chains: dict[tuple[str, str], Chain] = {}
 
-    def learn(self, netlink: Nfnetlink, chains: Iterable[tuple[str, str]], generation: int) -> None:
+    def learn(self, netlink: Nfnetlink, places: Iterable[tuple[str, str]], generation: int) -> None:
         """Read these chains (table, chain) right after our write. Nothing is learnt where the ruleset is not in
         the generation that this write made: then somebody else has written as well."""
-        found = [rule for table, chain in chains for rule in netlink.rules(self._family, table, chain)]
+        chains = {place: found for place in places if (found := netlink.chain(self._family, *place)) is not None}
+        rules = [rule for place in chains for rule in netlink.rules(self._family, *place)]
         if netlink.generation() == generation:
-            self._known = {(rule.chain, comment(rule)): rule for rule in found if _is_ours(rule)}
+            self._known = {(rule.chain, comment(rule)): rule for rule in rules if _is_ours(rule)}
+            self._chains = chains
 
     def rules(self, chain: str, comments: Iterable[str]) -> tuple[KernelRule, ...]:
         """The rules with these comments. Raises LookupError where one was not learnt."""
         return tuple(self._known[chain, comment] for comment in comments)
 
+    def chain(self, table: str, name: str) -> Chain:
+        """As it was made. Raises LookupError where it was not learnt."""
+        return self._chains[table, name]
+
     def forget(self) -> None:
-        self._known = {}
+        self._known, self._chains = {}, {}
 
 
 def _is_ours(rule: KernelRule) -> bool:

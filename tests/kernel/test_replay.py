@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flanneld_masq import policy, sabotage
+from flanneld_masq.errors import CommandError
 from flanneld_masq.model import Family
 from flanneld_masq.netlink import Nfnetlink, following
 from flanneld_masq.replay import Replay
@@ -63,14 +64,41 @@ def test_rules_of_another_lease_are_written_by_the_tool_and_then_known(node: Nod
         assert node.ruleset() == before
 
 
-def test_iptables_tables_that_are_gone_are_made_by_the_tool(node: Node, family: Family) -> None:
+@pytest.mark.parametrize("gone", ["tables", "chains", "the jump and a chain"])
+def test_iptables_tables_and_chains_that_are_gone_are_made_without_the_tool(
+    node: Node, family: Family, gone: str
+) -> None:
+    """`iptables-nft -X` removes the base chains that are empty as well, if their policy is to accept."""
+    tool = f"{family.data.tools}-nft"
+    node.configure("", backend="iptables-nft")
+    with node.entered():
+        reconciler = node.reconciler(family)
+        if gone != "tables":
+            node.tool(tool, "-t", "filter", "-P", "FORWARD", "DROP")
+        reconciler.reconcile(node.wish())
+        before = node.ruleset()
+        if gone == "tables":
+            node.tool("nft", "flush", "ruleset")
+        for table in ("nat", "filter") if gone == "chains" else ("nat",) if gone != "tables" else ():
+            node.tool(tool, "-t", table, "-F")
+            node.tool(tool, "-t", table, "-X")
+        node.run.stop()
+        reconciler.reconcile(node.wish())
+        node.run.resume()
+        assert sorted(node.ruleset().splitlines()) == sorted(before.splitlines())
+
+
+def test_a_base_chain_of_another_priority_is_left_to_the_tool(node: Node, family: Family) -> None:
     node.configure("", backend="iptables-nft")
     with node.entered():
         reconciler = node.reconciler(family)
         reconciler.reconcile(node.wish())
-        before = node.ruleset()
         node.tool("nft", "flush", "ruleset")
-        reconciler.reconcile(node.wish())
+        base = "{ type nat hook postrouting priority 99; }"
+        node.tool("nft", f"add table {family.data.nft} nat; add chain {family.data.nft} nat POSTROUTING {base}")
+        before = node.ruleset()
+        with pytest.raises(CommandError, match="tables-restore"):
+            reconciler.reconcile(node.wish())
         assert node.ruleset() == before
 
 
