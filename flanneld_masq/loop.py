@@ -25,9 +25,10 @@ from .reconcile import Outcome, Reconciler, Removed, Repair, Surveys, Wish, desc
 FIRST_RETRY_SECONDS = 0.2
 LAST_RETRY_SECONDS = 60.0
 MOST_HELD_BY_FAILURE = 5.0  # seconds that an event waits, for it may tell of the end of the trouble
-# firewalld flushes and then rebuilds in several transactions; while it does, ours would be flushed again
-REBUILDERS = frozenset({"firewalld"})
-SETTLE_SECONDS = 0.03
+# Who commits several times in a row, by the start of the name, and after how many seconds without it is over. firewalld
+# flushes and then rebuilds, and would flush ours again. iptables-restore, which goes from table to table, fails if it
+# has to read the ruleset again in between: "CHAIN_DEL failed (No such file or directory)".
+SETTLE_SECONDS = {"firewalld": 0.03, "iptables": 0.005, "ip6tables": 0.005, "ebtables": 0.005, "arptables": 0.005}
 MOST_SETTLE_SECONDS = 0.09
 POLL_GRID_SECONDS = 0.5
 POLL_TOLERANCE = 0.1  # of the grid: a poll that was a little late does not skip a turn
@@ -222,9 +223,11 @@ class FamilyLoop:
     async def _hold_back(self) -> None:
         """Let a rebuild by others come to its end, and do not fight."""
         settled = self._now() + MOST_SETTLE_SECONDS
-        while self._now() < settled and any(found.name in REBUILDERS for found in self._transactions):
+        while self._now() < settled and (rest := max(map(_rest_after, self._transactions), default=0.0)):
             seen = len(self._transactions)
-            await asyncio.sleep(SETTLE_SECONDS)
+            await asyncio.sleep(rest)
+            with contextlib.suppress(MasqError):  # then it is over as far as we know
+                self._owner.hear()
             if len(self._transactions) == seen:
                 break
         held = max(self._budget.not_before, self._failed_at + min(retry_delay(self._failures), MOST_HELD_BY_FAILURE))
@@ -430,6 +433,11 @@ class FamilyLoop:
 
     def _event(self, kind: str, message: str, *, level: int = logging.INFO, **fields: Any) -> None:
         self._owner.event(Event(kind, message, family=str(self.family), **fields), level)
+
+
+def _rest_after(transaction: Transaction) -> float:
+    """How long to wait for another one of the same program."""
+    return next((rest for name, rest in SETTLE_SECONDS.items() if transaction.name.startswith(name)), 0.0)
 
 
 def _blame(culprits: tuple[Culprit, ...]) -> dict[str, Any]:
