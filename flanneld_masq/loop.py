@@ -29,7 +29,7 @@ MOST_HELD_BY_FAILURE = 5.0  # seconds that an event waits, for it may tell of th
 # flushes and then rebuilds, and would flush ours again. iptables-restore, which goes from table to table, fails if it
 # has to read the ruleset again in between: "CHAIN_DEL failed (No such file or directory)".
 SETTLE_SECONDS = {"firewalld": 0.03, "iptables": 0.005, "ip6tables": 0.005, "ebtables": 0.005, "arptables": 0.005}
-MOST_SETTLE_SECONDS = 0.09
+MOST_SETTLE_SECONDS = 0.06
 POLL_GRID_SECONDS = 0.5
 POLL_TOLERANCE = 0.1  # of the grid: a poll that was a little late does not skip a turn
 LONGEST_STEP_SECONDS = 120.0  # of a pass: twice the time that the slowest tool is given
