@@ -18,7 +18,7 @@ _VERDICTS = {-5: "return", -4: "goto", -3: "jump", -2: "break", -1: "continue", 
 _OPERATORS = {0: "", 1: "!= ", 2: "< ", 3: "<= ", 4: "> ", 5: ">= "}
 _META_KEYS = {0: "length", 1: "protocol", 3: "mark", 4: "iif", 5: "oif", 6: "iifname", 7: "oifname", 16: "l4proto"}
 _META_MARK = 3
-_CACHED = 1024
+_CACHED = 256
 _NAT_FLAGS = {1 << 2: "random", 1 << 3: "persistent", 1 << 4: "fully-random"}
 _ADDRESS_FIELDS = {
     (Family.IPV4, 12): "saddr",

@@ -39,7 +39,7 @@ _BUFFER = 1 << 16  # the kernel fills at most 32 KiB; more than 128 KiB would be
 _MSG_TRUNC = int(socket.MSG_TRUNC)
 _DUMP_TRIES = 10
 _TIMEOUT = 10.0  # seconds; the kernel answers while we ask, so this only ends a bug
-_CACHED = 1024  # rules; the same few are read again and again
+_CACHED = 256  # rules; the same few are read again and again
 GLANCE_SEQUENCE = 0xFFFFFFFF
 # NFTA_EXPR_NAME "counter", then NFTA_EXPR_DATA with two numbers of 64 bits
 _COUNTER = re.compile(rb"\x0c\x00\x01\x00counter\x00.{28}", re.DOTALL)
