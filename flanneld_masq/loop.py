@@ -46,14 +46,41 @@ RESYNC, _RETRY = "resync", "retry"
 _CHANGES_BY_OTHERS = frozenset({_RULESET_CHANGED, _EVENTS_LOST, _TABLES_MOVED, RESYNC})
 
 
-async def _set_within(event: asyncio.Event, seconds: float) -> bool:
-    """Not by `wait_for`, which before Python 3.12 can swallow a cancellation that comes with the event."""
-    waiting = asyncio.ensure_future(event.wait())
-    try:
-        done, _ = await asyncio.wait({waiting}, timeout=seconds)
-    finally:
-        waiting.cancel()
-    return bool(done)
+class _Flag:
+    """Raised and lowered by the event loop's thread; who waits for it goes on in the next turn of the event loop.
+
+    `asyncio.Event` under a time limit takes four turns, in each of which a rule is missing; and `wait_for` before
+    Python 3.12 can swallow a cancellation that comes with the event.
+    """
+
+    def __init__(self) -> None:
+        self.up = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def set(self) -> None:
+        self.up = True
+        _resolve(self._waiter)
+
+    def clear(self) -> None:
+        self.up = False
+
+    async def within(self, seconds: float) -> bool:
+        """Whether it is up, now or before so many seconds have passed. For one waiter at a time."""
+        if not self.up:
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            timer = loop.call_later(seconds, _resolve, self._waiter)
+            try:
+                await self._waiter
+            finally:
+                timer.cancel()
+                self._waiter = None
+        return self.up
+
+
+def _resolve(waiter: asyncio.Future[None] | None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)
 
 
 class Owner(Protocol):
@@ -96,8 +123,8 @@ class FamilyLoop:
         self._reconciler = reconciler
         self._owner = owner
         self._reasons: dict[str, None] = {}
-        self._dirty = asyncio.Event()
-        self._urgent = asyncio.Event()  # a new wish does not wait for the end of a contention
+        self._dirty = _Flag()
+        self._urgent = _Flag()  # a new wish does not wait for the end of a contention
         self._failures = 0
         self._error: MasqError | None = None  # of the last pass
         self._asked: list[asyncio.Future[Outcome]] = []  # who waits for the next pass
@@ -139,7 +166,7 @@ class FamilyLoop:
         if verified is None:
             return
         self._transactions += [found for found in transactions if found.after(verified)]
-        if not self._passing and not self._dirty.is_set() and self._as_it_was():
+        if not self._passing and not self._dirty.up and self._as_it_was():
             self._transactions = []
         elif self._transactions or lost:
             self.mark(_EVENTS_LOST if lost else _RULESET_CHANGED)
@@ -161,7 +188,7 @@ class FamilyLoop:
             self._answer(asked)
             delay = self._delay()
             self._expect(delay)
-            if not await _set_within(self._dirty, delay):
+            if not await self._dirty.within(delay):
                 self._owner.resync(self.family)
             self._expect(LAST_DELAY)
             await self._hold_back()
@@ -232,7 +259,7 @@ class FamilyLoop:
                 break
         held = max(self._budget.not_before, self._failed_at + min(retry_delay(self._failures), MOST_HELD_BY_FAILURE))
         if held > self._now():
-            await _set_within(self._urgent, held - self._now())
+            await self._urgent.within(held - self._now())
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
