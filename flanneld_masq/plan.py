@@ -125,7 +125,10 @@ def _changes_by(
     for place in dict.fromkeys(item.place for item in (*reference, *observed)):
         wanted = [item for item in reference if item.place == place]
         found = [item for item in observed if item.place == place]
-        matcher = SequenceMatcher(None, list(map(key, wanted)), list(map(key, found)), autojunk=False)
+        keys, found_keys = list(map(key, wanted)), list(map(key, found))
+        if keys == found_keys:
+            continue
+        matcher = SequenceMatcher(None, keys, found_keys, autojunk=False)
         for operation, left, left_end, right, right_end in matcher.get_opcodes():
             if operation != "equal":
                 yield from _changes(wanted[left:left_end], found[right:right_end])

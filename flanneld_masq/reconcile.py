@@ -182,21 +182,31 @@ class Reconciler:
         the other backends too; the rest look only where rules are wanted. Raises MasqError where the
         kernel, a tool or a plugin said no; what was done before stays done.
         """
+        self._verified = None
+        first = self._undisputed(wish)
+        repairs = self._bring(first)
         choices = self.choices(wish)
         carried = _carried(choices)
-        self._thorough = self._thorough or carried != self._carried
-        self._verified = None
-        with self._store.exclusive(self.family):
-            jobs = self._wanted(wish, carried)
-            found = [self._bring(job) for job in (*jobs, *(self._unwanted(carried) if self._thorough else ()))]
+        if self._thorough or carried != self._carried:
+            first, self._thorough, self._verified = (), True, None
+        jobs = self._wanted(wish, carried)
+        rest = [job for job in jobs if job not in first]
+        repairs += self._bring([*rest, *(self._unwanted(carried) if self._thorough else ())])
         self._thorough, self._carried = False, carried
         return Outcome(
             choices,
-            tuple(repair for repair in found if repair is not None),
+            tuple(repairs),
             {group.group: len(group.rules) for job in jobs for group in job.desired.groups},
             self._verified,
             self._first_glance(jobs),
         )
+
+    def _undisputed(self, wish: Wish) -> tuple[Job, ...]:
+        """Of the last pass, if it had the same wish: the job of the backend that masquerades. Nothing that others do
+        to the ruleset makes that another one, so it need not wait until the evidence for `forward` is read."""
+        if self._thorough or self._jobs is None or self._jobs[:2] != (wish, self._carried):
+            return ()
+        return tuple(job for job in self._jobs[2] if Group.MASQUERADE in self._carried[job.backend.name])
 
     def _first_glance(self, jobs: tuple[Job, ...]) -> tuple[bytes | None, ...]:
         if self._verified is None:
@@ -248,7 +258,7 @@ class Reconciler:
         with self._store.exclusive(self.family):
             for backend in self._backends.values():
                 try:
-                    repair = self._bring(Job(backend, Desired(self.family), ()))
+                    repair = self._bring_one(Job(backend, Desired(self.family), ()))
                 except MasqError as error:
                     errors.append(error)
                 else:
@@ -325,7 +335,14 @@ class Reconciler:
         golden = self._store.golden(job.backend.name, self.family)
         return observed, plan.differences(job.wanted, job.desired.position, golden, observed)
 
-    def _bring(self, job: Job) -> Repair | None:
+    def _bring(self, jobs: Collection[Job]) -> list[Repair]:
+        """One after the other; what was repaired."""
+        if not jobs:
+            return []
+        with self._store.exclusive(self.family):
+            return [repair for job in jobs if (repair := self._bring_one(job)) is not None]
+
+    def _bring_one(self, job: Job) -> Repair | None:
         """Observe, plan, apply, verify; None where nothing was to do."""
         started = self._clock()
         groups = tuple(Group) if self._thorough or not job.wanted else tuple(g.group for g in job.desired.groups)

@@ -85,7 +85,7 @@ class Store:
     @contextlib.contextmanager
     def instance(self) -> Iterator[None]:
         """Hold the directory as its one daemon. Raises AlreadyRunning, naming the other."""
-        with self._open_lock("lock") as file:
+        with os.fdopen(self._open_lock("lock"), "r+") as file:
             pause = threading.Event()
             # a command that asks for the daemon's pid holds the lock for a moment
             if not any(_try_lock(file) or pause.wait(_RETRY_SECONDS) for _ in range(_INSTANCE_TRIES)):
@@ -102,14 +102,17 @@ class Store:
     @contextlib.contextmanager
     def exclusive(self, family: Family) -> Iterator[None]:
         """Hold the right to write the rules of a family. Raises StateError after PASS_LOCK_SECONDS."""
-        with self._open_lock(f"{family}.lock") as file:
+        descriptor = self._open_lock(f"{family}.lock")
+        try:
             waited = 0.0
-            while not _try_lock(file):
+            while not _try_lock(descriptor):
                 if self._stopping.wait(_RETRY_SECONDS) or waited >= PASS_LOCK_SECONDS:
                     held = f"was held by another flanneld-masq for {waited:.1f} s; it may hang"
                     raise StateError(f"{self._path(f'{family}.lock')} {held}")
                 waited += _RETRY_SECONDS
             yield
+        finally:
+            os.close(descriptor)
 
     def stop(self) -> None:
         """Give up waiting for locks, now and from now on. For another thread to call."""
@@ -124,7 +127,8 @@ class Store:
     def _prepare(self) -> None:
         """Make the directory, and refuse one that others could have put files into."""
         try:
-            self._directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            if not self._directory.is_dir():
+                self._directory.mkdir(mode=0o755, parents=True, exist_ok=True)
             found = self._directory.stat()
         except OSError as error:
             raise StateError(
@@ -135,13 +139,12 @@ class Store:
                 f"state directory {self._directory} can be written by others than root; `chown root` and `chmod 755` it"
             )
 
-    def _open_lock(self, name: str) -> IO[str]:
+    def _open_lock(self, name: str) -> int:
         self._prepare()
         try:
-            descriptor = self._open_or_make(self._path(name))
+            return self._open_or_make(self._path(name))
         except OSError as error:
             raise StateError(f"{self._path(name)} cannot be opened: {error.strerror}; run as root") from error
-        return os.fdopen(descriptor, "r+")
 
     def _open_or_make(self, path: Path) -> int:
         """For its owner alone, for whoever can open a lock can hold it. What root makes is the daemon's."""
@@ -203,7 +206,7 @@ def _is_trusted(uid: int) -> bool:
         return False
 
 
-def _try_lock(file: IO[str]) -> bool:
+def _try_lock(file: IO[str] | int) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
