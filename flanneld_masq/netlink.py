@@ -21,7 +21,7 @@ from .model import SLOTS, Family
 
 NETLINK_NETFILTER = 12
 _SOL_NETLINK = 270
-_NETLINK_EXT_ACK = 11
+_NETLINK_NO_ENOBUFS, _NETLINK_EXT_ACK = 5, 11
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP, _NLM_F_DUMP_INTR = 0x1, 0x4, 0x300, 0x10
 _NLM_F_CAPPED, _NLM_F_ACK_TLVS = 0x100, 0x200
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
@@ -34,7 +34,7 @@ HEADER, NFGENMSG, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=BBH"), s
 _TYPE_MASK = 0x3FFF
 _NLA_F_NESTED = 0x8000
 _NLM_F_CREATE, _NLM_F_APPEND = 0x400, 0x800
-_APPENDED = _NLM_F_ACK | _NLM_F_CREATE | _NLM_F_APPEND
+_APPENDED = _NLM_F_CREATE | _NLM_F_APPEND
 _BUFFER = 1 << 16  # the kernel fills at most 32 KiB; more than 128 KiB would be mapped anew for each call
 _MSG_TRUNC = int(socket.MSG_TRUNC)
 _DUMP_TRIES = 10
@@ -149,6 +149,8 @@ class Nfnetlink:
             reason = f"{error.strerror}; is the kernel built with nfnetlink?"
             raise KernelError("opening a netfilter netlink socket", reason, error.errno or 0) from error
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
+        # of more errors than the socket holds the first are enough
+        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
         self._socket.settimeout(_TIMEOUT)
         self._socket.bind((0, 0))
         self._sequence = 0
@@ -250,10 +252,10 @@ class Nfnetlink:
         messages: list[tuple[int, int, int, bytes, int]] = []
         for place, handle in rules:
             body = _string(1, table) + _string(2, place) + _attribute(3, handle.to_bytes(8, "big"))
-            messages.append((_DELRULE, family_number, 0, body, _NLM_F_ACK))
+            messages.append((_DELRULE, family_number, 0, body, 0))
         if chain is not None:
             body = _string(1, table) + _string(3, chain)
-            messages.append((_DELCHAIN, family_number, 0, body, _NLM_F_ACK))
+            messages.append((_DELCHAIN, family_number, 0, body, 0))
         attempt = f"deleting {len(rules)} rules" + (f" and chain {chain}" if chain else "")
         self._commit(f"{attempt} in table {family.data.nft} {table}", messages)
 
@@ -274,10 +276,10 @@ class Nfnetlink:
         messages: list[tuple[int, int, int, bytes, int]] = []
         for table, missed in made:
             name = _string(1, table)
-            messages.append((_NEWTABLE, number, 0, name, _NLM_F_ACK | _NLM_F_CREATE))
-            messages.append((_NEWCHAIN, number, 0, name + _new_chain(missed), _NLM_F_ACK | _NLM_F_CREATE))
+            messages.append((_NEWTABLE, number, 0, name, _NLM_F_CREATE))
+            messages.append((_NEWCHAIN, number, 0, name + _new_chain(missed), _NLM_F_CREATE))
         for (table, chain), rules in chains.items():
-            messages.append((_DELRULE, number, 0, _string(1, table) + _string(2, chain), _NLM_F_ACK))
+            messages.append((_DELRULE, number, 0, _string(1, table) + _string(2, chain), 0))
             messages += [(_NEWRULE, number, 0, _new_rule(table, rule), _APPENDED) for rule in rules]
         flags = _APPENDED & ~_NLM_F_APPEND if ahead else _APPENDED
         messages += [(_NEWRULE, number, 0, _new_rule(table, rule), flags) for table, rule in added]
@@ -288,13 +290,13 @@ class Nfnetlink:
         """Replace the table, whether it is there or not, by one that holds just these base chains and their rules."""
         number, name = family.data.nfproto, _string(1, table)
         messages: list[tuple[int, int, int, bytes, int]] = [
-            (_NEWTABLE, number, 0, name, _NLM_F_ACK | _NLM_F_CREATE),
-            (_DELTABLE, number, 0, name, _NLM_F_ACK),
-            (_NEWTABLE, number, 0, name, _NLM_F_ACK | _NLM_F_CREATE),
+            (_NEWTABLE, number, 0, name, _NLM_F_CREATE),
+            (_DELTABLE, number, 0, name, 0),
+            (_NEWTABLE, number, 0, name, _NLM_F_CREATE),
         ]
         for chain, rules in chains.items():
             body = name + _new_chain(chain) + _policy(chain)
-            messages.append((_NEWCHAIN, number, 0, body, _NLM_F_ACK | _NLM_F_CREATE))
+            messages.append((_NEWCHAIN, number, 0, body, _NLM_F_CREATE))
             messages += [(_NEWRULE, number, 0, _new_rule(table, rule), _APPENDED) for rule in rules]
         self._commit(f"writing table {family.data.nft} {table}", messages)
 
@@ -321,10 +323,11 @@ class Nfnetlink:
     def _ask(self, attempt: str, kind: int, family_number: int, body: bytes, *, dump: bool = False) -> list[bytes]:
         """One request; the attribute streams of its replies."""
         flags = _NLM_F_REQUEST | (_NLM_F_DUMP if dump else 0)
+        first = self._sequence
         self._send(attempt, self._message(kind, flags, family_number, 0, body))
         replies: list[bytes] = []
         while True:
-            for reply_kind, reply_flags, payload in self._receive(attempt):
+            for reply_kind, reply_flags, payload in self._receive(attempt, first):
                 if reply_flags & _NLM_F_DUMP_INTR and dump:
                     self._drain()
                     raise _Interrupted(attempt, "the ruleset changed during the dump")
@@ -334,34 +337,38 @@ class Nfnetlink:
                     _raise_error(attempt, reply_flags, payload)
                     return replies
                 replies.append(payload[NFGENMSG.size :])
-            if not dump:
+            if replies and not dump:
                 return replies
 
     def _commit(self, attempt: str, messages: list[tuple[int, int, int, bytes, int]]) -> None:
-        """One transaction of messages: type, family, resource, body, flags."""
+        """One transaction of messages: type, family, resource, body, flags.
+
+        Of the last one an acknowledgement is asked for. Of those that fail the kernel tells all the same, and then it
+        has done nothing at all.
+        """
+        first = self._sequence
+        *others, (kind, number, resource, body, flags) = messages
         begin = (_BATCH_BEGIN, 0, SUBSYS_NFTABLES >> 8, b"", 0)
         end = (_BATCH_END, 0, SUBSYS_NFTABLES >> 8, b"", 0)
+        batch = (begin, *others, (kind, number, resource, body, flags | _NLM_F_ACK), end)
         datagram = b"".join(
             self._message(kind, _NLM_F_REQUEST | flags, number, resource, body)
-            for kind, number, resource, body, flags in (begin, *messages, end)
+            for kind, number, resource, body, flags in batch
         )
         self._send(attempt, datagram)
-        self._collect_acknowledgements(attempt, len(messages))
-
-    def _collect_acknowledgements(self, attempt: str, expected: int) -> None:
-        """An error of any message means that the kernel did nothing at all."""
-        failure: KernelError | None = None
-        while expected > 0 and failure is None:
-            for kind, flags, payload in self._receive(attempt):
-                if kind == _NLMSG_ERROR:
-                    expected -= 1
-                    try:
-                        _raise_error(attempt, flags, payload)
-                    except KernelError as error:
-                        failure = failure or error
-        if failure is not None:
+        try:
+            while not any(self._acknowledged(attempt, first)):
+                pass
+        except KernelError:
             self._drain()
-            raise failure
+            raise
+
+    def _acknowledged(self, attempt: str, first: int) -> Iterator[bool]:
+        """Of each answer to a transaction whether it is the acknowledgement. Raises KernelError of one that is not."""
+        for kind, flags, payload in self._receive(attempt, first):
+            if kind == _NLMSG_ERROR:
+                _raise_error(attempt, flags, payload)
+                yield True
 
     def _message(self, kind: int, flags: int, family_number: int, resource: int, body: bytes) -> bytes:
         self._sequence = (self._sequence + 1) % GLANCE_SEQUENCE
@@ -373,15 +380,16 @@ class Nfnetlink:
         except OSError as error:
             raise KernelError(attempt, error.strerror or str(error), error.errno or 0) from error
 
-    def _receive(self, attempt: str) -> Iterator[tuple[int, int, bytes]]:
-        """The messages of one datagram that answer the last request."""
+    def _receive(self, attempt: str, first: int) -> Iterator[tuple[int, int, bytes]]:
+        """The messages of one datagram (type, flags, payload) that answer what was sent after the number `first`."""
         data = self._datagram(attempt)
+        asked = (self._sequence - first) % GLANCE_SEQUENCE
         offset = 0
         while offset + HEADER.size <= len(data):
             length, kind, message_flags, sequence, _ = HEADER.unpack_from(data, offset)
             if length < HEADER.size or offset + length > len(data):
                 raise KernelError(attempt, "the answer is cut short")
-            if sequence == self._sequence or kind == _NLMSG_ERROR:
+            if 0 < (sequence - first) % GLANCE_SEQUENCE <= asked:
                 yield kind, message_flags, data[offset + HEADER.size : offset + length]
             offset += (length + 3) & ~3
 
@@ -401,7 +409,7 @@ class Nfnetlink:
         try:
             while self._socket.recv(_BUFFER):
                 pass
-        except BlockingIOError:
+        except OSError:  # BlockingIOError: that was all
             return
         finally:
             self._socket.settimeout(_TIMEOUT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flanneld_masq import policy, sabotage
-from flanneld_masq.errors import CommandError
+from flanneld_masq.errors import CommandError, KernelError
 from flanneld_masq.model import Family
 from flanneld_masq.netlink import Nfnetlink, following
 from flanneld_masq.replay import Replay
@@ -61,6 +61,35 @@ def test_rules_of_another_lease_are_written_by_the_tool_and_then_known(node: Nod
         node.run.stop()
         reconciler.reconcile(node.wish())
         node.run.resume()
+        assert node.ruleset() == before
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_repair_of_hundreds_of_rules_leaves_the_socket_in_order(node: Node, family: Family, name: str) -> None:
+    """An acknowledgement of each would be more than a socket holds."""
+    many = ", ".join(
+        f'"198.18.{number // 8}.{number % 8 * 32}/27", "2001:db8:{number:x}::/48"' for number in range(400)
+    )
+    node.configure(f"[masquerade]\nnon_masquerade_cidrs = [{many}]", backend=name)
+    with node.entered():
+        reconciler = node.reconciler(family)
+        reconciler.reconcile(node.wish())
+        before = node.ruleset()
+        for _ in range(3):
+            node.tool("nft", "flush", "chain", family.data.nft, *CHAINS[name][0])
+            (repair,) = reconciler.reconcile(node.wish()).repairs
+            assert repair.plan.backend == name
+            assert node.ruleset() == before
+
+
+def test_of_a_transaction_that_is_refused_nothing_is_done_or_left_to_read(node: Node, family: Family) -> None:
+    with node.entered():
+        node.tool("nft", f"add table {family.data.nft} t; add chain {family.data.nft} t c")
+        netlink, before = Nfnetlink(), node.ruleset()
+        with pytest.raises(KernelError, match=r"deleting 500 rules in table .* t: No such file or directory"):
+            netlink.delete(family, "t", tuple(("c", handle) for handle in range(1000, 1500)))
+        assert netlink.generation() == Nfnetlink().generation()
+        assert netlink.rules(family, "t", "c") == ()
         assert node.ruleset() == before
 
 

@@ -211,6 +211,10 @@ class TestAnswers:
         other = message(0x0A0F, b"\2\0\0\0" + netlink._attribute(1, (9).to_bytes(4, "big")), sequence=99)
         assert self.over(other + message(0x0A0F, GENERATION)).generation() == 5
 
+    def test_errors_of_other_questions_are_passed_over_even_where_they_come_alone(self) -> None:
+        other = message(2, struct.pack("=i", -errno.EPERM), sequence=99)
+        assert self.over(other, message(0x0A0F, GENERATION)).generation() == 5
+
     @pytest.mark.parametrize("cut", [1, 4, len(GENERATION)])
     def test_a_datagram_that_was_cut(self, cut: int) -> None:
         with pytest.raises(KernelError, match="cut short"):
