@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from .events import Transaction
 from .model import SLOTS
 
 MOST_NAMED = 3
+MOST_HEARD = 1000  # transactions; of more the first are forgotten
+_MOST_HARMLESS = 32  # names
 _MOST_READ = 4096  # bytes
 _MOST_SHOWN = 300  # characters of a command line
 
@@ -39,13 +42,60 @@ def identify(transaction: Transaction, root: Path = Path("/")) -> Culprit:
     return Culprit(name, transaction.pid, command, _shown(_unit(_read(directory / "cgroup"))))
 
 
-def suspects(transactions: Iterable[Transaction], root: Path = Path("/")) -> tuple[Culprit, ...]:
-    """Who committed since the rules were last seen in order, latest last, each program once."""
+def suspects(
+    transactions: Iterable[Transaction], harmless: Collection[str] = (), root: Path = Path("/")
+) -> tuple[Culprit, ...]:
+    """Who made these, each program once, the most suspicious last: those that are not `harmless`, and of them the one
+    that was the latest."""
     latest: dict[str, Transaction] = {}
     for transaction in transactions:
         latest.pop(transaction.name, None)  # so that the order is that of the latest of each
         latest[transaction.name] = transaction
-    return tuple(identify(found, root) for found in list(latest.values())[-MOST_NAMED:])
+    ranked = sorted(latest.values(), key=lambda found: found.name not in harmless)
+    return tuple(identify(found, root) for found in ranked[-MOST_NAMED:])
+
+
+class Trail:
+    """Who has committed to nf_tables since our rules were last known to be right. For one family.
+
+    `is_ours` says of a transaction whether we have made it.
+    """
+
+    def __init__(self, is_ours: Callable[[Transaction], bool]) -> None:
+        self.heard: deque[Transaction] = deque(maxlen=MOST_HEARD)
+        self._is_ours = is_ours
+        self._broke: tuple[Transaction, ...] = ()
+        self._harmless: deque[str] = deque(maxlen=_MOST_HARMLESS)
+
+    @property
+    def broken(self) -> bool:
+        """Whether somebody is known to have changed our rules."""
+        return bool(self._broke)
+
+    def harmless(self) -> None:
+        """After all that was heard our rules are as they were. Programs are known by that, for they come again."""
+        self._harmless.extend({found.name for found in self.heard}.difference(self._harmless))
+        self.heard.clear()
+
+    def broke(self) -> None:
+        """One of these has changed our rules. Who commits from now on, until they are back, need not have."""
+        self._broke = tuple(self.heard)
+
+    def forget(self, generation: int | None) -> None:
+        """What came until then is over; all of it where our rules are nowhere in nf_tables."""
+
+        def later(transactions: Iterable[Transaction]) -> tuple[Transaction, ...]:
+            return tuple(found for found in transactions if generation is not None and found.after(generation))
+
+        self._broke, self.heard = later(self._broke), deque(later(self.heard), MOST_HEARD)
+
+    def culprits(self, found_at: int) -> tuple[Culprit, ...]:
+        """Who may have done what was found in that generation."""
+
+        def before(transactions: Iterable[Transaction]) -> list[Transaction]:
+            return [found for found in transactions if not found.after(found_at) and not self._is_ours(found)]
+
+        return suspects(before(self._broke) or before(self.heard), self._harmless)
 
 
 def _unit(cgroup: str) -> str:

@@ -7,15 +7,18 @@ import contextlib
 import dataclasses
 import logging
 import math
+import os
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any, Protocol
 
 from . import journal
 from .budget import LAST_DELAY, RepairBudget
 from .complaints import Complaints
-from .culprit import Culprit, suspects
+from .culprit import Culprit, Trail
 from .errors import MasqError
 from .events import Transaction
 from .hookspecs import Event
@@ -25,15 +28,22 @@ from .reconcile import Outcome, Reconciler, Removed, Repair, Surveys, Wish, desc
 FIRST_RETRY_SECONDS = 0.2
 LAST_RETRY_SECONDS = 60.0
 MOST_HELD_BY_FAILURE = 5.0  # seconds that an event waits, for it may tell of the end of the trouble
-# Who commits several times in a row, by the start of the name, and after how many seconds without it is over. firewalld
-# flushes and then rebuilds, and would flush ours again. iptables-restore, which goes from table to table, fails if it
-# has to read the ruleset again in between: "CHAIN_DEL failed (No such file or directory)".
-SETTLE_SECONDS = {"firewalld": 0.03, "iptables": 0.005, "ip6tables": 0.005, "ebtables": 0.005, "arptables": 0.005}
+# Who commits several times in a row, and after how many seconds without that is over. firewalld flushes and then
+# rebuilds, and would flush ours again. iptables-restore, which goes from table to table, fails if it has to read the
+# ruleset again in between: "CHAIN_DEL failed (No such file or directory)". Of a name the kernel tells 15 characters.
+SETTLE_SECONDS = {
+    "firewalld": 0.03,
+    **{
+        f"{tools}{flavour}-restore"[:15]: 0.015
+        for tools in ("iptables", "ip6tables", "ebtables", "arptables")
+        for flavour in ("", "-nft")
+    },
+}
 MOST_SETTLE_SECONDS = 0.06
 POLL_GRID_SECONDS = 0.5
 POLL_TOLERANCE = 0.1  # of the grid: a poll that was a little late does not skip a turn
 LONGEST_STEP_SECONDS = 120.0  # of a pass: twice the time that the slowest tool is given
-LISTING_PAUSE = 3.0  # times the length of a pass: listing may take a quarter of our time, however busy the tables are
+LISTING_PAUSE = 3.0  # times the work of a pass: listing may take a quarter of our time, however busy the tables are
 
 
 def retry_delay(failures: int) -> float:
@@ -133,11 +143,13 @@ class FamilyLoop:
         self._wish: Wish | None = None  # the one that last held
         self._reprobe = False
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=str(family))
-        self._transactions: list[Transaction] = []  # by others or us, since the rules were last seen in order
+        self._trail = Trail(self._is_ours)
         self._budget = RepairBudget()
+        self._contention_told = False
         self._flannel: list[BackendName] = []
         self._cni_masquerade: list[str] = []
         self._passing = False
+        self._worked = 0.0  # seconds of CPU time that the last pass took, its tools included
         self._poll_timer: asyncio.TimerHandle | None = None
 
     def look(self, reason: str) -> asyncio.Future[Outcome]:
@@ -159,26 +171,44 @@ class FamilyLoop:
 
     def ruleset_changed(self, transactions: Iterable[Transaction], lost: bool) -> None:
         """Somebody committed to nf_tables. Our own commits, and what came before them, are known already."""
-        if self._failures:
-            self.mark(_RULESET_CHANGED)  # it may be the end of the trouble
+        if self._owner.wish() is None:
             return
-        verified = self.outcome.generation if self.outcome else None
+        reason = _EVENTS_LOST if lost else _RULESET_CHANGED
+        if self._passing or self._failures or self.outcome is None:
+            self._trail.heard.extend(transactions)
+            self.mark(reason)  # what of it the pass has not seen is known at its end; or it is the end of the trouble
+            return
+        verified = self.outcome.generation
         if verified is None:
             return
-        self._transactions += [found for found in transactions if found.after(verified)]
-        if not self._passing and not self._dirty.up and self._as_it_was():
-            self._transactions = []
-        elif self._transactions or lost:
-            self.mark(_EVENTS_LOST if lost else _RULESET_CHANGED)
+        self._trail.heard.extend(found for found in transactions if found.after(verified))
+        if self._dirty.up or not (self._trail.heard or lost):
+            return
+        changed = self._changed()
+        if changed is False:
+            self._trail.harmless()
+            return
+        if changed:
+            self._trail.broke()
+        self.mark(reason)
 
-    def _as_it_was(self) -> bool:
-        """Whether all that a pass would read is as the last one left it."""
+    def _changed(self) -> bool | None:
+        """Whether anything that a pass would read is not as the last one left it; None if that cannot be told."""
         if self.outcome is None or not self.outcome.glance:
-            return False
+            return None
         try:
-            return self._reconciler.glance() == self.outcome.glance
+            return self._reconciler.glance() != self.outcome.glance
         except MasqError:
-            return False  # a pass meets the same error, and reports it
+            return None  # a pass meets the same error, and reports it
+
+    def _is_over(self) -> bool:
+        """Whether what was heard was our own commits, or is of no concern, or the pass before this one has seen it."""
+        others = [found for found in self._trail.heard if not self._reconciler.made(found.generation)]
+        return not others or self._changed() is False
+
+    def _is_ours(self, transaction: Transaction) -> bool:
+        """Made by a reconciler of this process, in a write that ended well or in one that did not."""
+        return self._reconciler.made(transaction.generation) or Path(f"/proc/self/task/{transaction.pid}").exists()
 
     async def run(self) -> None:
         while True:
@@ -250,12 +280,12 @@ class FamilyLoop:
     async def _hold_back(self) -> None:
         """Let a rebuild by others come to its end, and do not fight."""
         settled = self._now() + MOST_SETTLE_SECONDS
-        while self._now() < settled and (rest := max(map(_rest_after, self._transactions), default=0.0)):
-            seen = len(self._transactions)
+        while self._now() < settled and (rest := max(map(_rest_after, self._trail.heard), default=0.0)):
+            seen = len(self._trail.heard)
             await asyncio.sleep(rest)
             with contextlib.suppress(MasqError):  # then it is over as far as we know
                 self._owner.hear()
-            if len(self._transactions) == seen:
+            if len(self._trail.heard) == seen:
                 break
         held = max(self._budget.not_before, self._failed_at + min(retry_delay(self._failures), MOST_HELD_BY_FAILURE))
         if held > self._now():
@@ -270,32 +300,31 @@ class FamilyLoop:
         self._dirty.clear()
         self._urgent.clear()
         if wish is None:
+            self._trail.forget(None)
             return
-        verified = self.outcome.generation if self.outcome else None
-        if reasons == [_RULESET_CHANGED] and verified is not None and not self._failures:
-            self._transactions = [found for found in self._transactions if found.after(verified)]
-            if not self._transactions:
-                return  # it was our own commit
+        if self.outcome is not None and not self._failures:
+            self._trail.forget(self.outcome.generation)
+            if reasons == [_RULESET_CHANGED] and not self._trail.broken and self._is_over():
+                return
         look_around = self._reprobe or wish != self._wish
         reprobe, self._reprobe = self._reprobe or self._failures > 0, False
         if self._poll_timer is not None:
             self._poll_timer.cancel()
-        started = self._now()
         self._passing = True
         try:
             outcome = await self._in_thread(lambda: self._reconcile(wish, reprobe))
+            polls = self._reconciler.polls()
         except MasqError as error:
-            self._failed(error)
+            self._failed(error, self._because(reasons))
         except Exception as error:  # the top of the loop: a bug must not take the daemon down, nor be hidden
-            if self._failed(MasqError(f"internal error: {error!r}")):
+            if self._failed(MasqError(f"internal error: {error!r}"), self._because(reasons)):
                 journal.LOGGER.exception("%s: internal error", self.family)
         else:
             self._held(wish, outcome, self._because(reasons))
             if look_around:
                 await self._look_around(wish)
-            if self._reconciler.polls():
-                poll_seconds = self._owner.settings.reconcile.legacy_poll_seconds
-                self._poll_later(max(poll_seconds, LISTING_PAUSE * (self._now() - started)))
+            if polls:
+                self._poll_later(max(self._owner.settings.reconcile.legacy_poll_seconds, LISTING_PAUSE * self._worked))
         finally:
             self._passing = False
 
@@ -319,7 +348,11 @@ class FamilyLoop:
     def _reconcile(self, wish: Wish, reprobe: bool) -> Outcome:
         if reprobe:
             self._reconciler.reprobe()
-        return self._reconciler.reconcile(wish)
+        started = _worked()
+        try:
+            return self._reconciler.reconcile(wish)
+        finally:
+            self._worked = _worked() - started
 
     async def _look_around(self, wish: Wish) -> None:
         """What flannel left, and who else masquerades. Ours are in place by now, so flannel's may go."""
@@ -355,8 +388,9 @@ class FamilyLoop:
         again = _RETRY if self._failures else RESYNC
         return ", ".join(again if reason == RESYNC else reason for reason in reasons) or again
 
-    def _failed(self, error: MasqError) -> bool:
+    def _failed(self, error: MasqError, reason: str) -> bool:
         """Whether the log tells of it."""
+        self._report_repairs(reason)  # of the other backend, say
         message = str(error)
         self._error = error
         self._failures += 1
@@ -371,19 +405,16 @@ class FamilyLoop:
 
     def _held(self, wish: Wish, outcome: Outcome, reason: str) -> None:
         self._report_choices(outcome)
-        drift = wish == self._wish
-        culprits = self._take_culprits(outcome)
-        for repair in outcome.repairs:
-            self._report_repair(repair, drift, reason, culprits)
-        if drift and outcome.repairs:
-            self._budget.repaired(self._now())
+        culprits = self._report_repairs(reason)
+        self._trail.forget(outcome.generation)
         if self._wish is None and not outcome.repairs and outcome.choices:
             self._event("verified", f"{self.family}: the kernel already holds the right rules; nothing written")
         quiet = not outcome.repairs and self._budget.in_order(self._now())
         over = self._complaints.over() or quiet
-        contended = self._budget.contended and self.state != "contended"
+        contended = self._budget.contended and not self._contention_told
         self._failures, self._error, self._wish, self.outcome = 0, None, wish, outcome
         self.state, self.last_error = "contended" if self._budget.contended else "synced", ""
+        self._contention_told = self._budget.contended
         self.settled = not self._reprobe
         self._owner.publish()  # a line that tells of a state comes when the status says the same
         if contended:
@@ -391,46 +422,46 @@ class FamilyLoop:
         elif over and self.state == "synced":
             self._event("recovered", f"{self.family}: in sync again", reason=reason)
 
-    def _take_culprits(self, outcome: Outcome) -> tuple[Culprit, ...]:
-        """Who may have changed what was repaired; what came after that is for the next pass."""
-        if outcome.repairs:
+    def _report_repairs(self, reason: str) -> tuple[Culprit, ...]:
+        """Tell of what the pass repaired, also if it failed in the end; who may have made that needed."""
+        repairs = self._reconciler.repairs
+        heard_of = [repair.found_at for repair in repairs if repair.drift and repair.found_at is not None]
+        culprits: tuple[Culprit, ...] = ()
+        if heard_of:
             with contextlib.suppress(MasqError):  # then nobody is named
                 self._owner.hear()  # a pass may see what was done before the event of it is read
-        found_at = max((repair.found_at or 0 for repair in outcome.repairs), default=0)
-        before = [
-            found
-            for found in self._transactions
-            if not found.after(found_at) and not self._reconciler.made(found.generation)
-        ]
-        verified = outcome.generation
-        self._transactions = [found for found in self._transactions if verified is None or found.after(verified)]
-        return suspects(before) if outcome.repairs else ()
+            culprits = self._trail.culprits(max(heard_of))
+        for repair in repairs:
+            self._report_repair(repair, reason, culprits if repair.found_at in heard_of else ())
+        if any(repair.drift for repair in repairs):
+            self._budget.repaired(self._now())
+        return culprits
 
-    def _report_repair(self, repair: Repair, drift: bool, reason: str, culprits: tuple[Culprit, ...]) -> None:
-        what = "drift repaired" if drift else "rules applied"
-        by = f", by {' or '.join(map(str, culprits))}" if culprits and drift else ""
-        if drift and repair.found_at is None:
+    def _report_repair(self, repair: Repair, reason: str, culprits: tuple[Culprit, ...]) -> None:
+        what = "drift repaired" if repair.drift else "rules applied"
+        by = f", by {' or '.join(map(str, culprits))}" if culprits else ""
+        if repair.drift and repair.found_at is None:
             by = "; the kernel does not tell by whom"
         message = (
             f"{self.family}: {what} with {repair.plan.backend} in {repair.duration_us / 1000:.1f} ms "
             f"({reason}): {describe(repair.plan.changes)}{by}"
         )
         self._event(
-            "drift-repaired" if drift else "rules-applied",
+            "drift-repaired" if repair.drift else "rules-applied",
             message,
-            level=logging.WARNING if drift else logging.INFO,
+            level=logging.WARNING if repair.drift else logging.INFO,
             backend=repair.plan.backend,
             reason=reason,
             duration_us=repair.duration_us,
             diff=journal.diff_text(repair.plan),
-            **_blame(culprits if drift else ()),
+            **_blame(culprits),
         )
-        self.repairs += 1 if drift else 0
+        self.repairs += 1 if repair.drift else 0
         self.last_repair = {
             "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
             "backend": repair.plan.backend,
             "reason": reason,
-            "drift": drift,
+            "drift": repair.drift,
             "duration_us": repair.duration_us,
             "changes": [dataclasses.asdict(change) for change in repair.plan.changes],
             "culprits": [dataclasses.asdict(culprit) for culprit in culprits],
@@ -462,9 +493,15 @@ class FamilyLoop:
         self._owner.event(Event(kind, message, family=str(self.family), **fields), level)
 
 
+def _worked() -> float:
+    """Seconds of CPU time of this thread, and of all tools that have ended. Waiting for a lock is no work."""
+    used = os.times()
+    return time.thread_time() + used.children_user + used.children_system
+
+
 def _rest_after(transaction: Transaction) -> float:
     """How long to wait for another one of the same program."""
-    return next((rest for name, rest in SETTLE_SECONDS.items() if transaction.name.startswith(name)), 0.0)
+    return SETTLE_SECONDS.get(transaction.name, 0.0)
 
 
 def _blame(culprits: tuple[Culprit, ...]) -> dict[str, Any]:

@@ -53,11 +53,13 @@ class Wish:
 @dataclass(frozen=True, **SLOTS)
 class Repair:
     """What one backend was found to lack and now holds. `duration_us` counts from the first look; `found_at`
-    is the generation of the ruleset then, None where the kernel counts none."""
+    is the generation of the ruleset then, None where the kernel counts none; `drift` if the last pass that ended well
+    wanted the same of that backend, so that somebody has changed it since."""
 
     plan: Plan
     duration_us: int
     found_at: int | None = None
+    drift: bool = False
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -146,7 +148,10 @@ class Reconciler:
         self._probes = Lazy(tuple(backends), self._probe)
         self._thorough = True
         self._carried: Mapping[BackendName, frozenset[Group]] = {}
-        self._verified: int | None = None
+        self._verified: int | None = None  # in which generation all that was looked at is right
+        self._held: tuple[Job, ...] = ()  # what the last pass wanted that ended well
+        self._evidence: dict[BackendName, str] = {}  # what dropped forwarded packets when it could last be read
+        self.repairs: list[Repair] = []  # of the last pass, also of one that failed in the end
         # of the last wish, for most passes have the same
         self._jobs: tuple[Wish, Mapping[BackendName, frozenset[Group]], tuple[Job, ...]] | None = None
 
@@ -182,24 +187,31 @@ class Reconciler:
         the other backends too; the rest look only where rules are wanted. Raises MasqError where the
         kernel, a tool or a plugin said no; what was done before stays done.
         """
-        self._verified = None
+        self.repairs, self._verified = [], None
         first = self._undisputed(wish)
-        repairs = self._bring(first)
+        self._bring(first)
+        self._known(self._generation())
         choices = self.choices(wish)
         carried = _carried(choices)
         if self._thorough or carried != self._carried:
-            first, self._thorough, self._verified = (), True, None
+            first, self._thorough = (), True
+            self._bring(self._growing(wish, carried))
         jobs = self._wanted(wish, carried)
-        rest = [job for job in jobs if job not in first]
-        repairs += self._bring([*rest, *(self._unwanted(carried) if self._thorough else ())])
-        self._thorough, self._carried = False, carried
+        self._bring([job for job in jobs if job not in first])
+        self._bring(list(self._unwanted(carried)) if self._thorough else ())
+        self._thorough, self._carried, self._held = False, carried, jobs
         return Outcome(
             choices,
-            tuple(repairs),
+            tuple(self.repairs),
             {group.group: len(group.rules) for job in jobs for group in job.desired.groups},
             self._verified,
-            self._first_glance(jobs),
+            self._first_glance(),
         )
+
+    def _growing(self, wish: Wish, carried: Mapping[BackendName, frozenset[Group]]) -> list[Job]:
+        """Of backends that take over one group and shall lose the other: both, until the other is in its new place."""
+        both = {name: groups | self._carried.get(name, frozenset()) for name, groups in carried.items()}
+        return [self._job(wish, name, groups) for name, groups in both.items()] if both != carried else []
 
     def _undisputed(self, wish: Wish) -> tuple[Job, ...]:
         """Of the last pass, if it had the same wish: the job of the backend that masquerades. Nothing that others do
@@ -208,15 +220,22 @@ class Reconciler:
             return ()
         return tuple(job for job in self._jobs[2] if Group.MASQUERADE in self._carried[job.backend.name])
 
-    def _first_glance(self, jobs: tuple[Job, ...]) -> tuple[bytes | None, ...]:
+    def _first_glance(self) -> tuple[bytes | None, ...]:
         if self._verified is None:
             return ()
         try:
             seen = self.glance()
         except KernelError:
             return ()  # somebody commits at this very moment, and the event of that is on its way
-        still = all(job.backend.generation() in (None, self._verified) for job in jobs)
-        return seen if still else ()
+        return seen if self._generation() == self._verified else ()
+
+    def _generation(self) -> int | None:
+        """Of the ruleset in nf_tables; None where the kernel has none that we can read."""
+        for backend in self._backends.values():
+            with contextlib.suppress(MasqError):  # if the backend is in use, its pass meets the error
+                if (found := backend.generation()) is not None:
+                    return found
+        return None
 
     def made(self, generation: int) -> bool:
         """Whether a reconciler of this process made it."""
@@ -228,11 +247,13 @@ class Reconciler:
 
     def glance(self) -> tuple[bytes | None, ...]:
         """What differs whenever a pass would find a difference in a backend with events. Not while a pass runs."""
-        return tuple(
-            backend.glance(self._carried.get(name, frozenset()))
-            for name, backend in self._backends.items()
-            if self._probes[name].usable
-        )
+        return tuple(self._glance(name, backend) for name, backend in self._backends.items())
+
+    def _glance(self, name: BackendName, backend: Backend) -> bytes | None:
+        """Of a backend that carries nothing only the evidence counts, and where that cannot be read there is none."""
+        with contextlib.nullcontext() if name in self._carried else contextlib.suppress(MasqError):
+            return backend.glance(self._carried.get(name, frozenset()))
+        return None
 
     def polls(self) -> bool:
         """Whether there is such a backend in use."""
@@ -258,11 +279,9 @@ class Reconciler:
         with self._store.exclusive(self.family):
             for backend in self._backends.values():
                 try:
-                    repair = self._bring_one(Job(backend, Desired(self.family), ()))
+                    repairs += self._bring_one(Job(backend, Desired(self.family), ()))
                 except MasqError as error:
                     errors.append(error)
-                else:
-                    repairs += [repair] if repair is not None else []
         return tuple(repairs), tuple(errors)
 
     def choices(self, wish: Wish) -> Mapping[Group, Choice]:
@@ -292,14 +311,17 @@ class Reconciler:
         return choice.choose(settings, self.probes(), flannel_uses_nftables=flannel_uses_nftables, drops=drops)
 
     def drops(self) -> dict[BackendName, str]:
-        """What drops forwarded packets, by backend. Each pass asks, for docker and the like come and go."""
-        found: dict[BackendName, str] = {}
+        """What drops forwarded packets, by backend. Each pass asks, for docker and the like come and go.
+
+        What cannot be read is as it was when it could be. Raises MasqError where that is not known.
+        """
         for name, backend in self._backends.items() if not self._missing() else ():
-            with contextlib.suppress(MasqError):  # no evidence; if the backend is in use, its pass meets the error
-                what = backend.drops_forwarding()
-                if what and self._probes[name].usable:
-                    found[name] = what
-        return found
+            try:
+                self._evidence[name] = backend.drops_forwarding()
+            except MasqError:
+                if name not in self._evidence and self._probes[name].usable:
+                    raise
+        return {name: what for name, what in self._evidence.items() if what and self._probes[name].usable}
 
     def randomises(self, backend: BackendName) -> bool:
         """Whether the backend masquerades to fully random ports here."""
@@ -335,31 +357,34 @@ class Reconciler:
         golden = self._store.golden(job.backend.name, self.family)
         return observed, plan.differences(job.wanted, job.desired.position, golden, observed)
 
-    def _bring(self, jobs: Collection[Job]) -> list[Repair]:
-        """One after the other; what was repaired."""
-        if not jobs:
-            return []
-        with self._store.exclusive(self.family):
-            return [repair for job in jobs if (repair := self._bring_one(job)) is not None]
+    def _bring(self, jobs: Collection[Job]) -> None:
+        """One after the other. One that fails does not stop the rest; then the first error is raised."""
+        errors: list[MasqError] = []
+        with self._store.exclusive(self.family) if jobs else contextlib.nullcontext():
+            for job in jobs:
+                try:
+                    self.repairs += self._bring_one(job)
+                except MasqError as error:
+                    errors.append(error)
+        if errors:
+            raise errors[0]
 
-    def _bring_one(self, job: Job) -> Repair | None:
-        """Observe, plan, apply, verify; None where nothing was to do."""
+    def _bring_one(self, job: Job) -> tuple[Repair, ...]:
+        """Observe, plan, apply, verify; none where nothing was to do."""
         started = self._clock()
         groups = tuple(Group) if self._thorough or not job.wanted else tuple(g.group for g in job.desired.groups)
-        found_at = job.backend.generation()
+        looked_at = job.backend.generation()
         observed, changes = self._compare(job, groups)
         if not changes:
-            self._note(job, found_at)
-            return None
+            self._known(looked_at)
+            return ()
         found_at = job.backend.generation()
-        self._note(job, self._write(job, groups, observed, changes))
+        self._write(job, groups, observed, changes)
         duration = round((self._clock() - started) * 1_000_000)
-        return Repair(Plan(self.family, job.backend.name, changes), duration, found_at)
+        return (Repair(Plan(self.family, job.backend.name, changes), duration, found_at, job in self._held),)
 
-    def _write(
-        self, job: Job, groups: tuple[Group, ...], observed: Observation, changes: tuple[Change, ...]
-    ) -> int | None:
-        """Replace, read back, and remember what the kernel holds; the generation that is known to be right.
+    def _write(self, job: Job, groups: tuple[Group, ...], observed: Observation, changes: tuple[Change, ...]) -> None:
+        """Replace, read back, and remember what the kernel holds.
 
         What is read back counts as ours only if nobody else committed meanwhile, or if it is what we wrote
         before; of somebody who always does, the last of several tries is believed, if the tags are right.
@@ -377,7 +402,8 @@ class Reconciler:
             problem = plan.unmet(job.wanted, observed)
             if not problem and (alone or not tries_left or self._is_known(job, observed)):
                 self._remember(job, observed)
-                return after if alone else before
+                self._known(before, after if alone else before)
+                return
         raise RulesetError(
             f"{self.family}: {job.backend.name} wrote the rules {WRITE_TRIES} times, and each time the kernel held "
             f"something else at once: {problem}; see `flanneld-masq plan`"
@@ -397,10 +423,14 @@ class Reconciler:
             if acquired:
                 self._commits.turn.release()
 
-    def _note(self, job: Job, verified: int | None) -> None:
-        """Of several backends, what is known of all is known up to the earliest generation."""
-        if job.wanted and verified is not None:
-            self._verified = verified if self._verified is None else min(self._verified, verified)
+    def _known(self, generation: int | None, afterwards: int | None = None) -> None:
+        """What was looked at is right in that generation, and `afterwards` too, which nobody but us has made."""
+        if generation is None:
+            return
+        if self._verified in (None, generation):
+            self._verified = generation if afterwards is None else afterwards
+        elif self._verified is not None:
+            self._verified = min(self._verified, generation)
 
     def _remember(self, job: Job, observed: Observation) -> None:
         if job.wanted:

@@ -113,17 +113,17 @@ def transactions(*names: str) -> list[Transaction]:
 
 
 def test_each_program_is_named_once_by_its_latest_transaction(proc: Proc) -> None:
-    assert suspects(transactions("nft", "kube-proxy", "nft"), proc.root) == (
+    assert suspects(transactions("nft", "kube-proxy", "nft"), root=proc.root) == (
         Culprit("kube-proxy", 101),
         Culprit("nft", 102),
     )
 
 
 def test_of_many_the_latest_are_named(proc: Proc) -> None:
-    found = suspects(transactions("a", "b", "c", "d", "a"), proc.root)
+    found = suspects(transactions("a", "b", "c", "d", "a"), root=proc.root)
     assert len(found) == MOST_NAMED
     assert [culprit.name for culprit in found] == ["c", "d", "a"]
 
 
 def test_nobody_is_named_where_nobody_committed(proc: Proc) -> None:
-    assert suspects((), proc.root) == ()
+    assert suspects((), root=proc.root) == ()

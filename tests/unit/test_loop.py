@@ -27,7 +27,7 @@ from flanneld_masq.testing import MemoryKernel, memory_backend_type
 
 DEADLINE = 10.0  # seconds
 V4 = Family.IPV4
-MEMORY = BackendName("memory")
+MEMORY, OTHER = BackendName("memory"), BackendName("other")
 OURS = "memory masquerade"
 
 
@@ -84,11 +84,20 @@ def kernel() -> MemoryKernel:
 @pytest.fixture
 def play(tmp_path: Path, kernel: MemoryKernel) -> Play:
     """Runs a scene beside a loop of IPv4 over a kernel in memory."""
+    return player(tmp_path, kernel, MEMORY)
 
+
+@pytest.fixture
+def play_two(tmp_path: Path, kernel: MemoryKernel) -> Play:
+    """The same, with a second backend, to which the forward group goes where that drops."""
+    return player(tmp_path, kernel, MEMORY, OTHER)
+
+
+def player(tmp_path: Path, kernel: MemoryKernel, *names: BackendName) -> Play:
     async def run(scene: Scene) -> None:
-        backend = memory_backend_type(MEMORY, kernel=kernel).create(V4, Host(Runner()))
+        backends = {name: memory_backend_type(name, kernel=kernel).create(V4, Host(Runner())) for name in names}
         owner = Owner()
-        found = owner.found = FamilyLoop(V4, Reconciler(V4, {MEMORY: backend}, Store(tmp_path / "state")), owner)
+        found = owner.found = FamilyLoop(V4, Reconciler(V4, backends, Store(tmp_path / "state")), owner)
         task = asyncio.create_task(found.run())
         try:
             await scene(Stage(kernel, owner, found))
@@ -98,6 +107,11 @@ def play(tmp_path: Path, kernel: MemoryKernel) -> Play:
             found.close()
 
     return lambda scene: asyncio.run(run(scene))
+
+
+async def at_rest(stage: Stage) -> None:
+    await until(lambda: stage.loop.state == "synced")
+    await asyncio.wait_for(stage.loop.look("test"), DEADLINE)
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -120,21 +134,22 @@ def test_what_was_written_first_has_a_diff_and_no_culprit(play: Play) -> None:
 
 
 def test_drift_has_the_diff_and_all_that_is_known_of_the_culprit(play: Play) -> None:
-    """This very process plays the culprit."""
+    """The parent of this very process plays the culprit."""
 
     async def scene(stage: Stage) -> None:
         await until(lambda: stage.loop.state == "synced")
         stage.kernel.append(V4, OURS, "accept everything")
-        name = Path("/proc/self/comm").read_text().strip()
-        stage.loop.ruleset_changed([Transaction(stage.kernel.generation, os.getpid(), name)], False)
+        parent = Path(f"/proc/{os.getppid()}")
+        name = (parent / "comm").read_text().strip()
+        stage.loop.ruleset_changed([Transaction(stage.kernel.generation, os.getppid(), name)], False)
         await until(lambda: stage.loop.repairs)
         event, level = stage.owner.events[-1]
         assert (event.kind, level, event.reason) == ("drift-repaired", logging.WARNING, "ruleset changed")
         assert event.diff == f"@@ ipv4 memory: {OURS} @@\n# extra\n- accept everything"
-        assert (event.culprit, event.culprit_pid) == (name, os.getpid())
-        command = Path("/proc/self/cmdline").read_text().replace("\0", " ").strip()
+        assert (event.culprit, event.culprit_pid) == (name, os.getppid())
+        command = (parent / "cmdline").read_text().replace("\0", " ").strip()
         assert event.culprit_command[:200] == command[:200] != ""
-        assert f"by {name} (pid {os.getpid()}, " in event.message
+        assert f"by {name} (pid {os.getppid()}, " in event.message
 
     play(scene)
 
@@ -177,6 +192,162 @@ def test_a_line_that_tells_of_a_state_comes_when_the_status_says_the_same(
         assert told == [("recovered", "synced"), ("contended", "contended"), ("recovered", "synced")]
 
     play(scene)
+
+
+# ---- what others commit
+
+
+def commits(stage: Stage, name: str) -> None:
+    """The event of what was committed last, by a process that is gone."""
+    stage.loop.ruleset_changed([Transaction(stage.kernel.generation, 4_000_000, name)], False)
+
+
+@pytest.mark.parametrize("failures", [0, 1])
+def test_what_comes_behind_the_back_of_a_first_pass_or_of_the_one_that_ends_a_failure_is_repaired(
+    play: Play, kernel: MemoryKernel, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    kernel.fail("observe", *(KernelError("reading", "no"),) * failures)
+    last_look = Reconciler._first_glance
+
+    async def scene(stage: Stage) -> None:
+        here = asyncio.get_running_loop()
+
+        async def hear() -> None:
+            commits(stage, "nft")
+
+        def look(reconciler: Reconciler) -> tuple[bytes | None, ...]:
+            """All has been looked at, and the event comes before the pass is over."""
+            monkeypatch.setattr(Reconciler, "_first_glance", last_look)
+            kernel.flush(V4, OURS)
+            asyncio.run_coroutine_threadsafe(hear(), here).result(DEADLINE)
+            return last_look(reconciler)
+
+        monkeypatch.setattr(Reconciler, "_first_glance", look)
+        await until(lambda: "drift-repaired" in stage.owner.kinds())
+        assert kernel.chain(V4, OURS)
+        assert stage.owner.last("drift-repaired").culprit == "nft"
+
+    play(scene)
+
+
+def test_without_a_subnet_file_nothing_that_others_commit_is_kept(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        stage.owner.wish = lambda: None  # type: ignore[assignment,method-assign,return-value]
+        for _ in range(3):
+            stage.kernel.append(V4, "elsewhere", "rule")
+            commits(stage, "nft")
+        assert not stage.loop._trail.heard
+        assert not stage.loop._dirty.up
+
+    play(scene)
+
+
+def test_who_commits_after_the_rules_were_broken_is_not_blamed(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        stage.kernel.flush(V4, OURS)
+        commits(stage, "evil")
+        for name in ("dockerd", "felix", "kube-proxy", "nft"):
+            stage.kernel.append(V4, "elsewhere", "rule")
+            commits(stage, name)
+        await until(lambda: stage.loop.repairs)
+        event = stage.owner.last("drift-repaired")
+        assert (event.culprit, " or " in event.message) == ("evil", False)
+
+    play(scene)
+
+
+def test_of_several_who_may_have_done_it_one_that_was_harmless_before_is_not_blamed(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        stage.kernel.append(V4, "elsewhere", "rule")
+        commits(stage, "kube-proxy")
+        assert not stage.loop._dirty.up
+        stage.kernel.flush(V4, OURS)
+        generation = stage.kernel.generation
+        stage.kernel.append(V4, "elsewhere", "rule")
+        heard = [Transaction(generation, 4_000_000, "evil"), Transaction(generation + 1, 4_000_001, "kube-proxy")]
+        stage.loop.ruleset_changed(heard, False)
+        await until(lambda: stage.loop.repairs)
+        event = stage.owner.last("drift-repaired")
+        assert event.culprit == "evil"
+        assert "by kube-proxy (pid 4000001) or evil (pid 4000000)" in event.message
+
+    play(scene)
+
+
+def test_a_group_that_moves_on_new_evidence_is_nobody_s_drift(play_two: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        stage.kernel.drops[OTHER] = "docker drops"
+        stage.kernel.append(V4, "forward", "docker's rule")
+        commits(stage, "dockerd")
+        await until(lambda: stage.kernel.chain(V4, "other forward") and not stage.kernel.chain(V4, "memory forward"))
+        await until(lambda: stage.owner.last("backend-chosen").backend == OTHER)
+        assert "drift-repaired" not in stage.owner.kinds()
+        assert not stage.loop.repairs
+        assert all(not event.culprit for event, _ in stage.owner.events)
+
+    play_two(scene)
+
+
+def test_what_was_repaired_in_a_pass_that_failed_in_the_end_is_told_and_counted(
+    play_two: Play, kernel: MemoryKernel
+) -> None:
+    kernel.drops[OTHER] = "docker drops"
+
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        kernel.fail("drops_forwarding", ZeroDivisionError("oh"))
+        kernel.flush(V4, OURS)
+        commits(stage, "evil")
+        await until(lambda: "degraded" in stage.owner.kinds())
+        assert stage.loop.repairs == 1
+        assert stage.owner.last("drift-repaired").culprit == "evil"
+        await until(lambda: stage.loop.state == "synced")
+        assert stage.loop.repairs == 1
+
+    play_two(scene)
+
+
+def test_a_contention_is_told_once_whatever_fails_meanwhile(
+    play: Play, kernel: MemoryKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        while stage.loop.state != "contended":
+            kernel.flush(V4, OURS)
+            await asyncio.wait_for(stage.loop.look("test"), DEADLINE)
+        kernel.fail("observe", KernelError("reading", "no"))
+        with pytest.raises(KernelError):
+            await asyncio.wait_for(stage.loop.look("test"), DEADLINE)
+        await asyncio.wait_for(stage.loop.look("test"), DEADLINE)
+        assert stage.loop.state == "contended"
+        assert stage.owner.kinds().count("contended") == 1
+
+    play(scene)
+
+
+def test_a_kernel_that_cannot_be_polled_is_a_failure_as_any_other(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        failing = [KernelError("polling", "no")]
+
+        def polls(reconciler: Reconciler) -> bool:
+            if failing:
+                raise failing.pop()
+            return False
+
+        monkeypatch.setattr(Reconciler, "polls", polls)
+        with pytest.raises(KernelError, match="polling"):
+            await asyncio.wait_for(stage.loop.look("test"), DEADLINE)
+        assert (await asyncio.wait_for(stage.loop.look("test"), DEADLINE)).choices
+
+    play(scene)
+
+
+# ---- whether it has settled
 
 
 def test_it_has_settled_after_the_first_pass_whatever_came_of_it(play: Play, kernel: MemoryKernel) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -85,8 +85,8 @@ class Bench:
         """One pass; the backends that were written, in order."""
         self.kernel.log.clear()
         repaired = [repair.plan.backend for repair in self.reconciler.reconcile(wished).repairs]
-        assert list(dict.fromkeys(self.calls("replace"))) == repaired
-        return repaired
+        assert list(dict.fromkeys(self.calls("replace"))) == list(dict.fromkeys(repaired))
+        return list(dict.fromkeys(repaired))
 
     def in_sync(self, wished: Wish = WISH) -> bool:
         return not any(found.changes for found in self.reconciler.plan(wished))
@@ -259,6 +259,25 @@ class TestInterference:
             bench.reconciler.reconcile(WISH)
         assert bench.kernel.generation == generation
 
+    def test_of_two_backends_one_that_fails_does_not_stop_the_other(self, bench: Bench) -> None:
+        bench.reconcile(wish("one", "two"))
+        for chain in (OURS, "two forward"):
+            bench.kernel.flush(V4, chain)
+        bench.reconciler.reprobe()
+        bench.kernel.fail("observe", KernelError("reading", "no"))
+        with pytest.raises(KernelError):
+            bench.reconciler.reconcile(wish("one", "two"))
+        assert bench.kernel.chain(V4, "two forward")
+        assert [(repair.plan.backend, repair.drift) for repair in bench.reconciler.repairs] == [(TWO, True)]
+
+    def test_what_is_not_in_its_new_place_stays_in_the_old_one(self, bench: Bench) -> None:
+        bench.reconcile(wish("one"))
+        held = bench.kernel.chains(V4)
+        bench.kernel.fail("replace", KernelError("writing", "no"))
+        with pytest.raises(KernelError):
+            bench.reconciler.reconcile(wish("two"))
+        assert bench.kernel.chains(V4) == held
+
     def test_the_pass_lock_is_held_while_writing(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("flanneld_masq.store.PASS_LOCK_SECONDS", 0.0)
         refused = []
@@ -296,6 +315,57 @@ class TestChoice:
         outcome = bench.reconciler.reconcile(WISH)
         assert (outcome.choices[Group.FORWARD].backend, outcome.choices[Group.FORWARD].why) == (TWO, "docker drops")
         assert set(bench.kernel.chains(V4)) == {"one masquerade", "two forward", "postrouting", "forward"}
+
+    @pytest.mark.parametrize("then", [("two", "one"), ("one", "one"), ("two", "two"), ("three", "one")])
+    def test_at_no_time_a_group_is_nowhere(self, then: tuple[str, str], bench: Bench) -> None:
+        bench.reconcile(wish("one", "two"))
+        bench.kernel.interfere = lambda: seen.append(bench.kernel.chains(V4))
+        seen: list[Mapping[str, tuple[str, ...]]] = []
+        bench.reconcile(wish(*then))
+        assert seen
+        for chains in seen:
+            for base, group in (("postrouting", "masquerade"), ("forward", "forward")):
+                jumps = [rule.partition(" comment")[0] for rule in chains[base]]
+                assert any(chains[name] for name in chains if f"jump {name}" in jumps), group
+
+    def test_the_rules_come_before_the_evidence_for_where_others_belong(self, bench: Bench) -> None:
+        bench.reconcile()
+        bench.kernel.flush(V4, OURS)
+        bench.reconcile()
+        asked = [name for name, _, _ in bench.kernel.log]
+        assert asked.index("replace") < asked.index("drops_forwarding")
+
+    def test_evidence_that_cannot_be_read_is_as_it_was(self, bench: Bench) -> None:
+        bench.kernel.drops[TWO] = "docker drops"
+        bench.reconcile()
+        held = bench.kernel.chains(V4)
+        for failing in range(3):
+            bench.kernel.fail("drops_forwarding", *(KernelError("reading", "no"),) * (failing + 1))
+            assert bench.reconciler.reconcile(WISH).choices[Group.FORWARD].backend == TWO
+            assert bench.kernel.chains(V4) == held
+
+    def test_no_write_follows_from_evidence_that_never_could_be_read(self, bench: Bench) -> None:
+        bench.kernel.drops[TWO] = "docker drops"
+        bench.reconcile()
+        held = bench.kernel.chains(V4)
+        bench.reconciler = bench.restarted()
+        bench.kernel.fail("drops_forwarding", KernelError("reading", "no"))
+        with pytest.raises(KernelError):
+            bench.reconciler.reconcile(WISH)
+        assert bench.kernel.chains(V4) == held
+        assert bench.reconcile() == []
+
+    def test_what_moves_is_no_drift_and_what_was_taken_is(self, bench: Bench) -> None:
+        assert [repair.drift for repair in bench.reconciler.reconcile(WISH).repairs] == [False]
+        bench.kernel.flush(V4, OURS)
+        assert [repair.drift for repair in bench.reconciler.reconcile(WISH).repairs] == [True]
+        bench.kernel.drops[TWO] = "docker drops"
+        moved = bench.reconciler.reconcile(WISH).repairs
+        assert {(repair.plan.backend, repair.drift) for repair in moved} == {(ONE, False), (TWO, False)}
+        bench.kernel.drops.clear()
+        bench.kernel.flush(V4, OURS)
+        repairs = bench.reconciler.reconcile(WISH).repairs
+        assert [repair.drift for repair in repairs if repair.plan.backend == ONE] == [True, False]
 
     def test_the_first_pass_clears_what_another_backend_still_holds(self, bench: Bench) -> None:
         bench.reconcile(wish("three"))
@@ -413,8 +483,18 @@ class TestLookingLess:
 
     def test_of_two_backends_the_earlier_generation_counts(self, bench: Bench) -> None:
         outcome = bench.reconciler.reconcile(wish("one", "two"))
+        assert outcome.generation == bench.kernel.generation, "nobody but us has committed"
+        assert outcome.glance
+
+        def once() -> None:
+            bench.kernel.interfere = None
+            bench.kernel.append(V4, "elsewhere", "rule")
+
+        bench.kernel.flush(V4, OURS)
+        bench.kernel.interfere = once
+        outcome = bench.reconciler.reconcile(wish("one", "two"))
         assert outcome.generation is not None and outcome.generation < bench.kernel.generation
-        assert outcome.glance == (), "what the second wrote may have been seen by nobody"
+        assert outcome.glance == (), "what somebody else did may have been seen by nobody"
         again = bench.reconciler.reconcile(wish("one", "two"))
         assert again.generation == bench.kernel.generation
         assert again.glance
