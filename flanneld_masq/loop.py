@@ -306,7 +306,7 @@ class FamilyLoop:
             self._trail.forget(self.outcome.generation)
             if reasons == [_RULESET_CHANGED] and not self._trail.broken and self._is_over():
                 return
-        look_around = self._reprobe or wish != self._wish
+        look_around = self._reprobe or wish != self._wish or RESYNC in reasons
         reprobe, self._reprobe = self._reprobe or self._failures > 0, False
         if self._poll_timer is not None:
             self._poll_timer.cancel()
@@ -367,7 +367,7 @@ class FamilyLoop:
         found = {backend.name: survey for backend, survey in surveys}
         self._flannel = [name for name, survey in found.items() if survey.flannel]
         cni = [survey.cni_masquerade for survey in found.values() if survey.cni_masquerade]
-        if cni and cni != self._cni_masquerade:
+        if cni and not self._cni_masquerade:  # pods come and go, and the rule that is named with them
             message = (
                 f"{self.family}: the CNI bridge plugin masquerades too ({', '.join(cni)}), and so NATs pod-to-pod "
                 f'traffic; set "ipMasq": false in the delegate of the flannel CNI configuration'

@@ -56,6 +56,7 @@ class IptablesLegacy:
         self._info = TableInfo(family)
         self._seen: tuple[tuple[str, bytes], ...] = ()
         self._existing: list[str] = []
+        self._surveyed: tuple[tuple[object, tuple[FamilyLease, ...]], Survey] | None = None
         self._known: dict[Place, dict[bytes, Observed]] = {}  # what was listed, by the fingerprint of the entries
 
     @property
@@ -142,12 +143,19 @@ class IptablesLegacy:
         return f"chain {place.base} of legacy table {place.table} has {found}" if found else ""
 
     def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
+        """What was found before holds as long as no table has changed its shape: a listing takes a process."""
+        asked = (self._shape(), leases)
+        if self._surveyed is None or self._surveyed[0] != asked:
+            self._surveyed = (asked, self._survey(leases))
+        return self._surveyed[1]
+
+    def _survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
         found: list[Item] = []
         cni: list[str] = []
         for group, place in PLACES.items():
             lines = tuple(self._lines(place)) if place.table in self._tables() else ()
             found += _flannel(place, group, self.family, leases, lines)
-            cni += [line for line in lines if line.startswith("-A POSTROUTING ") and _masquerades_for_cni(line)]
+            cni += [line for line in lines if line.startswith("-A POSTROUTING ") and _masquerades_pods(line, leases)]
         return Survey(tuple(found), f"rule {cni[0]} of legacy table nat" if cni else "")
 
     def remove(self, items: tuple[Item, ...]) -> None:
@@ -266,9 +274,11 @@ def _flannel(
         yield Item("chain", f"{place.table} {chain}", f"chain {chain}")
 
 
-def _masquerades_for_cni(line: str) -> bool:
+def _masquerades_pods(line: str, leases: tuple[FamilyLease, ...]) -> bool:
+    """By the CNI bridge plugin."""
     words = _words(line)
-    return any(option == "-j" and rules.is_cni_masquerade(target) for option, target in zip(words, words[1:]))
+    options = dict(zip(words, words[1:]))
+    return rules.is_cni_masquerade(options.get("-j")) and rules.is_about_pods(options.get("-s", ""), leases)
 
 
 def _logical_lines(text: str) -> Iterable[str]:

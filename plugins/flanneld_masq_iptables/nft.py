@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import re
 from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 
@@ -37,6 +38,7 @@ from . import programs, rules
 from .rules import PLACES, Place
 
 NAME = BackendName("iptables-nft")
+_SOURCE = re.compile(r"\bsaddr ([\da-f.:/]+)")
 _JUMP_EXPRESSIONS = frozenset({"match", "counter", "immediate"})
 
 
@@ -120,10 +122,15 @@ class IptablesNft:
     def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
         found = [item for group in Group for item in self._flannel(group, leases)]
         place = PLACES[Group.MASQUERADE]
-        targets = map(jump_target, self._netlink.rules(self.family, place.table, place.base))
-        chains = [target for target in targets if rules.is_cni_masquerade(target)]
+        base = self._netlink.rules(self.family, place.table, place.base)
+        jumps = [rule for rule in base if rules.is_cni_masquerade(jump_target(rule))]
+        chains = [jump_target(rule) for rule in jumps if rules.is_about_pods(self._source(rule), leases)]
         where = f"chain {chains[0]} of table {self.family.data.nft} {place.table}" if chains else ""
         return Survey(tuple(found), where)
+
+    def _source(self, rule: KernelRule) -> str:
+        found = _SOURCE.search(describe(rule, self.family))
+        return found[1] if found else ""
 
     def remove(self, items: tuple[Item, ...]) -> None:
         for place in PLACES.values():

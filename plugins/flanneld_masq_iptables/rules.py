@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from ipaddress import ip_network
 
 from flanneld_masq.model import (
     COMMENT_PREFIX,
     SLOTS,
     Change,
     Desired,
+    FamilyLease,
     Group,
     GroupRules,
     Item,
@@ -80,6 +82,15 @@ def new_jump(place: Place, group: GroupRules, position: Position) -> str:
 def is_cni_masquerade(target: str | None) -> bool:
     """Whether a jump leads to a chain in which the CNI bridge plugin masquerades: "CNI-" and a hash."""
     return target is not None and target.startswith("CNI-") and not target.startswith("CNI-HOSTPORT")
+
+
+def is_about_pods(source: str, leases: Iterable[FamilyLease]) -> bool:
+    """Whether a rule for packets from there (an address or a network, empty for anywhere) is about pods of these
+    leases. Other networks of containers may masquerade as they like."""
+    if not source:
+        return True
+    network = ip_network(source, strict=False)
+    return any(network.version == lease.subnet.version and network.overlaps(lease.subnet) for lease in leases)
 
 
 def is_ours(comment: str) -> bool:

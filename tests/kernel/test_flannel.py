@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from flanneld_masq.model import Family
+from flanneld_masq.model import BackendName, Family
 
 from .conftest import BACKENDS, SUBNET_ENV, Daemon, Node, eventually
 
@@ -398,6 +398,48 @@ def test_the_masquerade_of_the_bridge_plugin_is_reported(node: Node, where: str)
             assert FOUND[where].format(family.data.nft) in found
             line = daemon.logged(f"WARNING {family}: the CNI bridge plugin masquerades too", found)
             assert '"ipMasq": false' in line
+
+
+@pytest.mark.parametrize("where", FOUND)
+def test_a_resync_finds_the_masquerade_of_pods_that_come_later_and_that_it_is_gone(node: Node, where: str) -> None:
+    """At boot there are no pods."""
+    node.configure("[reconcile]\nresync_seconds = 1", backend="nft")
+    for flavour in FLAVOURS:
+        restore(node, flavour, host_ports)
+    with node.running() as daemon:
+        daemon.reached("synced")
+        if where == "table":
+            load(node, plugin_table)
+        else:
+            restore(node, where, bridge)
+        for family in Family:
+            (found,) = eventually(lambda family=family: survey(daemon, family, "cni_masquerade"))
+            assert FOUND[where].format(family.data.nft) in found
+        for family in Family:
+            if where == "table":
+                node.tool("nft", "add table inet cni_plugins_masquerade; delete table inet cni_plugins_masquerade")
+            else:
+                node.tool(f"{family.data.tools}-{where}", "-w", "-t", "nat", "-F", "POSTROUTING")
+            eventually(lambda family=family: survey(daemon, family, "cni_masquerade") == [])
+        assert len(daemon.lines("the CNI bridge plugin masquerades too")) == len(Family)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_the_bridge_plugin_may_masquerade_containers_that_are_not_of_flannel(node: Node, flavour: str) -> None:
+    """podman's, say."""
+    sources = {Family.IPV4: "10.88.0.5", Family.IPV6: "fd00:88::5"}
+    chain = "CNI-1f2e3d4c5b6a79881706f5e4"
+    restore(
+        node,
+        flavour,
+        lambda family: f"*nat\n:{chain} - [0:0]\n-A POSTROUTING -s {sources[family]} -j {chain}\nCOMMIT\n",
+    )
+    with node.entered():
+        for family in Family:
+            lease = node.lease().of(family)
+            assert lease is not None
+            found = node.backends(family)[BackendName(f"iptables-{flavour}")].survey((lease,))
+            assert (found.flannel, found.cni_masquerade) == ((), "")
 
 
 def test_host_ports_of_the_cni_plugins_are_no_such_masquerade(node: Node) -> None:
