@@ -74,16 +74,29 @@ def load_settings(options: argparse.Namespace) -> Settings:
 
 
 def run(options: argparse.Namespace) -> int:
+    """What ends it goes to the journal, where people alert on it; at a terminal the caller prints it."""
+    to_journal = journal.set_up(Settings().log_level)
+    try:
+        _serve(options)
+    except Exception as error:  # the top of the daemon
+        if not to_journal:
+            raise
+        journal.failed(error)
+        return error.exit_code if isinstance(error, MasqError) else 1
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> None:
     import asyncio
     import faulthandler
 
     from .service import Daemon
 
     lean.one_arena()
-    journal.set_up(load_settings(options).log_level)
+    daemon = Daemon(lambda: load_settings(options), plugins.load())
+    journal.set_level(daemon.settings.log_level)
     faulthandler.enable()  # when systemd's watchdog ends us, the journal says where each thread was
-    asyncio.run(Daemon(lambda: load_settings(options), plugins.load()).run())
-    return 0
+    asyncio.run(daemon.run())
 
 
 def plan(options: argparse.Namespace) -> int:

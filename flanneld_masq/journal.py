@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 
 from . import plan
+from .errors import MasqError
 from .hookspecs import Event
 from .model import Plan
 
@@ -17,6 +18,7 @@ LOGGER = logging.getLogger("flanneld_masq")
 MESSAGE_IDS: Mapping[str, str] = {
     "started": "e93f760863114e488b600dfe0e2e7542",
     "stopped": "97bc80aa30cd4d479927032493b2d1d4",
+    "failed": "8d3120b3832c4efc8dc711435050fc2c",
     "waiting": "6104c3239f134cefb2d245ec2823826c",
     "lease-changed": "8f8af8006af54633b75c44e54d8dfe75",
     "lease-refused": "3a93a664d1654f7c9b4186c1413426c2",
@@ -36,8 +38,8 @@ PREFIX = "FLANNELD_MASQ_"
 MOST_DIFF_LINES = 200  # somebody may have put any number of rules into our chains
 
 
-def emit(event: Event, level: int = logging.INFO) -> None:
-    """Log an event with its message id and fields."""
+def emit(event: Event, level: int = logging.INFO, bug: Exception | None = None) -> None:
+    """Log an event with its message id and fields; with the traceback of a bug."""
     fields = {
         "FAMILY": event.family,
         "GROUP": event.group,
@@ -51,7 +53,15 @@ def emit(event: Event, level: int = logging.INFO) -> None:
         "DIFF": event.diff,
     }
     extra = {PREFIX + key: str(value) for key, value in fields.items() if value}
-    LOGGER.log(level, "%s", event.message, extra={"MESSAGE_ID": MESSAGE_IDS[event.kind], **extra})
+    LOGGER.log(level, "%s", event.message, exc_info=bug, extra={"MESSAGE_ID": MESSAGE_IDS[event.kind], **extra})
+
+
+def failed(error: Exception) -> None:
+    """Log what ends the daemon."""
+    if isinstance(error, MasqError):
+        emit(Event("failed", str(error)), logging.ERROR)
+    else:
+        emit(Event("failed", f"internal error: {error!r}"), logging.ERROR, bug=error)
 
 
 def diff_text(found: Plan) -> str:
@@ -62,12 +72,13 @@ def diff_text(found: Plan) -> str:
     return "\n".join([*lines[:MOST_DIFF_LINES], *more])
 
 
-def set_up(level: str, environ: Mapping[str, str] = os.environ) -> None:
-    """To the journal when systemd reads our standard error, else to standard error."""
-    handler = _journal_handler() if _stderr_is_journal(environ) else _stream_handler()
-    LOGGER.handlers[:] = [handler]
+def set_up(level: str, environ: Mapping[str, str] = os.environ) -> bool:
+    """To the journal when systemd reads our standard error, else to standard error. Whether it is the journal."""
+    to_journal = _stderr_is_journal(environ)
+    LOGGER.handlers[:] = [_journal_handler() if to_journal else _stream_handler()]
     LOGGER.propagate = False
     set_level(level)
+    return to_journal
 
 
 def set_level(level: str) -> None:

@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from flanneld_masq import config
+from flanneld_masq.journal import MESSAGE_IDS
 from flanneld_masq.model import BackendName
 
 from ..common import eventually
@@ -71,7 +72,10 @@ def test_a_wrong_configuration_ends_it_with_status_2_and_it_is_not_restarted(mac
     assert "failed" in machine.run("systemctl", "start", UNIT, check=False).stderr
     properties = ("ActiveState", "Result", "ExecMainStatus", "NRestarts")
     assert [machine.show(name) for name in properties] == ["failed", "exit-code", "2", "0"]
-    assert "/etc/flanneld-masq/config.toml" in machine.logged("no_such_key")["MESSAGE"]
+    said = machine.logged("no_such_key")
+    assert "/etc/flanneld-masq/config.toml" in said["MESSAGE"]
+    assert (said["PRIORITY"], said["MESSAGE_ID"]) == ("3", MESSAGE_IDS["failed"])
+    assert len([each for each in machine.journal(f"--unit={UNIT}") if "no_such_key" in str(each["MESSAGE"])]) == 1
     machine.site.assert_not_masqueraded()
     started(machine)
     assert machine.show("ActiveState") == "active"

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from flanneld_masq import __version__, cli, commands, config
+from flanneld_masq import __version__, cli, commands, config, journal
+from flanneld_masq.store import Store
 
 COMMANDS = (
     "run",
@@ -73,6 +76,16 @@ class Program:
         except SystemExit as ended:
             status = int(ended.code or 0)
         return Done(status, *self.capsys.readouterr())
+
+
+@pytest.fixture(autouse=True)
+def logger() -> Iterator[None]:
+    """As it was before, after a test of `run`."""
+    logger = journal.LOGGER
+    before = (logger.handlers[:], logger.propagate, logger.level)
+    yield
+    logger.handlers[:], logger.propagate, level = before
+    logger.setLevel(level)
 
 
 @pytest.fixture
@@ -318,6 +331,61 @@ class TestEnds:
         finally:
             os.close(writer)
         assert (done.returncode, done.stderr) == (1, "")
+
+
+class Entries(logging.Handler):
+    """What would go to the journal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[int, str, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.found.append((record.levelno, vars(record)["MESSAGE_ID"], self.format(record)))
+
+
+class TestTheDaemonEnds:
+    """Under the journal, by one entry that people alert on; at a terminal, by one line as every command."""
+
+    @pytest.fixture(autouse=True)
+    def no_file_behind_stderr(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("faulthandler.enable", lambda: None)
+
+    @pytest.fixture
+    def entries(self, monkeypatch: pytest.MonkeyPatch) -> Entries:
+        found = Entries()
+        monkeypatch.setattr(journal, "_stderr_is_journal", lambda environ: True)
+        monkeypatch.setattr(journal, "_journal_handler", lambda: found)
+        return found
+
+    def test_by_a_wrong_configuration(self, masq: Program, entries: Entries) -> None:
+        masq.configure("colour = 1\n[log]\nlevel = 'error'\n")
+        assert masq("run") == Done(2, "", "")
+        ((level, message_id, message),) = entries.found
+        assert (level, message_id) == (logging.ERROR, journal.MESSAGE_IDS["failed"])
+        assert message.startswith(f"{masq.config_file}: colour: ")
+
+    def test_by_another_instance(self, masq: Program, entries: Entries) -> None:
+        with Store(masq.directory / "state").instance():
+            assert masq("run") == Done(1, "", "")
+        ((level, message_id, message),) = entries.found
+        assert (level, message_id) == (logging.ERROR, journal.MESSAGE_IDS["failed"])
+        assert f"pid {os.getpid()}" in message
+
+    def test_by_a_bug(self, masq: Program, entries: Entries, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(commands.plugins, "load", lambda: 1 / 0)
+        assert masq("run") == Done(1, "", "")
+        ((level, message_id, message),) = entries.found
+        assert (level, message_id) == (logging.ERROR, journal.MESSAGE_IDS["failed"])
+        assert message.startswith("internal error: ZeroDivisionError('division by zero')\nTraceback (most recent")
+
+    def test_at_a_terminal(self, masq: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+        with Store(masq.directory / "state").instance():
+            done = masq("run")
+        assert (done.status, done.err.count("another flanneld-masq runs")) == (1, 1)
+        monkeypatch.setattr(commands.plugins, "load", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            masq("run")
 
 
 def test_the_default_configuration_is_the_documented_one() -> None:

@@ -67,6 +67,7 @@ def test_those_that_were_published_stay() -> None:
     published = {
         "started": "e93f760863114e488b600dfe0e2e7542",
         "stopped": "97bc80aa30cd4d479927032493b2d1d4",
+        "failed": "8d3120b3832c4efc8dc711435050fc2c",
         "waiting": "6104c3239f134cefb2d245ec2823826c",
         "lease-changed": "8f8af8006af54633b75c44e54d8dfe75",
         "lease-refused": "3a93a664d1654f7c9b4186c1413426c2",
