@@ -135,17 +135,17 @@ def apply(options: argparse.Namespace) -> int:
 def _by_daemon(store: Store) -> tuple[list[Repair] | None, list[MasqError]]:
     """None where there is no daemon that can be asked."""
     try:
-        return remote.reconcile(store.daemon_pid()), []
+        return remote.reconcile(store.holder().pid), []
     except BusError as error:
         return [], [error]
 
 
 def cleanup(options: argparse.Namespace) -> int:
     session = Session.of(options)
-    pid = session.store.daemon_pid()
-    if pid is not None:
+    holder = session.store.holder()
+    if holder.runs:
         raise MasqError(
-            f"the daemon runs (pid {pid}) and would put the rules back; stop it first, for instance with "
+            f"the daemon runs (pid {holder.pid}) and would put the rules back; stop it first, for instance with "
             f"`systemctl stop flanneld-masq`"
         )
     results, errors = _each(session, lambda reconciler: reconciler.remove_everything())
@@ -177,18 +177,34 @@ def _remove_flannel_rules(session: Session) -> tuple[list[Repair], list[MasqErro
 
 def status(options: argparse.Namespace) -> int:
     session = Session.of(options)
-    pid = session.store.daemon_pid()
-    found = session.store.status() or {}
-    said = remote.status(pid or found.get("pid"))  # the lock that names its pid is for root alone
-    if said is not None or pid:
-        found = said or {**found, "pid": pid}
-    else:
-        found = {**found, "pid": None, "state": "stopped", **_kernel_status(session)}
+    found = _said(session.store) or _unsaid(session)
     if options.json:
         _print_json(found)
     else:
         print("\n".join(_status_lines(found)))
     return 0
+
+
+def _said(store: Store) -> dict[str, Any] | None:
+    """What the running daemon says of itself, over D-Bus or in its file; None where none runs or says anything."""
+    holder = store.holder()
+    if holder.runs is False:
+        return None
+    written = store.status() or {}
+    said = remote.status(holder.pid or written.get("pid", 0))
+    fresh = written.get("state", "stopped") != "stopped" and holder.pid in (0, written.get("pid"))
+    return said or (written if holder.runs and fresh else None)
+
+
+def _unsaid(session: Session) -> dict[str, Any]:
+    """With no daemon that says anything, what the kernel holds."""
+    holder = session.store.holder()
+    found = {**(session.store.status() or {}), "pid": holder.pid or None, **_kernel_status(session)}
+    if holder.runs is False:
+        return {**found, "state": "stopped"}
+    what = "the daemon says nothing of itself" if holder.runs else "whether the daemon runs cannot be told"
+    trouble = f"{what}: {holder.why}; `systemctl status flanneld-masq` may tell, or this command as root"
+    return {**found, "state": "unknown", "troubles": [trouble, *found["troubles"]]}
 
 
 def monitor(options: argparse.Namespace) -> int:

@@ -31,13 +31,13 @@ def gather(
     leases.refresh()
     wish = Wish(settings, leases.good, exceptions, _flannel_uses_nftables(settings))
     named = [each for each in reconcilers if any(lease.of(each.family) for lease in leases.good)]
-    pid = store.daemon_pid()
+    holder = store.holder()
     return Facts(
         settings,
         leases.good,
         leases.troubles,
-        pid,
-        (store.status() or {}) if pid else {},
+        holder,
+        (store.status() or {}) if holder.runs else {},
         tuple(_family(each, wish, root) for each in named),
         _conntrack(root),
     )

@@ -23,14 +23,14 @@ _NOBODY = ("", f"{ERROR}ServiceUnknown", f"{ERROR}NameHasNoOwner")
 _Result = TypeVar("_Result")
 
 
-def status(pid: int | None) -> dict[str, Any] | None:
+def status(pid: int) -> dict[str, Any] | None:
     """What the daemon of that pid says of itself. None where it cannot be asked, or another one is on the bus."""
     with contextlib.suppress(BusError):
         return _ask(pid, _nothing_else)
     return None
 
 
-def reconcile(pid: int | None) -> list[Repair] | None:
+def reconcile(pid: int) -> list[Repair] | None:
     """Have it look at all families now; what it changed. None as above. Raises BusError if it failed or refused."""
     try:
         return _ask(pid, _reconcile)
@@ -49,9 +49,9 @@ async def _reconcile(connection: Connection, _: dict[str, Any]) -> list[Repair]:
     return manager.repairs(changed)
 
 
-def _ask(pid: int | None, question: Callable[[Connection, dict[str, Any]], Awaitable[_Result]]) -> _Result | None:
+def _ask(pid: int, question: Callable[[Connection, dict[str, Any]], Awaitable[_Result]]) -> _Result | None:
     """Ask the daemon of that pid, whose status the question gets. Raises BusError."""
-    if pid is None:
+    if not pid:
         return None
     try:
         from .dbus import connect

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .errors import AlreadyRunning, StateError
-from .model import BackendName, Family, Golden, Item, Neighbours
+from .model import BackendName, Family, Golden, Holder, Item, Neighbours
 
 SERVICE_USER = "flanneld-masq"
 PASS_LOCK_SECONDS = 10.0
@@ -72,15 +72,31 @@ class Store:
     def write_status(self, status: dict[str, Any]) -> None:
         self._write("status.json", status)
 
-    def daemon_pid(self) -> int | None:
-        """The pid of the daemon that holds the directory; None where none does."""
+    def holder(self) -> Holder:
+        """Whether a daemon holds the directory. The lock is for its owner alone; to others the status file tells."""
+        lock = self._path("lock")
         try:
-            with self._path("lock").open("r+") as file:
-                if not _try_lock(file):
-                    return int(file.read().strip() or 0)
-        except (OSError, ValueError):
-            return None
-        return None
+            with lock.open("rb") as file:
+                if _try_lock(file.fileno(), fcntl.LOCK_SH):
+                    return Holder(False, 0, f"nobody holds {lock}")
+                return Holder(True, _number(file.read()), f"{lock} is held")
+        except (FileNotFoundError, NotADirectoryError):
+            return Holder(False, 0, f"there is no {lock}, so nobody holds it")
+        except OSError as error:
+            return self._by_status(f"{lock} cannot be opened: {error.strerror}")
+
+    def _by_status(self, why_not: str) -> Holder:
+        status, path = self.status(), self._path("status.json")
+        if status is None:
+            return Holder(None, 0, f"{why_not}; {path} cannot be read either")
+        if status.get("state") == "stopped":
+            return Holder(False, 0, f"{path} says so")
+        pid = _number(status.get("pid"))
+        if _lives(pid):
+            return Holder(True, pid, f"{path} names pid {pid}, which lives")
+        if not Path("/proc/1").exists():  # hidepid= of proc(5)
+            return Holder(None, 0, f"{why_not}; /proc hides the processes of others")
+        return Holder(False, 0, f"{path} names pid {pid}, which has ended")
 
     @contextlib.contextmanager
     def instance(self) -> Iterator[None]:
@@ -206,9 +222,26 @@ def _is_trusted(uid: int) -> bool:
         return False
 
 
-def _try_lock(file: IO[str] | int) -> bool:
+def _lives(pid: int) -> bool:
+    """Whether there is such a process, and whose word we take."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return pid > 0 and _is_trusted(Path(f"/proc/{pid}").stat().st_uid)
+    except OSError:
+        return False
+
+
+def _number(text: object) -> int:
+    """0 for what is none."""
+    try:
+        return int(text)  # type: ignore[call-overload,no-any-return]
+    except (TypeError, ValueError):
+        return 0
+
+
+def _try_lock(file: IO[str] | int, kind: int = fcntl.LOCK_EX) -> bool:
+    """Shared for who only asks, so that those who ask are not in each other's way."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from flanneld_masq import __version__, cli, commands, config, journal
+from flanneld_masq.model import Holder
 from flanneld_masq.store import Store
 
 COMMANDS = (
@@ -301,6 +302,32 @@ class TestExplain:
         done = masq("explain --src 10.244.1.5 --dst ::1")
         assert (done.status, done.out) == (2, "")
         assert "::1 is not of the same family as 10.244.1.5" in done.err
+
+
+class TestStatus:
+    """Without a bus, as somebody for whom the lock is or is not."""
+
+    @pytest.fixture(autouse=True)
+    def no_bus(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent/bus")
+
+    @pytest.fixture
+    def store(self, masq: Program) -> Store:
+        masq.subnet_file.unlink()  # so the kernel is left alone
+        return Store(masq.directory / "state")
+
+    def test_a_running_daemon_whose_lock_is_for_root_alone(
+        self, masq: Program, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store.write_status({"state": "synced", "pid": os.getpid(), "families": {}})
+        monkeypatch.setattr(Store, "holder", lambda _: Holder(True, os.getpid(), "status.json says so"))
+        assert masq("status").out == f"flanneld-masq: synced, pid {os.getpid()}\n"
+
+    def test_it_cannot_tell(self, masq: Program, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Store, "holder", lambda _: Holder(None, 0, "the lock is for root"))
+        done = masq("status")
+        assert (done.status, done.out.splitlines()[0]) == (0, "flanneld-masq: unknown")
+        assert "whether the daemon runs cannot be told: the lock is for root; " in done.out
 
 
 class TestEnds:
