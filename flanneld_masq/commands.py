@@ -197,14 +197,16 @@ def _said(store: Store) -> dict[str, Any] | None:
 
 
 def _unsaid(session: Session) -> dict[str, Any]:
-    """With no daemon that says anything, what the kernel holds."""
-    holder = session.store.holder()
-    found = {**(session.store.status() or {}), "pid": holder.pid or None, **_kernel_status(session)}
+    """With no daemon that says anything, what the kernel holds, and what the last one did."""
+    holder, written = session.store.holder(), session.store.status() or {}
+    state = "stopped" if holder.runs is False else "unknown"
+    kernel = _kernel_status(session, state, written.get("families", {}))
+    found = {**written, "pid": holder.pid or None, "state": state, **kernel}
     if holder.runs is False:
-        return {**found, "state": "stopped"}
+        return found
     what = "the daemon says nothing of itself" if holder.runs else "whether the daemon runs cannot be told"
     trouble = f"{what}: {holder.why}; `systemctl status flanneld-masq` may tell, or this command as root"
-    return {**found, "state": "unknown", "troubles": [trouble, *found["troubles"]]}
+    return {**found, "troubles": [trouble, *found["troubles"]]}
 
 
 def monitor(options: argparse.Namespace) -> int:
@@ -314,26 +316,36 @@ def selftest(options: argparse.Namespace) -> int:
     return proof.main(named, tuple(Family), options.json, sys.stdout)
 
 
-def _kernel_status(session: Session) -> dict[str, Any]:
-    """With no daemon to ask, each family as the kernel holds it now."""
-    families: dict[str, Any] = {}
+def _kernel_status(session: Session, state: str, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Each family as the kernel holds it now, with the repairs that a daemon told of `before`."""
     try:
-        wish = session.wish()
+        wish, troubles = session.wish(), []
     except MasqError as error:
-        return {"families": families, "leases": [], "troubles": [str(error)]}
+        wish, troubles = None, [str(error)]
+    families: dict[str, Any] = {}
     for reconciler in session.reconcilers():
-        entry: dict[str, Any] = {"state": "stopped", "last_error": "", "groups": {}}
-        try:
-            entry["groups"] = {
-                str(group): {"backend": chosen.backend, "why": chosen.why}
-                for group, chosen in reconciler.choices(wish).items()
-            }
-            changes = [change for found in reconciler.plan(wish) for change in found.changes]
-            entry["kernel"] = describe(tuple(changes)) if changes else "holds what is wanted"
-        except MasqError as error:
-            entry["last_error"] = str(error)
-        families[str(reconciler.family)] = entry
-    return {"families": families, "leases": [as_data(lease) for lease in wish.leases], "troubles": []}
+        name = str(reconciler.family)
+        repairs = {key: value for key, value in before.get(name, {}).items() if key in ("repairs", "last_repair")}
+        if repairs or wish is not None:
+            kernel = _in_kernel(reconciler, wish) if wish is not None else {}
+            families[name] = {"state": state, "last_error": "", "groups": {}, **kernel, **repairs}
+    leases = [as_data(lease) for lease in wish.leases] if wish is not None else []
+    return {"families": families, "leases": leases, "troubles": troubles}
+
+
+def _in_kernel(reconciler: Reconciler, wish: Wish) -> dict[str, Any]:
+    """Of one family: which backends, and whether the kernel holds what is wanted."""
+    found: dict[str, Any] = {}
+    try:
+        found["groups"] = {
+            str(group): {"backend": chosen.backend, "why": chosen.why}
+            for group, chosen in reconciler.choices(wish).items()
+        }
+        changes = [change for plan_of in reconciler.plan(wish) for change in plan_of.changes]
+        found["kernel"] = describe(tuple(changes)) if changes else "holds what is wanted"
+    except MasqError as error:
+        found["last_error"] = str(error)
+    return found
 
 
 def _each(session: Session, call: Callable[[Reconciler], Any]) -> tuple[list[Any], list[MasqError]]:

@@ -347,6 +347,9 @@ def test_status_tells_state_lease_backend_and_rules(node: Node, backend_name: Ba
                 "forward": (backend_name, 2),
             }
         assert daemon.stop() == 0
-    stopped = node.masq("status")
-    assert stopped.returncode == 0
-    assert "stopped" in stopped.stdout
+    stopped = json.loads(node.masq("status", "--json").stdout)
+    assert (stopped["state"], stopped["pid"]) == ("stopped", None)
+    for family in Family:
+        before, after = (found["families"][str(family)] for found in (printed, stopped))
+        assert (after["state"], after["kernel"]) == ("stopped", "holds what is wanted")
+        assert (after["repairs"], after["last_repair"]) == (0, before["last_repair"])

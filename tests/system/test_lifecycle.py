@@ -168,10 +168,15 @@ def test_the_watchdog_is_fed_while_the_daemon_works(machine: Machine) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV], ids=lambda number: number.name)
 def test_a_daemon_that_crashes_is_started_anew_and_the_rules_stay(machine: Machine, number: signal.Signals) -> None:
-    drop_in(machine, "[Service]\nRestartSec=1\n")
+    drop_in(machine, "[Service]\nRestartSec=3\n")
     started(machine)
     machine.run("kill", f"-{number.name}", machine.show("MainPID"))
     eventually(lambda: machine.show("ActiveState") == "activating")
+    left = machine.status()
+    assert (left["state"], left["pid"]) == ("stopped", None)
+    for family in left["families"].values():
+        assert (family["state"], family["kernel"]) == ("stopped", "holds what is wanted")
+        assert (family["repairs"], family["last_repair"]["drift"]) == (0, False)
     machine.site.assert_masqueraded()
     eventually(lambda: machine.show("NRestarts") == "1" and machine.show("ActiveState") == "active")
     assert machine.site.wrong_packets() == []

@@ -329,6 +329,31 @@ class TestStatus:
         assert (done.status, done.out.splitlines()[0]) == (0, "flanneld-masq: unknown")
         assert "whether the daemon runs cannot be told: the lock is for root; " in done.out
 
+    @pytest.mark.parametrize(
+        "left", [None, {"state": "stopped", "pid": 7, "families": {}}, {"state": "synced", "pid": 7}]
+    )
+    def test_a_daemon_that_has_said_nothing_yet(self, left: Any, masq: Program, store: Store) -> None:
+        if left is not None:  # by the one before
+            store.write_status(left)
+        with store.instance():
+            done = masq("status")
+        assert (done.status, done.out.splitlines()[0]) == (0, f"flanneld-masq: unknown, pid {os.getpid()}")
+        assert f"trouble: the daemon says nothing of itself: {masq.directory}/state/lock is held; " in done.out
+
+    def test_what_a_daemon_did_is_told_after_its_end(self, masq: Program, store: Store) -> None:
+        culprit = {"name": "nft", "pid": 8426, "command": "nft flush ruleset", "unit": "nftables.service"}
+        last = {"time": "then", "backend": "nft", "reason": "ruleset changed", "drift": True, "duration_us": 1000}
+        family = {"state": "synced", "last_error": "", "groups": {}, "repairs": 3}
+        family["last_repair"] = {**last, "changes": [], "culprits": [culprit]}
+        store.write_status({"state": "synced", "pid": 99999999, "families": {"ipv4": family}})  # it was killed
+        done = masq("status")
+        assert done.status == 0
+        assert (
+            "ipv4: stopped\n  repairs: 3\n  last write: then, drift repaired in 1.0 ms (ruleset changed)\n" in done.out
+        )
+        assert "    changed by nft (pid 8426) nftables.service\n" in done.out
+        assert masq("status --json").json["families"]["ipv4"]["last_repair"] == family["last_repair"]
+
 
 class TestEnds:
     """What `main` makes of what a command raises."""
