@@ -93,7 +93,7 @@ def _serve(options: argparse.Namespace) -> None:
     from .service import Daemon
 
     lean.one_arena()
-    daemon = Daemon(lambda: load_settings(options), plugins.load())
+    daemon = Daemon(lambda: load_settings(options), plugins.load(), config=options.config)
     journal.set_level(daemon.settings.log_level)
     faulthandler.enable()  # when systemd's watchdog ends us, the journal says where each thread was
     asyncio.run(daemon.run())
@@ -121,9 +121,9 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def apply(options: argparse.Namespace) -> int:
-    """By the daemon, if one runs and the command line asks for nothing else than the configuration does."""
+    """By the daemon, if one runs with this configuration and the command line asks for nothing else."""
     session = Session.of(options)
-    repairs, errors = (None, []) if options.backend or options.subnet_file else _by_daemon(session.store)
+    repairs, errors = (None, []) if options.backend or options.subnet_file else _by_daemon(session.store, options)
     if repairs is None:
         wish = session.wish()
         outcomes, errors = _each(session, lambda reconciler: reconciler.reconcile(wish))
@@ -132,10 +132,13 @@ def apply(options: argparse.Namespace) -> int:
     return _report(repairs, errors, options.json, "in sync already")
 
 
-def _by_daemon(store: Store) -> tuple[list[Repair] | None, list[MasqError]]:
+def _by_daemon(store: Store, options: argparse.Namespace) -> tuple[list[Repair] | None, list[MasqError]]:
     """None where there is no daemon that can be asked."""
+    holder = store.holder()
+    if not holder.pid:
+        return None, []
     try:
-        return remote.reconcile(store.holder().pid), []
+        return remote.reconcile({"pid": holder.pid, "config": os.path.realpath(options.config)}), []
     except BusError as error:
         return [], [error]
 
@@ -177,7 +180,7 @@ def _remove_flannel_rules(session: Session) -> tuple[list[Repair], list[MasqErro
 
 def status(options: argparse.Namespace) -> int:
     session = Session.of(options)
-    found = _said(session.store) or _unsaid(session)
+    found = _said(session.store, options) or _unsaid(session)
     if options.json:
         _print_json(found)
     else:
@@ -185,13 +188,13 @@ def status(options: argparse.Namespace) -> int:
     return 0
 
 
-def _said(store: Store) -> dict[str, Any] | None:
+def _said(store: Store, options: argparse.Namespace) -> dict[str, Any] | None:
     """What the running daemon says of itself, over D-Bus or in its file; None where none runs or says anything."""
     holder = store.holder()
     if holder.runs is False:
         return None
     written = store.status() or {}
-    said = remote.status(holder.pid or written.get("pid", 0))
+    said = remote.status({"pid": holder.pid} if holder.pid else {"config": os.path.realpath(options.config)})
     fresh = written.get("state", "stopped") != "stopped" and holder.pid in (0, written.get("pid"))
     return said or (written if holder.runs and fresh else None)
 

@@ -36,12 +36,16 @@ BUS_AFTER_SECONDS = 2.0  # by then the bus is joined, also if the first pass sti
 
 
 class Daemon:
-    """Owns the settings, the leases and the loops. `load` reads the configuration anew."""
+    """Owns the settings, the leases and the loops. `load` reads the configuration anew, which is that of the file
+    `config`."""
 
-    def __init__(self, load: Callable[[], Settings], plugins: Plugins, root: Path = Path("/")) -> None:
+    def __init__(
+        self, load: Callable[[], Settings], plugins: Plugins, root: Path = Path("/"), *, config: str = ""
+    ) -> None:
         self.settings = load()
         choice.check_names(self.settings, plugins.backends, plugins.failures)
         self._load = load
+        self._config = os.path.realpath(config)
         self._plugins = plugins
         self._root = root
         self._runners = {family: Runner() for family in Family}
@@ -191,6 +195,7 @@ class Daemon:
         return {
             "version": __version__,
             "pid": os.getpid(),
+            "config": self._config,
             "state": self._state(),
             "leases": [as_data(lease) for lease in self._leases.good],
             "troubles": list(self._leases.troubles),
