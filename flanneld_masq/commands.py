@@ -34,6 +34,7 @@ class Session:
     plugins: plugins.Plugins
     store: Store
     root: Path = Path("/")
+    wrong: ConfigError | None = None  # with the configuration file, which is not used then
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Session:
@@ -41,6 +42,17 @@ class Session:
         found = plugins.load()
         choice.check_names(settings, found.backends, found.failures)
         return cls(settings, found, Store(Path(settings.state_directory)))
+
+    @classmethod
+    def despite(cls, options: argparse.Namespace) -> Session:
+        """For who asks how the daemon is doing: it may run with settings that the file no longer gives."""
+        try:
+            return cls.of(options)
+        except ConfigError as error:
+            if options.backend or options.subnet_file:
+                raise
+            store = Store(Path(config.state_directory(Path(options.config))))
+            return cls(Settings(), plugins.load(), store, wrong=error)
 
     def wish(self) -> Wish:
         """What the configuration and the subnet files ask for now. Raises MasqError where that is nothing."""
@@ -179,21 +191,23 @@ def _remove_flannel_rules(session: Session) -> tuple[list[Repair], list[MasqErro
 
 
 def status(options: argparse.Namespace) -> int:
-    session = Session.of(options)
-    found = _said(session.store, options) or _unsaid(session)
+    session = Session.despite(options)
+    found = _said(session, options) or _unsaid(session)
+    if session.wrong is not None and not any(each.startswith(str(session.wrong)) for each in found["troubles"]):
+        found = {**found, "troubles": [*found["troubles"], str(session.wrong)]}
     if options.json:
         _print_json(found)
     else:
         print("\n".join(_status_lines(found)))
-    return 0
+    return session.wrong.exit_code if session.wrong else 0
 
 
-def _said(store: Store, options: argparse.Namespace) -> dict[str, Any] | None:
+def _said(session: Session, options: argparse.Namespace) -> dict[str, Any] | None:
     """What the running daemon says of itself, over D-Bus or in its file; None where none runs or says anything."""
-    holder = store.holder()
-    if holder.runs is False:
+    holder = session.store.holder()
+    if holder.runs is False and session.wrong is None:
         return None
-    written = store.status() or {}
+    written = session.store.status() or {}
     said = remote.status({"pid": holder.pid} if holder.pid else {"config": os.path.realpath(options.config)})
     fresh = written.get("state", "stopped") != "stopped" and holder.pid in (0, written.get("pid"))
     return said or (written if holder.runs and fresh else None)
@@ -298,9 +312,12 @@ def doctor(options: argparse.Namespace) -> int:
     from . import doctor as examination
     from . import facts
 
-    session = Session.of(options)
+    session = Session.despite(options)
     networks, failures = session.plugins.non_masquerade_cidrs(session.settings)
-    known = facts.gather(session.settings, networks, session.reconcilers(), session.store, session.root)
+    if session.wrong is None:
+        known = facts.gather(session.settings, networks, session.reconcilers(), session.store, session.root)
+    else:
+        known = facts.of_daemon(session.settings, session.store, str(session.wrong), session.root)
     findings = list(examination.examine(known))
     problems = [found for found in findings if found.severity is examination.Severity.PROBLEM]
     broken = list(map(str, (*session.plugins.failures, *failures)))
@@ -309,6 +326,8 @@ def doctor(options: argparse.Namespace) -> int:
     else:
         lines = [*examination.text_of(findings, colour=_in_colour()), *broken]
         print("\n".join(lines or ["nothing found that breaks masquerading"]))
+    if session.wrong is not None:
+        return session.wrong.exit_code
     return 1 if problems or broken else 0
 
 
@@ -321,10 +340,11 @@ def selftest(options: argparse.Namespace) -> int:
 
 def _kernel_status(session: Session, state: str, before: Mapping[str, Any]) -> dict[str, Any]:
     """Each family as the kernel holds it now, with the repairs that a daemon told of `before`."""
+    wish, troubles = None, []
     try:
-        wish, troubles = session.wish(), []
+        wish = session.wish() if session.wrong is None else None
     except MasqError as error:
-        wish, troubles = None, [str(error)]
+        troubles = [str(error)]
     families: dict[str, Any] = {}
     for reconciler in session.reconcilers():
         name = str(reconciler.family)

@@ -55,7 +55,8 @@ class FamilyFacts:
 @dataclass(frozen=True, **SLOTS)
 class Facts:
     """What was found out of a node. `troubles` say why subnet files give no lease; `status` is what the daemon
-    says of itself, `holder` whether it runs; `conntrack` counts the connections, and how many there may be."""
+    says of itself, `holder` whether it runs; `conntrack` counts the connections, and how many there may be. `wrong`
+    says what is wrong with the configuration file, without which nothing is known of what depends on it."""
 
     settings: Settings
     leases: tuple[Lease, ...] = ()
@@ -64,10 +65,12 @@ class Facts:
     status: Mapping[str, Any] = field(default_factory=dict)
     families: tuple[FamilyFacts, ...] = ()
     conntrack: Optional[tuple[int, int]] = None
+    wrong: str = ""
 
 
 def examine(facts: Facts) -> Iterator[Finding]:
     """All findings, those of the whole node first."""
+    yield from _configuration(facts)
     yield from _subnet_files(facts)
     yield from _daemon(facts)
     yield from _conntrack(facts)
@@ -85,6 +88,13 @@ def text_of(findings: Iterable[Finding], *, colour: bool = False) -> Iterator[st
         yield f"{start}{found.severity.value}:{end} {found.family + ': ' if found.family else ''}{found.what}"
         yield f"  seen:   {found.evidence}"
         yield f"  remedy: {found.remedy}"
+
+
+def _configuration(facts: Facts) -> Iterator[Finding]:
+    if facts.wrong:
+        what = "the configuration is wrong: a daemon that runs keeps the one before, and none starts with it"
+        remedy = "mend it, then `systemctl reload-or-restart flanneld-masq`, and ask again for what depends on it"
+        yield Finding(Severity.PROBLEM, what, facts.wrong, remedy)
 
 
 def _subnet_files(facts: Facts) -> Iterator[Finding]:

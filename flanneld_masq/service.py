@@ -52,6 +52,7 @@ class Daemon:
         self._notifier = Notifier()
         self._store = Store(Path(self.settings.state_directory))
         self._leases = Leases(self.settings.subnet_files)
+        self._refused = ""  # what was wrong at the last reload
         self._published: dict[str, Any] = {}
         self._said: set[str] = set()
         self._loops: tuple[FamilyLoop, ...] = ()
@@ -115,14 +116,15 @@ class Daemon:
             settings = self._load()
             choice.check_names(settings, self._plugins.backends, self._plugins.failures)
         except ConfigError as error:
-            self.event(Event("reload-refused", f"{error}; the running settings stay"), logging.ERROR)
+            self._refused = f"{error}; the running settings stay"
+            self.event(Event("reload-refused", self._refused), logging.ERROR)
             self.publish()
             raise
         if settings.state_directory != self.settings.state_directory:
             message = f"state_directory stays {self.settings.state_directory} until a restart"
             self.event(Event("notice", message), logging.WARNING)
             settings = dataclasses.replace(settings, state_directory=self.settings.state_directory)
-        self.settings = settings
+        self.settings, self._refused = settings, ""
         journal.set_level(settings.log_level)
         self._exceptions = self._plugin_networks()
         self._leases.follow(settings.subnet_files)
@@ -198,7 +200,7 @@ class Daemon:
             "config": self._config,
             "state": self._state(),
             "leases": [as_data(lease) for lease in self._leases.good],
-            "troubles": list(self._leases.troubles),
+            "troubles": [*self._leases.troubles, *filter(None, (self._refused,))],
             "plugin_failures": [str(failure) for failure in self._plugins.failures],
             "families": {str(found.family): found.status() for found in self._loops},
         }

@@ -188,8 +188,15 @@ def test_sighup_with_a_bad_configuration_says_where_it_is_bad_and_changes_nothin
         assert str(node.config_file) in line or said == "forward.backend"
         assert rules(node) == before
         assert daemon.status()["state"] == "synced"
+        asked = node.masq("status")
+        assert (asked.returncode, asked.stderr) == (2, "")
+        assert asked.stdout.startswith(f"flanneld-masq: synced, pid {daemon.process.pid}\n  trouble: ")
+        assert (asked.stdout.count(said), asked.stdout.count("trouble")) == (1, 1)
+        assert "the daemon does not run" not in node.masq("doctor").stdout
         node.config_file.write_text(good)
         reload(daemon)
+        eventually(lambda: not daemon.status()["troubles"])
+        assert node.masq("status").returncode == 0
         assert len(daemon.lines("ERROR")) == 1
 
 

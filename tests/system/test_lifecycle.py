@@ -107,11 +107,16 @@ def test_a_reload_of_a_wrong_configuration_keeps_the_running_settings(machine: M
     assert said["PRIORITY"] == "3"
     assert (machine.show("MainPID"), machine.show("ActiveState")) == (pid, "active")
     assert machine.show("StatusText").startswith("synced")
+    assert "no_such_key" in machine.show("StatusText")
+    asked = machine.masq("status", check=False)
+    assert (asked.returncode, asked.stdout.splitlines()[0]) == (2, f"flanneld-masq: synced, pid {pid}")
+    assert asked.stdout.count("no_such_key") == 1
     assert (rules.look(), rules.generation()) == before
     machine.site.assert_masqueraded()
     machine.configure(NON_MASQUERADE, backend="nft")
     machine.systemctl("reload", UNIT)
     eventually(lambda: rules.look() != before[0])
+    assert "no_such_key" not in machine.show("StatusText")
 
 
 # ---- stop

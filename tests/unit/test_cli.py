@@ -143,7 +143,7 @@ class TestUsage:
 
 
 class TestConfiguration:
-    @pytest.mark.parametrize("command", ["plan", "apply", "status", "render", "backends", "cleanup", "run"])
+    @pytest.mark.parametrize("command", ["plan", "apply", "render", "backends", "cleanup", "run"])
     def test_a_wrong_one_names_file_and_key(self, command: str, masq: Program) -> None:
         masq.configure("[masquerade]\nrandom_fuly = true\n")
         done = masq(command)
@@ -339,6 +339,42 @@ class TestStatus:
             done = masq("status")
         assert (done.status, done.out.splitlines()[0]) == (0, f"flanneld-masq: unknown, pid {os.getpid()}")
         assert f"trouble: the daemon says nothing of itself: {masq.directory}/state/lock is held; " in done.out
+
+    def test_a_wrong_configuration_is_a_trouble_of_the_daemon_that_goes_on(self, masq: Program, store: Store) -> None:
+        lines = [f"flanneld-masq: synced, pid {os.getpid()}", f"  trouble: {masq.config_file}: colour: unknown key"]
+        status = {"state": "synced", "pid": os.getpid(), "troubles": [], "families": {}}
+        masq.configure("colour = 1\n")
+        with store.instance():
+            store.write_status(status)
+            done = masq("status")
+            assert (done.status, done.err) == (2, "")
+            assert [line.split(";")[0] for line in done.out.splitlines()] == lines
+            refused = f"{masq('plan').err.partition(': ')[2].strip()}; the running settings stay"
+            store.write_status({**status, "troubles": [refused]})
+            assert masq("status").out.splitlines()[1:] == [f"  trouble: {refused}"], "it is not said twice"
+            assert masq("status --json").json["troubles"] == [refused]
+
+    def test_a_wrong_configuration_and_no_daemon(self, masq: Program, store: Store) -> None:
+        masq.configure("colour = 1\n")
+        done = masq("status")
+        assert (done.status, done.err, done.out.splitlines()[0]) == (2, "", "flanneld-masq: stopped")
+        assert f"  trouble: {masq.config_file}: colour: unknown key" in done.out
+
+    def test_a_wrong_command_line_is_no_trouble_of_the_daemon(self, masq: Program) -> None:
+        done = masq("status --backend ipfw")
+        assert (done.status, done.out) == (2, "")
+
+    def test_doctor_goes_on_with_the_daemon(self, masq: Program, store: Store) -> None:
+        family = {"ipv4": {"state": "degraded", "last_error": "nft said no"}}
+        masq.configure("colour = 1\n")
+        with store.instance():
+            store.write_status({"state": "degraded", "pid": os.getpid(), "families": family})
+            done = masq("doctor --json")
+        assert (done.status, done.err) == (2, "")
+        said = [(found["what"], found["evidence"]) for found in done.json["findings"]]
+        assert said[0][0].startswith("the configuration is wrong")
+        assert said[0][1].startswith(f"{masq.config_file}: colour: unknown key")
+        assert said[1] == ("the daemon is degraded", "nft said no")
 
     def test_what_a_daemon_did_is_told_after_its_end(self, masq: Program, store: Store) -> None:
         culprit = {"name": "nft", "pid": 8426, "command": "nft flush ruleset", "unit": "nftables.service"}

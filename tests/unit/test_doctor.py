@@ -37,6 +37,7 @@ def test_a_healthy_node_has_no_findings() -> None:
 
 
 PROBLEMS = {
+    "configuration": (replace(NODE, wrong="/x: colour: unknown key"), "the configuration is wrong", "colour"),
     "no subnet": (replace(NODE, troubles=("/x is gone",)), "no subnet is known", "/x is gone"),
     "no daemon": (replace(NODE, holder=NOBODY), "the daemon does not run", "/run/flanneld-masq/lock"),
     "degraded": (
