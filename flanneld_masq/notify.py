@@ -100,7 +100,7 @@ def _parts(status: Mapping[str, Any]) -> Iterator[str]:
     if state == "stopped":
         yield state
     elif not status["leases"]:
-        said = troubles and all(trouble.startswith(state) for trouble in troubles)
+        said = troubles and troubles[0].startswith(state)
         yield from troubles if said else (state, *troubles)
     else:
         found = [_family(name, family, status["leases"]) for name, family in status["families"].items()]

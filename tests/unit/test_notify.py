@@ -172,6 +172,10 @@ class TestText:
                 status("waiting", [], ("/a, line 3: no subnet; no rules follow from it", "waiting for /b")),
                 "waiting; /a, line 3: no subnet; no rules follow from it; waiting for /b",
             ),
+            (
+                status("waiting", [], ("waiting for /b", "/c: colour: unknown key; the running settings stay")),
+                "waiting for /b; /c: colour: unknown key; the running settings stay",
+            ),
             (status("waiting", ipv4=family("waiting")), "starting: ipv4 10.244.1.0/24"),
             (
                 status("synced", ipv4=family("synced", "nft", "iptables-nft")),
