@@ -125,6 +125,7 @@ class Daemon:
             self.event(Event("notice", message), logging.WARNING)
             settings = dataclasses.replace(settings, state_directory=self.settings.state_directory)
         self.settings, self._refused = settings, ""
+        self._published = {}  # whose status is the same may be wanted elsewhere now
         journal.set_level(settings.log_level)
         self._exceptions = self._plugin_networks()
         self._leases.follow(settings.subnet_files)

@@ -338,6 +338,14 @@ def install_counter(site: Path) -> Path:
 # ---- what it says of itself
 
 
+def test_a_reload_brings_a_metrics_file_into_force_while_nothing_else_changes(node: Node) -> None:
+    metrics = node.directory / "metrics.prom"
+    with in_sync(node) as daemon:
+        node.configure(f'[metrics]\ntextfile = "{metrics}"', backend="nft")
+        reload(daemon)
+        assert 'flanneld_masq_state{state="synced"} 1' in eventually(lambda: metrics.exists() and metrics.read_text())
+
+
 def test_status_tells_state_lease_backend_and_rules(node: Node, backend_name: BackendName) -> None:
     with in_sync(node, backend_name) as daemon:
         printed = json.loads(node.masq("status", "--json").stdout)
