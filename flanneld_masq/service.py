@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__, choice, journal, lean, metrics
-from .errors import ConfigError, MasqError
+from .errors import AlreadyRunning, ConfigError, MasqError, StateError
 from .events import RulesetEvents
 from .hookspecs import Event, Host
 from .leases import Change, Leases, News, as_data
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .presence import Presence
 
 EVENT_PAUSE_SECONDS = 0.02
+OTHER_SECONDS = 30.0  # that a service waits for another instance to end, instead of being started again and again
 SLIM_AFTER_SECONDS = 5.0  # all that is loaded is loaded by then
 BUS_AFTER_SECONDS = 2.0  # by then the bus is joined, also if the first pass still hangs
 
@@ -65,8 +66,9 @@ class Daemon:
         self._flannel_uses_nftables = False
 
     async def run(self) -> None:
-        """Until SIGTERM or SIGINT. Raises AlreadyRunning, StateError."""
-        with self._store.instance():
+        """Until SIGTERM or SIGINT. Raises AlreadyRunning, StateError, ConfigError."""
+        with contextlib.ExitStack() as held:
+            self._hold_directory(held)
             loop = asyncio.get_running_loop()
             stop = asyncio.Event()
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -93,6 +95,20 @@ class Daemon:
                 slim.cancel()
                 watchdog.stop()
                 await self._wind_down(tasks)
+
+    def _hold_directory(self, held: contextlib.ExitStack) -> None:
+        """As the one daemon. Where that is not allowed, trying again is of no use, as with any wrong configuration."""
+        try:
+            held.enter_context(self._store.instance())
+        except StateError as error:
+            if error.lasting:
+                raise ConfigError(self._config, "state_directory", str(error)) from error
+            raise
+        except AlreadyRunning as error:
+            if not self._notifier.listened_to:
+                raise
+            self._notifier.starting(f"waiting for its end: {error}")
+            held.enter_context(self._store.instance(OTHER_SECONDS))
 
     def wish(self) -> Wish | None:
         """What is to hold now; None until there is a lease."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -333,6 +334,28 @@ def install_counter(site: Path) -> Path:
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: resync-counter\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text("[flanneld_masq]\nresync-counter = resync_counter\n")
     return count
+
+
+# ---- another instance
+
+
+def test_the_end_of_another_instance_is_waited_for_by_a_service(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a terminal it ends at once. A service would be started again every few seconds."""
+    with in_sync(node) as first:
+        with node.running() as second:
+            assert second.process.wait(timeout=10) == 1
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+            systemd.bind(str(tmp_path / "notify"))
+            systemd.settimeout(10)
+            monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+            with node.running() as third:
+                said = systemd.recv(4096).decode()
+                assert said.startswith("STATUS=waiting for its end: another flanneld-masq runs")
+                assert f"pid {first.process.pid}" in said
+                assert first.stop() == 0
+                third.reached("synced")
 
 
 # ---- what it says of itself

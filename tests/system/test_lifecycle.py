@@ -82,6 +82,35 @@ def test_a_wrong_configuration_ends_it_with_status_2_and_it_is_not_restarted(mac
     machine.site.assert_masqueraded()
 
 
+def test_a_state_directory_that_the_sandbox_forbids_is_a_wrong_configuration(machine: Machine) -> None:
+    machine.configure('state_directory = "/var/lib/masq"', backend="nft")
+    machine.write_subnet()
+    assert machine.run("systemctl", "start", UNIT, check=False).returncode != 0
+    properties = ("ActiveState", "ExecMainStatus", "NRestarts")
+    assert [machine.show(name) for name in properties] == ["failed", "2", "0"]
+    assert machine.logged("state_directory", "/var/lib/masq cannot be made")["MESSAGE_ID"] == MESSAGE_IDS["failed"]
+    machine.logged("ReadWritePaths=", "a directory that the user flanneld-masq may write")
+    machine.run("install", "-d", "-o", "flanneld-masq", "/var/lib/masq")
+    drop_in(machine, "[Service]\nReadWritePaths=/var/lib/masq\n")
+    machine.systemctl("start", UNIT)
+    assert machine.status()["state"] == "synced"
+    machine.site.assert_masqueraded()
+
+
+def test_another_instance_is_waited_for(machine: Machine) -> None:
+    machine.configure(backend="nft")
+    machine.write_subnet()
+    machine.start("flanneld-masq", "run")
+    machine.reached("synced")
+    machine.systemctl("start", "--no-block", UNIT)
+    eventually(lambda: machine.show("StatusText").startswith("waiting for its end: another flanneld-masq runs"))
+    assert machine.show("ActiveState") == "activating"
+    machine.run("kill", str(machine.status()["pid"]))
+    eventually(lambda: machine.show("ActiveState") == "active")
+    assert machine.show("NRestarts") == "0"
+    machine.site.assert_masqueraded()
+
+
 # ---- reload
 
 

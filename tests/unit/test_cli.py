@@ -460,6 +460,12 @@ class TestTheDaemonEnds:
         assert (level, message_id) == (logging.ERROR, journal.MESSAGE_IDS["failed"])
         assert f"pid {os.getpid()}" in message
 
+    def test_by_a_state_directory_that_it_may_not_use(self, masq: Program, entries: Entries) -> None:
+        (masq.directory / "state").write_text("")
+        assert masq("run") == Done(2, "", "")
+        ((_, _, message),) = entries.found
+        assert message.startswith(f"{masq.config_file}: state_directory: state directory {masq.directory}/state cannot")
+
     def test_by_a_bug(self, masq: Program, entries: Entries, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(commands.plugins, "load", lambda: 1 / 0)
         assert masq("run") == Done(1, "", "")

@@ -91,6 +91,10 @@ class TestMessages:
             ["STATUS=synced: ipv4 nft 10.244.1.0/24, ipv6 nft fd00::/64", "READY=1"],
         ]
 
+    def test_what_holds_up_the_start_is_one_line(self, systemd: Systemd) -> None:
+        Notifier(systemd.environ()).starting("waiting for pid 7 (x\nREADY=1)")
+        assert systemd.heard() == [["STATUS=waiting for pid 7 (x READY=1)"]]
+
     def test_then_only_what_reads_otherwise(self, systemd: Systemd) -> None:
         notifier = Notifier(systemd.environ())
         notifier.publish(SYNCED, settled=True)

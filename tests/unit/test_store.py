@@ -185,8 +185,31 @@ class TestDirectory:
 
     def test_a_file_in_its_place(self, tmp_path: Path) -> None:
         write(tmp_path / "state", "")
-        with pytest.raises(StateError, match=r"cannot be made: .* run as root"):
+        with pytest.raises(StateError, match=r"cannot be made: File exists; ") as caught:
             Store(tmp_path / "state").write_status({})
+        assert caught.value.lasting
+
+    @pytest.mark.parametrize(
+        ("number", "user", "lasting", "remedy"),
+        [
+            (errno.EROFS, 0, True, "ReadWritePaths="),
+            (errno.EACCES, 65534, True, "ReadWritePaths="),
+            (errno.EACCES, 1000, True, "run as root"),
+            (errno.ENOSPC, 0, False, "look at what is there"),
+        ],
+    )
+    def test_one_that_cannot_be_made(
+        self, number: int, user: int, lasting: bool, remedy: str, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(store, "SERVICE_USER", "nobody")
+        monkeypatch.setattr(Path, "mkdir", refuse)
+        monkeypatch.setattr(os, "geteuid", lambda: user)
+        with pytest.raises(StateError, match=f"cannot be made: {os.strerror(number)}; ") as caught:
+            Store(directory).write_status({})
+        assert (caught.value.lasting, remedy in str(caught.value)) == (lasting, True)
 
     def test_a_lock_that_is_a_link_is_refused(self, directory: Path, tmp_path: Path) -> None:
         write(tmp_path / "precious", "precious")
@@ -259,6 +282,20 @@ class TestInstance:
         assert f"pid {os.getpid()} (" in str(caught.value)
         assert "python" in str(caught.value), "with its command line"
         assert str(directory) in str(caught.value)
+
+    def test_the_end_of_the_first_may_be_waited_for(self, directory: Path) -> None:
+        entered = threading.Event()
+
+        def enter() -> None:
+            with Store(directory).instance(60):
+                entered.set()
+
+        thread = threading.Thread(target=enter)
+        with Store(directory).instance():
+            thread.start()
+            assert not entered.wait(0.03)
+        assert entered.wait(5)
+        thread.join(5)
 
     def test_the_next_is_welcome(self, directory: Path) -> None:
         for _ in range(2):
