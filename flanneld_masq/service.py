@@ -55,6 +55,7 @@ class Daemon:
         self._leases = Leases(self.settings.subnet_files)
         self._refused = ""  # what was wrong at the last reload
         self._published: dict[str, Any] = {}
+        self._unwritable = ""  # why status or metrics could not be written last
         self._said: set[str] = set()
         self._loops: tuple[FamilyLoop, ...] = ()
         self._commits = OwnCommits()
@@ -206,9 +207,17 @@ class Daemon:
             if self.settings.metrics_textfile:
                 replace_file(Path(self.settings.metrics_textfile), metrics.exposition(status))
         except MasqError as error:
-            self._say_once(Event("degraded", str(error)), logging.ERROR)
+            self._tell_writing(str(error))
         else:
             self._published = status
+            self._tell_writing("")
+
+    def _tell_writing(self, failure: str) -> None:
+        if failure and failure != self._unwritable:
+            self.event(Event("unwritable", failure), logging.ERROR)
+        elif self._unwritable and not failure:
+            self.event(Event("notice", "status and metrics are written again"))
+        self._unwritable = failure
 
     def status(self) -> dict[str, Any]:
         return {
@@ -339,8 +348,9 @@ class Daemon:
         return ", ".join(str(found.family) for found in self._loops if found.hangs(self._runners[found.family].moved))
 
     def _tell_hung(self, families: str) -> None:
-        message = f"{families}: a pass hangs; systemd's watchdog is not fed until it goes on"
-        self.event(Event("degraded", message), logging.ERROR)
+        seconds = self._notifier.watchdog_seconds or 0
+        message = f"{families}: a pass hangs; unless it goes on, systemd's watchdog ends the daemon in {seconds:.0f} s"
+        self.event(Event("hanging", message), logging.ERROR)
 
     async def _until(self, stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
         """A loop that ends by itself has a bug; its exception ends the daemon."""

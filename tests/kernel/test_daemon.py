@@ -336,6 +336,21 @@ def install_counter(site: Path) -> Path:
     return count
 
 
+def test_a_metrics_file_that_cannot_be_written_is_told_once_and_so_is_its_end(node: Node) -> None:
+    metrics = node.directory / "collector" / "metrics.prom"
+    text = f'[reconcile]\nresync_seconds = 1\n[metrics]\ntextfile = "{metrics}"'
+    with in_sync(node, "nft", text) as daemon:
+        daemon.logged("ERROR", f"{metrics} cannot be written: No such file or directory")
+        for count in (1, 2):
+            metrics.parent.mkdir()
+            eventually(lambda count=count: len(daemon.lines("INFO", "written again")) == count)  # type: ignore[misc]
+            assert metrics.exists()
+            shutil.rmtree(metrics.parent)
+            damage(node, Family.IPV4, BackendName("nft"))  # so that there is something new to write
+            eventually(lambda count=count: len(daemon.lines("ERROR")) == count + 1)  # type: ignore[misc]
+        assert daemon.status()["state"] == "synced"
+
+
 # ---- another instance
 
 
