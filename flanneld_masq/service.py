@@ -79,7 +79,7 @@ class Daemon:
             self.event(Event("started", f"flanneld-masq {__version__} started, pid {os.getpid()}"))
             for failure in self._plugins.failures:
                 self.event(Event("plugin-failed", str(failure)), logging.ERROR)
-            self._watch = FileWatch(lambda: _call_in(loop, self._file_event))
+            self._watch = FileWatch(lambda: _call_in(loop, self._file_event), self._unwatched)
             self._watch.start(self.settings.subnet_files)
             self._listen()
             self.refresh("start")
@@ -309,6 +309,9 @@ class Daemon:
     def _file_event(self) -> None:
         self._watch.refresh()
         self.refresh("subnet file changed")
+
+    def _unwatched(self, message: str) -> None:
+        self.event(Event("notice", message), logging.WARNING)
 
     def _tell(self, news: News) -> None:
         if news.change is Change.REFUSED:
