@@ -216,6 +216,24 @@ def test_a_daemon_that_crashes_is_started_anew_and_the_rules_stay(machine: Machi
     assert machine.site.wrong_packets() == []
 
 
+def test_an_ordinary_user_learns_of_it_without_d_bus(machine: Machine) -> None:
+    """The lock of the service's user tells nobody else who holds it."""
+    drop_in(machine, "[Service]\nRestartSec=60\n")
+    started(machine, text="[dbus]\nenabled = false")
+
+    def told() -> str:
+        return machine.masq("status", user="nobody").stdout.splitlines()[0]
+
+    assert told() == f"flanneld-masq: synced, pid {machine.show('MainPID')}"
+    assert "the daemon does not run" not in machine.masq("doctor", user="nobody", check=False).stdout
+    machine.systemctl("kill", "--signal=SIGKILL", UNIT)
+    eventually(lambda: machine.show("ActiveState") == "activating")
+    assert told() == "flanneld-masq: stopped"
+    machine.path("/run/flanneld-masq/status.json").unlink()
+    assert told() == "flanneld-masq: unknown"
+    assert "whether the daemon runs cannot be told" in machine.masq("doctor", user="nobody", check=False).stdout
+
+
 # ---- boot
 
 
