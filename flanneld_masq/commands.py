@@ -34,6 +34,7 @@ class Session:
     plugins: plugins.Plugins
     store: Store
     root: Path = Path("/")
+    wrong: ConfigError | None = None  # with the configuration file, which is not used then
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Session:
@@ -41,6 +42,17 @@ class Session:
         found = plugins.load()
         choice.check_names(settings, found.backends, found.failures)
         return cls(settings, found, Store(Path(settings.state_directory)))
+
+    @classmethod
+    def despite(cls, options: argparse.Namespace) -> Session:
+        """For who asks how the daemon is doing: it may run with settings that the file no longer gives."""
+        try:
+            return cls.of(options)
+        except ConfigError as error:
+            if options.backend or options.subnet_file:
+                raise
+            store = Store(Path(config.state_directory(Path(options.config))))
+            return cls(Settings(), plugins.load(), store, wrong=error)
 
     def wish(self) -> Wish:
         """What the configuration and the subnet files ask for now. Raises MasqError where that is nothing."""
@@ -74,16 +86,29 @@ def load_settings(options: argparse.Namespace) -> Settings:
 
 
 def run(options: argparse.Namespace) -> int:
+    """What ends it goes to the journal, where people alert on it; at a terminal the caller prints it."""
+    to_journal = journal.set_up(Settings().log_level)
+    try:
+        _serve(options)
+    except Exception as error:  # the top of the daemon
+        if not to_journal:
+            raise
+        journal.failed(error)
+        return error.exit_code if isinstance(error, MasqError) else 1
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> None:
     import asyncio
     import faulthandler
 
     from .service import Daemon
 
     lean.one_arena()
-    journal.set_up(load_settings(options).log_level)
+    daemon = Daemon(lambda: load_settings(options), plugins.load(), config=options.config)
+    journal.set_level(daemon.settings.log_level)
     faulthandler.enable()  # when systemd's watchdog ends us, the journal says where each thread was
-    asyncio.run(Daemon(lambda: load_settings(options), plugins.load()).run())
-    return 0
+    asyncio.run(daemon.run())
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -108,9 +133,9 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def apply(options: argparse.Namespace) -> int:
-    """By the daemon, if one runs and the command line asks for nothing else than the configuration does."""
+    """By the daemon, if one runs with this configuration and the command line asks for nothing else."""
     session = Session.of(options)
-    repairs, errors = (None, []) if options.backend or options.subnet_file else _by_daemon(session.store)
+    repairs, errors = (None, []) if options.backend or options.subnet_file else _by_daemon(session.store, options)
     if repairs is None:
         wish = session.wish()
         outcomes, errors = _each(session, lambda reconciler: reconciler.reconcile(wish))
@@ -119,20 +144,23 @@ def apply(options: argparse.Namespace) -> int:
     return _report(repairs, errors, options.json, "in sync already")
 
 
-def _by_daemon(store: Store) -> tuple[list[Repair] | None, list[MasqError]]:
+def _by_daemon(store: Store, options: argparse.Namespace) -> tuple[list[Repair] | None, list[MasqError]]:
     """None where there is no daemon that can be asked."""
+    holder = store.holder()
+    if not holder.pid:
+        return None, []
     try:
-        return remote.reconcile(store.daemon_pid()), []
+        return remote.reconcile({"pid": holder.pid, "config": os.path.realpath(options.config)}), []
     except BusError as error:
         return [], [error]
 
 
 def cleanup(options: argparse.Namespace) -> int:
     session = Session.of(options)
-    pid = session.store.daemon_pid()
-    if pid is not None:
+    holder = session.store.holder()
+    if holder.runs:
         raise MasqError(
-            f"the daemon runs (pid {pid}) and would put the rules back; stop it first, for instance with "
+            f"the daemon runs (pid {holder.pid}) and would put the rules back; stop it first, for instance with "
             f"`systemctl stop flanneld-masq`"
         )
     results, errors = _each(session, lambda reconciler: reconciler.remove_everything())
@@ -163,19 +191,39 @@ def _remove_flannel_rules(session: Session) -> tuple[list[Repair], list[MasqErro
 
 
 def status(options: argparse.Namespace) -> int:
-    session = Session.of(options)
-    pid = session.store.daemon_pid()
-    found = session.store.status() or {}
-    said = remote.status(pid or found.get("pid"))  # the lock that names its pid is for root alone
-    if said is not None or pid:
-        found = said or {**found, "pid": pid}
-    else:
-        found = {**found, "pid": None, "state": "stopped", **_kernel_status(session)}
+    session = Session.despite(options)
+    found = _said(session, options) or _unsaid(session)
+    if session.wrong is not None and not any(each.startswith(str(session.wrong)) for each in found["troubles"]):
+        found = {**found, "troubles": [*found["troubles"], str(session.wrong)]}
     if options.json:
         _print_json(found)
     else:
         print("\n".join(_status_lines(found)))
-    return 0
+    return session.wrong.exit_code if session.wrong else 0
+
+
+def _said(session: Session, options: argparse.Namespace) -> dict[str, Any] | None:
+    """What the running daemon says of itself, over D-Bus or in its file; None where none runs or says anything."""
+    holder = session.store.holder()
+    if holder.runs is False and session.wrong is None:
+        return None
+    written = session.store.status() or {}
+    said = remote.status({"pid": holder.pid} if holder.pid else {"config": os.path.realpath(options.config)})
+    fresh = written.get("state", "stopped") != "stopped" and holder.pid in (0, written.get("pid"))
+    return said or (written if holder.runs and fresh else None)
+
+
+def _unsaid(session: Session) -> dict[str, Any]:
+    """With no daemon that says anything, what the kernel holds, and what the last one did."""
+    holder, written = session.store.holder(), session.store.status() or {}
+    state = "stopped" if holder.runs is False else "unknown"
+    kernel = _kernel_status(session, state, written.get("families", {}))
+    found = {**written, "pid": holder.pid or None, "state": state, **kernel}
+    if holder.runs is False:
+        return found
+    what = "the daemon says nothing of itself" if holder.runs else "whether the daemon runs cannot be told"
+    trouble = f"{what}: {holder.why}; `systemctl status flanneld-masq` may tell, or this command as root"
+    return {**found, "troubles": [trouble, *found["troubles"]]}
 
 
 def monitor(options: argparse.Namespace) -> int:
@@ -264,9 +312,12 @@ def doctor(options: argparse.Namespace) -> int:
     from . import doctor as examination
     from . import facts
 
-    session = Session.of(options)
+    session = Session.despite(options)
     networks, failures = session.plugins.non_masquerade_cidrs(session.settings)
-    known = facts.gather(session.settings, networks, session.reconcilers(), session.store, session.root)
+    if session.wrong is None:
+        known = facts.gather(session.settings, networks, session.reconcilers(), session.store, session.root)
+    else:
+        known = facts.of_daemon(session.settings, session.store, str(session.wrong), session.root)
     findings = list(examination.examine(known))
     problems = [found for found in findings if found.severity is examination.Severity.PROBLEM]
     broken = list(map(str, (*session.plugins.failures, *failures)))
@@ -275,6 +326,8 @@ def doctor(options: argparse.Namespace) -> int:
     else:
         lines = [*examination.text_of(findings, colour=_in_colour()), *broken]
         print("\n".join(lines or ["nothing found that breaks masquerading"]))
+    if session.wrong is not None:
+        return session.wrong.exit_code
     return 1 if problems or broken else 0
 
 
@@ -285,26 +338,37 @@ def selftest(options: argparse.Namespace) -> int:
     return proof.main(named, tuple(Family), options.json, sys.stdout)
 
 
-def _kernel_status(session: Session) -> dict[str, Any]:
-    """With no daemon to ask, each family as the kernel holds it now."""
-    families: dict[str, Any] = {}
+def _kernel_status(session: Session, state: str, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Each family as the kernel holds it now, with the repairs that a daemon told of `before`."""
+    wish, troubles = None, []
     try:
-        wish = session.wish()
+        wish = session.wish() if session.wrong is None else None
     except MasqError as error:
-        return {"families": families, "leases": [], "troubles": [str(error)]}
+        troubles = [str(error)]
+    families: dict[str, Any] = {}
     for reconciler in session.reconcilers():
-        entry: dict[str, Any] = {"state": "stopped", "last_error": "", "groups": {}}
-        try:
-            entry["groups"] = {
-                str(group): {"backend": chosen.backend, "why": chosen.why}
-                for group, chosen in reconciler.choices(wish).items()
-            }
-            changes = [change for found in reconciler.plan(wish) for change in found.changes]
-            entry["kernel"] = describe(tuple(changes)) if changes else "holds what is wanted"
-        except MasqError as error:
-            entry["last_error"] = str(error)
-        families[str(reconciler.family)] = entry
-    return {"families": families, "leases": [as_data(lease) for lease in wish.leases], "troubles": []}
+        name = str(reconciler.family)
+        repairs = {key: value for key, value in before.get(name, {}).items() if key in ("repairs", "last_repair")}
+        if repairs or wish is not None:
+            kernel = _in_kernel(reconciler, wish) if wish is not None else {}
+            families[name] = {"state": state, "last_error": "", "groups": {}, **kernel, **repairs}
+    leases = [as_data(lease) for lease in wish.leases] if wish is not None else []
+    return {"families": families, "leases": leases, "troubles": troubles}
+
+
+def _in_kernel(reconciler: Reconciler, wish: Wish) -> dict[str, Any]:
+    """Of one family: which backends, and whether the kernel holds what is wanted."""
+    found: dict[str, Any] = {}
+    try:
+        found["groups"] = {
+            str(group): {"backend": chosen.backend, "why": chosen.why}
+            for group, chosen in reconciler.choices(wish).items()
+        }
+        changes = [change for plan_of in reconciler.plan(wish) for change in plan_of.changes]
+        found["kernel"] = describe(tuple(changes)) if changes else "holds what is wanted"
+    except MasqError as error:
+        found["last_error"] = str(error)
+    return found
 
 
 def _each(session: Session, call: Callable[[Reconciler], Any]) -> tuple[list[Any], list[MasqError]]:

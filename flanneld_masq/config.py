@@ -42,6 +42,7 @@ _Check = Callable[[object], Any]
 
 _BACKEND = re.compile("[a-z][a-z0-9-]*")
 _BARE_KEY = re.compile("[A-Za-z0-9_-]{1,60}")
+_STATE_DIRECTORY = re.compile("^[ \\t]*state_directory[ \\t]*=[^\\r\\n]*", re.MULTILINE)
 # No leading zeros: iptables would take them for octal, an administrator might not.
 _NUMBER = "0[xX][0-9a-fA-F]+|0|[1-9][0-9]*"
 _MARK = re.compile(f"(?P<value>{_NUMBER})(?:/(?P<mask>{_NUMBER}))?")
@@ -74,18 +75,30 @@ def load(path: Path) -> Settings:
 
     A file that others than root or the caller may write is refused: it would tell root what to do.
     """
+    return parse(_text(path), str(path))
+
+
+def state_directory(path: Path) -> str:
+    """The one that a file names which is wrong elsewhere; the default where it says nothing that can be used."""
+    try:
+        line = _STATE_DIRECTORY.search(_text(path))
+        return parse(line[0] if line else "", str(path)).state_directory
+    except ConfigError:
+        return Settings().state_directory
+
+
+def _text(path: Path) -> str:
     try:
         data, status = read_regular(path, MAX_BYTES)
     except FileNotFoundError:
-        return Settings()
+        return ""
     except (OSError, ValueError) as error:
         raise ConfigError(str(path), "", f"cannot be read: {why(error)}") from error
     _check_owner(path, status)
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(str(path), "", f"is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    return parse(text, str(path))
 
 
 def with_overrides(settings: Settings, backend: str | None, subnet_files: Sequence[str]) -> Settings:

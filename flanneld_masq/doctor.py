@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Optional
 
-from .model import SLOTS, BackendName, Family, Lease, Settings, Survey
+from .model import SLOTS, BackendName, Family, Holder, Lease, Settings, Survey
 
 CONNTRACK_NEARLY_FULL = 0.9
+_NOBODY = Holder(False, 0, "")
 
 
 class Severity(str, Enum):
@@ -54,19 +55,22 @@ class FamilyFacts:
 @dataclass(frozen=True, **SLOTS)
 class Facts:
     """What was found out of a node. `troubles` say why subnet files give no lease; `status` is what the daemon
-    says of itself, `pid` None where none runs; `conntrack` counts the connections, and how many there may be."""
+    says of itself, `holder` whether it runs; `conntrack` counts the connections, and how many there may be. `wrong`
+    says what is wrong with the configuration file, without which nothing is known of what depends on it."""
 
     settings: Settings
     leases: tuple[Lease, ...] = ()
     troubles: tuple[str, ...] = ()
-    pid: Optional[int] = None
+    holder: Holder = _NOBODY
     status: Mapping[str, Any] = field(default_factory=dict)
     families: tuple[FamilyFacts, ...] = ()
     conntrack: Optional[tuple[int, int]] = None
+    wrong: str = ""
 
 
 def examine(facts: Facts) -> Iterator[Finding]:
     """All findings, those of the whole node first."""
+    yield from _configuration(facts)
     yield from _subnet_files(facts)
     yield from _daemon(facts)
     yield from _conntrack(facts)
@@ -86,6 +90,13 @@ def text_of(findings: Iterable[Finding], *, colour: bool = False) -> Iterator[st
         yield f"  remedy: {found.remedy}"
 
 
+def _configuration(facts: Facts) -> Iterator[Finding]:
+    if facts.wrong:
+        what = "the configuration is wrong: a daemon that runs keeps the one before, and none starts with it"
+        remedy = "mend it, then `systemctl reload-or-restart flanneld-masq`, and ask again for what depends on it"
+        yield Finding(Severity.PROBLEM, what, facts.wrong, remedy)
+
+
 def _subnet_files(facts: Facts) -> Iterator[Finding]:
     for trouble in facts.troubles:
         remedy = "look at flannel's log: it writes the file when it starts; `subnet_files` names another"
@@ -98,11 +109,12 @@ def _subnet_files(facts: Facts) -> Iterator[Finding]:
 
 
 def _daemon(facts: Facts) -> Iterator[Finding]:
-    if facts.pid is None:
-        evidence = f"nobody holds {facts.settings.state_directory}/lock"
-        remedy = "systemctl enable --now flanneld-masq"
-        yield Finding(Severity.PROBLEM, "the daemon does not run, so nobody repairs the rules", evidence, remedy)
-        return
+    if facts.holder.runs is None:
+        what, remedy = "whether the daemon runs cannot be told", "run this as root, or systemctl status flanneld-masq"
+        yield Finding(Severity.NOTICE, what, facts.holder.why, remedy)
+    elif not facts.holder.runs:
+        what, remedy = "the daemon does not run, so nobody repairs the rules", "systemctl enable --now flanneld-masq"
+        yield Finding(Severity.PROBLEM, what, facts.holder.why, remedy)
     for name, family in facts.status.get("families", {}).items():
         if family.get("state") in ("degraded", "contended"):
             remedy = "journalctl -u flanneld-masq -x says who or what, and what to do"
@@ -162,7 +174,7 @@ def _dropped(facts: Facts, found: FamilyFacts) -> Iterator[Finding]:
 
 def _rules(facts: Facts, found: FamilyFacts) -> Iterator[Finding]:
     if found.differs:
-        remedy = "systemctl reload flanneld-masq" if facts.pid else "flanneld-masq apply"
+        remedy = "systemctl reload flanneld-masq" if facts.holder.runs else "flanneld-masq apply"
         yield _problem(found, "the kernel does not hold the rules that are wanted", found.differs, remedy)
 
 

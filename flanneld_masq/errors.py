@@ -101,7 +101,12 @@ class AlreadyRunning(MasqError):
 
 
 class StateError(MasqError):
-    pass
+    """`lasting` is whether it stays so until somebody mends it: we may not use what is there."""
+
+    def __init__(self, reason: str, *, lasting: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.lasting = lasting
 
 
 class BusError(MasqError):

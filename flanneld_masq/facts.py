@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
@@ -31,16 +32,19 @@ def gather(
     leases.refresh()
     wish = Wish(settings, leases.good, exceptions, _flannel_uses_nftables(settings))
     named = [each for each in reconcilers if any(lease.of(each.family) for lease in leases.good)]
-    pid = store.daemon_pid()
-    return Facts(
-        settings,
-        leases.good,
-        leases.troubles,
-        pid,
-        (store.status() or {}) if pid else {},
-        tuple(_family(each, wish, root) for each in named),
-        _conntrack(root),
+    return replace(
+        of_daemon(settings, store, "", root),
+        leases=leases.good,
+        troubles=leases.troubles,
+        families=tuple(_family(each, wish, root) for each in named),
     )
+
+
+def of_daemon(settings: Settings, store: Store, wrong: str, root: Path) -> Facts:
+    """What does not depend on the configuration, which may be wrong."""
+    holder = store.holder()
+    status = (store.status() or {}) if holder.runs else {}
+    return Facts(settings, holder=holder, status=status, conntrack=_conntrack(root), wrong=wrong)
 
 
 def _family(reconciler: Reconciler, wish: Wish, root: Path) -> FamilyFacts:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 
 from . import plan
+from .errors import MasqError
 from .hookspecs import Event
 from .model import Plan
 
@@ -17,6 +18,7 @@ LOGGER = logging.getLogger("flanneld_masq")
 MESSAGE_IDS: Mapping[str, str] = {
     "started": "e93f760863114e488b600dfe0e2e7542",
     "stopped": "97bc80aa30cd4d479927032493b2d1d4",
+    "failed": "8d3120b3832c4efc8dc711435050fc2c",
     "waiting": "6104c3239f134cefb2d245ec2823826c",
     "lease-changed": "8f8af8006af54633b75c44e54d8dfe75",
     "lease-refused": "3a93a664d1654f7c9b4186c1413426c2",
@@ -25,6 +27,9 @@ MESSAGE_IDS: Mapping[str, str] = {
     "verified": "9e92cc5527e04207b22669cea32d278d",
     "drift-repaired": "afca4eb59f464901a9b7df2ebc1cc9c6",
     "degraded": "f1470fb6fef94fe093da04eb86b42504",
+    "hanging": "bdc17829d89b49ccab2333efc8d9b785",
+    "rules-left": "76715cf74db54310899c217e9a9f30de",
+    "unwritable": "0605c86b61824dca909e12448bbf4430",
     "contended": "929d2688f6994fe8935b535998e34001",
     "recovered": "3e79fd230120450db5de35e360353314",
     "reloaded": "011c048da86a4364853ef10c887399e3",
@@ -36,8 +41,8 @@ PREFIX = "FLANNELD_MASQ_"
 MOST_DIFF_LINES = 200  # somebody may have put any number of rules into our chains
 
 
-def emit(event: Event, level: int = logging.INFO) -> None:
-    """Log an event with its message id and fields."""
+def emit(event: Event, level: int = logging.INFO, bug: Exception | None = None) -> None:
+    """Log an event with its message id and fields; with the traceback of a bug."""
     fields = {
         "FAMILY": event.family,
         "GROUP": event.group,
@@ -51,7 +56,15 @@ def emit(event: Event, level: int = logging.INFO) -> None:
         "DIFF": event.diff,
     }
     extra = {PREFIX + key: str(value) for key, value in fields.items() if value}
-    LOGGER.log(level, "%s", event.message, extra={"MESSAGE_ID": MESSAGE_IDS[event.kind], **extra})
+    LOGGER.log(level, "%s", event.message, exc_info=bug, extra={"MESSAGE_ID": MESSAGE_IDS[event.kind], **extra})
+
+
+def failed(error: Exception) -> None:
+    """Log what ends the daemon."""
+    if isinstance(error, MasqError):
+        emit(Event("failed", str(error)), logging.ERROR)
+    else:
+        emit(Event("failed", f"internal error: {error!r}"), logging.ERROR, bug=error)
 
 
 def diff_text(found: Plan) -> str:
@@ -62,12 +75,13 @@ def diff_text(found: Plan) -> str:
     return "\n".join([*lines[:MOST_DIFF_LINES], *more])
 
 
-def set_up(level: str, environ: Mapping[str, str] = os.environ) -> None:
-    """To the journal when systemd reads our standard error, else to standard error."""
-    handler = _journal_handler() if _stderr_is_journal(environ) else _stream_handler()
-    LOGGER.handlers[:] = [handler]
+def set_up(level: str, environ: Mapping[str, str] = os.environ) -> bool:
+    """To the journal when systemd reads our standard error, else to standard error. Whether it is the journal."""
+    to_journal = _stderr_is_journal(environ)
+    LOGGER.handlers[:] = [_journal_handler() if to_journal else _stream_handler()]
     LOGGER.propagate = False
     set_level(level)
+    return to_journal
 
 
 def set_level(level: str) -> None:

@@ -246,7 +246,7 @@ class FamilyLoop:
         """Remove all our rules of the family."""
         _, errors = await self._in_thread(self._reconciler.remove_everything)
         for error in errors:
-            self._event("degraded", f"{self.family}: rules not removed: {error}", level=logging.ERROR)
+            self._event("rules-left", f"{self.family}: rules not removed: {error}", level=logging.ERROR)
 
     def close(self) -> None:
         if self._poll_timer is not None:

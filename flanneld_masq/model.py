@@ -351,3 +351,13 @@ class Plan:
     family: Family
     backend: BackendName
     changes: tuple[Change, ...] = ()
+
+
+@dataclass(frozen=True, **SLOTS)
+class Holder:
+    """Whether a daemon holds a state directory: `runs` is None where that cannot be told. `pid` is 0 where it is not
+    known, and `why` says how all that is known, or why not."""
+
+    runs: Optional[bool]
+    pid: int
+    why: str

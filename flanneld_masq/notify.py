@@ -38,6 +38,14 @@ class Notifier:
         self._ready, self._text = self._ready or settled, text
         self._send(*lines)
 
+    @property
+    def listened_to(self) -> bool:
+        return bool(self._address)
+
+    def starting(self, text: str) -> None:
+        """What holds up the start."""
+        self._send(f"STATUS={_line(text)}")
+
     def reloading(self) -> None:
         """What is `settled` from now on ends the reload."""
         self._ready = False
@@ -90,7 +98,10 @@ class Watchdog:
 
 def status_text(status: Mapping[str, Any]) -> str:
     """The state in one line, as `systemctl status` shows it."""
-    text = "; ".join(_parts(status))
+    return _line("; ".join(_parts(status)))
+
+
+def _line(text: str) -> str:
     line = "".join(character if character.isprintable() else " " for character in text).encode(errors="replace")
     return line.decode() if len(line) <= MOST_BYTES else line[: MOST_BYTES - 3].decode(errors="ignore") + "..."
 
@@ -100,7 +111,7 @@ def _parts(status: Mapping[str, Any]) -> Iterator[str]:
     if state == "stopped":
         yield state
     elif not status["leases"]:
-        said = troubles and all(trouble.startswith(state) for trouble in troubles)
+        said = troubles and troubles[0].startswith(state)
         yield from troubles if said else (state, *troubles)
     else:
         found = [_family(name, family, status["leases"]) for name, family in status["families"].items()]

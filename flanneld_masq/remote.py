@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import manager
@@ -23,17 +23,18 @@ _NOBODY = ("", f"{ERROR}ServiceUnknown", f"{ERROR}NameHasNoOwner")
 _Result = TypeVar("_Result")
 
 
-def status(pid: int | None) -> dict[str, Any] | None:
-    """What the daemon of that pid says of itself. None where it cannot be asked, or another one is on the bus."""
+def status(meant: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the daemon says of itself that is meant: its status has all these values. None where it cannot be asked,
+    or another one is on the bus."""
     with contextlib.suppress(BusError):
-        return _ask(pid, _nothing_else)
+        return _ask(meant, _nothing_else)
     return None
 
 
-def reconcile(pid: int | None) -> list[Repair] | None:
+def reconcile(meant: Mapping[str, Any]) -> list[Repair] | None:
     """Have it look at all families now; what it changed. None as above. Raises BusError if it failed or refused."""
     try:
-        return _ask(pid, _reconcile)
+        return _ask(meant, _reconcile)
     except BusError as error:
         if error.name in _NOBODY:
             return None
@@ -49,10 +50,10 @@ async def _reconcile(connection: Connection, _: dict[str, Any]) -> list[Repair]:
     return manager.repairs(changed)
 
 
-def _ask(pid: int | None, question: Callable[[Connection, dict[str, Any]], Awaitable[_Result]]) -> _Result | None:
-    """Ask the daemon of that pid, whose status the question gets. Raises BusError."""
-    if pid is None:
-        return None
+def _ask(
+    meant: Mapping[str, Any], question: Callable[[Connection, dict[str, Any]], Awaitable[_Result]]
+) -> _Result | None:
+    """Ask the daemon that is meant, whose status the question gets. Raises BusError."""
     try:
         from .dbus import connect
     except ImportError:
@@ -63,7 +64,7 @@ def _ask(pid: int | None, question: Callable[[Connection, dict[str, Any]], Await
         try:
             (text,) = await connection.call(NAME, PATH, MANAGER.name, "GetStatus", seconds=STATUS_SECONDS)
             found = json.loads(text)
-            return await question(connection, found) if found["pid"] == pid else None
+            return await question(connection, found) if meant.items() <= found.items() else None
         finally:
             connection.close()
 

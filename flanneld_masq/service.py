@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__, choice, journal, lean, metrics
-from .errors import ConfigError, MasqError
+from .errors import AlreadyRunning, ConfigError, MasqError, StateError
 from .events import RulesetEvents
 from .hookspecs import Event, Host
 from .leases import Change, Leases, News, as_data
@@ -31,24 +31,31 @@ if TYPE_CHECKING:
     from .presence import Presence
 
 EVENT_PAUSE_SECONDS = 0.02
+OTHER_SECONDS = 30.0  # that a service waits for another instance to end, instead of being started again and again
 SLIM_AFTER_SECONDS = 5.0  # all that is loaded is loaded by then
 BUS_AFTER_SECONDS = 2.0  # by then the bus is joined, also if the first pass still hangs
 
 
 class Daemon:
-    """Owns the settings, the leases and the loops. `load` reads the configuration anew."""
+    """Owns the settings, the leases and the loops. `load` reads the configuration anew, which is that of the file
+    `config`."""
 
-    def __init__(self, load: Callable[[], Settings], plugins: Plugins, root: Path = Path("/")) -> None:
+    def __init__(
+        self, load: Callable[[], Settings], plugins: Plugins, root: Path = Path("/"), *, config: str = ""
+    ) -> None:
         self.settings = load()
         choice.check_names(self.settings, plugins.backends, plugins.failures)
         self._load = load
+        self._config = os.path.realpath(config)
         self._plugins = plugins
         self._root = root
         self._runners = {family: Runner() for family in Family}
         self._notifier = Notifier()
         self._store = Store(Path(self.settings.state_directory))
         self._leases = Leases(self.settings.subnet_files)
+        self._refused = ""  # what was wrong at the last reload
         self._published: dict[str, Any] = {}
+        self._unwritable = ""  # why status or metrics could not be written last
         self._said: set[str] = set()
         self._loops: tuple[FamilyLoop, ...] = ()
         self._commits = OwnCommits()
@@ -60,8 +67,9 @@ class Daemon:
         self._flannel_uses_nftables = False
 
     async def run(self) -> None:
-        """Until SIGTERM or SIGINT. Raises AlreadyRunning, StateError."""
-        with self._store.instance():
+        """Until SIGTERM or SIGINT. Raises AlreadyRunning, StateError, ConfigError."""
+        with contextlib.ExitStack() as held:
+            self._hold_directory(held)
             loop = asyncio.get_running_loop()
             stop = asyncio.Event()
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -71,7 +79,7 @@ class Daemon:
             self.event(Event("started", f"flanneld-masq {__version__} started, pid {os.getpid()}"))
             for failure in self._plugins.failures:
                 self.event(Event("plugin-failed", str(failure)), logging.ERROR)
-            self._watch = FileWatch(lambda: _call_in(loop, self._file_event))
+            self._watch = FileWatch(lambda: _call_in(loop, self._file_event), self._unwatched)
             self._watch.start(self.settings.subnet_files)
             self._listen()
             self.refresh("start")
@@ -88,6 +96,20 @@ class Daemon:
                 slim.cancel()
                 watchdog.stop()
                 await self._wind_down(tasks)
+
+    def _hold_directory(self, held: contextlib.ExitStack) -> None:
+        """As the one daemon. Where that is not allowed, trying again is of no use, as with any wrong configuration."""
+        try:
+            held.enter_context(self._store.instance())
+        except StateError as error:
+            if error.lasting:
+                raise ConfigError(self._config, "state_directory", str(error)) from error
+            raise
+        except AlreadyRunning as error:
+            if not self._notifier.listened_to:
+                raise
+            self._notifier.starting(f"waiting for its end: {error}")
+            held.enter_context(self._store.instance(OTHER_SECONDS))
 
     def wish(self) -> Wish | None:
         """What is to hold now; None until there is a lease."""
@@ -111,14 +133,16 @@ class Daemon:
             settings = self._load()
             choice.check_names(settings, self._plugins.backends, self._plugins.failures)
         except ConfigError as error:
-            self.event(Event("reload-refused", f"{error}; the running settings stay"), logging.ERROR)
+            self._refused = f"{error}; the running settings stay"
+            self.event(Event("reload-refused", self._refused), logging.ERROR)
             self.publish()
             raise
         if settings.state_directory != self.settings.state_directory:
             message = f"state_directory stays {self.settings.state_directory} until a restart"
             self.event(Event("notice", message), logging.WARNING)
             settings = dataclasses.replace(settings, state_directory=self.settings.state_directory)
-        self.settings = settings
+        self.settings, self._refused = settings, ""
+        self._published = {}  # whose status is the same may be wanted elsewhere now
         journal.set_level(settings.log_level)
         self._exceptions = self._plugin_networks()
         self._leases.follow(settings.subnet_files)
@@ -183,17 +207,26 @@ class Daemon:
             if self.settings.metrics_textfile:
                 replace_file(Path(self.settings.metrics_textfile), metrics.exposition(status))
         except MasqError as error:
-            self._say_once(Event("degraded", str(error)), logging.ERROR)
+            self._tell_writing(str(error))
         else:
             self._published = status
+            self._tell_writing("")
+
+    def _tell_writing(self, failure: str) -> None:
+        if failure and failure != self._unwritable:
+            self.event(Event("unwritable", failure), logging.ERROR)
+        elif self._unwritable and not failure:
+            self.event(Event("notice", "status and metrics are written again"))
+        self._unwritable = failure
 
     def status(self) -> dict[str, Any]:
         return {
             "version": __version__,
             "pid": os.getpid(),
+            "config": self._config,
             "state": self._state(),
             "leases": [as_data(lease) for lease in self._leases.good],
-            "troubles": list(self._leases.troubles),
+            "troubles": [*self._leases.troubles, *filter(None, (self._refused,))],
             "plugin_failures": [str(failure) for failure in self._plugins.failures],
             "families": {str(found.family): found.status() for found in self._loops},
         }
@@ -277,6 +310,9 @@ class Daemon:
         self._watch.refresh()
         self.refresh("subnet file changed")
 
+    def _unwatched(self, message: str) -> None:
+        self.event(Event("notice", message), logging.WARNING)
+
     def _tell(self, news: News) -> None:
         if news.change is Change.REFUSED:
             self.event(Event("lease-refused", news.message), logging.ERROR)
@@ -315,8 +351,9 @@ class Daemon:
         return ", ".join(str(found.family) for found in self._loops if found.hangs(self._runners[found.family].moved))
 
     def _tell_hung(self, families: str) -> None:
-        message = f"{families}: a pass hangs; systemd's watchdog is not fed until it goes on"
-        self.event(Event("degraded", message), logging.ERROR)
+        seconds = self._notifier.watchdog_seconds or 0
+        message = f"{families}: a pass hangs; unless it goes on, systemd's watchdog ends the daemon in {seconds:.0f} s"
+        self.event(Event("hanging", message), logging.ERROR)
 
     async def _until(self, stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
         """A loop that ends by itself has a bug; its exception ends the daemon."""

@@ -14,23 +14,30 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import json
 import os
 import pwd
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from .errors import AlreadyRunning, StateError
-from .model import BackendName, Family, Golden, Item, Neighbours
+from .model import BackendName, Family, Golden, Holder, Item, Neighbours
 
 SERVICE_USER = "flanneld-masq"
 PASS_LOCK_SECONDS = 10.0
 _RETRY_SECONDS = 0.01
-_INSTANCE_TRIES = 8
+_ASKED_SECONDS = 0.08  # for a command that asks who holds the directory holds the lock for a moment
+_LONGEST_RETRY_SECONDS = 0.1
+# of what somebody must mend; a full file system or too many open files may pass
+_LASTING = frozenset(
+    (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+)
 
 
 class Store:
@@ -72,23 +79,40 @@ class Store:
     def write_status(self, status: dict[str, Any]) -> None:
         self._write("status.json", status)
 
-    def daemon_pid(self) -> int | None:
-        """The pid of the daemon that holds the directory; None where none does."""
+    def holder(self) -> Holder:
+        """Whether a daemon holds the directory. The lock is for its owner alone; to others the status file tells."""
+        lock = self._path("lock")
         try:
-            with self._path("lock").open("r+") as file:
-                if not _try_lock(file):
-                    return int(file.read().strip() or 0)
-        except (OSError, ValueError):
-            return None
-        return None
+            with lock.open("rb") as file:
+                if _try_lock(file.fileno(), fcntl.LOCK_SH):
+                    return Holder(False, 0, f"nobody holds {lock}")
+                return Holder(True, _number(file.read()), f"{lock} is held")
+        except (FileNotFoundError, NotADirectoryError):
+            return Holder(False, 0, f"there is no {lock}, so nobody holds it")
+        except OSError as error:
+            return self._by_status(f"{lock} cannot be opened: {error.strerror}")
+
+    def _by_status(self, why_not: str) -> Holder:
+        status, path = self.status(), self._path("status.json")
+        if status is None:
+            return Holder(None, 0, f"{why_not}; {path} cannot be read either")
+        if status.get("state") == "stopped":
+            return Holder(False, 0, f"{path} says so")
+        pid = _number(status.get("pid"))
+        if _lives(pid):
+            return Holder(True, pid, f"{path} names pid {pid}, which lives")
+        if not Path("/proc/1").exists():  # hidepid= of proc(5)
+            return Holder(None, 0, f"{why_not}; /proc hides the processes of others")
+        return Holder(False, 0, f"{path} names pid {pid}, which has ended")
 
     @contextlib.contextmanager
-    def instance(self) -> Iterator[None]:
-        """Hold the directory as its one daemon. Raises AlreadyRunning, naming the other."""
+    def instance(self, seconds: float = _ASKED_SECONDS) -> Iterator[None]:
+        """Hold the directory as its one daemon. Raises AlreadyRunning after so many seconds, naming the other."""
         with os.fdopen(self._open_lock("lock"), "r+") as file:
-            pause = threading.Event()
-            # a command that asks for the daemon's pid holds the lock for a moment
-            if not any(_try_lock(file) or pause.wait(_RETRY_SECONDS) for _ in range(_INSTANCE_TRIES)):
+            pause, deadline = threading.Event(), time.monotonic() + seconds
+            while not (mine := _try_lock(file)) and time.monotonic() < deadline:
+                pause.wait(min(seconds / 8, _LONGEST_RETRY_SECONDS))
+            if not mine:
                 raise AlreadyRunning(
                     f"another flanneld-masq runs with the state directory {self._directory}: "
                     f"{_describe_process(file.read().strip())}; stop it first, or give this one a state_directory "
@@ -131,20 +155,17 @@ class Store:
                 self._directory.mkdir(mode=0o755, parents=True, exist_ok=True)
             found = self._directory.stat()
         except OSError as error:
-            raise StateError(
-                f"state directory {self._directory} cannot be made: {error.strerror}; run as root"
-            ) from error
+            raise _state_error(f"state directory {self._directory} cannot be made", error) from error
         if not _is_trusted(found.st_uid) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise StateError(
-                f"state directory {self._directory} can be written by others than root; `chown root` and `chmod 755` it"
-            )
+            message = f"state directory {self._directory} can be written by others than root"
+            raise StateError(f"{message}; `chown root` and `chmod 755` it", lasting=True)
 
     def _open_lock(self, name: str) -> int:
         self._prepare()
         try:
             return self._open_or_make(self._path(name))
         except OSError as error:
-            raise StateError(f"{self._path(name)} cannot be opened: {error.strerror}; run as root") from error
+            raise _state_error(f"{self._path(name)} cannot be opened", error) from error
 
     def _open_or_make(self, path: Path) -> int:
         """For its owner alone, for whoever can open a lock can hold it. What root makes is the daemon's."""
@@ -196,19 +217,51 @@ def replace_file(path: Path, text: str) -> None:
         raise StateError(f"{path} cannot be written: {error.strerror}") from error
 
 
+def _state_error(what: str, error: OSError) -> StateError:
+    return StateError(f"{what}: {error.strerror}; {_remedy(error)}", lasting=error.errno in _LASTING)
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno == errno.EROFS or _is_service(os.geteuid()):
+        return (
+            f"leave state_directory at its default, or make a directory that the user {SERVICE_USER} may write, and "
+            f"name it in ReadWritePaths= of a drop-in (`systemctl edit flanneld-masq`)"
+        )
+    return "look at what is there, or name another state_directory" if os.geteuid() == 0 else "run as root"
+
+
 def _is_trusted(uid: int) -> bool:
     """Whether we take what that user wrote: root, ourselves, or the user of the service."""
-    if uid in (0, os.geteuid()):
-        return True
+    return uid in (0, os.geteuid()) or _is_service(uid)
+
+
+def _is_service(uid: int) -> bool:
     try:
         return pwd.getpwuid(uid).pw_name == SERVICE_USER
     except KeyError:
         return False
 
 
-def _try_lock(file: IO[str] | int) -> bool:
+def _lives(pid: int) -> bool:
+    """Whether there is such a process, and whose word we take."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return pid > 0 and _is_trusted(Path(f"/proc/{pid}").stat().st_uid)
+    except OSError:
+        return False
+
+
+def _number(text: object) -> int:
+    """0 for what is none."""
+    try:
+        return int(text)  # type: ignore[call-overload,no-any-return]
+    except (TypeError, ValueError):
+        return 0
+
+
+def _try_lock(file: IO[str] | int, kind: int = fcntl.LOCK_EX) -> bool:
+    """Shared for who only asks, so that those who ask are not in each other's way."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

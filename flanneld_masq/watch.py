@@ -5,6 +5,7 @@ directory. Watches directories, never the file itself; inotify by way of watchdo
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from watchdog.observers.api import ObservedWatch
 from .model import SLOTS
 
 JOIN_SECONDS = 0.2  # watchdog 1.0 may take a whole second to see that it shall end; no process waits for its threads
+_MEANWHILE = "; changes there are found at the resync only"
+_RAISE = "; raise it with sysctl, fs.inotify.{}, then `systemctl reload flanneld-masq`"
+_REMEDIES = {errno.ENOSPC: _RAISE.format("max_user_watches"), errno.EMFILE: _RAISE.format("max_user_instances")}
 _READS = frozenset({"opened", "closed_no_write"})  # our own reading must not wake us
 
 
@@ -31,10 +35,12 @@ class Directory:
 
 class FileWatch:
     """Calls `changed` from a thread of its own. After each call `refresh` must follow: it moves the watches
-    to the directories that exist now. All methods are for one thread."""
+    to the directories that exist now. All methods are for one thread. `complain` gets what cannot be watched."""
 
-    def __init__(self, changed: Callable[[], None]) -> None:
+    def __init__(self, changed: Callable[[], None], complain: Callable[[str], None]) -> None:
         self._changed = changed
+        self._complain = complain
+        self._hopeless: set[Directory] = set()
         self._observer = Observer()
         self._watches: dict[Directory, ObservedWatch] = {}
         self._paths: tuple[str, ...] = ()
@@ -44,8 +50,9 @@ class FileWatch:
         self.follow(paths)
 
     def follow(self, paths: tuple[str, ...]) -> None:
-        """Watch for these files from now on, and no others."""
+        """Watch for these files from now on, and no others. What could not be watched is tried again."""
         self._paths = paths
+        self._hopeless.clear()
         self.refresh()
 
     def refresh(self) -> None:
@@ -58,7 +65,7 @@ class FileWatch:
         self._observer.join(JOIN_SECONDS)
 
     def _update(self) -> bool:
-        wanted = directories(self._paths)
+        wanted = directories(self._paths) - self._hopeless
         stale = [found for found in self._watches if found not in wanted]
         for directory in stale:
             with contextlib.suppress(OSError):  # watchdog 1.0 has closed it itself when the directory went
@@ -69,8 +76,13 @@ class FileWatch:
     def _schedule(self, directory: Directory) -> bool:
         try:
             watch = self._observer.schedule(_Handler(directory, self._changed), directory.path)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return False  # gone since it was seen; the watch on the directory above it tells
+        except OSError as error:
+            self._hopeless.add(directory)  # each try may cost a file descriptor that watchdog does not close
+            remedy = _REMEDIES.get(error.errno or 0, "")
+            self._complain(f"{directory.path} cannot be watched: {error.strerror}{_MEANWHILE}{remedy}")
+            return False
         self._watches[directory] = watch
         return True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -188,8 +189,15 @@ def test_sighup_with_a_bad_configuration_says_where_it_is_bad_and_changes_nothin
         assert str(node.config_file) in line or said == "forward.backend"
         assert rules(node) == before
         assert daemon.status()["state"] == "synced"
+        asked = node.masq("status")
+        assert (asked.returncode, asked.stderr) == (2, "")
+        assert asked.stdout.startswith(f"flanneld-masq: synced, pid {daemon.process.pid}\n  trouble: ")
+        assert (asked.stdout.count(said), asked.stdout.count("trouble")) == (1, 1)
+        assert "the daemon does not run" not in node.masq("doctor").stdout
         node.config_file.write_text(good)
         reload(daemon)
+        eventually(lambda: not daemon.status()["troubles"])
+        assert node.masq("status").returncode == 0
         assert len(daemon.lines("ERROR")) == 1
 
 
@@ -328,7 +336,52 @@ def install_counter(site: Path) -> Path:
     return count
 
 
+def test_a_metrics_file_that_cannot_be_written_is_told_once_and_so_is_its_end(node: Node) -> None:
+    metrics = node.directory / "collector" / "metrics.prom"
+    text = f'[reconcile]\nresync_seconds = 1\n[metrics]\ntextfile = "{metrics}"'
+    with in_sync(node, "nft", text) as daemon:
+        daemon.logged("ERROR", f"{metrics} cannot be written: No such file or directory")
+        for count in (1, 2):
+            metrics.parent.mkdir()
+            eventually(lambda count=count: len(daemon.lines("INFO", "written again")) == count)  # type: ignore[misc]
+            assert metrics.exists()
+            shutil.rmtree(metrics.parent)
+            damage(node, Family.IPV4, BackendName("nft"))  # so that there is something new to write
+            eventually(lambda count=count: len(daemon.lines("ERROR")) == count + 1)  # type: ignore[misc]
+        assert daemon.status()["state"] == "synced"
+
+
+# ---- another instance
+
+
+def test_the_end_of_another_instance_is_waited_for_by_a_service(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a terminal it ends at once. A service would be started again every few seconds."""
+    with in_sync(node) as first:
+        with node.running() as second:
+            assert second.process.wait(timeout=10) == 1
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+            systemd.bind(str(tmp_path / "notify"))
+            systemd.settimeout(10)
+            monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+            with node.running() as third:
+                said = systemd.recv(4096).decode()
+                assert said.startswith("STATUS=waiting for its end: another flanneld-masq runs")
+                assert f"pid {first.process.pid}" in said
+                assert first.stop() == 0
+                third.reached("synced")
+
+
 # ---- what it says of itself
+
+
+def test_a_reload_brings_a_metrics_file_into_force_while_nothing_else_changes(node: Node) -> None:
+    metrics = node.directory / "metrics.prom"
+    with in_sync(node) as daemon:
+        node.configure(f'[metrics]\ntextfile = "{metrics}"', backend="nft")
+        reload(daemon)
+        assert 'flanneld_masq_state{state="synced"} 1' in eventually(lambda: metrics.exists() and metrics.read_text())
 
 
 def test_status_tells_state_lease_backend_and_rules(node: Node, backend_name: BackendName) -> None:
@@ -347,6 +400,9 @@ def test_status_tells_state_lease_backend_and_rules(node: Node, backend_name: Ba
                 "forward": (backend_name, 2),
             }
         assert daemon.stop() == 0
-    stopped = node.masq("status")
-    assert stopped.returncode == 0
-    assert "stopped" in stopped.stdout
+    stopped = json.loads(node.masq("status", "--json").stdout)
+    assert (stopped["state"], stopped["pid"]) == ("stopped", None)
+    for family in Family:
+        before, after = (found["families"][str(family)] for found in (printed, stopped))
+        assert (after["state"], after["kernel"]) == ("stopped", "holds what is wanted")
+        assert (after["repairs"], after["last_repair"]) == (0, before["last_repair"])

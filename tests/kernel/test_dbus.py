@@ -117,6 +117,25 @@ def test_apply_with_a_wish_of_its_own_is_not_the_daemon_s(node: Node, bus: Bus) 
         assert not daemon.lines("drift repaired")
 
 
+def test_apply_with_another_configuration_is_not_the_daemon_s(node: Node, bus: Bus) -> None:
+    other = node.directory / "other.toml"
+    with present(node, bus, "iptables-legacy", QUIET) as daemon:
+        text = '[masquerade]\nnon_masquerade_cidrs = ["198.51.100.0/24"]\n'
+        other.write_text(f"{node.config_file.read_text()}\n{text}")
+        assert node.masq("--config", str(other), "apply").stdout.startswith("ipv4 iptables-legacy: ")
+        assert "198.51.100.0/24" in node.ruleset()
+        assert not daemon.lines("Reconcile called")
+
+
+def test_apply_with_the_same_configuration_by_another_name_is(node: Node, bus: Bus) -> None:
+    link = node.directory / "link.toml"
+    link.symlink_to(node.config_file)
+    with present(node, bus, "iptables-legacy", QUIET) as daemon:
+        damage(node, *IPV4_LEGACY)
+        assert node.masq("--config", str(link), "apply").returncode == 0
+        assert daemon.lines("drift repaired", "(Reconcile called)")
+
+
 def test_apply_tells_what_the_daemon_met(node: Node, bus: Bus) -> None:
     node.subnet_file.unlink()
     with node.running() as daemon:

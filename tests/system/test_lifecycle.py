@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from flanneld_masq import config
+from flanneld_masq.journal import MESSAGE_IDS
 from flanneld_masq.model import BackendName
 
 from ..common import eventually
@@ -71,10 +72,42 @@ def test_a_wrong_configuration_ends_it_with_status_2_and_it_is_not_restarted(mac
     assert "failed" in machine.run("systemctl", "start", UNIT, check=False).stderr
     properties = ("ActiveState", "Result", "ExecMainStatus", "NRestarts")
     assert [machine.show(name) for name in properties] == ["failed", "exit-code", "2", "0"]
-    assert "/etc/flanneld-masq/config.toml" in machine.logged("no_such_key")["MESSAGE"]
+    said = machine.logged("no_such_key")
+    assert "/etc/flanneld-masq/config.toml" in said["MESSAGE"]
+    assert (said["PRIORITY"], said["MESSAGE_ID"]) == ("3", MESSAGE_IDS["failed"])
+    assert len([each for each in machine.journal(f"--unit={UNIT}") if "no_such_key" in str(each["MESSAGE"])]) == 1
     machine.site.assert_not_masqueraded()
     started(machine)
     assert machine.show("ActiveState") == "active"
+    machine.site.assert_masqueraded()
+
+
+def test_a_state_directory_that_the_sandbox_forbids_is_a_wrong_configuration(machine: Machine) -> None:
+    machine.configure('state_directory = "/var/lib/masq"', backend="nft")
+    machine.write_subnet()
+    assert machine.run("systemctl", "start", UNIT, check=False).returncode != 0
+    properties = ("ActiveState", "ExecMainStatus", "NRestarts")
+    assert [machine.show(name) for name in properties] == ["failed", "2", "0"]
+    assert machine.logged("state_directory", "/var/lib/masq cannot be made")["MESSAGE_ID"] == MESSAGE_IDS["failed"]
+    machine.logged("ReadWritePaths=", "a directory that the user flanneld-masq may write")
+    machine.run("install", "-d", "-o", "flanneld-masq", "/var/lib/masq")
+    drop_in(machine, "[Service]\nReadWritePaths=/var/lib/masq\n")
+    machine.systemctl("start", UNIT)
+    assert machine.status()["state"] == "synced"
+    machine.site.assert_masqueraded()
+
+
+def test_another_instance_is_waited_for(machine: Machine) -> None:
+    machine.configure(backend="nft")
+    machine.write_subnet()
+    machine.start("flanneld-masq", "run")
+    machine.reached("synced")
+    machine.systemctl("start", "--no-block", UNIT)
+    eventually(lambda: machine.show("StatusText").startswith("waiting for its end: another flanneld-masq runs"))
+    assert machine.show("ActiveState") == "activating"
+    machine.run("kill", str(machine.status()["pid"]))
+    eventually(lambda: machine.show("ActiveState") == "active")
+    assert machine.show("NRestarts") == "0"
     machine.site.assert_masqueraded()
 
 
@@ -103,11 +136,16 @@ def test_a_reload_of_a_wrong_configuration_keeps_the_running_settings(machine: M
     assert said["PRIORITY"] == "3"
     assert (machine.show("MainPID"), machine.show("ActiveState")) == (pid, "active")
     assert machine.show("StatusText").startswith("synced")
+    assert "no_such_key" in machine.show("StatusText")
+    asked = machine.masq("status", check=False)
+    assert (asked.returncode, asked.stdout.splitlines()[0]) == (2, f"flanneld-masq: synced, pid {pid}")
+    assert asked.stdout.count("no_such_key") == 1
     assert (rules.look(), rules.generation()) == before
     machine.site.assert_masqueraded()
     machine.configure(NON_MASQUERADE, backend="nft")
     machine.systemctl("reload", UNIT)
     eventually(lambda: rules.look() != before[0])
+    assert "no_such_key" not in machine.show("StatusText")
 
 
 # ---- stop
@@ -164,13 +202,36 @@ def test_the_watchdog_is_fed_while_the_daemon_works(machine: Machine) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV], ids=lambda number: number.name)
 def test_a_daemon_that_crashes_is_started_anew_and_the_rules_stay(machine: Machine, number: signal.Signals) -> None:
-    drop_in(machine, "[Service]\nRestartSec=1\n")
+    drop_in(machine, "[Service]\nRestartSec=3\n")
     started(machine)
     machine.run("kill", f"-{number.name}", machine.show("MainPID"))
     eventually(lambda: machine.show("ActiveState") == "activating")
+    left = machine.status()
+    assert (left["state"], left["pid"]) == ("stopped", None)
+    for family in left["families"].values():
+        assert (family["state"], family["kernel"]) == ("stopped", "holds what is wanted")
+        assert (family["repairs"], family["last_repair"]["drift"]) == (0, False)
     machine.site.assert_masqueraded()
     eventually(lambda: machine.show("NRestarts") == "1" and machine.show("ActiveState") == "active")
     assert machine.site.wrong_packets() == []
+
+
+def test_an_ordinary_user_learns_of_it_without_d_bus(machine: Machine) -> None:
+    """The lock of the service's user tells nobody else who holds it."""
+    drop_in(machine, "[Service]\nRestartSec=60\n")
+    started(machine, text="[dbus]\nenabled = false")
+
+    def told() -> str:
+        return machine.masq("status", user="nobody").stdout.splitlines()[0]
+
+    assert told() == f"flanneld-masq: synced, pid {machine.show('MainPID')}"
+    assert "the daemon does not run" not in machine.masq("doctor", user="nobody", check=False).stdout
+    machine.systemctl("kill", "--signal=SIGKILL", UNIT)
+    eventually(lambda: machine.show("ActiveState") == "activating")
+    assert told() == "flanneld-masq: stopped"
+    machine.path("/run/flanneld-masq/status.json").unlink()
+    assert told() == "flanneld-masq: unknown"
+    assert "whether the daemon runs cannot be told" in machine.masq("doctor", user="nobody", check=False).stdout
 
 
 # ---- boot

@@ -295,6 +295,8 @@ def test_presets_leave_it_off(machine: Machine) -> None:
     assert machine.systemctl("is-enabled", UNIT, check=False).strip() == "disabled"
 
 
+_FIREWALLS = ("nftables", "iptables", "ip6tables", "netfilter-persistent", "ufw", "firewalld")
+_RUNTIMES = ("kubelet", "containerd", "crio", "docker", "k3s", "k3s-agent", "rke2-server", "rke2-agent")
 _CONTAINERS = """\
 [Service]
 Type=oneshot
@@ -321,6 +323,9 @@ def test_its_place_in_the_boot(make_machine: Callable[[], Machine]) -> None:
     assert moments["nftables.service"] < moments[UNIT] > moments["firewalld.service"] > 0
     assert moments["kubelet.service"] > moments[UNIT] < moments["docker.service"]
     assert not [entry for entry in machine.journal("_PID=1") if "cycle" in entry["MESSAGE"]]
+    for direction, names in (("After", _FIREWALLS), ("Before", _RUNTIMES)):
+        known = machine.show(direction).split()
+        assert [name for name in names if machine.show("Id", f"{name}.service") not in known] == []  # some are aliases
 
 
 def read(path: Path) -> str:

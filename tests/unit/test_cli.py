@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from flanneld_masq import __version__, cli, commands, config
+from flanneld_masq import __version__, cli, commands, config, journal
+from flanneld_masq.model import Holder
+from flanneld_masq.store import Store
 
 COMMANDS = (
     "run",
@@ -75,6 +79,16 @@ class Program:
         return Done(status, *self.capsys.readouterr())
 
 
+@pytest.fixture(autouse=True)
+def logger() -> Iterator[None]:
+    """As it was before, after a test of `run`."""
+    logger = journal.LOGGER
+    before = (logger.handlers[:], logger.propagate, logger.level)
+    yield
+    logger.handlers[:], logger.propagate, level = before
+    logger.setLevel(level)
+
+
 @pytest.fixture
 def masq(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Program:
     return Program(tmp_path, capsys)
@@ -129,7 +143,7 @@ class TestUsage:
 
 
 class TestConfiguration:
-    @pytest.mark.parametrize("command", ["plan", "apply", "status", "render", "backends", "cleanup", "run"])
+    @pytest.mark.parametrize("command", ["plan", "apply", "render", "backends", "cleanup", "run"])
     def test_a_wrong_one_names_file_and_key(self, command: str, masq: Program) -> None:
         masq.configure("[masquerade]\nrandom_fuly = true\n")
         done = masq(command)
@@ -290,6 +304,93 @@ class TestExplain:
         assert "::1 is not of the same family as 10.244.1.5" in done.err
 
 
+class TestStatus:
+    """Without a bus, as somebody for whom the lock is or is not."""
+
+    @pytest.fixture(autouse=True)
+    def no_bus(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent/bus")
+
+    @pytest.fixture
+    def store(self, masq: Program) -> Store:
+        masq.subnet_file.unlink()  # so the kernel is left alone
+        return Store(masq.directory / "state")
+
+    def test_a_running_daemon_whose_lock_is_for_root_alone(
+        self, masq: Program, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store.write_status({"state": "synced", "pid": os.getpid(), "families": {}})
+        monkeypatch.setattr(Store, "holder", lambda _: Holder(True, os.getpid(), "status.json says so"))
+        assert masq("status").out == f"flanneld-masq: synced, pid {os.getpid()}\n"
+
+    def test_it_cannot_tell(self, masq: Program, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Store, "holder", lambda _: Holder(None, 0, "the lock is for root"))
+        done = masq("status")
+        assert (done.status, done.out.splitlines()[0]) == (0, "flanneld-masq: unknown")
+        assert "whether the daemon runs cannot be told: the lock is for root; " in done.out
+
+    @pytest.mark.parametrize(
+        "left", [None, {"state": "stopped", "pid": 7, "families": {}}, {"state": "synced", "pid": 7}]
+    )
+    def test_a_daemon_that_has_said_nothing_yet(self, left: Any, masq: Program, store: Store) -> None:
+        if left is not None:  # by the one before
+            store.write_status(left)
+        with store.instance():
+            done = masq("status")
+        assert (done.status, done.out.splitlines()[0]) == (0, f"flanneld-masq: unknown, pid {os.getpid()}")
+        assert f"trouble: the daemon says nothing of itself: {masq.directory}/state/lock is held; " in done.out
+
+    def test_a_wrong_configuration_is_a_trouble_of_the_daemon_that_goes_on(self, masq: Program, store: Store) -> None:
+        lines = [f"flanneld-masq: synced, pid {os.getpid()}", f"  trouble: {masq.config_file}: colour: unknown key"]
+        status = {"state": "synced", "pid": os.getpid(), "troubles": [], "families": {}}
+        masq.configure("colour = 1\n")
+        with store.instance():
+            store.write_status(status)
+            done = masq("status")
+            assert (done.status, done.err) == (2, "")
+            assert [line.split(";")[0] for line in done.out.splitlines()] == lines
+            refused = f"{masq('plan').err.partition(': ')[2].strip()}; the running settings stay"
+            store.write_status({**status, "troubles": [refused]})
+            assert masq("status").out.splitlines()[1:] == [f"  trouble: {refused}"], "it is not said twice"
+            assert masq("status --json").json["troubles"] == [refused]
+
+    def test_a_wrong_configuration_and_no_daemon(self, masq: Program, store: Store) -> None:
+        masq.configure("colour = 1\n")
+        done = masq("status")
+        assert (done.status, done.err, done.out.splitlines()[0]) == (2, "", "flanneld-masq: stopped")
+        assert f"  trouble: {masq.config_file}: colour: unknown key" in done.out
+
+    def test_a_wrong_command_line_is_no_trouble_of_the_daemon(self, masq: Program) -> None:
+        done = masq("status --backend ipfw")
+        assert (done.status, done.out) == (2, "")
+
+    def test_doctor_goes_on_with_the_daemon(self, masq: Program, store: Store) -> None:
+        family = {"ipv4": {"state": "degraded", "last_error": "nft said no"}}
+        masq.configure("colour = 1\n")
+        with store.instance():
+            store.write_status({"state": "degraded", "pid": os.getpid(), "families": family})
+            done = masq("doctor --json")
+        assert (done.status, done.err) == (2, "")
+        said = [(found["what"], found["evidence"]) for found in done.json["findings"]]
+        assert said[0][0].startswith("the configuration is wrong")
+        assert said[0][1].startswith(f"{masq.config_file}: colour: unknown key")
+        assert said[1] == ("the daemon is degraded", "nft said no")
+
+    def test_what_a_daemon_did_is_told_after_its_end(self, masq: Program, store: Store) -> None:
+        culprit = {"name": "nft", "pid": 8426, "command": "nft flush ruleset", "unit": "nftables.service"}
+        last = {"time": "then", "backend": "nft", "reason": "ruleset changed", "drift": True, "duration_us": 1000}
+        family = {"state": "synced", "last_error": "", "groups": {}, "repairs": 3}
+        family["last_repair"] = {**last, "changes": [], "culprits": [culprit]}
+        store.write_status({"state": "synced", "pid": 99999999, "families": {"ipv4": family}})  # it was killed
+        done = masq("status")
+        assert done.status == 0
+        assert (
+            "ipv4: stopped\n  repairs: 3\n  last write: then, drift repaired in 1.0 ms (ruleset changed)\n" in done.out
+        )
+        assert "    changed by nft (pid 8426) nftables.service\n" in done.out
+        assert masq("status --json").json["families"]["ipv4"]["last_repair"] == family["last_repair"]
+
+
 class TestEnds:
     """What `main` makes of what a command raises."""
 
@@ -318,6 +419,67 @@ class TestEnds:
         finally:
             os.close(writer)
         assert (done.returncode, done.stderr) == (1, "")
+
+
+class Entries(logging.Handler):
+    """What would go to the journal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[int, str, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.found.append((record.levelno, vars(record)["MESSAGE_ID"], self.format(record)))
+
+
+class TestTheDaemonEnds:
+    """Under the journal, by one entry that people alert on; at a terminal, by one line as every command."""
+
+    @pytest.fixture(autouse=True)
+    def no_file_behind_stderr(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("faulthandler.enable", lambda: None)
+
+    @pytest.fixture
+    def entries(self, monkeypatch: pytest.MonkeyPatch) -> Entries:
+        found = Entries()
+        monkeypatch.setattr(journal, "_stderr_is_journal", lambda environ: True)
+        monkeypatch.setattr(journal, "_journal_handler", lambda: found)
+        return found
+
+    def test_by_a_wrong_configuration(self, masq: Program, entries: Entries) -> None:
+        masq.configure("colour = 1\n[log]\nlevel = 'error'\n")
+        assert masq("run") == Done(2, "", "")
+        ((level, message_id, message),) = entries.found
+        assert (level, message_id) == (logging.ERROR, journal.MESSAGE_IDS["failed"])
+        assert message.startswith(f"{masq.config_file}: colour: ")
+
+    def test_by_another_instance(self, masq: Program, entries: Entries) -> None:
+        with Store(masq.directory / "state").instance():
+            assert masq("run") == Done(1, "", "")
+        ((level, message_id, message),) = entries.found
+        assert (level, message_id) == (logging.ERROR, journal.MESSAGE_IDS["failed"])
+        assert f"pid {os.getpid()}" in message
+
+    def test_by_a_state_directory_that_it_may_not_use(self, masq: Program, entries: Entries) -> None:
+        (masq.directory / "state").write_text("")
+        assert masq("run") == Done(2, "", "")
+        ((_, _, message),) = entries.found
+        assert message.startswith(f"{masq.config_file}: state_directory: state directory {masq.directory}/state cannot")
+
+    def test_by_a_bug(self, masq: Program, entries: Entries, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(commands.plugins, "load", lambda: 1 / 0)
+        assert masq("run") == Done(1, "", "")
+        ((level, message_id, message),) = entries.found
+        assert (level, message_id) == (logging.ERROR, journal.MESSAGE_IDS["failed"])
+        assert message.startswith("internal error: ZeroDivisionError('division by zero')\nTraceback (most recent")
+
+    def test_at_a_terminal(self, masq: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+        with Store(masq.directory / "state").instance():
+            done = masq("run")
+        assert (done.status, done.err.count("another flanneld-masq runs")) == (1, 1)
+        monkeypatch.setattr(commands.plugins, "load", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            masq("run")
 
 
 def test_the_default_configuration_is_the_documented_one() -> None:

@@ -352,6 +352,28 @@ class TestLoad:
             config._check_owner(Path(SOURCE), status)
 
 
+class TestStateDirectory:
+    """Of a file that is wrong elsewhere."""
+
+    @pytest.mark.parametrize(
+        ("text", "found"),
+        [
+            ("state_directory = '/x'\ncolour = 1", "/x"),
+            ("state_directory = '/x'\n[masquerade]\nenabled = 5", "/x"),
+            ("colour = 1", "/run/flanneld-masq"),
+            ("state_directory = 'x'", "/run/flanneld-masq"),
+            ("backend = \n state_directory = '/x'  # there\n[", "/x"),
+            ("state_directory = [", "/run/flanneld-masq"),
+        ],
+    )
+    def test_as_far_as_it_can_be_read(self, text: str, found: str, tmp_path: Path) -> None:
+        (tmp_path / "config.toml").write_text(text)
+        assert config.state_directory(tmp_path / "config.toml") == found
+
+    def test_of_none(self, tmp_path: Path) -> None:
+        assert config.state_directory(tmp_path / "config.toml") == "/run/flanneld-masq"
+
+
 class TestOverrides:
     settings = parse('backend = "nft"\nforward.backend = "nft"\nsubnet_files = ["/a"]')
 

@@ -897,23 +897,28 @@ def test_an_impostor_is_not_heard(scene: Scene) -> None:
 # ---- who calls
 
 
-def test_a_command_asks_the_daemon_whose_pid_it_knows(scene: Scene) -> None:
+MINE = {"pid": os.getpid()}
+
+
+def test_a_command_asks_the_daemon_that_it_means(scene: Scene) -> None:
+    meant = (MINE, {"pid": os.getppid()}, {**MINE, "version": STATUS["version"]}, {**MINE, "config": "/elsewhere"})
+
     async def story(scene: Scene) -> Any:
         await scene.present()
-        mine, other = os.getpid(), os.getppid()
-        return [await in_thread(ask, pid) for ask in (remote.status, remote.reconcile) for pid in (mine, other, None)]
+        return [await in_thread(ask, each) for ask in (remote.status, remote.reconcile) for each in meant]
 
-    assert play(scene, story) == [STATUS, None, None, list(REPAIRS), None, None]
+    answers = play(scene, story)
+    assert answers == [STATUS, None, STATUS, None, list(REPAIRS), None, list(REPAIRS), None]
 
 
 def test_a_command_finds_no_daemon_and_starts_none(scene: Scene) -> None:
-    assert remote.status(os.getpid()) is None
-    assert remote.reconcile(os.getpid()) is None
+    assert remote.status(MINE) is None
+    assert remote.reconcile(MINE) is None
 
 
 def test_a_command_finds_no_bus(bus: Bus) -> None:
-    assert remote.status(os.getpid()) is None
-    assert remote.reconcile(os.getpid()) is None
+    assert remote.status(MINE) is None
+    assert remote.reconcile(MINE) is None
 
 
 def test_a_command_gets_the_error_that_the_daemon_met(scene: Scene) -> None:
@@ -921,7 +926,7 @@ def test_a_command_gets_the_error_that_the_daemon_met(scene: Scene) -> None:
         await scene.present()
         scene.plain.problem = KernelError("asking", "no", 1)
         with pytest.raises(BusError) as raised:
-            await in_thread(remote.reconcile, os.getpid())
+            await in_thread(remote.reconcile, MINE)
         return raised.value
 
     error = play(scene, story)
@@ -950,7 +955,7 @@ def test_nothing_is_started_by_a_call(bus: Bus, tmp_path: Path) -> None:
                 await client.call(name, path, PROPERTIES, "GetAll", name)
 
     play(Scene(bus), story)
-    assert remote.status(os.getpid()) is None
+    assert remote.status(MINE) is None
     assert not (tmp_path / FIREWALLD).exists() and not (tmp_path / NAME).exists()
 
 

@@ -9,13 +9,21 @@ from typing import Any
 import pytest
 
 from flanneld_masq.doctor import Facts, FamilyFacts, Severity, examine, text_of
-from flanneld_masq.model import BackendName, Family, FamilyLease, ForwardSettings, Item, Lease, Settings, Survey
+from flanneld_masq.model import BackendName, Family, FamilyLease, ForwardSettings, Holder, Item, Lease, Settings, Survey
 
 NFT = BackendName("nft")
 SUBNET = FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1"))
 LEASE = Lease("/run/flannel/subnet.env", SUBNET)
 HEALTHY = FamilyFacts(Family.IPV4, forwarding=True)
-NODE = Facts(Settings(), (LEASE,), pid=7, status={"families": {}}, families=(HEALTHY,), conntrack=(100, 1000))
+NOBODY = Holder(False, 0, "nobody holds /run/flanneld-masq/lock")
+NODE = Facts(
+    Settings(),
+    (LEASE,),
+    holder=Holder(True, 7, "it is held"),
+    status={"families": {}},
+    families=(HEALTHY,),
+    conntrack=(100, 1000),
+)
 LEFT = Survey(flannel=(Item("chain", "nat FLANNEL-POSTRTG", "chain FLANNEL-POSTRTG"),))
 UNFORWARDED = Settings(forward=ForwardSettings(enabled=False))
 
@@ -29,8 +37,9 @@ def test_a_healthy_node_has_no_findings() -> None:
 
 
 PROBLEMS = {
+    "configuration": (replace(NODE, wrong="/x: colour: unknown key"), "the configuration is wrong", "colour"),
     "no subnet": (replace(NODE, troubles=("/x is gone",)), "no subnet is known", "/x is gone"),
-    "no daemon": (replace(NODE, pid=None), "the daemon does not run", "/run/flanneld-masq/lock"),
+    "no daemon": (replace(NODE, holder=NOBODY), "the daemon does not run", "/run/flanneld-masq/lock"),
     "degraded": (
         replace(NODE, status={"families": {"ipv4": {"state": "degraded", "last_error": "nft said no"}}}),
         "the daemon is degraded",
@@ -59,6 +68,7 @@ def test_each_problem_is_found_with_its_evidence_and_a_remedy(facts: Facts, what
 
 
 NOTICES = {
+    "hidden daemon": (replace(NODE, holder=Holder(None, 0, "no permission")), "whether the daemon runs cannot be told"),
     "ipmasq": (replace(NODE, leases=(replace(LEASE, ipmasq=True),)), "flanneld masquerades too"),
     "leftovers": (in_family(surveys={NFT: LEFT}), "flannel's own rules are there, 1 objects"),
     "flavours": (in_family(both_flavours=True), "both iptables-legacy and iptables-nft"),
@@ -78,8 +88,8 @@ def test_drops_are_met_by_the_forward_group_where_it_is_on() -> None:
 
 def test_the_remedy_for_drift_depends_on_the_daemon() -> None:
     with_daemon, without = (
-        [found.remedy for found in examine(replace(in_family(differs="x"), pid=pid)) if "wanted" in found.what]
-        for pid in (7, None)
+        [found.remedy for found in examine(replace(in_family(differs="x"), holder=holder)) if "wanted" in found.what]
+        for holder in (NODE.holder, NOBODY)
     )
     assert with_daemon == ["systemctl reload flanneld-masq"]
     assert without == ["flanneld-masq apply"]

@@ -14,7 +14,7 @@ import flanneld_masq
 from flanneld_masq import cli, commands, errors
 from flanneld_masq.errors import MasqError
 
-SAMPLES = {"str": "some text", "int": 7, "tuple[str, ...]": ("iptables", "-v"), "int | None": 3}
+SAMPLES = {"str": "some text", "int": 7, "bool": True, "tuple[str, ...]": ("iptables", "-v"), "int | None": 3}
 
 
 def subclasses(base: type[MasqError]) -> Iterator[type[MasqError]]:

@@ -67,6 +67,7 @@ def test_those_that_were_published_stay() -> None:
     published = {
         "started": "e93f760863114e488b600dfe0e2e7542",
         "stopped": "97bc80aa30cd4d479927032493b2d1d4",
+        "failed": "8d3120b3832c4efc8dc711435050fc2c",
         "waiting": "6104c3239f134cefb2d245ec2823826c",
         "lease-changed": "8f8af8006af54633b75c44e54d8dfe75",
         "lease-refused": "3a93a664d1654f7c9b4186c1413426c2",
@@ -75,6 +76,9 @@ def test_those_that_were_published_stay() -> None:
         "verified": "9e92cc5527e04207b22669cea32d278d",
         "drift-repaired": "afca4eb59f464901a9b7df2ebc1cc9c6",
         "degraded": "f1470fb6fef94fe093da04eb86b42504",
+        "hanging": "bdc17829d89b49ccab2333efc8d9b785",
+        "rules-left": "76715cf74db54310899c217e9a9f30de",
+        "unwritable": "0605c86b61824dca909e12448bbf4430",
         "contended": "929d2688f6994fe8935b535998e34001",
         "recovered": "3e79fd230120450db5de35e360353314",
         "reloaded": "011c048da86a4364853ef10c887399e3",

@@ -91,6 +91,10 @@ class TestMessages:
             ["STATUS=synced: ipv4 nft 10.244.1.0/24, ipv6 nft fd00::/64", "READY=1"],
         ]
 
+    def test_what_holds_up_the_start_is_one_line(self, systemd: Systemd) -> None:
+        Notifier(systemd.environ()).starting("waiting for pid 7 (x\nREADY=1)")
+        assert systemd.heard() == [["STATUS=waiting for pid 7 (x READY=1)"]]
+
     def test_then_only_what_reads_otherwise(self, systemd: Systemd) -> None:
         notifier = Notifier(systemd.environ())
         notifier.publish(SYNCED, settled=True)
@@ -171,6 +175,10 @@ class TestText:
             (
                 status("waiting", [], ("/a, line 3: no subnet; no rules follow from it", "waiting for /b")),
                 "waiting; /a, line 3: no subnet; no rules follow from it; waiting for /b",
+            ),
+            (
+                status("waiting", [], ("waiting for /b", "/c: colour: unknown key; the running settings stay")),
+                "waiting for /b; /c: colour: unknown key; the running settings stay",
             ),
             (status("waiting", ipv4=family("waiting")), "starting: ipv4 10.244.1.0/24"),
             (

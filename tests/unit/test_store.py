@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import stat
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 
 from flanneld_masq import store
 from flanneld_masq.errors import AlreadyRunning, MasqError, StateError
-from flanneld_masq.model import BackendName, Family, Golden, Item, Neighbours
+from flanneld_masq.model import BackendName, Family, Golden, Holder, Item, Neighbours
 from flanneld_masq.store import Store
 
 NFT = BackendName("nft")
@@ -183,8 +185,31 @@ class TestDirectory:
 
     def test_a_file_in_its_place(self, tmp_path: Path) -> None:
         write(tmp_path / "state", "")
-        with pytest.raises(StateError, match=r"cannot be made: .* run as root"):
+        with pytest.raises(StateError, match=r"cannot be made: File exists; ") as caught:
             Store(tmp_path / "state").write_status({})
+        assert caught.value.lasting
+
+    @pytest.mark.parametrize(
+        ("number", "user", "lasting", "remedy"),
+        [
+            (errno.EROFS, 0, True, "ReadWritePaths="),
+            (errno.EACCES, 65534, True, "ReadWritePaths="),
+            (errno.EACCES, 1000, True, "run as root"),
+            (errno.ENOSPC, 0, False, "look at what is there"),
+        ],
+    )
+    def test_one_that_cannot_be_made(
+        self, number: int, user: int, lasting: bool, remedy: str, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(store, "SERVICE_USER", "nobody")
+        monkeypatch.setattr(Path, "mkdir", refuse)
+        monkeypatch.setattr(os, "geteuid", lambda: user)
+        with pytest.raises(StateError, match=f"cannot be made: {os.strerror(number)}; ") as caught:
+            Store(directory).write_status({})
+        assert (caught.value.lasting, remedy in str(caught.value)) == (lasting, True)
 
     def test_a_lock_that_is_a_link_is_refused(self, directory: Path, tmp_path: Path) -> None:
         write(tmp_path / "precious", "precious")
@@ -251,22 +276,36 @@ class TestStatus:
 class TestInstance:
     def test_the_second_is_refused_and_the_first_is_named(self, directory: Path) -> None:
         with Store(directory).instance():
-            assert Store(directory).daemon_pid() == os.getpid()
+            assert Store(directory).holder() == Holder(True, os.getpid(), f"{directory}/lock is held")
             with pytest.raises(AlreadyRunning) as caught, Store(directory).instance():
                 pass
         assert f"pid {os.getpid()} (" in str(caught.value)
         assert "python" in str(caught.value), "with its command line"
         assert str(directory) in str(caught.value)
 
+    def test_the_end_of_the_first_may_be_waited_for(self, directory: Path) -> None:
+        entered = threading.Event()
+
+        def enter() -> None:
+            with Store(directory).instance(60):
+                entered.set()
+
+        thread = threading.Thread(target=enter)
+        with Store(directory).instance():
+            thread.start()
+            assert not entered.wait(0.03)
+        assert entered.wait(5)
+        thread.join(5)
+
     def test_the_next_is_welcome(self, directory: Path) -> None:
         for _ in range(2):
             with Store(directory).instance():
                 assert (directory / "lock").read_text() == f"{os.getpid()}\n"
-        assert Store(directory).daemon_pid() is None
+        assert Store(directory).holder().runs is False
 
     def test_a_pid_that_was_left_behind_is_no_daemon(self, directory: Path) -> None:
         write(directory / "lock", "1\n")
-        assert Store(directory).daemon_pid() is None
+        assert Store(directory).holder().runs is False
         with Store(directory).instance():
             assert (directory / "lock").read_text() == f"{os.getpid()}\n"
 
@@ -275,11 +314,62 @@ class TestInstance:
         with held(directory / "lock", text):
             with pytest.raises(AlreadyRunning, match=shown), Store(directory).instance():
                 pass
-            assert Store(directory).daemon_pid() in (None, 0, 99999999)
+            holder = Store(directory).holder()
+            assert (holder.runs, str(holder.pid)) == (True, text if text.isdigit() else "0")
 
     def test_no_directory_no_daemon(self, directory: Path) -> None:
-        assert Store(directory).daemon_pid() is None
+        assert Store(directory).holder().runs is False
         assert not directory.exists()
+
+    def test_those_who_ask_are_not_taken_for_a_daemon(self, directory: Path) -> None:
+        write(directory / "lock", "1\n")
+        with (directory / "lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH)  # as another command does for a moment
+            assert Store(directory).holder().runs is False
+
+
+class TestALockForRootAlone:
+    """An ordinary user asks: the lock says nothing, so the status file is believed as far as it can be."""
+
+    @pytest.fixture(autouse=True)
+    def no_permission(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write(directory / "lock", f"{os.getpid()}\n")
+        usual = Path.open
+
+        def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
+            if path == directory / "lock":
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return usual(path, *arguments, **options)
+
+        monkeypatch.setattr(Path, "open", refuse)
+
+    def test_it_runs(self, directory: Path) -> None:
+        Store(directory).write_status({"state": "synced", "pid": os.getpid()})
+        holder = Store(directory).holder()
+        assert (holder.runs, holder.pid) == (True, os.getpid())
+
+    def test_it_was_stopped(self, directory: Path) -> None:
+        Store(directory).write_status({"state": "stopped", "pid": os.getpid()})
+        assert Store(directory).holder() == Holder(False, 0, f"{directory}/status.json says so")
+
+    @pytest.mark.parametrize("pid", [99999999, 0, -1, None, "nonsense"])
+    def test_it_was_killed(self, pid: object, directory: Path) -> None:
+        Store(directory).write_status({"state": "synced", "pid": pid})
+        assert Store(directory).holder().runs is False
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to start a process of another user")
+    def test_its_pid_is_somebody_else_s_now(self, directory: Path) -> None:
+        with subprocess.Popen(("sleep", "60"), user=65534) as stranger:
+            try:
+                Store(directory).write_status({"state": "synced", "pid": stranger.pid})
+                assert Store(directory).holder().runs is False
+            finally:
+                stranger.kill()
+
+    def test_nothing_is_known(self, directory: Path) -> None:
+        holder = Store(directory).holder()
+        assert (holder.runs, holder.pid) == (None, 0)
+        assert f"{directory}/lock cannot be opened: Permission denied" in holder.why
 
 
 class TestPassLock:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import queue
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from watchdog.observers.inotify_c import Inotify
 
 from flanneld_masq.watch import Directory, FileWatch, directories
 
@@ -24,7 +27,8 @@ class Watched:
     def __init__(self, *paths: Path) -> None:
         self.paths = tuple(map(str, paths))
         self.calls: queue.Queue[None] = queue.Queue()
-        self.watch = FileWatch(lambda: self.calls.put(None))
+        self.complaints: list[str] = []
+        self.watch = FileWatch(lambda: self.calls.put(None), self.complaints.append)
         self.watch.start(self.paths)
 
     def told(self) -> bool:
@@ -196,6 +200,59 @@ def test_following_another_file(file: Path, present: None, watched: Watched, tmp
     assert not watched.called()
     write(other)
     assert watched.told()
+
+
+class TestWhatCannotBeWatched:
+    """The kernel allows so many watches and instances of inotify; a busy node has none left."""
+
+    @pytest.fixture
+    def limit(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[OSError]]:
+        """What inotify fails with, as long as it is in here."""
+        errors: list[OSError] = []
+        usual = Inotify._add_watch
+
+        def add(*arguments: Any) -> Any:
+            if errors:
+                raise errors[0]
+            return usual(*arguments)
+
+        monkeypatch.setattr(Inotify, "_add_watch", add)
+        yield errors
+
+    @pytest.mark.parametrize(
+        ("number", "setting"), [(errno.ENOSPC, "max_user_watches"), (errno.EMFILE, "max_user_instances")]
+    )
+    def test_is_said_once_with_what_to_do(
+        self, number: int, setting: str, file: Path, present: None, limit: list[OSError]
+    ) -> None:
+        limit.append(OSError(number, "inotify limit reached"))
+        watched = Watched(file)
+        try:
+            watched.watch.refresh()
+            assert sorted(message.split(": ")[0] for message in watched.complaints) == [
+                f"{file.parents[1]} cannot be watched",
+                f"{file.parent} cannot be watched",
+            ]
+            assert all(
+                f"inotify limit reached; changes there are found at the resync only; raise it with sysctl, "
+                f"fs.inotify.{setting}, then" in message
+                for message in watched.complaints
+            )
+            limit.clear()
+            watched.watch.follow(watched.paths)
+            watched.settle()
+            file.write_text("y")
+            assert watched.told(), "a reload tries again"
+            assert len(watched.complaints) == 2
+        finally:
+            watched.watch.stop()
+
+    @pytest.mark.parametrize("number", [errno.ENOENT, errno.ENOTDIR])
+    def test_what_is_gone_is_not(self, number: int, file: Path, present: None, limit: list[OSError]) -> None:
+        limit.append(OSError(number, "gone"))
+        watched = Watched(file)
+        watched.watch.stop()
+        assert watched.complaints == []
 
 
 class TestDirectories:
