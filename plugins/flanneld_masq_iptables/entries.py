@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -78,6 +77,16 @@ class Entries:
         own = [self._form(*entry) for entry in self._user_chain(start)]
         return hashlib.blake2b(repr((base, own)).encode(), digest_size=16).digest()
 
+    def mask(self) -> bytes:
+        """As long as the entries: zero where a counter is."""
+        counters = _LAYOUTS[self.family].counters
+        mask = bytearray(b"\xff" * (len(self.memory) - self.begin))
+        offset = 0
+        while offset < len(mask):
+            mask[offset + counters : offset + counters + len(_COUNTERS)] = _COUNTERS
+            offset = self._after(offset)
+        return bytes(mask)
+
     def _built_in(self, hook: int) -> Iterator[tuple[int, int]]:
         offset = self.first[hook]
         while offset <= self.policy[hook]:
@@ -102,7 +111,11 @@ class Entries:
         return len(self._find(_STANDARD + _VERDICT.pack(start)))
 
     def _find(self, pattern: bytes) -> list[int]:
-        return [found.start() - self.begin for found in re.finditer(re.escape(pattern), self.memory)]
+        found, start = [], self.memory.find(pattern, self.begin)
+        while start >= 0:
+            found.append(start - self.begin)
+            start = self.memory.find(pattern, start + len(pattern))
+        return found
 
     def _form(self, offset: int, after: int) -> tuple[bytes, bytes]:
         """An entry, wherever in the table it is, and the name of the chain that it goes to."""

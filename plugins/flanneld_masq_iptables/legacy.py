@@ -13,7 +13,7 @@ import hashlib
 import os
 import re
 import shlex
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from flanneld_masq import flannel, lean
 from flanneld_masq.errors import BackendUnavailable, CommandError, KernelError, RulesetError
@@ -36,7 +36,7 @@ from flanneld_masq.model import (
 from flanneld_masq.run import Completed
 
 from . import programs, rules
-from .getinfo import TableInfo
+from .getinfo import Look, TableInfo
 from .rules import PLACES, Place
 
 NAME = BackendName("iptables-legacy")
@@ -54,8 +54,7 @@ class IptablesLegacy:
         self._host = host
         self._found: programs.Program | None = None
         self._info = TableInfo(family)
-        self._seen: tuple[tuple[str, bytes], ...] = ()
-        self._existing: list[str] = []
+        self._looks: Mapping[str, Look] = {}  # at our tables, those that exist, as `observe` found them
         self._surveyed: tuple[tuple[object, tuple[FamilyLease, ...]], Survey] | None = None
         self._known: dict[Place, dict[bytes, Observed]] = {}  # what was listed, by the fingerprint of the entries
 
@@ -88,8 +87,9 @@ class IptablesLegacy:
         return rules.restore_input(desired, lambda place, group: [rules.new_jump(place, group, desired.position)])
 
     def observe(self, groups: Collection[Group]) -> Observation:
-        self._seen = self._shape()
         tables = self._tables()
+        if self.poll():
+            self._looks = {table: self._info.look(table) for table in tables & _TABLES}
         found = [self._observe(PLACES[group]) for group in Group if group in groups and PLACES[group].table in tables]
         items = tuple(item for observed, _ in found for item in observed)
         return Observation(items, tuple(around for _, around in found))
@@ -174,13 +174,12 @@ class IptablesLegacy:
         return None
 
     def poll(self) -> bool:
-        return self._shape() != self._seen
+        appeared = len(self._looks) < len(_TABLES) and self._tables() & _TABLES != set(self._looks)  # what exists stays
+        return appeared or any(look.changed() for look in self._looks.values())
 
     def _shape(self) -> tuple[tuple[str, bytes], ...]:
         """What ip_tables says of our tables, those that exist: number of entries, size, offsets."""
-        if len(self._existing) < len(_TABLES):  # what exists stays
-            self._existing = sorted(self._tables() & _TABLES)
-        return tuple((table, self._info.read(table)) for table in self._existing)
+        return tuple((table, self._info.read(table)) for table in sorted(self._tables() & _TABLES))
 
     def _names_file(self) -> str:
         return self.family.data.legacy_names

@@ -189,6 +189,21 @@ def test_legacy_tables_are_polled_and_nobody_can_be_named(node: Node, family: Fa
         assert all(line.endswith("; the kernel does not tell by whom") for line in lines)
 
 
+def test_legacy_rules_that_change_places_are_found_without_a_resync(node: Node, family: Family) -> None:
+    """Which leaves the number and the size of the entries as they are."""
+    node.configure(BY_EVENTS_ALONE, backend="iptables-legacy")
+    tools = family.data.tools
+    with node.running() as daemon:
+        daemon.reached("synced")
+        lines = node.tool(f"{tools}-legacy", "-t", "nat", "-S", "FLANNELD-MASQ").splitlines()
+        before = node.ruleset()
+        swapped = [":FLANNELD-MASQ - [0:0]", *lines[:0:-1]]
+        node.tool(f"{tools}-legacy-restore", "-n", "-w", stdin="\n".join(["*nat", *swapped, "COMMIT", ""]))
+        eventually(lambda: repairs(daemon, family) == 1)
+        assert node.ruleset() == before
+        assert daemon.lines(str(family), "drift repaired", "legacy tables changed")
+
+
 def test_no_legacy_table_comes_into_being_where_there_is_none(node: Node) -> None:
     node.configure(BY_EVENTS_ALONE, backend="nft")
 
