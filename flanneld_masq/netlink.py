@@ -300,6 +300,11 @@ class Nfnetlink:
             messages += [(_NEWRULE, number, 0, _new_rule(table, rule), _APPENDED) for rule in rules]
         self._commit(f"writing table {family.data.nft} {table}", messages)
 
+    def remove_table(self, family: Family, table: str) -> None:
+        """With all that is in it. Raises KernelError where it is not there."""
+        message = (_DELTABLE, family.data.nfproto, 0, _string(1, table), 0)
+        self._commit(f"deleting table {family.data.nft} {table}", [message])
+
     def has_extension(self, family: Family, name: str, revision: int, *, target: bool) -> bool:
         """Whether the kernel's nft_compat offers an xtables match or target of that revision."""
         body = _string(1, name) + _attribute(2, revision.to_bytes(4, "big")) + _attribute(3, target.to_bytes(4, "big"))

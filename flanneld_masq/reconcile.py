@@ -175,7 +175,8 @@ class Reconciler:
         """What `reconcile` would change, in every backend. Changes nothing."""
         plans = []
         carried = _carried(self.choices(wish))
-        for job in (*self._wanted(wish, carried), *self._unwanted(carried)):
+        usable = (job for job in self._unwanted(carried) if self._probes[job.backend.name].usable)
+        for job in (*self._wanted(wish, carried), *usable):
             _, changes = self._compare(job, tuple(Group))
             plans.append(Plan(self.family, job.backend.name, changes))
         return tuple(plans)
@@ -198,7 +199,8 @@ class Reconciler:
             self._bring(self._growing(wish, carried))
         jobs = self._wanted(wish, carried)
         self._bring([job for job in jobs if job not in first])
-        self._bring(list(self._unwanted(carried)) if self._thorough else ())
+        if self._thorough:
+            self._clear(carried)
         self._thorough, self._carried, self._held = False, carried, jobs
         return Outcome(
             choices,
@@ -207,6 +209,14 @@ class Reconciler:
             self._verified,
             self._first_glance(),
         )
+
+    def _clear(self, carried: Collection[BackendName]) -> None:
+        """Of a backend that cannot be used any more our old rules may still be in force. What the kernel lets us remove
+        without its tools is removed."""
+        unwanted = list(self._unwanted(carried))
+        self._bring([job for job in unwanted if self._probes[job.backend.name].usable])
+        with contextlib.suppress(MasqError):
+            self._bring([job for job in unwanted if not self._probes[job.backend.name].usable])
 
     def _growing(self, wish: Wish, carried: Mapping[BackendName, frozenset[Group]]) -> list[Job]:
         """Of backends that take over one group and shall lose the other: both, until the other is in its new place."""
@@ -345,9 +355,9 @@ class Reconciler:
         return Job(self._backends[name], desired, self._backends[name].wanted(desired))
 
     def _unwanted(self, carried: Collection[BackendName]) -> Iterator[Job]:
-        """The other backends that can be used: nothing of ours shall be in them."""
+        """The other backends: nothing of ours shall be in them."""
         for name, backend in self._backends.items():
-            if name not in carried and self.probes()[name].usable:
+            if name not in carried:
                 yield Job(backend, Desired(self.family), ())
 
     def _compare(self, job: Job, groups: tuple[Group, ...]) -> tuple[Observation, tuple[Change, ...]]:

@@ -83,15 +83,15 @@ class TableInfo:
     def look(self, table: str) -> Look:
         """At its entries, counters left out; if it is a large one at what `read` reads, which does not tell of entries
         that change places."""
-        size = _INFO.unpack(self.read(table))[-1]
-        name, every = table.encode(), b"\xff"
-        question, option, mask = name.ljust(_NAME + _INFO.size, b"\0"), _GET_INFO, every * (_NAME + _INFO.size)
-        if size <= _SMALL:
-            with self.entries(table) as entries:
-                mask = every * _HEADER.size + entries.mask()
-            question, option = _HEADER.pack(name, len(mask) - _HEADER.size).ljust(len(mask), b"\0"), _GET_ENTRIES
         _, level = _DOMAINS[self._family]
-        return Look(self._socket.fileno(), level, option, question, mask)
+        name = table.encode()
+        if _INFO.unpack(self.read(table))[-1] <= _SMALL:
+            with contextlib.suppress(KernelError), self.entries(table) as entries:
+                mask = b"\xff" * _HEADER.size + entries.mask()
+                question = _HEADER.pack(name, len(mask) - _HEADER.size).ljust(len(mask), b"\0")
+                return Look(self._socket.fileno(), level, _GET_ENTRIES, question, mask)
+        question = name.ljust(_NAME + _INFO.size, b"\0")
+        return Look(self._socket.fileno(), level, _GET_INFO, question, b"\xff" * len(question))
 
     @contextlib.contextmanager
     def entries(self, table: str) -> Iterator[Entries]:

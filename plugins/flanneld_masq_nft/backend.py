@@ -79,14 +79,22 @@ class NftBackend:
         return Observation(tuple(self._items(table, groups)), obstacle=self._obstacle(table))
 
     def replace(self, desired: Desired, observed: Observation, changes: tuple[Change, ...]) -> int:
+        if not desired.groups:
+            return self._remove_table(observed)
         whole = _structure(observed.items) == _structure(render.items(desired))
-        if desired.groups and self._replayed(desired, whole):
+        if self._replayed(desired, whole):
             return 1
-        text = render.flush(desired) if desired.groups and whole else render.removal(self.family)
+        text = render.flush(desired) if whole else render.removal(self.family)
         before = self._netlink.generation()
         self._library.commit(text + render.render(desired))
         chains = [(render.TABLE, render.CHAINS[group.group].name) for group in desired.groups]
         self._replay.learn(self._netlink, chains, following(before))
+        return 1
+
+    def _remove_table(self, observed: Observation) -> int:
+        if not observed.items:
+            return 0
+        self._netlink.remove_table(self.family, render.TABLE)
         return 1
 
     def drops_forwarding(self) -> str:

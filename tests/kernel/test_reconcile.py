@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from flanneld_masq_iptables.getinfo import TableInfo
@@ -144,3 +145,15 @@ def test_looking_brings_no_legacy_table_into_being(node: Node) -> None:
         assert node.masq("--backend", "nft", command).returncode in (0, 3)
     assert "*nat" not in node.ruleset()
     assert "*filter" not in node.ruleset()
+
+
+def test_the_table_of_nft_goes_though_its_library_is_gone(node: Node, tmp_path: Path) -> None:
+    """python3-nftables was removed: the rules move to iptables-nft, and what they were would stay in force."""
+    (tmp_path / "nftables.py").write_text("raise ImportError('removed')\n")
+    node.configure("")
+    assert node.masq("apply").returncode == 0
+    assert "flanneld-masq" in node.tool("nft", "list", "tables")
+    done = node.masq("apply", environ={"PYTHONPATH": str(tmp_path)})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "flanneld-masq" not in node.tool("nft", "list", "tables")
+    assert "FLANNELD-MASQ" in node.tool("iptables-nft", "-t", "nat", "-S")

@@ -372,6 +372,25 @@ class TestChoice:
         bench.reconciler = bench.restarted()
         assert bench.reconcile(wish("one")) == [ONE, THREE]
 
+    def test_rules_of_a_backend_that_lost_its_tools_are_removed_if_the_kernel_does_it(self, bench: Bench) -> None:
+        bench.reconcile()
+        bench.kernel.probes[ONE] = Probe(False, "python3-nftables is gone", "install it")
+        bench.reconciler.reprobe()
+        assert bench.reconcile() == [TWO, ONE]
+        assert OURS not in bench.kernel.chains(V4)
+
+    def test_what_cannot_be_read_of_a_backend_that_cannot_be_used_is_no_failure(self, bench: Bench) -> None:
+        bench.kernel.probes[ONE] = Probe(False, "gone", "install it")
+        bench.kernel.fail("replace", KernelError("writing", "no"))
+        with pytest.raises(KernelError):
+            bench.reconciler.reconcile(WISH)
+        assert bench.reconcile() == [TWO]
+        bench.kernel.append(V4, OURS, "stale")
+        bench.reconciler.reprobe()
+        bench.kernel.fail("replace", KernelError("writing", "no"))
+        assert bench.reconciler.reconcile(WISH).repairs == ()
+        assert OURS in bench.kernel.chains(V4)
+
     def test_what_was_brought_to_an_unused_backend_is_found_after_reprobe(self, bench: Bench) -> None:
         bench.reconcile()
         bench.kernel.append(V4, "two masquerade", "stale")
@@ -389,9 +408,11 @@ class TestChoice:
         assert outcome.choices[Group.MASQUERADE].backend == TWO
         assert "one cannot be used (gone)" in outcome.choices[Group.MASQUERADE].why
 
-    def test_an_unusable_one_is_left_alone(self, bench: Bench) -> None:
+    def test_an_unusable_one_with_nothing_of_ours_is_left_alone(self, bench: Bench) -> None:
         bench.kernel.probes[TWO] = Probe(False, "gone")
-        bench.reconcile()
+        assert bench.reconcile() == [ONE]
+        bench.kernel.log.clear()
+        assert bench.in_sync()
         assert TWO not in bench.calls("observe")
 
     def test_none_can_be_used(self, bench: Bench) -> None:
