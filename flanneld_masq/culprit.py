@@ -89,11 +89,12 @@ class Trail:
 
         self._broke, self.heard = later(self._broke), deque(later(self.heard), MOST_HEARD)
 
-    def culprits(self, found_at: int) -> tuple[Culprit, ...]:
-        """Who may have done what was found in that generation."""
+    def culprits(self, found_at: int | None = None) -> tuple[Culprit, ...]:
+        """Who may have done what was found in that generation, or until now."""
 
         def before(transactions: Iterable[Transaction]) -> list[Transaction]:
-            return [found for found in transactions if not found.after(found_at) and not self._is_ours(found)]
+            earlier = (found for found in transactions if found_at is None or not found.after(found_at))
+            return [found for found in earlier if not self._is_ours(found)]
 
         return suspects(before(self._broke) or before(self.heard), self._harmless)
 

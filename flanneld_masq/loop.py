@@ -19,7 +19,7 @@ from . import journal
 from .budget import LAST_DELAY, RepairBudget
 from .complaints import Complaints
 from .culprit import Culprit, Trail
-from .errors import MasqError
+from .errors import MasqError, RulesetError
 from .events import Transaction
 from .hookspecs import Event
 from .model import BackendName, Family, Settings
@@ -397,11 +397,21 @@ class FamilyLoop:
         self._failed_at = self._now()
         line = self._complaints.line(message, self._failed_at)
         if line is not None:
+            who = self._in_the_way(error)
+            by = f"; meanwhile changed by {' or '.join(map(str, who))}" if who else ""
             retry = f"; next try in {retry_delay(self._failures):.1f} s, then ever more slowly"
-            self._event("degraded", f"{self.family}: {line}{retry}", level=logging.ERROR)
+            self._event("degraded", f"{self.family}: {line}{by}{retry}", level=logging.ERROR, **_blame(who))
         self.state, self.last_error, self.settled = "degraded", message, not self._reprobe
         self._owner.publish()
         return line is not None
+
+    def _in_the_way(self, error: MasqError) -> tuple[Culprit, ...]:
+        """Who may have made what keeps our rules from taking effect."""
+        if not isinstance(error, RulesetError):
+            return ()
+        with contextlib.suppress(MasqError):  # then nobody is named
+            self._owner.hear()
+        return self._trail.culprits()
 
     def _held(self, wish: Wish, outcome: Outcome, reason: str) -> None:
         self._report_choices(outcome)

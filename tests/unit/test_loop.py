@@ -311,6 +311,31 @@ def test_what_was_repaired_in_a_pass_that_failed_in_the_end_is_told_and_counted(
     play_two(scene)
 
 
+def test_who_undoes_each_write_at_once_is_named(play: Play, kernel: MemoryKernel) -> None:
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        here = asyncio.get_running_loop()
+
+        async def hear() -> None:
+            commits(stage, "evil")
+
+        def undo() -> None:
+            kernel.flush(V4, OURS)
+            asyncio.run_coroutine_threadsafe(hear(), here).result(DEADLINE)
+
+        kernel.interfere = undo
+        kernel.flush(V4, OURS)
+        commits(stage, "evil")
+        await until(lambda: "degraded" in stage.owner.kinds())
+        event = stage.owner.last("degraded")
+        assert event.culprit == "evil"
+        assert "wrote the rules 4 times" in event.message and "meanwhile changed by evil (pid 4000000)" in event.message
+        kernel.interfere = None
+        await until(lambda: stage.loop.state == "synced")
+
+    play(scene)
+
+
 def test_a_contention_is_told_once_whatever_fails_meanwhile(
     play: Play, kernel: MemoryKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
