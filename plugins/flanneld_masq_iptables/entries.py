@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -111,11 +112,7 @@ class Entries:
         return len(self._find(_STANDARD + _VERDICT.pack(start)))
 
     def _find(self, pattern: bytes) -> list[int]:
-        found, start = [], self.memory.find(pattern, self.begin)
-        while start >= 0:
-            found.append(start - self.begin)
-            start = self.memory.find(pattern, start + len(pattern))
-        return found
+        return [found.start() - self.begin for found in re.finditer(re.escape(pattern), self.memory)]
 
     def _form(self, offset: int, after: int) -> tuple[bytes, bytes]:
         """An entry, wherever in the table it is, and the name of the chain that it goes to."""
