@@ -20,6 +20,7 @@ from flanneld_masq.run import Runner
 
 from . import clock, daemon, flannel, foreign, machine, plots, repair, report
 from .record import Record
+from .reflex import reflexes
 from .scale import FULL, QUICK, SIZES, Scale
 from .site import Site
 from .watch import watch_of
@@ -72,6 +73,8 @@ def _load_modules() -> None:
 
 
 def _measure(record: Record, scale: Scale, parts: frozenset[str], sizes: Sequence[int]) -> None:
+    if "repair" in parts:
+        reflexes(scale, record)
     if parts != {"flannel"}:
         with _sites(sizes) as sites:
             _measure_daemons(sites, record, scale, parts)

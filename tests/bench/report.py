@@ -81,6 +81,7 @@ def _repairs(record: Record) -> Iterator[Row]:
     for figure, title, targets in (
         ("content", "rule or chain content removed to back, by a process that goes on", _CONTENT),
         ("content-exit", "the same, by a program that exits", _CONTENT),
+        ("reflex", "of that, a bare program that answers the event with a transaction made beforehand", {}),
         ("table", "table, jump or ruleset removed to back", _TABLE),
         ("ruleset", "ruleset flushed with the foreign rules in it, to back", {}),
         ("duplicate", "duplicate rule in our chain to repaired", _CONTENT),
@@ -123,17 +124,17 @@ def _idle(record: Record) -> Iterator[Row]:
         title = "processes started while nothing changes"
         yield Row(title, sample.subject, sample.foreign, started, shown, "0", none)
     for sample, flannel in _each(record, "idle-cpu"):
-        limit = 0.01
+        limit: Optional[float] = 0.01
         if sample.subject == "iptables-legacy":
-            limit = 0.3 if sample.foreign == _MOST else 0.03
+            limit = {0: 0.03, _MOST: 0.3}.get(sample.foreign)
         yield Row(
             "CPU while nothing changes",
             sample.subject,
             sample.foreign,
             f"{sample.median:.4f} s/min",
             f"{flannel.median:.2f} s/min" if flannel else "-",
-            f"<= {limit:g} s/min",
-            sample.median <= limit,
+            f"<= {limit:g} s/min" if limit else "",
+            sample.median <= limit if limit else None,
         )
 
 
@@ -142,11 +143,10 @@ def _busy(record: Record) -> Iterator[Row]:
         found = {name: record.get(f"busy-{name}", sample.subject) for name in ("hits", "back", "alone", "rate")}
         hits, back, alone, rate = (each.median if each else 0 for each in found.values())
         repaired = f"{back:.0f} of {hits:.0f} hits on our chain repaired"
-        # To repair, iptables-nft needs its program.
-        processes = (", no process" if alone else ", a process started") if sample.subject == "nft" else ""
+        processes = ", no process" if alone else ", a process started"
         measured = f"{sample.median:.1f} % of a core at {rate:.0f} commits/s; {repaired}{processes}"
-        reached = sample.median <= 5 and back == hits and bool(alone or sample.subject != "nft")
-        target = "<= 5 %, all repaired" + (", no process" if sample.subject == "nft" else "")
+        reached = sample.median <= 5 and back == hits and bool(alone)
+        target = "<= 5 %, all repaired, no process"
         yield Row("CPU at 100 foreign nft transactions a second", sample.subject, 0, measured, "-", target, reached)
 
 
