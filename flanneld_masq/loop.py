@@ -148,6 +148,7 @@ class FamilyLoop:
         self._contention_told = False
         self._flannel: list[BackendName] = []
         self._cni_masquerade: list[str] = []
+        self._blindness = ""  # why the last look around came to nothing
         self._passing = False
         self._worked = 0.0  # seconds of CPU time that the last pass took, its tools included
         self._poll_timer: asyncio.TimerHandle | None = None
@@ -183,6 +184,8 @@ class FamilyLoop:
             return
         self._trail.heard.extend(found for found in transactions if found.after(verified))
         if self._dirty.up or not (self._trail.heard or lost):
+            if lost:
+                self.mark(reason)
             return
         changed = self._changed()
         if changed is False:
@@ -197,14 +200,20 @@ class FamilyLoop:
         if self.outcome is None or not self.outcome.glance:
             return None
         try:
-            return self._reconciler.glance() != self.outcome.glance
+            return self._reconciler.differs(self.outcome.glance)
         except MasqError:
             return None  # a pass meets the same error, and reports it
 
     def _is_over(self) -> bool:
-        """Whether what was heard was our own commits, or is of no concern, or the pass before this one has seen it."""
-        others = [found for found in self._trail.heard if not self._reconciler.made(found.generation)]
-        return not others or self._changed() is False
+        """Whether what was heard was our own commits, or is of no concern, or seen by the pass before. Then it is
+        forgotten."""
+        if all(self._reconciler.made(found.generation) for found in self._trail.heard):
+            self._trail.heard.clear()
+            return True
+        if self._changed() is False:
+            self._trail.harmless()
+            return True
+        return False
 
     def _is_ours(self, transaction: Transaction) -> bool:
         """Made by a reconciler of this process, in a write that ended well or in one that did not."""
@@ -306,7 +315,7 @@ class FamilyLoop:
             self._trail.forget(self.outcome.generation)
             if reasons == [_RULESET_CHANGED] and not self._trail.broken and self._is_over():
                 return
-        look_around = self._reprobe or wish != self._wish or RESYNC in reasons
+        anew = self._reprobe or wish != self._wish
         reprobe, self._reprobe = self._reprobe or self._failures > 0, False
         if self._poll_timer is not None:
             self._poll_timer.cancel()
@@ -321,8 +330,8 @@ class FamilyLoop:
                 journal.LOGGER.exception("%s: internal error", self.family)
         else:
             self._held(wish, outcome, self._because(reasons))
-            if look_around:
-                await self._look_around(wish)
+            if anew or RESYNC in reasons:
+                await self._look_around(wish, anew)
             if polls:
                 self._poll_later(max(self._owner.settings.reconcile.legacy_poll_seconds, LISTING_PAUSE * self._worked))
         finally:
@@ -354,13 +363,19 @@ class FamilyLoop:
         finally:
             self._worked = _worked() - started
 
-    async def _look_around(self, wish: Wish) -> None:
-        """What flannel left, and who else masquerades. Ours are in place by now, so flannel's may go."""
+    async def _look_around(self, wish: Wish, anew: bool) -> None:
+        """What flannel left, and who else masquerades. Ours are in place by now, so flannel's may go. What could not be
+        done is told once, and removing is not tried again but `anew`."""
+        take_over = wish.settings.takeover_remove_flannel_rules and (anew or not self._blindness)
         try:
-            removed, surveys = await self._in_thread(lambda: self._survey(wish))
+            removed, surveys = await self._in_thread(lambda: self._survey(wish, take_over))
         except MasqError as error:
-            self._event("notice", f"{self.family}: cannot see what others keep: {error}", level=logging.WARNING)
+            message = f"{self.family}: what others keep cannot be seen, or flannel's of it not be removed: {error}"
+            if message != self._blindness:
+                self._event("notice", message, level=logging.WARNING)
+            self._blindness = message
             return
+        self._blindness = ""
         for backend, items in removed:
             what = f"{len(items)} objects that flannel had written"
             self._event("notice", f"{self.family}: {what} removed from {backend}", backend=backend)
@@ -376,8 +391,7 @@ class FamilyLoop:
         self._cni_masquerade = cni
         self._owner.publish()
 
-    def _survey(self, wish: Wish) -> tuple[Removed, Surveys]:
-        take_over = wish.settings.takeover_remove_flannel_rules
+    def _survey(self, wish: Wish, take_over: bool) -> tuple[Removed, Surveys]:
         removed = self._reconciler.remove_flannel_rules(wish.leases) if take_over else ()
         return removed, self._reconciler.survey(wish.leases)
 
@@ -441,6 +455,7 @@ class FamilyLoop:
             with contextlib.suppress(MasqError):  # then nobody is named
                 self._owner.hear()  # a pass may see what was done before the event of it is read
             culprits = self._trail.culprits(max(heard_of))
+            self._trail.forget(max(heard_of))  # what came after that is for the next pass
         for repair in repairs:
             self._report_repair(repair, reason, culprits if repair.found_at in heard_of else ())
         if any(repair.drift for repair in repairs):

@@ -11,11 +11,15 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from difflib import SequenceMatcher
+from functools import lru_cache
 from itertools import zip_longest
 
 from .model import Change, Golden, Item, Neighbours, Observation, Plan, Position
 
+_CACHED = 16  # wishes; nearly each pass has the one before
 
+
+@lru_cache(_CACHED)
 def fingerprint(wanted: tuple[Item, ...], position: Position) -> str:
     """Equal exactly if the same rules are wanted at the same position."""
     lines = [position.value, *(f"{item.kind} {item.place} {item.text}" for item in wanted)]
@@ -33,7 +37,7 @@ def differences(
         return (changes + tuple(moved(position, (), observed.neighbours))) or tuple(_unverified(wanted))
     if list(map(_identity_now, golden.items)) == list(map(_identity_now, observed.items)):
         return tuple(moved(position, golden.neighbours, observed.neighbours))
-    reference = tuple(replace(item, text=ours.text) for item, ours in zip(golden.items, wanted))
+    reference = tuple(_worded(item, ours.text) for item, ours in zip(golden.items, wanted))
     found = _translated(observed.items, reference)
     return (*_changes_by(_raw, reference, found), *moved(position, golden.neighbours, observed.neighbours))
 
@@ -116,7 +120,11 @@ def _unverified(wanted: tuple[Item, ...]) -> Iterator[Change]:
 def _translated(observed: tuple[Item, ...], reference: tuple[Item, ...]) -> tuple[Item, ...]:
     """The observed items, those that are known to the byte in our own words instead of the reader's."""
     words = {_raw(item): item.text for item in reference}
-    return tuple(replace(item, text=words.get(_raw(item), item.text)) for item in observed)
+    return tuple(_worded(item, words.get(_raw(item), item.text)) for item in observed)
+
+
+def _worded(item: Item, text: str) -> Item:
+    return item if item.text == text else replace(item, text=text)
 
 
 def _changes_by(

@@ -53,8 +53,8 @@ class Wish:
 @dataclass(frozen=True, **SLOTS)
 class Repair:
     """What one backend was found to lack and now holds. `duration_us` counts from the first look; `found_at`
-    is the generation of the ruleset then, None where the kernel counts none; `drift` if the last pass that ended well
-    wanted the same of that backend, so that somebody has changed it since."""
+    is the generation of the ruleset then, None where the kernel counts none; `drift` if that backend held what is
+    wanted before, so that somebody has changed it since."""
 
     plan: Plan
     duration_us: int
@@ -149,8 +149,9 @@ class Reconciler:
         self._thorough = True
         self._carried: Mapping[BackendName, frozenset[Group]] = {}
         self._verified: int | None = None  # in which generation all that was looked at is right
-        self._held: tuple[Job, ...] = ()  # what the last pass wanted that ended well
+        self._held: dict[BackendName, Job] = {}  # what each backend was last seen to hold
         self._evidence: dict[BackendName, str] = {}  # what dropped forwarded packets when it could last be read
+        self._unread: MasqError | None = None  # why evidence is missing that never could be read
         self.repairs: list[Repair] = []  # of the last pass, also of one that failed in the end
         # of the last wish, for most passes have the same
         self._jobs: tuple[Wish, Mapping[BackendName, frozenset[Group]], tuple[Job, ...]] | None = None
@@ -175,6 +176,8 @@ class Reconciler:
         """What `reconcile` would change, in every backend. Changes nothing."""
         plans = []
         carried = _carried(self.choices(wish))
+        if self._unread is not None:
+            raise self._unread
         usable = (job for job in self._unwanted(carried) if self._probes[job.backend.name].usable)
         for job in (*self._wanted(wish, carried), *usable):
             _, changes = self._compare(job, tuple(Group))
@@ -199,9 +202,13 @@ class Reconciler:
             self._bring(self._growing(wish, carried))
         jobs = self._wanted(wish, carried)
         self._bring([job for job in jobs if job not in first])
+        if self._unread is not None:
+            raise self._unread  # all that is known to be wanted is there by now, and nothing is removed
         if self._thorough:
             self._clear(carried)
-        self._thorough, self._carried, self._held = False, carried, jobs
+        self._thorough, self._carried = False, carried
+        if not jobs:
+            self._verified = None  # of a family that no lease names nothing that others do matters
         return Outcome(
             choices,
             tuple(self.repairs),
@@ -257,12 +264,18 @@ class Reconciler:
 
     def glance(self) -> tuple[bytes | None, ...]:
         """What differs whenever a pass would find a difference in a backend with events. Not while a pass runs."""
-        return tuple(self._glance(name, backend) for name, backend in self._backends.items())
+        return tuple(map(self._glance, self._backends))
 
-    def _glance(self, name: BackendName, backend: Backend) -> bytes | None:
+    def differs(self, seen: tuple[bytes | None, ...]) -> bool:
+        """Whether a glance is not what it was. What carries our rules is looked at first, and the first difference is
+        enough. Not while a pass runs."""
+        before = sorted(zip(self._backends, seen), key=lambda pair: pair[0] not in self._carried)
+        return any(self._glance(name) != then for name, then in before)
+
+    def _glance(self, name: BackendName) -> bytes | None:
         """Of a backend that carries nothing only the evidence counts, and where that cannot be read there is none."""
         with contextlib.nullcontext() if name in self._carried else contextlib.suppress(MasqError):
-            return backend.glance(self._carried.get(name, frozenset()))
+            return self._backends[name].glance(self._carried.get(name, frozenset()))
         return None
 
     def polls(self) -> bool:
@@ -317,20 +330,22 @@ class Reconciler:
 
     def candidates(self, settings: Settings, flannel_uses_nftables: bool) -> Mapping[Group, Choice]:
         """The backend that each group would get if a lease named the family."""
+        self._unread = None
         drops = self.drops() if settings.forward.enabled and settings.forward.backend == AUTO else {}
         return choice.choose(settings, self.probes(), flannel_uses_nftables=flannel_uses_nftables, drops=drops)
 
     def drops(self) -> dict[BackendName, str]:
         """What drops forwarded packets, by backend. Each pass asks, for docker and the like come and go.
 
-        What cannot be read is as it was when it could be. Raises MasqError where that is not known.
+        What cannot be read is as it was when it could be. Where that never was, nothing is known, and nothing must
+        be removed for it.
         """
         for name, backend in self._backends.items() if not self._missing() else ():
             try:
                 self._evidence[name] = backend.drops_forwarding()
-            except MasqError:
+            except MasqError as error:
                 if name not in self._evidence and self._probes[name].usable:
-                    raise
+                    self._unread = error
         return {name: what for name, what in self._evidence.items() if what and self._probes[name].usable}
 
     def randomises(self, backend: BackendName) -> bool:
@@ -385,13 +400,16 @@ class Reconciler:
         groups = tuple(Group) if self._thorough or not job.wanted else tuple(g.group for g in job.desired.groups)
         looked_at = job.backend.generation()
         observed, changes = self._compare(job, groups)
+        drift = self._held.get(job.backend.name) == job
         if not changes:
             self._known(looked_at)
+            self._held[job.backend.name] = job
             return ()
         found_at = job.backend.generation()
         self._write(job, groups, observed, changes)
+        self._held[job.backend.name] = job
         duration = round((self._clock() - started) * 1_000_000)
-        return (Repair(Plan(self.family, job.backend.name, changes), duration, found_at, job in self._held),)
+        return (Repair(Plan(self.family, job.backend.name, changes), duration, found_at, drift),)
 
     def _write(self, job: Job, groups: tuple[Group, ...], observed: Observation, changes: tuple[Change, ...]) -> None:
         """Replace, read back, and remember what the kernel holds.

@@ -53,7 +53,8 @@ class Look:
         self._seen = self._ask()
 
     def changed(self) -> bool:
-        return self._ask() != self._seen
+        """Of what could not be asked even once, always: whoever looks anew asks another question."""
+        return self._seen < 0 or self._ask() != self._seen
 
     def _ask(self) -> int:
         """Negative where the kernel has no such answer, as where the table has another size by now."""

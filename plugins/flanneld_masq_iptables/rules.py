@@ -87,9 +87,10 @@ def is_cni_masquerade(target: str | None) -> bool:
 def is_about_pods(source: str, leases: Iterable[FamilyLease]) -> bool:
     """Whether a rule for packets from there (an address or a network, empty for anywhere) is about pods of these
     leases. Other networks of containers may masquerade as they like."""
-    if not source:
+    try:
+        network = ip_network(source, strict=False)
+    except ValueError:  # anywhere, or a mask with holes
         return True
-    network = ip_network(source, strict=False)
     return any(network.version == lease.subnet.version and network.overlaps(lease.subnet) for lease in leases)
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from flanneld_masq_iptables.entries import Entries
 from flanneld_masq_iptables.getinfo import TableInfo
 from flanneld_masq_iptables.legacy import IptablesLegacy
 
@@ -138,6 +139,28 @@ def test_a_legacy_table_that_always_changes_while_it_is_asked_for_is_listed(
             pass
         assert caught.value.errno == errno.EAGAIN
         assert IptablesLegacy(family, Host(node.run)).observe(tuple(Group)) == expected
+
+
+def test_a_legacy_table_that_changes_while_a_look_is_made_counts_as_changed_until_the_next(
+    node: Node, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.configure("", backend="iptables-legacy")
+    with node.entered():
+        node.reconciler(family).reconcile(node.wish())
+        backend = IptablesLegacy(family, Host(node.run))
+        mask = Entries.mask
+
+        def meanwhile(entries: Entries) -> bytes:
+            monkeypatch.setattr(Entries, "mask", mask)
+            node.tool(f"{family.data.tools}-legacy", "-w", "-t", "nat", "-A", "INPUT")
+            node.tool(f"{family.data.tools}-legacy", "-w", "-A", "INPUT")
+            return mask(entries)
+
+        monkeypatch.setattr(Entries, "mask", meanwhile)
+        backend.observe(tuple(Group))
+        assert backend.poll()
+        backend.observe(tuple(Group))
+        assert not backend.poll()
 
 
 def test_looking_brings_no_legacy_table_into_being(node: Node) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -332,6 +333,89 @@ def test_who_undoes_each_write_at_once_is_named(play: Play, kernel: MemoryKernel
         assert "wrote the rules 4 times" in event.message and "meanwhile changed by evil (pid 4000000)" in event.message
         kernel.interfere = None
         await until(lambda: stage.loop.state == "synced")
+
+    play(scene)
+
+
+def test_while_passes_fail_each_damage_has_a_culprit_of_its_own(
+    play_two: Play, kernel: MemoryKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel.drops[OTHER] = "docker drops"
+
+    def refuse(groups: object) -> NoReturn:
+        raise KernelError("reading", "no")
+
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        monkeypatch.setattr(stage.loop._reconciler._backends[OTHER], "observe", refuse)
+        for name in ("first", "second"):
+            kernel.flush(V4, OURS)
+            commits(stage, name)
+            with pytest.raises(MasqError):
+                await asyncio.wait_for(stage.loop.look("test"), DEADLINE)
+            assert stage.owner.last("drift-repaired").culprit == name
+
+    play_two(scene)
+
+
+def test_what_was_of_no_concern_is_held_against_nobody_later(
+    play: Play, kernel: MemoryKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if it was heard while a pass ran."""
+    monkeypatch.setitem(loop.SETTLE_SECONDS, "iptables-restor", 60.0)
+    monkeypatch.setattr(loop, "MOST_SETTLE_SECONDS", 60.0)
+
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        here = asyncio.get_running_loop()
+        last_look = Reconciler._first_glance
+
+        async def hear() -> None:
+            stage.loop.ruleset_changed([Transaction(kernel.generation + 1, 4_000_000, "kube-proxy")], False)
+
+        def look(reconciler: Reconciler) -> tuple[bytes | None, ...]:
+            monkeypatch.setattr(Reconciler, "_first_glance", last_look)
+            seen = last_look(reconciler)
+            asyncio.run_coroutine_threadsafe(hear(), here).result(DEADLINE)
+            return seen
+
+        monkeypatch.setattr(Reconciler, "_first_glance", look)
+        await asyncio.wait_for(stage.loop.look("test"), DEADLINE)
+        await until(lambda: not stage.loop._dirty.up and not stage.loop._trail.heard)
+        kernel.append(V4, "elsewhere", "rule")
+        kernel.flush(V4, OURS)
+        commits(stage, "evil")
+        await until(lambda: stage.loop.repairs)
+        assert "by evil (pid 4000000)" in stage.owner.last("drift-repaired").message
+
+    play(scene)
+
+
+def test_events_that_were_lost_while_it_holds_back_are_looked_for(play: Play, kernel: MemoryKernel) -> None:
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        kernel.append(V4, "elsewhere", "rule")
+        stage.loop.mark(loop._RULESET_CHANGED)
+        stage.loop.ruleset_changed((), True)
+        kernel.flush(V4, OURS)
+        await until(lambda: stage.loop.repairs)
+
+    play(scene)
+
+
+def test_what_cannot_be_seen_of_others_is_told_once(play: Play, kernel: MemoryKernel) -> None:
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        for _ in range(3):
+            kernel.fail("survey", KernelError("reading", "no"))
+            await asyncio.wait_for(stage.loop.look(loop.RESYNC), DEADLINE)
+        assert [event.message for event, _ in stage.owner.events if event.kind == "notice"] == [
+            "ipv4: what others keep cannot be seen, or flannel's of it not be removed: reading: no"
+        ]
+        await asyncio.wait_for(stage.loop.look(loop.RESYNC), DEADLINE)
+        kernel.fail("survey", KernelError("reading", "no"))
+        await asyncio.wait_for(stage.loop.look(loop.RESYNC), DEADLINE)
+        assert stage.owner.kinds().count("notice") == 2
 
     play(scene)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -344,16 +345,35 @@ class TestChoice:
             assert bench.reconciler.reconcile(WISH).choices[Group.FORWARD].backend == TWO
             assert bench.kernel.chains(V4) == held
 
-    def test_no_write_follows_from_evidence_that_never_could_be_read(self, bench: Bench) -> None:
+    def test_nothing_is_removed_for_evidence_that_never_could_be_read(self, bench: Bench) -> None:
+        """But what is known to be wanted is written."""
         bench.kernel.drops[TWO] = "docker drops"
         bench.reconcile()
-        held = bench.kernel.chains(V4)
+        bench.kernel.flush(V4, OURS)
         bench.reconciler = bench.restarted()
-        bench.kernel.fail("drops_forwarding", KernelError("reading", "no"))
+        for _ in range(2):
+            bench.kernel.fail("drops_forwarding", *(KernelError("reading", "no"),) * 3)
+            with pytest.raises(KernelError):
+                bench.reconciler.reconcile(WISH)
+            assert bench.kernel.chain(V4, OURS) and bench.kernel.chain(V4, "two forward")
+        bench.kernel.fail("drops_forwarding", *(KernelError("reading", "no"),) * 3)
         with pytest.raises(KernelError):
-            bench.reconciler.reconcile(WISH)
-        assert bench.kernel.chains(V4) == held
-        assert bench.reconcile() == []
+            bench.reconciler.plan(WISH)
+        assert bench.reconcile() == [ONE]
+        assert "one forward" not in bench.kernel.chains(V4)
+
+    def test_what_was_taken_is_drift_also_while_passes_fail(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(groups: object) -> NoReturn:
+            raise KernelError("reading", "no")
+
+        monkeypatch.setattr(bench.reconciler._backends[TWO], "observe", refuse)
+        for drift in (False, True, True):
+            bench.kernel.flush(V4, OURS)
+            with pytest.raises(KernelError):
+                bench.reconciler.reconcile(wish("one", "two"))
+            assert [(repair.plan.backend, repair.drift) for repair in bench.reconciler.repairs] == [(ONE, drift)]
 
     def test_what_moves_is_no_drift_and_what_was_taken_is(self, bench: Bench) -> None:
         assert [repair.drift for repair in bench.reconciler.reconcile(WISH).repairs] == [False]
