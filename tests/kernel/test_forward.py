@@ -110,6 +110,8 @@ def test_the_choice_is_made_anew_when_the_evidence_comes_and_goes(lab: Lab, node
             for family in Family:
                 lines = daemon.lines(f"{family} forward: backend nft, goes with the masquerade group")
                 assert len(lines) == 1 + times
+        assert not daemon.lines("drift repaired"), "what moves was taken by nobody"
+        assert all(found["repairs"] == 0 for found in daemon.status()["families"].values())
         if flavour == "iptables-legacy":
             assert sorted(node.ruleset().splitlines()) == sorted(rules.splitlines())
         assert "FLANNELD-MASQ" not in node.ruleset()
