@@ -89,12 +89,13 @@ class Backend(Protocol):
 
     def drops_forwarding(self) -> str:
         """What in this interface drops forwarded packets, so that an accept must stand here to be of use; empty
-        for nothing. Called before each pass while the backend of the forward group is `auto`: be quick, start
-        no process."""
+        for nothing. Called in each pass while the backend of the forward group is `auto`: be quick, start no
+        process. If it raises, what it said last holds; where it never said anything, no rule is removed for it."""
 
     def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
         """What flannel and the CNI bridge plugin keep here. Changes nothing. `leases` tell which of the rules
-        without a comment old releases of flannel wrote; without any, such are not looked for."""
+        without a comment old releases of flannel wrote; without any, such are not looked for. Called at each resync
+        as well: where nothing has changed, start no process."""
 
     def remove(self, items: tuple[Item, ...]) -> None:
         """Remove these items of a survey, and nothing else."""
