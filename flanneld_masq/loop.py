@@ -34,12 +34,12 @@ MOST_HELD_BY_FAILURE = 5.0  # seconds that an event waits, for it may tell of th
 SETTLE_SECONDS = {
     "firewalld": 0.03,
     **{
-        f"{tools}{flavour}-restore"[:15]: 0.015
+        f"{tools}{flavour}-restore"[:15]: 0.006
         for tools in ("iptables", "ip6tables", "ebtables", "arptables")
         for flavour in ("", "-nft")
     },
 }
-MOST_SETTLE_SECONDS = 0.06
+MOST_SETTLE_SECONDS = 0.05
 POLL_GRID_SECONDS = 0.5
 POLL_TOLERANCE = 0.1  # of the grid: a poll that was a little late does not skip a turn
 LONGEST_STEP_SECONDS = 120.0  # of a pass: twice the time that the slowest tool is given

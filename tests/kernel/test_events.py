@@ -303,7 +303,7 @@ def test_a_daemon_that_lost_events_looks_at_the_kernel(node: Node, name: str) ->
 
 def test_a_restore_that_flushes_table_after_table_comes_to_its_end(node: Node, family: Family) -> None:
     """firewalld does that. iptables-nft-restore has a transaction for each, and fails if another comes in between."""
-    reading = "-A INPUT -j RETURN\n" * 1500  # is what takes it some time before its second transaction
+    reading = "-A INPUT -j RETURN\n" * 800  # is what takes it some time before its second transaction
     text = f"*nat\n-F\n-X\nCOMMIT\n*filter\n{reading}-F\n-X\nCOMMIT\n"
     node.configure(BY_EVENTS_ALONE, backend="iptables-nft")
     with node.running() as daemon:
