@@ -333,7 +333,7 @@ class FamilyLoop:
             if anew or RESYNC in reasons:
                 await self._look_around(wish, anew)
             if polls:
-                self._poll_later(max(self._owner.settings.reconcile.legacy_poll_seconds, LISTING_PAUSE * self._worked))
+                self._poll_later(LISTING_PAUSE * self._worked)  # mostly the next turn
         finally:
             self._passing = False
 

@@ -281,9 +281,13 @@ class Daemon:
         except MasqError as error:
             self._say_once(Event("notice", f"{error}; the resync finds what was missed"), logging.WARNING)
         # the next ones within a moment are heard together: on a busy host that bounds what hearing costs
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._events.fileno())
-        loop.call_later(EVENT_PAUSE_SECONDS, self._hear)
+        asyncio.get_running_loop().call_soon(self._pause_hearing)  # behind the repair, which is on its way by then
+
+    def _pause_hearing(self) -> None:
+        if self._events is not None:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._events.fileno())
+            loop.call_later(EVENT_PAUSE_SECONDS, self._hear)
 
     def _hangup(self) -> None:
         with contextlib.suppress(ConfigError):  # which was told
