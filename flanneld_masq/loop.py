@@ -41,7 +41,7 @@ SETTLE_SECONDS = {
 }
 MOST_SETTLE_SECONDS = 0.05
 POLL_GRID_SECONDS = 0.5
-POLL_TOLERANCE = 0.1  # of the grid: a poll that was a little late does not skip a turn
+POLL_TOLERANCE = 0.1  # of the grid: a poll that came a little early is that of its turn
 LONGEST_STEP_SECONDS = 120.0  # of a pass: twice the time that the slowest tool is given
 LISTING_PAUSE = 3.0  # times the work of a pass: listing may take a quarter of our time, however busy the tables are
 
@@ -333,15 +333,13 @@ class FamilyLoop:
             if anew or RESYNC in reasons:
                 await self._look_around(wish, anew)
             if polls:
-                self._poll_later(LISTING_PAUSE * self._worked)  # mostly the next turn
+                self._poll_later(LISTING_PAUSE * self._worked)
         finally:
             self._passing = False
 
-    def _poll_later(self, seconds: float) -> None:
-        """On a grid that both families share, so that they wake the process together."""
-        grid = min(self._owner.settings.reconcile.legacy_poll_seconds, POLL_GRID_SECONDS)
-        moment = math.ceil((self._now() + seconds) / grid - POLL_TOLERANCE) * grid
-        self._poll_timer = asyncio.get_running_loop().call_at(moment, self._poll)
+    def _poll_later(self, pause: float = 0.0) -> None:
+        every = self._owner.settings.reconcile.legacy_poll_seconds
+        self._poll_timer = asyncio.get_running_loop().call_at(next_turn(self._now(), pause, every), self._poll)
 
     def _poll(self) -> None:
         """Look at what has no events: cheap, and a full look only if it moved. Never while a pass runs."""
@@ -352,7 +350,7 @@ class FamilyLoop:
         if moved:
             self.mark(_TABLES_MOVED)
         else:
-            self._poll_later(self._owner.settings.reconcile.legacy_poll_seconds)
+            self._poll_later()
 
     def _reconcile(self, wish: Wish, reprobe: bool) -> Outcome:
         if reprobe:
@@ -457,7 +455,7 @@ class FamilyLoop:
             culprits = self._trail.culprits(max(heard_of))
             self._trail.forget(max(heard_of))  # what came after that is for the next pass
         for repair in repairs:
-            self._report_repair(repair, reason, culprits if repair.found_at in heard_of else ())
+            self._report_repair(repair, reason, culprits if repair.drift and repair.found_at is not None else ())
         if any(repair.drift for repair in repairs):
             self._budget.repaired(self._now())
         return culprits
@@ -516,6 +514,13 @@ class FamilyLoop:
 
     def _event(self, kind: str, message: str, *, level: int = logging.INFO, **fields: Any) -> None:
         self._owner.event(Event(kind, message, family=str(self.family), **fields), level)
+
+
+def next_turn(now: float, pause: float, every: float) -> float:
+    """The moment of the next poll, `pause` from `now` at the earliest, and then not later than `every`. On a grid that
+    both families share, so that they wake the process together; who is late for a turn does not skip the next."""
+    grid = min(every, POLL_GRID_SECONDS)
+    return math.floor((now + pause + every) / grid + POLL_TOLERANCE) * grid
 
 
 def _worked() -> float:

@@ -420,9 +420,7 @@ def test_what_cannot_be_seen_of_others_is_told_once(play: Play, kernel: MemoryKe
     play(scene)
 
 
-def test_a_contention_is_told_once_whatever_fails_meanwhile(
-    play: Play, kernel: MemoryKernel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_contention_is_told_once_whatever_fails_meanwhile(play: Play, kernel: MemoryKernel) -> None:
     async def scene(stage: Stage) -> None:
         await until(lambda: stage.loop.state == "synced")
         while stage.loop.state != "contended":
@@ -454,6 +452,24 @@ def test_a_kernel_that_cannot_be_polled_is_a_failure_as_any_other(play: Play, mo
         assert (await asyncio.wait_for(stage.loop.look("test"), DEADLINE)).choices
 
     play(scene)
+
+
+@pytest.mark.parametrize(
+    ("now", "pause", "every", "turn"),
+    [
+        (100.0, 0, 0.5, 100.5),
+        (99.9999, 0, 0.5, 100.5),
+        (100.06, 0, 0.5, 100.5),
+        (100.3, 0, 0.5, 100.5),
+        (100.46, 0, 0.5, 101.0),
+        (100.06, 1.8, 0.5, 102.0),
+        (100.2, 0, 2.0, 102.0),
+        (100.01, 0, 0.05, 100.05),
+    ],
+)
+def test_a_poll_that_is_late_does_not_skip_the_next_turn(now: float, pause: float, every: float, turn: float) -> None:
+    assert loop.next_turn(now, pause, every) == pytest.approx(turn)
+    assert now + pause <= turn <= now + pause + 1.1 * every
 
 
 # ---- whether it has settled
