@@ -178,8 +178,7 @@ class Reconciler:
         carried = _carried(self.choices(wish))
         if self._unread is not None:
             raise self._unread
-        usable = (job for job in self._unwanted(carried) if self._probes[job.backend.name].usable)
-        for job in (*self._wanted(wish, carried), *usable):
+        for job in (*self._wanted(wish, carried), *self._unwanted(carried)):
             _, changes = self._compare(job, tuple(Group))
             plans.append(Plan(self.family, job.backend.name, changes))
         return tuple(plans)
@@ -220,10 +219,9 @@ class Reconciler:
     def _clear(self, carried: Collection[BackendName]) -> None:
         """Of a backend that cannot be used any more our old rules may still be in force. What the kernel lets us remove
         without its tools is removed."""
-        unwanted = list(self._unwanted(carried))
-        self._bring([job for job in unwanted if self._probes[job.backend.name].usable])
+        self._bring(list(self._unwanted(carried)))
         with contextlib.suppress(MasqError):
-            self._bring([job for job in unwanted if not self._probes[job.backend.name].usable])
+            self._bring(list(self._unwanted(carried, usable=False)))
 
     def _growing(self, wish: Wish, carried: Mapping[BackendName, frozenset[Group]]) -> list[Job]:
         """Of backends that take over one group and shall lose the other: both, until the other is in its new place."""
@@ -369,10 +367,10 @@ class Reconciler:
         )
         return Job(self._backends[name], desired, self._backends[name].wanted(desired))
 
-    def _unwanted(self, carried: Collection[BackendName]) -> Iterator[Job]:
-        """The other backends: nothing of ours shall be in them."""
+    def _unwanted(self, carried: Collection[BackendName], *, usable: bool = True) -> Iterator[Job]:
+        """The other backends, those that can be used or those that cannot: nothing of ours shall be in them."""
         for name, backend in self._backends.items():
-            if name not in carried:
+            if name not in carried and self._probes[name].usable is usable:
                 yield Job(backend, Desired(self.family), ())
 
     def _compare(self, job: Job, groups: tuple[Group, ...]) -> tuple[Observation, tuple[Change, ...]]:

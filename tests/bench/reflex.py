@@ -1,4 +1,4 @@
-"""The least that any daemon can do: no look, no thought, a transaction at the event of the damage."""
+"""What any daemon races against: no look, no thought, known rules written at the event of the damage."""
 
 from __future__ import annotations
 

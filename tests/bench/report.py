@@ -81,7 +81,7 @@ def _repairs(record: Record) -> Iterator[Row]:
     for figure, title, targets in (
         ("content", "rule or chain content removed to back, by a process that goes on", _CONTENT),
         ("content-exit", "the same, by a program that exits", _CONTENT),
-        ("reflex", "of that, a bare program that answers the event with a transaction made beforehand", {}),
+        ("reflex", "beside it, a bare program that answers the event with rules it knows, and reads nothing", {}),
         ("table", "table, jump or ruleset removed to back", _TABLE),
         ("ruleset", "ruleset flushed with the foreign rules in it, to back", {}),
         ("duplicate", "duplicate rule in our chain to repaired", _CONTENT),
