@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Hashable
 from typing import Callable, Optional
 
@@ -24,14 +25,14 @@ FLANNEL: Chains = (("nat", "FLANNEL-POSTRTG", "POSTROUTING"), ("filter", "FLANNE
 FLANNEL_NFTABLES: Chains = (("flannel-ipv4", "postrtg", None),)
 
 
-class Watch:
+class Watch(ABC):
     """`wanted` is what the kernel held when the rules were last known to be in order."""
 
     wanted: Hashable = None
 
+    @abstractmethod
     def look(self) -> Hashable:
         """All that makes the rules what they are."""
-        raise NotImplementedError
 
     def generation(self) -> int:
         """Counts the transactions of everybody; always 0 where the kernel does not count them."""

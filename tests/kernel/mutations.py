@@ -8,6 +8,7 @@ of them hold after any number of repairs.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
@@ -125,7 +126,7 @@ class Nft:
         return Snapshot(tuple(ours), (*_foreign_lines(listing), *rules), tuple(rules))
 
 
-class Subject:
+class Subject(ABC):
     """One backend of one family, and the rules of others around it. `bases` are where its jumps are."""
 
     bases: frozenset[str] = frozenset()
@@ -136,11 +137,13 @@ class Subject:
         self.run = run
         self.nft = Nft(family)
 
+    @abstractmethod
     def snapshot(self) -> Snapshot:
-        raise NotImplementedError
+        """All that the kernel holds, ours and not."""
 
+    @abstractmethod
     def mutations(self, desired: Desired) -> Iterator[Mutation]:
-        raise NotImplementedError
+        """All that somebody may do to it."""
 
     def settle(self) -> bool:
         """Have rules of others before and behind our jumps, where there are jumps. Whether it did anything."""

@@ -455,7 +455,9 @@ for number in range(100 * hits):
     if number % 100 != 50:
         commit(f"add rule ip busy traffic ip daddr 192.0.2.1 counter accept comment \\"{number}\\"")
         continue
+    deadline = time.monotonic() + 10
     while not whole():
+        assert time.monotonic() < deadline, "the last hit is not repaired"
         time.sleep(0.01)
     commit(f"flush chain ip {chain}")
 """

@@ -381,9 +381,11 @@ FOUND = {
 }
 
 
+@pytest.mark.parametrize("look", ["reload", "resync"])
 @pytest.mark.parametrize("where", FOUND)
-def test_the_masquerade_of_the_bridge_plugin_is_reported(node: Node, where: str) -> None:
-    node.configure(BY_EVENTS_ALONE, backend="nft")
+def test_the_masquerade_of_the_bridge_plugin_is_reported_and_that_it_is_gone(node: Node, where: str, look: str) -> None:
+    """Of pods that come later: at boot there are none."""
+    node.configure(BY_EVENTS_ALONE if look == "reload" else "[reconcile]\nresync_seconds = 1", backend="nft")
     for flavour in FLAVOURS:
         restore(node, flavour, host_ports)
     with node.running() as daemon:
@@ -392,34 +394,21 @@ def test_the_masquerade_of_the_bridge_plugin_is_reported(node: Node, where: str)
             load(node, plugin_table)
         else:
             restore(node, where, bridge)
-        daemon.signal(signal.SIGHUP)
+        if look == "reload":
+            daemon.signal(signal.SIGHUP)
         for family in Family:
             (found,) = eventually(lambda family=family: survey(daemon, family, "cni_masquerade"))
             assert FOUND[where].format(family.data.nft) in found
             line = daemon.logged(f"WARNING {family}: the CNI bridge plugin masquerades too", found)
             assert '"ipMasq": false' in line
-
-
-@pytest.mark.parametrize("where", FOUND)
-def test_a_resync_finds_the_masquerade_of_pods_that_come_later_and_that_it_is_gone(node: Node, where: str) -> None:
-    """At boot there are no pods."""
-    node.configure("[reconcile]\nresync_seconds = 1", backend="nft")
-    for flavour in FLAVOURS:
-        restore(node, flavour, host_ports)
-    with node.running() as daemon:
-        daemon.reached("synced")
-        if where == "table":
-            load(node, plugin_table)
-        else:
-            restore(node, where, bridge)
-        for family in Family:
-            (found,) = eventually(lambda family=family: survey(daemon, family, "cni_masquerade"))
-            assert FOUND[where].format(family.data.nft) in found
         for family in Family:
             if where == "table":
                 node.tool("nft", "add table inet cni_plugins_masquerade; delete table inet cni_plugins_masquerade")
             else:
                 node.tool(f"{family.data.tools}-{where}", "-w", "-t", "nat", "-F", "POSTROUTING")
+        if look == "reload":
+            daemon.signal(signal.SIGHUP)
+        for family in Family:
             eventually(lambda family=family: survey(daemon, family, "cni_masquerade") == [])
         assert len(daemon.lines("the CNI bridge plugin masquerades too")) == len(Family)
 
