@@ -209,6 +209,15 @@ def test_an_impostor_is_not_shown(bus: Bus) -> None:
     play(story)
 
 
+@pytest.fixture
+def ctrl_c_counts() -> Iterator[None]:
+    """Also where the tests run in the background of a script, whose shell has all that it starts ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_counts")
 def test_ctrl_c(bus: Bus) -> None:
     async def story() -> None:
         async with watching() as watcher:
