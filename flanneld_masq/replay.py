@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .expressions import comment
-from .model import COMMENT_PREFIX, Family
+from .model import COMMENT_PREFIX, Family, Observation
 from .netlink import Chain, KernelRule, Nfnetlink
 
 
@@ -37,6 +37,13 @@ class Replay:
 
     def forget(self) -> None:
         self._known, self._chains = {}, {}
+
+
+def holds(observed: Observation, place: str, rules: tuple[KernelRule, ...]) -> bool:
+    """Whether the chain at that place is there, with just these rules."""
+    items = [item for item in observed.items if item.place == place and item.kind != "jump"]
+    raws = [item.raw for item in items if item.kind == "rule"]
+    return len(items) == len(raws) + 1 and raws == [rule.raw for rule in rules]
 
 
 def _is_ours(rule: KernelRule) -> bool:

@@ -32,7 +32,7 @@ from flanneld_masq.model import (
     Survey,
 )
 from flanneld_masq.netlink import TABLE_DORMANT, Chain, KernelRule, Look, Nfnetlink, following
-from flanneld_masq.replay import Replay
+from flanneld_masq.replay import Replay, holds
 
 from . import programs, rules
 from .rules import PLACES, Place
@@ -199,7 +199,7 @@ class IptablesNft:
             for group in desired.groups:
                 place = PLACES[group.group]
                 found = self._replay.rules(place.chain, [rule.comment for rule in group.rules])
-                if not new[place] and _holds(observed, place, found):
+                if not new[place] and holds(observed, place.own, found):
                     continue
                 chains[place.table, place.chain] = found
                 wanted = [group.jump_comment] if new[place] else []
@@ -280,13 +280,6 @@ class IptablesNft:
         if kind == "jump" and jump_target(rule) == place.chain and _is_plain_jump(rule):
             text = rules.jump_line(place, GroupRules(Group.MASQUERADE, (), tag))
         return Item(kind, f"{place.table} {rule.chain}", text, raw=rule.raw, tag=tag, handle=rule.handle)
-
-
-def _holds(observed: Observation, place: Place, rules_there: tuple[KernelRule, ...]) -> bool:
-    """Whether our chain is there with just these rules."""
-    items = [item for item in observed.items if item.place == place.own and item.kind != "jump"]
-    raws = [item.raw for item in items if item.kind == "rule"]
-    return len(items) == len(raws) + 1 and raws == [rule.raw for rule in rules_there]
 
 
 def _chain_raw(place: Place, chain: Chain) -> str:

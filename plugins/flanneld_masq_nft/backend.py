@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 
 from flanneld_masq import flannel
@@ -25,8 +25,8 @@ from flanneld_masq.model import (
     Survey,
     Verdict,
 )
-from flanneld_masq.netlink import Chain, Look, Nfnetlink, Table, following
-from flanneld_masq.replay import Replay
+from flanneld_masq.netlink import Chain, KernelRule, Look, Nfnetlink, Table, following
+from flanneld_masq.replay import Replay, holds
 
 from . import render
 from .library import Nftables
@@ -82,8 +82,9 @@ class NftBackend:
         if not desired.groups:
             return self._remove_table(observed)
         whole = _structure(observed.items) == _structure(render.items(desired))
-        if self._replayed(desired, whole):
-            return 1
+        replayed = self._replay_rules(desired, observed, whole)
+        if replayed is not None:
+            return replayed
         text = render.flush(desired) if whole else render.removal(self.family)
         before = self._netlink.generation()
         self._library.commit(text + render.render(desired))
@@ -122,31 +123,37 @@ class NftBackend:
     def poll(self) -> None:
         return None
 
-    def _replayed(self, desired: Desired, whole: bool) -> bool:
-        """Write without libnftables, if the kernel's form of each rule is known. `whole` if only rules differ.
+    def _replay_rules(self, desired: Desired, observed: Observation, whole: bool) -> int | None:
+        """Write without libnftables, if the kernel's form of each rule is known: in how many transactions. `whole` if
+        only rules differ; then a chain that is in order is left alone.
 
         libnftables lists all chains of all tables before it adds a rule: 40 ms where others have 50,000 rules.
         """
         try:
             rules = {
-                render.CHAINS[group.group]: self._replay.rules(
-                    render.CHAINS[group.group].name, [rule.comment for rule in group.rules]
-                )
+                group.group: self._replay.rules(render.CHAINS[group.group].name, [rule.comment for rule in group.rules])
                 for group in desired.groups
             }
             if whole:
-                chains = {(render.TABLE, chain.name): found for chain, found in rules.items()}
-                self._netlink.refill(self.family, chains)
-            else:
-                self._netlink.rebuild(
-                    self.family, render.TABLE, {_kernel_chain(chain): found for chain, found in rules.items()}
-                )
+                return self._refill(rules, observed)
+            chains = {_kernel_chain(render.CHAINS[group]): found for group, found in rules.items()}
+            self._netlink.rebuild(self.family, render.TABLE, chains)
         except LookupError:
-            return False
+            return None
         except KernelError:
             self._replay.forget()
-            return False
-        return True
+            return None
+        return 1
+
+    def _refill(self, rules: Mapping[Group, tuple[KernelRule, ...]], observed: Observation) -> int:
+        chains = {
+            (render.TABLE, render.CHAINS[group].name): found
+            for group, found in rules.items()
+            if not holds(observed, render.chain_place(self.family, group), found)
+        }
+        if chains:
+            self._netlink.refill(self.family, chains)
+        return 1 if chains else 0
 
     def _items(self, table: Table, groups: Collection[Group]) -> Iterator[Item]:
         found = render.describe_table(self.family, table.use, table.flags, table.owner) + _commented(table.comment)

@@ -46,6 +46,22 @@ def test_a_repair_starts_no_program_and_leaves_the_same_ruleset(
 
 
 @pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("hit", [0, 1])
+def test_a_repair_writes_no_chain_that_is_in_order(node: Node, family: Family, name: str, hit: int) -> None:
+    node.configure("", backend=name)
+    with node.entered():
+        reconciler, netlink = node.reconciler(family), Nfnetlink()
+        reconciler.reconcile(node.wish())
+        before = [netlink.rules(family, *chain) for chain in CHAINS[name]]
+        node.tool("nft", "flush", "chain", family.data.nft, *CHAINS[name][hit])
+        reconciler.reconcile(node.wish())
+        after = [netlink.rules(family, *chain) for chain in CHAINS[name]]
+        assert after[not hit] == before[not hit]  # with the handles that they had
+        assert [rule.raw for rule in after[hit]] == [rule.raw for rule in before[hit]]
+        assert after[hit] != before[hit]
+
+
+@pytest.mark.parametrize("name", CHAINS)
 def test_rules_of_another_lease_are_written_by_the_tool_and_then_known(node: Node, family: Family, name: str) -> None:
     node.configure("", backend=name)
     with node.entered():
