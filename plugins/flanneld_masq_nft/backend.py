@@ -81,7 +81,7 @@ class NftBackend:
     def replace(self, desired: Desired, observed: Observation, changes: tuple[Change, ...]) -> int:
         if not desired.groups:
             return self._remove_table(observed)
-        whole = _structure(observed.items) == _structure(render.items(desired))
+        whole = _structure(observed.items) == _structure(render.structure(desired))
         replayed = self._replay_rules(desired, observed, whole)
         if replayed is not None:
             return replayed

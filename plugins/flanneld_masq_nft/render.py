@@ -57,12 +57,21 @@ def items(desired: Desired) -> tuple[Item, ...]:
     """What an observation of `desired` holds. The kernel's form of rules is not known beforehand."""
     if not desired.groups:
         return ()
-    family = desired.family
-    table = describe_table(family, len(desired.groups))
-    found = [Item("table", table_place(family), table, raw=table)]
-    for group in desired.groups:
-        found.extend(_chain_items(family, group))
+    table, *chains = structure(desired)
+    found = [table]
+    for chain, group in zip(chains, desired.groups):
+        rules = (Item("rule", chain.place, rule_text(desired.family, rule), tag=rule.tag) for rule in group.rules)
+        found += [chain, *rules]
     return tuple(found)
+
+
+def structure(desired: Desired) -> tuple[Item, ...]:
+    """The table and its chains, as an observation has them."""
+    table = describe_table(desired.family, len(desired.groups))
+    return (
+        Item("table", table_place(desired.family), table, raw=table),
+        *(_chain_item(desired.family, group.group) for group in desired.groups),
+    )
 
 
 def render(desired: Desired) -> str:
@@ -83,12 +92,9 @@ def flush(desired: Desired) -> str:
     return "".join(f"flush chain {chain_place(desired.family, group.group)}\n" for group in desired.groups)
 
 
-def _chain_items(family: Family, group: GroupRules) -> Iterator[Item]:
-    place = chain_place(family, group.group)
-    declaration = CHAINS[group.group].declaration
-    yield Item("chain", place, declaration, raw=declaration)
-    for rule in group.rules:
-        yield Item("rule", place, rule_text(family, rule), tag=rule.tag)
+def _chain_item(family: Family, group: Group) -> Item:
+    declaration = CHAINS[group].declaration
+    return Item("chain", chain_place(family, group), declaration, raw=declaration)
 
 
 def _block(family: Family, group: GroupRules) -> str:
