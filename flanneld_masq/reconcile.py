@@ -404,27 +404,37 @@ class Reconciler:
             self._held[job.backend.name] = job
             return ()
         found_at = job.backend.generation()
-        self._write(job, groups, observed, changes)
+        self._write(job, groups, looked_at, observed, changes)
         self._held[job.backend.name] = job
         duration = round((self._clock() - started) * 1_000_000)
         return (Repair(Plan(self.family, job.backend.name, changes), duration, found_at, drift),)
 
-    def _write(self, job: Job, groups: tuple[Group, ...], observed: Observation, changes: tuple[Change, ...]) -> None:
-        """Replace, read back, and remember what the kernel holds.
+    def _write(
+        self,
+        job: Job,
+        groups: tuple[Group, ...],
+        looked_at: int | None,
+        observed: Observation,
+        changes: tuple[Change, ...],
+    ) -> None:
+        """Replace what was `observed` in the generation `looked_at`, read back, and remember what the kernel holds.
 
-        What is read back counts as ours only if nobody else committed meanwhile, or if it is what we wrote
+        What is read back counts as ours only if nobody else has committed since the look, or if it is what we wrote
         before; of somebody who always does, the last of several tries is believed, if the tags are right.
         """
         problem = ""
         for tries_left in reversed(range(WRITE_TRIES)):
             with self._undisturbed():
                 before = job.backend.generation()
+                current = self._only_we(looked_at, before)
                 transactions = job.backend.replace(job.desired, observed, changes)
+                looked_at = job.backend.generation()
                 observed = job.backend.observe(groups)
                 after = job.backend.generation()
-                alone = before is None or after is None or after == following(before, transactions)
-                if alone and before is not None:
+                unmixed = before is None or after == following(before, transactions)
+                if unmixed and before is not None:
                     self._commits.note(before, transactions)
+            alone = current and unmixed
             problem = plan.unmet(job.wanted, observed)
             if not problem and (alone or not tries_left or self._is_known(job, observed)):
                 self._remember(job, observed)
@@ -434,6 +444,13 @@ class Reconciler:
             f"{self.family}: {job.backend.name} wrote the rules {WRITE_TRIES} times, and each time the kernel held "
             f"something else at once: {problem}; see `flanneld-masq plan`"
         )
+
+    def _only_we(self, since: int | None, until: int | None) -> bool:
+        """Whether the reconcilers of this process made all that was committed between two generations."""
+        if since is None or until is None:
+            return True
+        count = (until - since) & 0xFFFFFFFF
+        return count <= REMEMBERED_COMMITS and all(self.made(following(since, n)) for n in range(1, count + 1))
 
     def _is_known(self, job: Job, observed: Observation) -> bool:
         golden = self._store.golden(job.backend.name, self.family)

@@ -6,9 +6,11 @@ import pytest
 
 from flanneld_masq import policy, sabotage
 from flanneld_masq.errors import CommandError, KernelError
-from flanneld_masq.model import Family
+from flanneld_masq.expressions import comment
+from flanneld_masq.model import BackendName, Family, Golden
 from flanneld_masq.netlink import Nfnetlink, following
 from flanneld_masq.replay import Replay
+from flanneld_masq.store import Store
 
 from .conftest import Node
 
@@ -59,6 +61,40 @@ def test_a_repair_writes_no_chain_that_is_in_order(node: Node, family: Family, n
         assert after[not hit] == before[not hit]  # with the handles that they had
         assert [rule.raw for rule in after[hit]] == [rule.raw for rule in before[hit]]
         assert after[hit] != before[hit]
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_what_changes_between_the_look_and_the_write_is_not_taken_for_ours(
+    node: Node, family: Family, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One chain is flushed, and before it is written somebody forges a rule of the other one."""
+    node.configure("", backend=name)
+    golden = Store.golden
+    with node.entered():
+        reconciler, netlink = node.reconciler(family), Nfnetlink()
+        reconciler.reconcile(node.wish())
+        before = [rule.raw for rule in netlink.rules(family, *CHAINS[name][1])]
+
+        def forge_and_compare(store: Store, backend: BackendName, family: Family) -> Golden | None:
+            monkeypatch.setattr(Store, "golden", golden)
+            rule = netlink.rules(family, *CHAINS[name][1])[0]
+            source = "198.51.100.0/24" if family is Family.IPV4 else "2001:db8::/32"
+            if name == "nft":
+                forged = f'handle {rule.handle} {family.data.nft} saddr {source} accept comment "{comment(rule)}"'
+                node.tool("nft", f"replace rule {family.data.nft} {' '.join(CHAINS[name][1])} {forged}")
+            else:
+                said = ("-m", "comment", "--comment", comment(rule))
+                table, chain = CHAINS[name][1]
+                node.tool(
+                    f"{family.data.tools}-nft", "-t", table, "-R", chain, "1", "-s", source, *said, "-j", "ACCEPT"
+                )
+            return golden(store, backend, family)
+
+        monkeypatch.setattr(Store, "golden", forge_and_compare)
+        node.tool("nft", "flush", "chain", family.data.nft, *CHAINS[name][0])
+        reconciler.reconcile(node.wish())
+        reconciler.reconcile(node.wish())
+        assert [rule.raw for rule in netlink.rules(family, *CHAINS[name][1])] == before
 
 
 @pytest.mark.parametrize("name", CHAINS)
