@@ -9,8 +9,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +23,7 @@ from .events import Transaction
 from .hookspecs import Event
 from .model import BackendName, Family, Settings
 from .reconcile import Outcome, Reconciler, Removed, Repair, Surveys, Wish, describe
+from .worker import Worker
 
 FIRST_RETRY_SECONDS = 0.2
 LAST_RETRY_SECONDS = 60.0
@@ -142,7 +142,7 @@ class FamilyLoop:
         self._failed_at = float("-inf")
         self._wish: Wish | None = None  # the one that last held
         self._reprobe = False
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=str(family))
+        self._worker = Worker(str(family))
         self._trail = Trail(self._is_ours)
         self._budget = RepairBudget()
         self._contention_told = False
@@ -253,14 +253,14 @@ class FamilyLoop:
 
     async def remove(self) -> None:
         """Remove all our rules of the family."""
-        _, errors = await self._in_thread(self._reconciler.remove_everything)
+        _, errors = await self._worker.call(self._reconciler.remove_everything)
         for error in errors:
             self._event("rules-left", f"{self.family}: rules not removed: {error}", level=logging.ERROR)
 
     def close(self) -> None:
         if self._poll_timer is not None:
             self._poll_timer.cancel()
-        self._executor.shutdown(wait=False)
+        self._worker.close()
 
     def status(self) -> dict[str, Any]:
         """For status.json and the `status` command."""
@@ -321,7 +321,7 @@ class FamilyLoop:
             self._poll_timer.cancel()
         self._passing = True
         try:
-            outcome = await self._in_thread(lambda: self._reconcile(wish, reprobe))
+            outcome = await self._worker.call(lambda: self._reconcile(wish, reprobe))
             polls = self._reconciler.polls()
         except MasqError as error:
             self._failed(error, self._because(reasons))
@@ -366,7 +366,7 @@ class FamilyLoop:
         done is told once, and removing is not tried again but `anew`."""
         take_over = wish.settings.takeover_remove_flannel_rules and (anew or not self._blindness)
         try:
-            removed, surveys = await self._in_thread(lambda: self._survey(wish, take_over))
+            removed, surveys = await self._worker.call(lambda: self._survey(wish, take_over))
         except MasqError as error:
             message = f"{self.family}: what others keep cannot be seen, or flannel's of it not be removed: {error}"
             if message != self._blindness:
@@ -392,9 +392,6 @@ class FamilyLoop:
     def _survey(self, wish: Wish, take_over: bool) -> tuple[Removed, Surveys]:
         removed = self._reconciler.remove_flannel_rules(wish.leases) if take_over else ()
         return removed, self._reconciler.survey(wish.leases)
-
-    async def _in_thread(self, call: Callable[[], Any]) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
 
     def _because(self, reasons: list[str]) -> str:
         again = _RETRY if self._failures else RESYNC

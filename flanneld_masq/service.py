@@ -76,6 +76,8 @@ class Daemon:
                 loop.add_signal_handler(number, stop.set)
             loop.add_signal_handler(signal.SIGHUP, self._hangup)
             self._loops = tuple(self._family_loop(family) for family in Family)
+            for found in self._loops:
+                held.callback(found.close)  # after the last word, for a pass may still go on
             self.event(Event("started", f"flanneld-masq {__version__} started, pid {os.getpid()}"))
             for failure in self._plugins.failures:
                 self.event(Event("plugin-failed", str(failure)), logging.ERROR)
@@ -381,8 +383,6 @@ class Daemon:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self.settings.stop_remove_rules:
             await self._remove_rules()
-        for found in self._loops:
-            found.close()
         self._watch.stop()
         self.publish(stopped=True)
         self._leave_bus()
