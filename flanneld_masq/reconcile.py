@@ -375,10 +375,13 @@ class Reconciler:
 
     def _compare(self, job: Job, groups: tuple[Group, ...]) -> tuple[Observation, tuple[Change, ...]]:
         observed = job.backend.observe(groups)
+        return observed, self._differences(job, observed)
+
+    def _differences(self, job: Job, observed: Observation) -> tuple[Change, ...]:
         if job.wanted and observed.obstacle:
             raise RulesetError(observed.obstacle)
         golden = self._store.golden(job.backend.name, self.family)
-        return observed, plan.differences(job.wanted, job.desired.position, golden, observed)
+        return plan.differences(job.wanted, job.desired.position, golden, observed)
 
     def _bring(self, jobs: Collection[Job]) -> None:
         """One after the other. One that fails does not stop the rest; then the first error is raised."""
@@ -420,7 +423,8 @@ class Reconciler:
         """Replace what was `observed` in the generation `looked_at`, read back, and remember what the kernel holds.
 
         What is read back counts as ours only if nobody else has committed since the look, or if it is what we wrote
-        before; of somebody who always does, the last of several tries is believed, if the tags are right.
+        before; of somebody who always does, the last of several tries is believed, if the tags are right. Each try
+        answers what the one before has read back.
         """
         problem = ""
         for tries_left in reversed(range(WRITE_TRIES)):
@@ -434,11 +438,13 @@ class Reconciler:
                 unmixed = before is None or after == following(before, transactions)
                 if unmixed and before is not None:
                     self._commits.note(before, transactions)
-            alone = current and unmixed
+            changes = self._differences(job, observed)
             problem = plan.unmet(job.wanted, observed)
-            if not problem and (alone or not tries_left or self._is_known(job, observed)):
+            moved = any(change.kind == "moved" for change in changes)
+            ours = not changes or (current and unmixed and not moved)
+            if not problem and (ours or not tries_left):
                 self._remember(job, observed)
-                self._known(before, after if alone else before)
+                self._known(before, after if ours and unmixed else before)
                 return
         raise RulesetError(
             f"{self.family}: {job.backend.name} wrote the rules {WRITE_TRIES} times, and each time the kernel held "
@@ -451,10 +457,6 @@ class Reconciler:
             return True
         count = (until - since) & 0xFFFFFFFF
         return count <= REMEMBERED_COMMITS and all(self.made(following(since, n)) for n in range(1, count + 1))
-
-    def _is_known(self, job: Job, observed: Observation) -> bool:
-        golden = self._store.golden(job.backend.name, self.family)
-        return not plan.differences(job.wanted, job.desired.position, golden, observed)
 
     @contextlib.contextmanager
     def _undisturbed(self) -> Iterator[None]:

@@ -30,6 +30,7 @@ from ..model import (
     Rule,
     Survey,
 )
+from ..netlink import following
 
 BASE_CHAINS = {Group.MASQUERADE: "postrouting", Group.FORWARD: "forward"}
 
@@ -93,7 +94,7 @@ class MemoryKernel:
                 self._chains[family].pop(name, None)
             else:
                 self._chains[family][name] = tuple(rule if rule.handle else self._new(rule) for rule in rules)
-        self.generation += 1
+        self.generation = following(self.generation)
 
     def append(self, family: Family, chain: str, text: str, comment: str = "") -> None:
         """Somebody adds a rule at the end of a chain."""

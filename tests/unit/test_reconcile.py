@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -22,6 +22,7 @@ from flanneld_masq.model import (
     Group,
     Lease,
     MasqueradeSettings,
+    Observation,
     Position,
     Probe,
     Settings,
@@ -41,6 +42,9 @@ LEASE = Lease(
 )
 OTHER = replace(
     LEASE, ipv4=FamilyLease((ip_network("10.42.0.0/16"),), ip_network("10.42.1.0/24"), ip_address("10.42.1.1"))
+)
+DUAL = replace(
+    LEASE, ipv6=FamilyLease((ip_network("fd00:244::/56"),), ip_network("fd00:244:0:1::/64"), ip_address("fd00:244::1"))
 )
 WISH = Wish(Settings(), (LEASE,))
 OURS = "one masquerade"
@@ -68,10 +72,13 @@ class Bench:
 
     def restarted(self) -> Reconciler:
         """As a new process would see it."""
-        backends = {found.name: found.create(V4, Host(Runner())) for found in self._types}
+        return self.of(V4)
+
+    def of(self, family: Family) -> Reconciler:
+        backends = {found.name: found.create(family, Host(Runner())) for found in self._types}
         ticks = iter(range(10_000))
         return Reconciler(
-            V4,
+            family,
             backends,
             Store(self.directory),
             missing=lambda: self.missing,
@@ -91,6 +98,20 @@ class Bench:
 
     def in_sync(self, wished: Wish = WISH) -> bool:
         return not any(found.changes for found in self.reconciler.plan(wished))
+
+
+def after_the_look(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Have this done once, when IPv4 has been observed and nothing is written yet."""
+    observe = MemoryBackend.observe
+
+    def observe_and_act(backend: MemoryBackend, groups: Collection[Group]) -> Observation:
+        observed = observe(backend, groups)
+        if backend.family is V4:
+            monkeypatch.setattr(MemoryBackend, "observe", observe)
+            act()
+        return observed
+
+    monkeypatch.setattr(MemoryBackend, "observe", observe_and_act)
 
 
 @pytest.fixture
@@ -238,6 +259,45 @@ class TestInterference:
         assert outcome.generation is not None and outcome.generation < bench.kernel.generation, "so it is looked again"
         bench.kernel.interfere = None
         assert bench.reconcile() == []
+
+    def test_who_comes_ahead_of_our_jump_meanwhile_is_answered(self, bench: Bench) -> None:
+        first = wish(position=Position.FIRST)
+        self.sometimes(bench, 1, lambda: bench.kernel.prepend(V4, "postrouting", "docker's"))
+        assert bench.reconcile(first) == [ONE]
+        assert [rule.text for rule in bench.kernel.chain(V4, "postrouting") or ()] == [f"jump {OURS}", "docker's"]
+        assert bench.in_sync(first)
+
+    def test_an_obstacle_that_comes_meanwhile_is_no_success(self, bench: Bench) -> None:
+        self.sometimes(bench, 1, lambda: bench.kernel.obstacles.update({V4: "the table is dormant"}))
+        with pytest.raises(RulesetError, match="dormant"):
+            bench.reconciler.reconcile(WISH)
+
+    @pytest.mark.parametrize("known", [False, True])
+    def test_what_others_commit_after_the_look_costs_a_second_write_only_where_nothing_is_known(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, known: bool
+    ) -> None:
+        if known:
+            bench.reconcile()
+            bench.kernel.flush(V4, OURS)
+        after_the_look(monkeypatch, lambda: bench.kernel.append(V4, "elsewhere", "rule"))
+        bench.kernel.log.clear()
+        outcome = bench.reconciler.reconcile(WISH)
+        assert bench.calls("replace") == [ONE] * (1 if known else 2)
+        assert bench.in_sync()
+        if known:
+            assert outcome.generation == bench.kernel.generation
+            assert outcome.glance, "so the next commit of others costs a glance and not a pass"
+
+    @pytest.mark.parametrize("generation", [0, 0xFFFFFFFF - 2])
+    def test_what_our_other_family_commits_after_the_look_costs_no_second_write(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, generation: int
+    ) -> None:
+        bench.kernel.generation = generation
+        other = bench.of(Family.IPV6)
+        after_the_look(monkeypatch, lambda: other.reconcile(wish("auto", "auto", DUAL)))
+        bench.reconciler.reconcile(WISH)
+        written = [family for name, _, family in bench.kernel.log if name == "replace"]
+        assert written == [Family.IPV6, V4]
 
     def test_a_backend_that_counts_nothing_believes_the_tags(self, tmp_path: Path) -> None:
         bench = Bench(tmp_path / "state", counted=False)
