@@ -253,7 +253,10 @@ class FamilyLoop:
 
     async def remove(self) -> None:
         """Remove all our rules of the family."""
-        _, errors = await self._worker.call(self._reconciler.remove_everything)
+        try:
+            _, errors = await self._worker.call(self._reconciler.remove_everything)
+        except MasqError as failure:  # another flanneld-masq holds the lock, say
+            errors = (failure,)
         for error in errors:
             self._event("rules-left", f"{self.family}: rules not removed: {error}", level=logging.ERROR)
 

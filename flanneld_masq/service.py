@@ -78,6 +78,8 @@ class Daemon:
             self._loops = tuple(self._family_loop(family) for family in Family)
             for found in self._loops:
                 held.callback(found.close)  # after the last word, for a pass may still go on
+            for number in (signal.SIGTERM, signal.SIGINT):
+                held.callback(loop.remove_signal_handler, number)  # who asks once more does not wait for it
             self.event(Event("started", f"flanneld-masq {__version__} started, pid {os.getpid()}"))
             for failure in self._plugins.failures:
                 self.event(Event("plugin-failed", str(failure)), logging.ERROR)

@@ -219,6 +219,24 @@ def test_sigterm_removes_the_rules_where_that_is_configured(node: Node, backend_
         assert daemon.lines("stopped", "rules removed")
 
 
+def test_a_second_sigterm_ends_it_though_a_pass_hangs(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging = tmp_path / "hanging"
+    (tmp_path / "nftables.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(hanging)!r}).touch()\ntime.sleep(3600)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    node.configure("", backend="nft")
+    with node.running() as daemon:
+        eventually(hanging.exists)
+        daemon.signal(signal.SIGTERM)
+        daemon.logged("stopped in")
+        assert daemon.process.poll() is None
+        eventually(lambda: daemon.signal(signal.SIGTERM) or daemon.process.poll() is not None)
+        assert daemon.process.returncode == -signal.SIGTERM
+
+
 def test_sigterm_while_it_waits_ends_it_too(node: Node) -> None:
     node.subnet_file.unlink()
     with node.running() as daemon:

@@ -6,11 +6,12 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from flanneld_masq import journal
-from flanneld_masq.errors import KernelError
+from flanneld_masq.errors import KernelError, StateError
 from flanneld_masq.hookspecs import Event
 from flanneld_masq.loop import FamilyLoop
 from flanneld_masq.model import Family, Settings
@@ -60,6 +61,20 @@ def test_rules_that_could_not_be_removed(
     asyncio.run(loop.remove())
     loop.close()
     assert told == [("rules-left", logging.ERROR, "ipv4: rules not removed: removing: no")]
+
+
+def test_rules_that_another_instance_keeps_from_being_removed(
+    tmp_path: Path, plugins: Plugins, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def held() -> NoReturn:
+        raise StateError("ipv4.lock was held")
+
+    reconciler = Reconciler(Family.IPV4, {}, Store(tmp_path))
+    monkeypatch.setattr(reconciler, "remove_everything", held)
+    loop = FamilyLoop(Family.IPV4, reconciler, daemon(tmp_path, plugins))
+    asyncio.run(loop.remove())
+    loop.close()
+    assert told == [("rules-left", logging.ERROR, "ipv4: rules not removed: ipv4.lock was held")]
 
 
 def test_a_file_that_cannot_be_written_is_told_once_and_so_is_its_end(

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 import pytest
 
 from flanneld_masq.worker import Worker
+
+DEADLINE = 10.0
+
+Scene = Callable[[], Awaitable[object]]
 
 
 @pytest.fixture
@@ -16,73 +21,126 @@ def worker() -> Iterator[Worker]:
     made = Worker("ipv4")
     yield made
     made.close()
-    assert made.close() is None  # once more does no harm
 
 
-def test_calls_are_made_by_its_thread_in_their_order(worker: Worker) -> None:
+@pytest.fixture
+def play() -> Callable[[Scene], object]:
+    """Runs a scene to its end, in which the event loop has nothing to complain of."""
+
+    async def run(scene: Scene) -> object:
+        problems: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+        result = await asyncio.wait_for(scene(), DEADLINE)
+        assert problems == []
+        return result
+
+    return lambda scene: asyncio.run(run(scene))
+
+
+Play = Callable[[Scene], object]
+
+
+def test_calls_are_made_by_its_thread_in_their_order(worker: Worker, play: Play) -> None:
     made: list[int] = []
 
-    async def scene() -> list[str]:
-        asked = [
-            worker.call(lambda number=number: made.append(number) or threading.current_thread().name)
-            for number in range(9)
-        ]
-        return await asyncio.gather(*asked)
+    def call(number: int) -> str:
+        made.append(number)
+        return threading.current_thread().name
 
-    assert asyncio.run(scene()) == ["ipv4"] * 9
+    async def scene() -> object:
+        return await asyncio.gather(*[worker.call(lambda number=number: call(number)) for number in range(9)])
+
+    assert play(scene) == ["ipv4"] * 9
     assert made == list(range(9))
 
 
 @pytest.mark.parametrize("kind", [ValueError, SystemExit])
-def test_an_exception_is_for_who_asked_and_ends_nothing(worker: Worker, kind: type[BaseException]) -> None:
+def test_an_exception_is_for_who_asked_and_ends_nothing(worker: Worker, play: Play, kind: type[BaseException]) -> None:
     def fail() -> None:
         raise kind("no")
 
     async def scene() -> object:
-        with pytest.raises(kind, match="no"):
-            await worker.call(fail)
-        return await worker.call(lambda: "goes on")
+        asked = worker.call(fail)
+        goes_on = await worker.call(lambda: "goes on")
+        assert isinstance(asked.exception(), kind)
+        return goes_on
 
-    assert asyncio.run(scene()) == "goes on"
+    assert play(scene) == "goes on"
 
 
-def test_the_answer_to_who_is_gone_is_dropped(worker: Worker) -> None:
-    """Cancelled, or with the event loop closed."""
-    begun, release = threading.Event(), threading.Event()
+class Slow:
+    """A call that has begun, and ends when it may."""
 
-    def slow() -> bool:
-        begun.set()
-        return release.wait(10)
+    def __init__(self) -> None:
+        self._begun, self._may_end = threading.Event(), threading.Event()
 
-    async def cancelled() -> object:
+    def __call__(self) -> bool:
+        self._begun.set()
+        return self._may_end.wait(DEADLINE)
+
+    async def begun(self) -> None:
+        assert await asyncio.to_thread(self._begun.wait, DEADLINE)
+
+    def release(self) -> None:
+        self._may_end.set()
+
+
+def test_the_answer_to_who_was_cancelled_is_dropped(worker: Worker, play: Play) -> None:
+    async def scene() -> object:
+        slow = Slow()
         asked = worker.call(slow)
-        await asyncio.to_thread(begun.wait, 10)
+        await slow.begun()
         asked.cancel()
-        release.set()
+        slow.release()
         return await worker.call(lambda: "goes on")
+
+    assert play(scene) == "goes on"
+
+
+def test_a_call_that_was_cancelled_before_it_began_is_not_made(worker: Worker, play: Play) -> None:
+    made: list[int] = []
+
+    async def scene() -> object:
+        slow = Slow()
+        worker.call(slow)
+        worker.call(lambda: made.append(1)).cancel()
+        slow.release()
+        return await worker.call(lambda: "goes on")
+
+    assert play(scene) == "goes on"
+    assert made == []
+
+
+def test_an_answer_that_comes_after_the_event_loop_is_dropped(worker: Worker, play: Play) -> None:
+    slow = Slow()
 
     async def gone() -> None:
         worker.call(slow)
-        await asyncio.to_thread(begun.wait, 10)
-
-    assert asyncio.run(cancelled()) == "goes on"
-    begun.clear()
-    release.clear()
-    asyncio.run(gone())
-    release.set()
+        await slow.begun()
 
     async def scene() -> object:
         return await worker.call(lambda: "goes on")
 
-    assert asyncio.run(scene()) == "goes on"
+    play(gone)
+    slow.release()
+    assert play(scene) == "goes on"
 
 
-def test_closing_waits_for_the_last_call() -> None:
-    worker, ended = Worker("ipv4"), threading.Event()
+def test_closing_waits_for_the_last_call_and_then_none_is_taken(play: Play) -> None:
+    worker, slow = Worker("ipv4"), Slow()
+    ended: list[bool] = []
 
     async def scene() -> None:
-        worker.call(lambda: threading.Event().wait(0.05) or ended.set())
-        worker.close()
-        assert ended.is_set()
+        worker.call(lambda: ended.append(slow()))
+        await slow.begun()
+        closing = asyncio.ensure_future(asyncio.to_thread(worker.close))
+        await asyncio.wait([closing], timeout=0.02)
+        assert not closing.done()
+        slow.release()
+        await closing
+        assert ended == [True]
+        with pytest.raises(RuntimeError, match="closed"):
+            worker.call(slow)
+        worker.close()  # once more does no harm
 
-    asyncio.run(scene())
+    play(scene)
