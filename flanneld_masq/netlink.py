@@ -429,12 +429,12 @@ class Look:
 
     @classmethod
     @lru_cache(_CACHED)
-    def at(cls, family: Family, table: str, chains: tuple[str, ...], dumped: tuple[str, ...]) -> Look:
-        """At a table and its named chains, and at the rules of those in `dumped`."""
+    def at(cls, family: Family, table: str, chains: tuple[str, ...], dumped: tuple[str | None, ...]) -> Look:
+        """At a table and its named chains, and at the rules of those in `dumped`, where None stands for all chains."""
         number = family.data.nfproto
         asked = [(_GETTABLE, _string(1, table))]
         asked += [(_GETCHAIN, _string(1, table) + _string(3, chain)) for chain in chains]
-        dumps = [_string(1, table) + _string(2, chain) for chain in dumped]
+        dumps = [_string(1, table) + (_string(2, chain) if chain else b"") for chain in dumped]
         return cls(
             tuple(_message(kind, _NLM_F_REQUEST, number, 0, body, GLANCE_SEQUENCE) for kind, body in asked),
             tuple(_message(_GETRULE, _NLM_F_REQUEST | _NLM_F_DUMP, number, 0, body, GLANCE_SEQUENCE) for body in dumps),

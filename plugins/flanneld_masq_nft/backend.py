@@ -115,7 +115,7 @@ class NftBackend:
         if not groups:
             return b""
         chains = tuple(render.CHAINS[group].name for group in Group if group in groups)
-        return self._netlink.glance(Look.at(self.family, render.TABLE, chains, chains))
+        return self._netlink.glance(Look.at(self.family, render.TABLE, chains, (None,)))
 
     def generation(self) -> int:
         return self._netlink.generation()
@@ -158,18 +158,19 @@ class NftBackend:
     def _items(self, table: Table, groups: Collection[Group]) -> Iterator[Item]:
         found = render.describe_table(self.family, table.use, table.flags, table.owner) + _commented(table.comment)
         yield Item("table", render.table_place(self.family), found, raw=found)
+        rules = self._netlink.rules(self.family, render.TABLE)  # one dump takes half the time of one for each chain
         for group in Group:
             if group in groups:
-                yield from self._chain_items(group)
+                yield from self._chain_items(group, rules)
 
-    def _chain_items(self, group: Group) -> Iterator[Item]:
+    def _chain_items(self, group: Group, rules: Collection[KernelRule]) -> Iterator[Item]:
         name, place = render.CHAINS[group].name, render.chain_place(self.family, group)
         chain = self._netlink.chain(self.family, render.TABLE, name)
         if chain is None:
             return
         found = _describe(chain)
         yield Item("chain", place, found, raw=found, handle=chain.handle)
-        for rule in self._netlink.rules(self.family, render.TABLE, name):
+        for rule in (rule for rule in rules if rule.chain == name):
             tag = comment(rule)
             tag = tag[len(COMMENT_PREFIX) :] if tag.startswith(COMMENT_PREFIX) else ""
             yield Item("rule", place, describe(rule, self.family), raw=rule.raw, tag=tag, handle=rule.handle)
