@@ -80,6 +80,8 @@ class FileWatch:
             return False  # gone since it was seen; the watch on the directory above it tells
         except OSError as error:
             self._hopeless.add(directory)  # each try may cost a file descriptor that watchdog does not close
+            with contextlib.suppress(KeyError):  # watchdog 1.0 keeps what failed, and a later try does nothing
+                self._observer.unschedule(ObservedWatch(directory.path, recursive=False))
             remedy = _REMEDIES.get(error.errno or 0, "")
             self._complain(f"{directory.path} cannot be watched: {error.strerror}{_MEANWHILE}{remedy}")
             return False
