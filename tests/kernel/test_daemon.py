@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -226,7 +227,7 @@ def test_a_second_sigterm_ends_it_though_a_pass_hangs(
     (tmp_path / "nftables.py").write_text(
         f"import pathlib, time\npathlib.Path({str(hanging)!r}).touch()\ntime.sleep(3600)\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     node.configure("", backend="nft")
     with node.running() as daemon:
         eventually(hanging.exists)

@@ -306,13 +306,15 @@ def test_a_restore_that_flushes_table_after_table_comes_to_its_end(node: Node, f
     reading = "-A INPUT -j RETURN\n" * 800  # is what takes it some time before its second transaction
     text = f"*nat\n-F\n-X\nCOMMIT\n*filter\n{reading}-F\n-X\nCOMMIT\n"
     node.configure(BY_EVENTS_ALONE, backend="iptables-nft")
+    tools = tools_of(node, "iptables-nft", family)
     with node.running() as daemon:
         daemon.reached("synced")
-        before = node.ruleset()
+        with node.entered():
+            golden = tools.ours()
         for turn in range(4):
             node.tool(f"{family.data.tools}-nft-restore", "-w", "-n", stdin=text)
             eventually(lambda turn=turn: repairs(daemon, family) > turn)  # type: ignore[misc]
-            eventually(lambda: sorted(node.ruleset().splitlines()) == sorted(before.splitlines()))
+            eventually(lambda: in_order(node, tools, golden))
 
 
 class Quiet:
