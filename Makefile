@@ -24,7 +24,7 @@ test: lint ## lint, then all tests
 	@scripts/setup-packaging deb rpm check
 	$(bin)/python -m pytest tests
 
-bench: setup ## measure how fast and small it is, beside flannel's way: 25 minutes, QUICK=1 for three, PUBLISH=1 for docs/bench
+bench: setup ## measure how fast and small it is, beside flannel's way: 15 minutes, QUICK=1 for three, PUBLISH=1 for docs/bench
 	$(bin)/python -m tests.bench $(if $(QUICK),--quick) $(if $(PUBLISH),--publish)
 
 # rst2man of docutils makes the manual pages. The packages call this too, without setup.
