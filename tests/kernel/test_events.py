@@ -531,7 +531,7 @@ def test_a_held_xtables_lock_is_waited_for_and_holds_up_nothing_else(make_node: 
             (line,) = daemon.lines("ERROR", f" {family}: ")
             assert "/run/xtables.lock" in line or "holding the xtables lock" in line
             assert "next try in" in line
-            assert daemon.lines("INFO", f"{family}: in sync again")
+            assert daemon.logged("INFO", f"{family}: in sync again")  # which comes behind the status
         assert waiting.masq("--backend", "iptables-legacy", "plan").returncode == 0
 
 
