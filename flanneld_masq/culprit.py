@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,9 +63,11 @@ class Trail:
     """
 
     def __init__(self, is_ours: Callable[[Transaction], bool]) -> None:
-        self.heard: deque[Transaction] = deque(maxlen=MOST_HEARD)
+        self.heard: deque[Transaction] = deque(maxlen=MOST_HEARD)  # and not yet told whether they changed anything
+        self.count = 0  # of all that ever was heard
         self._is_ours = is_ours
-        self._broke: tuple[Transaction, ...] = ()
+        self._broke: deque[Transaction] = deque(maxlen=MOST_HEARD)
+        self._seen: int | None = None  # the generation in which something was last seen changed
         self._harmless: deque[str] = deque(maxlen=_MOST_HARMLESS)
 
     @property
@@ -72,31 +75,39 @@ class Trail:
         """Whether somebody is known to have changed our rules."""
         return bool(self._broke)
 
+    def hear(self, transactions: Iterable[Transaction]) -> None:
+        for found in transactions:
+            self.count += 1
+            seen = self._seen is not None and not found.after(self._seen)
+            (self._broke if seen else self.heard).append(found)
+
+    def suspected(self) -> Iterator[Transaction]:
+        """Those that may have changed our rules, the ones that are known to have changed something last."""
+        return itertools.chain(self.heard, self._broke)
+
     def harmless(self) -> None:
-        """After all that was heard our rules are as they were. Programs are known by that, for they come again."""
+        """What was heard has changed nothing. Programs are known by that, for they come again."""
         self._harmless.extend({found.name for found in self.heard}.difference(self._harmless))
         self.heard.clear()
 
-    def broke(self) -> None:
-        """One of these has changed our rules. Who commits from now on, until they are back, need not have."""
-        self._broke = tuple(self.heard)
+    def broke(self, generation: int | None) -> None:
+        """What was heard, or is in that generation and still to be heard, has changed something."""
+        self._broke.extend(self.heard)
+        self.heard.clear()
+        self._seen = generation
 
     def forget(self, generation: int | None) -> None:
         """What came until then is over; all of it where our rules are nowhere in nf_tables."""
 
-        def later(transactions: Iterable[Transaction]) -> tuple[Transaction, ...]:
-            return tuple(found for found in transactions if generation is not None and found.after(generation))
+        def later(transactions: Iterable[Transaction]) -> Iterator[Transaction]:
+            return (found for found in transactions if generation is not None and found.after(generation))
 
-        self._broke, self.heard = later(self._broke), deque(later(self.heard), MOST_HEARD)
+        self._broke, self.heard = deque(later(self._broke), MOST_HEARD), deque(later(self.heard), MOST_HEARD)
 
     def culprits(self, found_at: int | None = None) -> tuple[Culprit, ...]:
         """Who may have done what was found in that generation, or until now."""
-
-        def before(transactions: Iterable[Transaction]) -> list[Transaction]:
-            earlier = (found for found in transactions if found_at is None or not found.after(found_at))
-            return [found for found in earlier if not self._is_ours(found)]
-
-        return suspects(before(self._broke) or before(self.heard), self._harmless)
+        earlier = (found for found in self.suspected() if found_at is None or not found.after(found_at))
+        return suspects((found for found in earlier if not self._is_ours(found)), self._harmless)
 
 
 def _unit(cgroup: str) -> str:

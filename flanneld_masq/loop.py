@@ -144,6 +144,7 @@ class FamilyLoop:
         self._reprobe = False
         self._worker = Worker(str(family))
         self._trail = Trail(self._is_ours)
+        self._seen: tuple[bytes | None, ...] = ()  # by the last glance
         self._budget = RepairBudget()
         self._contention_told = False
         self._flannel: list[BackendName] = []
@@ -176,33 +177,33 @@ class FamilyLoop:
             return
         reason = _EVENTS_LOST if lost else _RULESET_CHANGED
         if self._passing or self._failures or self.outcome is None:
-            self._trail.heard.extend(transactions)
+            self._trail.hear(transactions)
             self.mark(reason)  # what of it the pass has not seen is known at its end; or it is the end of the trouble
             return
         verified = self.outcome.generation
         if verified is None:
             return
-        self._trail.heard.extend(found for found in transactions if found.after(verified))
-        if self._dirty.up or not (self._trail.heard or lost):
-            if lost:
-                self.mark(reason)
+        self._trail.hear(found for found in transactions if found.after(verified))
+        if not (self._trail.heard or lost):
             return
         changed = self._changed()
         if changed is False:
             self._trail.harmless()
             return
         if changed:
-            self._trail.broke()
+            self._trail.broke(self._reconciler.generation())
         self.mark(reason)
 
     def _changed(self) -> bool | None:
-        """Whether anything that a pass would read is not as the last one left it; None if that cannot be told."""
-        if self.outcome is None or not self.outcome.glance:
+        """Whether anything that a pass would read is not as it was last seen; None if that cannot be told."""
+        before = self._seen
+        if not before:
             return None
         try:
-            return self._reconciler.differs(self.outcome.glance)
+            self._seen = self._reconciler.glance_again(before)
         except MasqError:
             return None  # a pass meets the same error, and reports it
+        return self._seen != before
 
     def _is_over(self) -> bool:
         """Whether what was heard was our own commits, or is of no concern, or seen by the pass before. Then it is
@@ -292,12 +293,12 @@ class FamilyLoop:
     async def _hold_back(self) -> None:
         """Let a rebuild by others come to its end, and do not fight."""
         settled = self._now() + MOST_SETTLE_SECONDS
-        while self._now() < settled and (rest := max(map(_rest_after, self._trail.heard), default=0.0)):
-            seen = len(self._trail.heard)
+        while self._now() < settled and (rest := max(map(_rest_after, self._trail.suspected()), default=0.0)):
+            count = self._trail.count
             await asyncio.sleep(rest)
             with contextlib.suppress(MasqError):  # then it is over as far as we know
                 self._owner.hear()
-            if len(self._trail.heard) == seen:
+            if self._trail.count == count:
                 break
         held = max(self._budget.not_before, self._failed_at + min(retry_delay(self._failures), MOST_HELD_BY_FAILURE))
         if held > self._now():
@@ -435,6 +436,7 @@ class FamilyLoop:
         over = self._complaints.over() or quiet
         contended = self._budget.contended and not self._contention_told
         self._failures, self._error, self._wish, self.outcome = 0, None, wish, outcome
+        self._seen = outcome.glance
         self.state, self.last_error = "contended" if self._budget.contended else "synced", ""
         self._contention_told = self._budget.contended
         self.settled = not self._reprobe

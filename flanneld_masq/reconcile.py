@@ -193,7 +193,7 @@ class Reconciler:
         self.repairs, self._verified = [], None
         first = self._undisputed(wish)
         self._bring(first)
-        self._known(self._generation())
+        self._known(self.generation())
         choices = self.choices(wish)
         carried = _carried(choices)
         if self._thorough or carried != self._carried:
@@ -242,9 +242,9 @@ class Reconciler:
             seen = self.glance()
         except KernelError:
             return ()  # somebody commits at this very moment, and the event of that is on its way
-        return seen if self._generation() == self._verified else ()
+        return seen if self.generation() == self._verified else ()
 
-    def _generation(self) -> int | None:
+    def generation(self) -> int | None:
         """Of the ruleset in nf_tables; None where the kernel has none that we can read."""
         for backend in self._backends.values():
             with contextlib.suppress(MasqError):  # if the backend is in use, its pass meets the error
@@ -264,11 +264,16 @@ class Reconciler:
         """What differs whenever a pass would find a difference in a backend with events. Not while a pass runs."""
         return tuple(map(self._glance, self._backends))
 
-    def differs(self, seen: tuple[bytes | None, ...]) -> bool:
-        """Whether a glance is not what it was. What carries our rules is looked at first, and the first difference is
-        enough. Not while a pass runs."""
-        before = sorted(zip(self._backends, seen), key=lambda pair: pair[0] not in self._carried)
-        return any(self._glance(name) != then for name, then in before)
+    def glance_again(self, seen: tuple[bytes | None, ...]) -> tuple[bytes | None, ...]:
+        """Another glance, up to the first difference: what comes after that is as it was. What carries our rules is
+        looked at first. Not while a pass runs."""
+        found = dict(zip(self._backends, seen))
+        for name in sorted(found, key=lambda name: name not in self._carried):
+            now = self._glance(name)
+            if now != found[name]:
+                found[name] = now
+                break
+        return tuple(found.values())
 
     def _glance(self, name: BackendName) -> bytes | None:
         """Of a backend that carries nothing only the evidence counts, and where that cannot be read there is none."""

@@ -259,6 +259,64 @@ def test_who_commits_after_the_rules_were_broken_is_not_blamed(play: Play) -> No
     play(scene)
 
 
+def test_who_breaks_them_after_a_harmless_change_in_what_we_look_at_is_blamed(play: Play) -> None:
+    """A rule behind our jump: a look is needed to tell that it does no harm, and it may have to wait."""
+
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        stage.kernel.append(V4, "postrouting", "rule")
+        commits(stage, "kube-proxy")
+        stage.kernel.append(V4, "elsewhere", "rule")
+        commits(stage, "felix")
+        stage.kernel.flush(V4, OURS)
+        commits(stage, "evil")
+        await until(lambda: stage.loop.repairs)
+        event = stage.owner.last("drift-repaired")
+        assert event.culprit == "evil"
+        assert "by kube-proxy (pid 4000000) or evil (pid 4000000)" in event.message
+
+    play(scene)
+
+
+def test_who_breaks_them_between_the_event_of_another_and_the_look_is_named(
+    play: Play, kernel: MemoryKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its event comes during the pass that finds what it did."""
+
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+
+        def hear() -> None:
+            monkeypatch.setattr(stage.owner, "hear", lambda: None)
+            stage.loop.ruleset_changed([Transaction(broken_at, 4_000_001, "evil")], False)
+
+        monkeypatch.setattr(stage.owner, "hear", hear)
+        stage.kernel.append(V4, "postrouting", "rule")
+        commits(stage, "kube-proxy")
+        stage.kernel.flush(V4, OURS)
+        broken_at = stage.kernel.generation
+        await until(lambda: stage.loop.repairs)
+        assert "by evil (pid 4000001) or kube-proxy (pid 4000000)" in stage.owner.last("drift-repaired").message
+
+    play(scene)
+
+
+def test_who_breaks_them_before_the_event_of_another_is_looked_into_is_blamed(play: Play) -> None:
+    """Two events, and what the later one tells of is seen after the earlier one."""
+
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        stage.kernel.append(V4, "elsewhere", "rule")
+        harmless = Transaction(stage.kernel.generation, 4_000_000, "kube-proxy")
+        stage.kernel.flush(V4, OURS)
+        stage.loop.ruleset_changed([harmless], False)
+        commits(stage, "evil")
+        await until(lambda: stage.loop.repairs)
+        assert stage.owner.last("drift-repaired").culprit == "evil"
+
+    play(scene)
+
+
 def test_of_several_who_may_have_done_it_one_that_was_harmless_before_is_not_blamed(play: Play) -> None:
     async def scene(stage: Stage) -> None:
         await at_rest(stage)
@@ -396,8 +454,8 @@ def test_events_that_were_lost_while_it_holds_back_are_looked_for(play: Play, ke
         await at_rest(stage)
         kernel.append(V4, "elsewhere", "rule")
         stage.loop.mark(loop._RULESET_CHANGED)
-        stage.loop.ruleset_changed((), True)
         kernel.flush(V4, OURS)
+        stage.loop.ruleset_changed((), True)
         await until(lambda: stage.loop.repairs)
 
     play(scene)
