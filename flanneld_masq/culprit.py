@@ -66,8 +66,8 @@ class Trail:
         self.heard: deque[Transaction] = deque(maxlen=MOST_HEARD)  # and not yet told whether they changed anything
         self.count = 0  # of all that ever was heard
         self._is_ours = is_ours
-        self._broke: deque[Transaction] = deque(maxlen=MOST_HEARD)
-        self._seen: int | None = None  # the generation in which something was last seen changed
+        self._broke: deque[Transaction] = deque(maxlen=MOST_HEARD)  # those that changed something first come last
+        self._broken_until: int | None = None  # the generation in which something was last seen changed
         self._harmless: deque[str] = deque(maxlen=_MOST_HARMLESS)
 
     @property
@@ -78,23 +78,27 @@ class Trail:
     def hear(self, transactions: Iterable[Transaction]) -> None:
         for found in transactions:
             self.count += 1
-            seen = self._seen is not None and not found.after(self._seen)
-            (self._broke if seen else self.heard).append(found)
+            if self._broken_until is None or found.after(self._broken_until):
+                self.heard.append(found)
+            else:
+                self._suspect((found,))
 
     def suspected(self) -> Iterator[Transaction]:
-        """Those that may have changed our rules, the ones that are known to have changed something last."""
+        """Those that may have changed our rules, the most suspicious last."""
         return itertools.chain(self.heard, self._broke)
 
     def harmless(self) -> None:
-        """What was heard has changed nothing. Programs are known by that, for they come again."""
-        self._harmless.extend({found.name for found in self.heard}.difference(self._harmless))
+        """What was heard has changed nothing. Programs are known by that, for they come again; not while our rules are
+        broken, when another blow changes nothing either."""
+        if not self._broke:
+            self._harmless.extend({found.name for found in self.heard}.difference(self._harmless))
         self.heard.clear()
 
     def broke(self, generation: int | None) -> None:
         """What was heard, or is in that generation and still to be heard, has changed something."""
-        self._broke.extend(self.heard)
+        self._suspect(self.heard)
         self.heard.clear()
-        self._seen = generation
+        self._broken_until = generation
 
     def forget(self, generation: int | None) -> None:
         """What came until then is over; all of it where our rules are nowhere in nf_tables."""
@@ -103,6 +107,12 @@ class Trail:
             return (found for found in transactions if generation is not None and found.after(generation))
 
         self._broke, self.heard = deque(later(self._broke), MOST_HEARD), deque(later(self.heard), MOST_HEARD)
+        if not self._broke:
+            self._broken_until = None
+
+    def _suspect(self, transactions: Iterable[Transaction]) -> None:
+        """Less than those before: who broke our rules first has mostly done all of it, and others come later."""
+        self._broke = deque((*transactions, *self._broke), MOST_HEARD)
 
     def culprits(self, found_at: int | None = None) -> tuple[Culprit, ...]:
         """Who may have done what was found in that generation, or until now."""

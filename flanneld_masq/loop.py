@@ -184,15 +184,18 @@ class FamilyLoop:
         if verified is None:
             return
         self._trail.hear(found for found in transactions if found.after(verified))
-        if not (self._trail.heard or lost):
-            return
+        if (self._trail.heard or lost) and not self._no_concern():
+            self.mark(reason)
+
+    def _no_concern(self) -> bool:
+        """Whether what was heard has changed nothing that a pass would read."""
         changed = self._changed()
         if changed is False:
             self._trail.harmless()
-            return
+            return True
         if changed:
             self._trail.broke(self._reconciler.generation())
-        self.mark(reason)
+        return False
 
     def _changed(self) -> bool | None:
         """Whether anything that a pass would read is not as it was last seen; None if that cannot be told."""
@@ -211,10 +214,7 @@ class FamilyLoop:
         if all(self._reconciler.made(found.generation) for found in self._trail.heard):
             self._trail.heard.clear()
             return True
-        if self._changed() is False:
-            self._trail.harmless()
-            return True
-        return False
+        return self._no_concern()
 
     def _is_ours(self, transaction: Transaction) -> bool:
         """Made by a reconciler of this process, in a write that ended well or in one that did not."""
@@ -404,6 +404,9 @@ class FamilyLoop:
     def _failed(self, error: MasqError, reason: str) -> bool:
         """Whether the log tells of it."""
         self._report_repairs(reason)  # of the other backend, say
+        found_at = self._drift_found_at()
+        if found_at is not None:
+            self._trail.forget(found_at)  # that was told, and all is looked at anew
         message = str(error)
         self._error = error
         self._failures += 1
@@ -449,18 +452,22 @@ class FamilyLoop:
     def _report_repairs(self, reason: str) -> tuple[Culprit, ...]:
         """Tell of what the pass repaired, also if it failed in the end; who may have made that needed."""
         repairs = self._reconciler.repairs
-        heard_of = [repair.found_at for repair in repairs if repair.drift and repair.found_at is not None]
         culprits: tuple[Culprit, ...] = ()
-        if heard_of:
+        found_at = self._drift_found_at()
+        if found_at is not None:
             with contextlib.suppress(MasqError):  # then nobody is named
                 self._owner.hear()  # a pass may see what was done before the event of it is read
-            culprits = self._trail.culprits(max(heard_of))
-            self._trail.forget(max(heard_of))  # what came after that is for the next pass
+            culprits = self._trail.culprits(found_at)
         for repair in repairs:
             self._report_repair(repair, reason, culprits if repair.drift and repair.found_at is not None else ())
         if any(repair.drift for repair in repairs):
             self._budget.repaired(self._now())
         return culprits
+
+    def _drift_found_at(self) -> int | None:
+        """The generation in which the last pass has found the last of what others did; None if nothing."""
+        found = [repair.found_at for repair in self._reconciler.repairs if repair.drift and repair.found_at is not None]
+        return max(found, default=None)
 
     def _report_repair(self, repair: Repair, reason: str, culprits: tuple[Culprit, ...]) -> None:
         what = "drift repaired" if repair.drift else "rules applied"
