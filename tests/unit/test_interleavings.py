@@ -1,0 +1,188 @@
+"""Whatever others commit, and whenever in a pass, the rules come back. With events as the kernel sends them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flanneld_masq.events import Transaction
+from flanneld_masq.hookspecs import Event, Host
+from flanneld_masq.loop import FamilyLoop
+from flanneld_masq.model import (
+    BackendName,
+    Family,
+    FamilyLease,
+    Lease,
+    MasqueradeSettings,
+    Position,
+    ReconcileSettings,
+    Settings,
+)
+from flanneld_masq.reconcile import Reconciler, Wish
+from flanneld_masq.run import Runner
+from flanneld_masq.store import Store
+from flanneld_masq.testing import MemoryKernel, memory_backend_type
+from flanneld_masq.testing.memory import Chains
+
+DEADLINE = 3.0  # seconds
+V4 = Family.IPV4
+SUBNET = FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1"))
+SETTINGS = Settings(
+    masquerade=MasqueradeSettings(position=Position.FIRST), reconcile=ReconcileSettings(resync_seconds=60.0)
+)
+WISH = Wish(SETTINGS, (Lease("/run/flannel/subnet.env", SUBNET),))
+MASQUERADES, FORWARDS = BackendName("masquerades"), BackendName("forwards")
+OURS = ("masquerades masquerade", "forwards forward")
+BASES = ("postrouting", "forward")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What others do with a chain, in the call of a backend that comes after so many others; and when the event of it
+    is heard: as soon as may be, before that call goes on, or never, because it is one of too many."""
+
+    act: str  # flush, append or prepend
+    chain: str
+    calls: int
+    event: str  # soon, at once or lost
+
+
+STEPS = st.lists(
+    st.builds(
+        Step,
+        st.sampled_from(("flush", "append", "prepend")),
+        st.sampled_from((*OURS, *BASES, "elsewhere")),
+        st.integers(0, 8),
+        st.sampled_from(("soon", "at once", "lost")),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+class Kernel(MemoryKernel):
+    """Lets others commit in the middle of a pass, and has an event for each transaction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drops[FORWARDS] = "docker drops"
+        self.steps: list[Step] = []
+        self.tell: Callable[[bool], None] = lambda at_once: None
+        self._events: list[Transaction] = []
+        self._lost = self._losing = False
+        self._calls = 0
+        self._committing = threading.Lock()
+
+    def commit(self, family: Family, chains: Chains) -> None:
+        with self._committing:
+            super().commit(family, chains)
+            if self._losing:
+                self._lost = True
+            else:
+                self._events.append(Transaction(self.generation, 4_000_000, "somebody"))
+        self.tell(False)
+
+    def events(self) -> tuple[list[Transaction], bool]:
+        with self._committing:
+            (found, self._events), (lost, self._lost) = (self._events, []), (self._lost, False)
+        return found, lost
+
+    def called(self, method: str, backend: BackendName, family: Family) -> None:
+        super().called(method, backend, family)
+        self._calls += 1
+        while self.steps and self.steps[0].calls < self._calls:
+            self.step()
+
+    def step(self) -> None:
+        """The next one is done now."""
+        step = self.steps.pop(0)
+        self._calls, self._losing = 0, step.event == "lost"
+        if step.act == "flush":
+            self.flush(V4, step.chain)
+        else:
+            getattr(self, step.act)(V4, step.chain, "rule")
+        self._losing = False
+        self.tell(step.event == "at once")
+
+    def ours(self) -> list[tuple[str, ...]]:
+        """What must be as it was: our chains, and what is first in those that jump to them."""
+        found = self.chains(V4)
+        return [*(found.get(name, ()) for name in OURS), *(found[base][:1] for base in BASES)]
+
+
+class Stage:
+    """One family with its groups in two backends, and what its loop asks of the daemon."""
+
+    settings = SETTINGS
+
+    def __init__(self, directory: Path) -> None:
+        self.kernel = Kernel()
+        types = [memory_backend_type(name, kernel=self.kernel) for name in (MASQUERADES, FORWARDS)]
+        backends = {found.name: found.create(V4, Host(Runner())) for found in types}
+        self.loop = FamilyLoop(V4, Reconciler(V4, backends, Store(directory)), self)
+
+    def wish(self) -> Wish:
+        return WISH
+
+    def resync(self, family: Family) -> None: ...
+
+    def hear(self) -> None:
+        events, lost = self.kernel.events()
+        if events or lost:
+            self.loop.ruleset_changed(events, lost)
+
+    def event(self, event: Event, level: int = logging.INFO) -> None: ...
+
+    def publish(self) -> None: ...
+
+    async def play(self, steps: Sequence[Step]) -> None:
+        here = asyncio.get_running_loop()
+
+        def tell(at_once: bool) -> None:
+            heard = threading.Event()
+            here.call_soon_threadsafe(lambda: (self.hear(), heard.set()))
+            if at_once and threading.current_thread() is not threading.main_thread():
+                assert heard.wait(DEADLINE)
+
+        self.kernel.tell = tell
+        task = asyncio.create_task(self.loop.run())
+        try:
+            await until(lambda: self.loop.state == "synced" and self.at_rest())
+            wanted = self.kernel.ours()
+            self.kernel.steps = list(steps)
+            while self.kernel.steps:
+                if self.at_rest():  # so there is no call in which it would come
+                    self.kernel.step()
+                await asyncio.sleep(0.001)
+            await until(lambda: self.kernel.ours() == wanted)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            self.loop.close()
+
+    def at_rest(self) -> bool:
+        return not (self.loop._dirty.up or self.loop._passing)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.001)
+
+
+@settings(deadline=None, max_examples=100)
+@given(steps=STEPS)
+def test_whatever_others_commit_and_whenever_the_rules_come_back(steps: list[Step]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        asyncio.run(Stage(Path(directory)).play(steps))
