@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from .errors import KernelError
 from .model import SLOTS
-from .netlink import HEADER, NETLINK_NETFILTER, NFGENMSG, SUBSYS_NFTABLES, attributes, text, u32
+from .netlink import HEADER, NETLINK_NETFILTER, NFGENMSG, SUBSYS_NFTABLES, attributes, is_after, text, u32
 
 _SO_RCVBUF, _SO_ATTACH_FILTER, _NFNLGRP_NFTABLES = 8, 26, 7
 _EVENT_QUEUE = 1 << 20
@@ -32,8 +32,8 @@ class Transaction:
     name: str
 
     def after(self, generation: int) -> bool:
-        """Whether it came after that generation; the kernel counts in 32 bits and around."""
-        return 0 < (self.generation - generation) & 0xFFFFFFFF < 1 << 31
+        """Whether it came after that generation."""
+        return is_after(self.generation, generation)
 
 
 class RulesetEvents:

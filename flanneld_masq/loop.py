@@ -467,7 +467,7 @@ class FamilyLoop:
     def _drift_found_at(self) -> int | None:
         """The generation in which the last pass has found the last of what others did; None if nothing."""
         found = [repair.found_at for repair in self._reconciler.repairs if repair.drift and repair.found_at is not None]
-        return max(found, default=None)
+        return found[-1] if found else None
 
     def _report_repair(self, repair: Repair, reason: str, culprits: tuple[Culprit, ...]) -> None:
         what = "drift repaired" if repair.drift else "rules applied"

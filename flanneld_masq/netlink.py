@@ -135,6 +135,11 @@ def following(generation: int, transactions: int = 1) -> int:
     return (generation + transactions) & 0xFFFFFFFF
 
 
+def is_after(generation: int, other: int) -> bool:
+    """Whether a generation came after another one, as far as that can be told of numbers that go around."""
+    return 0 < (generation - other) & 0xFFFFFFFF < 1 << 31
+
+
 class Nfnetlink:
     """One netlink socket in the network namespace of the thread that makes it.
 

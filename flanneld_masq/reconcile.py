@@ -30,7 +30,7 @@ from .model import (
     Settings,
     Survey,
 )
-from .netlink import following
+from .netlink import following, is_after
 from .store import Store
 
 WRITE_TRIES = 4
@@ -479,8 +479,8 @@ class Reconciler:
             return
         if self._verified in (None, generation):
             self._verified = generation if afterwards is None else afterwards
-        elif self._verified is not None:
-            self._verified = min(self._verified, generation)
+        elif self._verified is not None and is_after(self._verified, generation):
+            self._verified = generation
 
     def _remember(self, job: Job, observed: Observation) -> None:
         if job.wanted:

@@ -28,6 +28,7 @@ from flanneld_masq.model import (
     ReconcileSettings,
     Settings,
 )
+from flanneld_masq.netlink import following
 from flanneld_masq.reconcile import Reconciler, Wish
 from flanneld_masq.run import Runner
 from flanneld_masq.store import Store
@@ -182,7 +183,9 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @settings(deadline=None, max_examples=100)
-@given(steps=STEPS)
-def test_whatever_others_commit_and_whenever_the_rules_come_back(steps: list[Step]) -> None:
+@given(steps=STEPS, before=st.integers(0, 15))
+def test_whatever_others_commit_and_whenever_the_rules_come_back(steps: list[Step], before: int) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        asyncio.run(Stage(Path(directory)).play(steps))
+        stage = Stage(Path(directory))
+        stage.kernel.generation = following(0, -before)  # it begins anew somewhere in between
+        asyncio.run(stage.play(steps))
