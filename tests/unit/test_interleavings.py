@@ -29,19 +29,22 @@ from flanneld_masq.model import (
     Settings,
 )
 from flanneld_masq.netlink import following
-from flanneld_masq.reconcile import Reconciler, Wish
+from flanneld_masq.reconcile import OwnCommits, Reconciler, Wish
 from flanneld_masq.run import Runner
 from flanneld_masq.store import Store
 from flanneld_masq.testing import MemoryKernel, memory_backend_type
 from flanneld_masq.testing.memory import Chains
 
 DEADLINE = 3.0  # seconds
-V4 = Family.IPV4
-SUBNET = FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1"))
+LEASE = Lease(
+    "/run/flannel/subnet.env",
+    FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1")),
+    FamilyLease((ip_network("fd00:244::/56"),), ip_network("fd00:244:0:1::/64"), ip_address("fd00:244:0:1::1")),
+)
 SETTINGS = Settings(
     masquerade=MasqueradeSettings(position=Position.FIRST), reconcile=ReconcileSettings(resync_seconds=60.0)
 )
-WISH = Wish(SETTINGS, (Lease("/run/flannel/subnet.env", SUBNET),))
+WISH = Wish(SETTINGS, (LEASE,))
 MASQUERADES, FORWARDS = BackendName("masquerades"), BackendName("forwards")
 OURS = ("masquerades masquerade", "forwards forward")
 BASES = ("postrouting", "forward")
@@ -52,6 +55,7 @@ class Step:
     """What others do with a chain, in the call of a backend that comes after so many others; and when the event of it
     is heard: as soon as may be, before that call goes on, or never, because it is one of too many."""
 
+    family: Family
     act: str  # flush, append or prepend
     chain: str
     calls: int
@@ -61,6 +65,7 @@ class Step:
 STEPS = st.lists(
     st.builds(
         Step,
+        st.sampled_from(Family),
         st.sampled_from(("flush", "append", "prepend")),
         st.sampled_from((*OURS, *BASES, "elsewhere")),
         st.integers(0, 8),
@@ -82,7 +87,7 @@ class Kernel(MemoryKernel):
         self._events: list[Transaction] = []
         self._lost = self._losing = False
         self._calls = 0
-        self._committing = threading.Lock()
+        self._committing, self._counting = threading.Lock(), threading.Lock()
 
     def commit(self, family: Family, chains: Chains) -> None:
         with self._committing:
@@ -100,37 +105,43 @@ class Kernel(MemoryKernel):
 
     def called(self, method: str, backend: BackendName, family: Family) -> None:
         super().called(method, backend, family)
-        self._calls += 1
-        while self.steps and self.steps[0].calls < self._calls:
-            self.step()
+        with self._counting:
+            self._calls += 1
+            due = bool(self.steps) and self.steps[0].calls < self._calls
+            step = self.steps.pop(0) if due else None
+            self._calls = 0 if due else self._calls
+        if step is not None:
+            self.do(step)
 
-    def step(self) -> None:
-        """The next one is done now."""
-        step = self.steps.pop(0)
-        self._calls, self._losing = 0, step.event == "lost"
+    def do(self, step: Step) -> None:
+        self._losing = step.event == "lost"
         if step.act == "flush":
-            self.flush(V4, step.chain)
+            self.flush(step.family, step.chain)
         else:
-            getattr(self, step.act)(V4, step.chain, "rule")
+            getattr(self, step.act)(step.family, step.chain, "rule")
         self._losing = False
         self.tell(step.event == "at once")
 
-    def ours(self) -> list[tuple[str, ...]]:
+    def ours(self, family: Family) -> list[tuple[str, ...]]:
         """What must be as it was: our chains, and what is first in those that jump to them."""
-        found = self.chains(V4)
+        found = self.chains(family)
         return [*(found.get(name, ()) for name in OURS), *(found[base][:1] for base in BASES)]
 
 
 class Stage:
-    """One family with its groups in two backends, and what its loop asks of the daemon."""
+    """Both families with their groups in two backends, and what their loops ask of the daemon."""
 
     settings = SETTINGS
 
     def __init__(self, directory: Path) -> None:
         self.kernel = Kernel()
         types = [memory_backend_type(name, kernel=self.kernel) for name in (MASQUERADES, FORWARDS)]
-        backends = {found.name: found.create(V4, Host(Runner())) for found in types}
-        self.loop = FamilyLoop(V4, Reconciler(V4, backends, Store(directory)), self)
+        commits = OwnCommits()
+        self.loops = []
+        for family in Family:
+            backends = {found.name: found.create(family, Host(Runner())) for found in types}
+            reconciler = Reconciler(family, backends, Store(directory), commits=commits)
+            self.loops.append(FamilyLoop(family, reconciler, self))
 
     def wish(self) -> Wish:
         return WISH
@@ -139,8 +150,8 @@ class Stage:
 
     def hear(self) -> None:
         events, lost = self.kernel.events()
-        if events or lost:
-            self.loop.ruleset_changed(events, lost)
+        for loop in self.loops if events or lost else ():
+            loop.ruleset_changed(events, lost)
 
     def event(self, event: Event, level: int = logging.INFO) -> None: ...
 
@@ -156,23 +167,28 @@ class Stage:
                 assert heard.wait(DEADLINE)
 
         self.kernel.tell = tell
-        task = asyncio.create_task(self.loop.run())
+        tasks = [asyncio.create_task(loop.run()) for loop in self.loops]
         try:
-            await until(lambda: self.loop.state == "synced" and self.at_rest())
-            wanted = self.kernel.ours()
+            await until(lambda: self.synced() and self.at_rest())
+            wanted = list(map(self.kernel.ours, Family))
             self.kernel.steps = list(steps)
             while self.kernel.steps:
                 if self.at_rest():  # so there is no call in which it would come
-                    self.kernel.step()
+                    self.kernel.do(self.kernel.steps.pop(0))
                 await asyncio.sleep(0.001)
-            await until(lambda: self.kernel.ours() == wanted)
+            await until(lambda: list(map(self.kernel.ours, Family)) == wanted and self.synced())
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            self.loop.close()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for loop in self.loops:
+                loop.close()
+
+    def synced(self) -> bool:
+        return all(loop.state == "synced" for loop in self.loops)
 
     def at_rest(self) -> bool:
-        return not (self.loop._dirty.up or self.loop._passing)
+        return not any(loop._dirty.up or loop._passing for loop in self.loops)
 
 
 async def until(condition: Callable[[], bool]) -> None:
