@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -11,6 +12,7 @@ from typing import NoReturn, TypeVar
 import pytest
 
 _PAUSE_SECONDS = 0.005
+_TURN_SECONDS = 0.001
 _Result = TypeVar("_Result")
 _pause = threading.Event()
 
@@ -29,6 +31,14 @@ def eventually(condition: Callable[[], _Result], seconds: float = 10.0) -> _Resu
         assert time.monotonic() < deadline, f"not so within {seconds} s"
         _pause.wait(_PAUSE_SECONDS)
     return answer
+
+
+async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    """The same in an event loop, which goes on meanwhile."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not so within {seconds} s"
+        await asyncio.sleep(_TURN_SECONDS)
 
 
 def lasting(seconds: float, long: float) -> float:

@@ -31,7 +31,7 @@ from flanneld_masq.reconcile import Wish
 from flanneld_masq.run import Completed, Runner
 from flanneld_masq.sabotage import Tools
 
-from ..common import eventually, lasting
+from ..common import eventually, lasting, until
 from .conftest import BACKENDS, Daemon, Node
 
 BY_EVENTS = ("nft", "iptables-nft")
@@ -350,22 +350,16 @@ def test_a_loop_that_is_told_of_lost_events_verifies(node: Node, name: str, fami
         owner = Quiet(node.wish())
         loop = FamilyLoop(family, node.reconciler(family), owner)
         task = asyncio.create_task(loop.run())
-        await reached(lambda: loop.state == "synced")
+        await until(lambda: loop.state == "synced")
         golden = tools.ours()
         tools.damages["chain flushed"]()
         loop.ruleset_changed((), lost=True)
-        await reached(lambda: loop.repairs == 1)
+        await until(lambda: loop.repairs == 1)
         assert tools.ours() == golden
         assert owner.events[-1].reason == "ruleset events lost"
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         loop.close()
-
-    async def reached(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 10
-        while not condition():
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.005)
 
     with node.entered():
         asyncio.run(scenario())

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
@@ -35,7 +34,9 @@ from flanneld_masq.store import Store
 from flanneld_masq.testing import MemoryKernel, memory_backend_type
 from flanneld_masq.testing.memory import Chains
 
-DEADLINE = 3.0  # seconds
+from ..common import until
+
+DEADLINE = 10.0  # seconds
 LEASE = Lease(
     "/run/flannel/subnet.env",
     FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1")),
@@ -172,11 +173,8 @@ class Stage:
             await until(lambda: self.synced() and self.at_rest())
             wanted = list(map(self.kernel.ours, Family))
             self.kernel.steps = list(steps)
-            while self.kernel.steps:
-                if self.at_rest():  # so there is no call in which it would come
-                    self.kernel.do(self.kernel.steps.pop(0))
-                await asyncio.sleep(0.001)
-            await until(lambda: list(map(self.kernel.ours, Family)) == wanted and self.synced())
+            await until(self.all_done)
+            await until(lambda: list(map(self.kernel.ours, Family)) == wanted and self.synced() and self.at_rest())
         finally:
             for task in tasks:
                 task.cancel()
@@ -184,18 +182,17 @@ class Stage:
             for loop in self.loops:
                 loop.close()
 
+    def all_done(self) -> bool:
+        """A step that no call comes for, because there is nothing to repair, is done now."""
+        if self.kernel.steps and self.at_rest():
+            self.kernel.do(self.kernel.steps.pop(0))
+        return not self.kernel.steps
+
     def synced(self) -> bool:
         return all(loop.state == "synced" for loop in self.loops)
 
     def at_rest(self) -> bool:
         return not any(loop._dirty.up or loop._passing for loop in self.loops)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.001)
 
 
 @settings(deadline=None, max_examples=100)

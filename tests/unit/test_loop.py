@@ -35,6 +35,8 @@ from flanneld_masq.service import Daemon
 from flanneld_masq.store import Store
 from flanneld_masq.testing import MemoryKernel, memory_backend_type
 
+from ..common import until
+
 DEADLINE = 10.0  # seconds
 V4 = Family.IPV4
 MEMORY, OTHER = BackendName("memory"), BackendName("other")
@@ -122,13 +124,6 @@ def player(tmp_path: Path, kernel: MemoryKernel, *names: BackendName) -> Play:
 async def at_rest(stage: Stage) -> None:
     await until(lambda: stage.loop.state == "synced")
     await asyncio.wait_for(stage.loop.look("test"), DEADLINE)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.002)
 
 
 def test_what_was_written_first_has_a_diff_and_no_culprit(play: Play) -> None:

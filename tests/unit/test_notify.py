@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
@@ -25,6 +25,8 @@ from flanneld_masq.reconcile import Reconciler, Wish
 from flanneld_masq.run import Runner
 from flanneld_masq.store import Store
 from flanneld_masq.testing import MemoryKernel, memory_backend_type
+
+from ..common import until
 
 DEADLINE = 10.0  # seconds
 LEASES = [{"path": "/run/flannel/subnet.env", "ipv4": {"subnet": "10.244.1.0/24"}, "ipv6": {"subnet": "fd00::/64"}}]
@@ -237,13 +239,6 @@ class Owner:
 
     def event(self, event: Event, level: int = 0) -> None:
         self.events.append(event)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.005)
 
 
 class TestWatchdog:
