@@ -188,25 +188,20 @@ class FamilyLoop:
             self.mark(reason)
 
     def _no_concern(self) -> bool:
-        """Whether what was heard has changed nothing that a pass would read."""
-        changed = self._changed()
-        if changed is False:
-            self._trail.harmless()
-            return True
-        if changed:
-            self._trail.broke(self._reconciler.generation())
-        return False
-
-    def _changed(self) -> bool | None:
-        """Whether anything that a pass would read is not as it was last seen; None if that cannot be told."""
+        """Whether what was heard has changed nothing that a pass would read, since that was last seen. Where it cannot
+        be told, it may have."""
         before = self._seen
         if not before:
-            return None
+            return False
         try:
             self._seen = self._reconciler.glance_again(before)
         except MasqError:
-            return None  # a pass meets the same error, and reports it
-        return self._seen != before
+            return False  # a pass meets the same error, and reports it
+        if self._seen == before:
+            self._trail.harmless()
+            return True
+        self._trail.broke(self._reconciler.generation())
+        return False
 
     def _is_over(self) -> bool:
         """Whether what was heard was our own commits, or is of no concern, or seen by the pass before. Then it is
