@@ -183,7 +183,8 @@ def test_a_daemon_that_hangs_is_killed_by_the_watchdog_and_started_anew(machine:
     assert machine.show("MainPID") not in ("0", pid)
     machine.reached("synced")
     machine.run("nft", "flush", "ruleset")
-    machine.logged("drift repaired")
+    for family in ("ipv4", "ipv6"):
+        machine.logged(f"{family}: drift repaired")
     machine.site.assert_masqueraded()
 
 
