@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol, TypeVar, ca
 
 import pluggy
 
-from .model import (
+from flanneld_masq.model import (
     SLOTS,
     BackendName,
     Change,
@@ -34,7 +34,7 @@ from .model import (
     Settings,
     Survey,
 )
-from .run import Runner
+from flanneld_masq.process import Runner
 
 ENTRY_POINT_GROUP = "flanneld_masq"
 

@@ -3,7 +3,7 @@
 docs/plugins.md shows how to use both. Nothing in here imports pytest, or anything else that a node lacks.
 """
 
-from .conformance import BackendConformance, Bench
-from .memory import MemoryBackend, MemoryKernel, MemoryRule, memory_backend_type
+from flanneld_masq.testing.conformance import BackendConformance, Bench
+from flanneld_masq.testing.fake_backend import MemoryBackend, MemoryKernel, MemoryRule, memory_backend_type
 
 __all__ = ["BackendConformance", "Bench", "MemoryBackend", "MemoryKernel", "MemoryRule", "memory_backend_type"]

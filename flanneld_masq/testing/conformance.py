@@ -15,9 +15,8 @@ from dataclasses import dataclass, field, fields, replace
 from ipaddress import ip_address, ip_network
 from typing import Callable
 
-from .. import plan, policy
-from ..hookspecs import Backend
-from ..model import (
+from flanneld_masq.hookspecs import Backend
+from flanneld_masq.model import (
     Desired,
     Family,
     FamilyLease,
@@ -33,6 +32,8 @@ from ..model import (
     Settings,
     Survey,
 )
+from flanneld_masq.ruleset import diff as plan
+from flanneld_masq.ruleset import policy
 
 BOTH = frozenset(Group)
 

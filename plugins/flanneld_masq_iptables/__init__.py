@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flanneld_masq.hookspecs import BackendType, hookimpl
-
-from . import legacy, nft
+from flanneld_masq_iptables import legacy_backend as legacy
+from flanneld_masq_iptables import nft_backend as nft
 
 
 @hookimpl

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flanneld_masq.hookspecs import BackendType, hookimpl
-
-from .backend import NAME, NftBackend
+from flanneld_masq_nft.backend import NAME, NftBackend
 
 
 @hookimpl

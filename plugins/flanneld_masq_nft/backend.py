@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 
-from flanneld_masq import flannel
 from flanneld_masq.errors import BackendUnavailable, CommandError, KernelError, RulesetError
-from flanneld_masq.expressions import comment, describe
 from flanneld_masq.hookspecs import Host
+from flanneld_masq.kernel.expressions import comment, describe
+from flanneld_masq.kernel.nfnetlink import Chain, KernelRule, Look, Nfnetlink, Table, following
+from flanneld_masq.kernel.rule_cache import Replay, holds
 from flanneld_masq.model import (
     COMMENT_PREFIX,
     BackendName,
@@ -25,11 +26,9 @@ from flanneld_masq.model import (
     Survey,
     Verdict,
 )
-from flanneld_masq.netlink import Chain, KernelRule, Look, Nfnetlink, Table, following
-from flanneld_masq.replay import Replay, holds
-
-from . import render
-from .library import Nftables
+from flanneld_masq.ruleset import flannel_rules as flannel
+from flanneld_masq_nft import render
+from flanneld_masq_nft.libnftables import Nftables
 
 NAME = BackendName("nft")
 _CNI_TABLE = "cni_plugins_masquerade"

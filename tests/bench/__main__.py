@@ -14,9 +14,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from flanneld_masq import netns
 from flanneld_masq.errors import MasqError
-from flanneld_masq.run import Runner
+from flanneld_masq.process import Runner
+from flanneld_masq.selftest import netns
 
 from . import clock, daemon, flannel, foreign, machine, plots, repair, report
 from .record import Record

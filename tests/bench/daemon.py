@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from flanneld_masq import config, plugins, subnetenv
+from flanneld_masq import plugin_loader as plugins
 from flanneld_masq.hookspecs import Host
+from flanneld_masq.inputs import config
+from flanneld_masq.inputs import subnet_env as subnetenv
 from flanneld_masq.model import Family
-from flanneld_masq.reconcile import Reconciler, Wish
-from flanneld_masq.run import Runner
-from flanneld_masq.store import Store
+from flanneld_masq.process import Runner
+from flanneld_masq.reconcile.reconciler import Reconciler, Wish
+from flanneld_masq.state_directory import Store
 
 from .clock import DEADLINE, LOOK_SECONDS, BenchError, now, pause, progress, until
 from .record import Record

@@ -7,7 +7,7 @@ import subprocess
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Callable, Optional, Protocol
 
-from flanneld_masq_nft.library import Nftables
+from flanneld_masq_nft.libnftables import Nftables
 
 from .clock import BenchError
 from .site import Site

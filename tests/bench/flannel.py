@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Optional
 
-from flanneld_masq.netns import spawn
+from flanneld_masq.selftest.netns import spawn
 
 from . import damage, foreign
 from .clock import now, pause, progress, until

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flanneld_masq.errors import CommandError
-from flanneld_masq.run import Runner
+from flanneld_masq.process import Runner
 
 _VERSIONS = {
     "nft": ("nft", "--version"),

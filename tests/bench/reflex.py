@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import select
 
-from flanneld_masq_nft.library import Nftables
+from flanneld_masq_nft.libnftables import Nftables
 
-from flanneld_masq.events import RulesetEvents
+from flanneld_masq.kernel.nfnetlink import Nfnetlink
+from flanneld_masq.kernel.ruleset_events import RulesetEvents
 from flanneld_masq.model import Family
-from flanneld_masq.netlink import Nfnetlink
 
 from .clock import DEADLINE, BenchError, now, pause, progress
 from .damage import ByProgram

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
-from flanneld_masq_nft.library import Nftables
+from flanneld_masq_nft.libnftables import Nftables
 
-from flanneld_masq.loop import LISTING_PAUSE
+from flanneld_masq.controller.family_loop import LISTING_PAUSE
 
 from . import damage
 from .clock import now, pause, progress, until

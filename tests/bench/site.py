@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Optional
 
-from flanneld_masq.netns import DIRECTORY, Netns, spawn
-from flanneld_masq.run import Runner
+from flanneld_masq.process import Runner
+from flanneld_masq.selftest.netns import DIRECTORY, Netns, spawn
 
 from .clock import BenchError, now, until
 

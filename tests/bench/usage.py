@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Optional
 
 from flanneld_masq.model import SLOTS
-from flanneld_masq.netns import spawn
+from flanneld_masq.selftest.netns import spawn
 
 from .clock import now, pause, until
 

@@ -7,11 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable
 from typing import Callable, Optional
 
-from flanneld_masq_iptables.getinfo import TableInfo
+from flanneld_masq_iptables.sockopt import TableInfo
 
-from flanneld_masq.expressions import jump_target
+from flanneld_masq.kernel.expressions import jump_target
+from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.model import Family
-from flanneld_masq.netlink import Nfnetlink
 
 from .clock import DEADLINE, LOOK_SECONDS, BenchError, now, pause
 from .site import Site

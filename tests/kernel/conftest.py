@@ -21,14 +21,18 @@ from typing import Any, Optional
 import nftables
 import pytest
 
-from flanneld_masq import choice, config, netns, plugins, subnetenv
+from flanneld_masq import plugin_loader as plugins
 from flanneld_masq.hookspecs import Backend, Host
-from flanneld_masq.lab import Lab, batch
+from flanneld_masq.inputs import config
+from flanneld_masq.inputs import subnet_env as subnetenv
 from flanneld_masq.model import BackendName, Family, Lease, Settings
-from flanneld_masq.netns import Netns
-from flanneld_masq.reconcile import Reconciler, Wish
-from flanneld_masq.run import Runner
-from flanneld_masq.store import Store
+from flanneld_masq.process import Runner
+from flanneld_masq.reconcile.reconciler import Reconciler, Wish
+from flanneld_masq.ruleset import backend_choice as choice
+from flanneld_masq.selftest import netns
+from flanneld_masq.selftest.netns import Netns
+from flanneld_masq.selftest.topology import Lab, batch
+from flanneld_masq.state_directory import Store
 
 from ..common import eventually, unable
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from types import TracebackType
 
-from flanneld_masq.lab import Addresses, Lab
 from flanneld_masq.model import Family
+from flanneld_masq.selftest.topology import Addresses, Lab
 
 from ..common import eventually
 

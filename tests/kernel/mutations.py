@@ -19,8 +19,9 @@ from flanneld_masq_nft import render
 from nftables import Nftables
 
 from flanneld_masq.errors import RulesetError
-from flanneld_masq.expressions import comment, jump_target
 from flanneld_masq.hookspecs import Backend
+from flanneld_masq.kernel.expressions import comment, jump_target
+from flanneld_masq.kernel.nfnetlink import KernelRule, Nfnetlink
 from flanneld_masq.model import (
     COMMENT_PREFIX,
     Desired,
@@ -34,8 +35,7 @@ from flanneld_masq.model import (
     Rule,
     Verdict,
 )
-from flanneld_masq.netlink import KernelRule, Nfnetlink
-from flanneld_masq.run import Runner
+from flanneld_masq.process import Runner
 
 FOREIGN_COMMENT = "not ours"
 _HOSTS = {Family.IPV4: "203.0.113.9", Family.IPV6: "2001:db8:ffff::9"}

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from flanneld_masq import sabotage
 from flanneld_masq.model import BackendName, Family
+from flanneld_masq.selftest import fault_injection as sabotage
 from flanneld_masq.testing import BackendConformance, Bench
 
 from .conftest import Node

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.model import BackendName, Family
-from flanneld_masq.netlink import Nfnetlink
 
 from .conftest import SUBNET_ENV, Daemon, Node, eventually
 from .mutations import Nft, legacy_snapshot

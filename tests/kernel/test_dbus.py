@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from flanneld_masq import dbus
-from flanneld_masq.dbus import Connection
-from flanneld_masq.hearsay import FIREWALLD, FIREWALLD_PATH, SYSTEMD, SYSTEMD_PATH
-from flanneld_masq.interface import Message
-from flanneld_masq.manager import MANAGER, NAME, PATH
+from flanneld_masq.dbus import connection as dbus
+from flanneld_masq.dbus.connection import Connection
+from flanneld_masq.dbus.manager1 import MANAGER, NAME, PATH
+from flanneld_masq.dbus.object_server import Message
+from flanneld_masq.dbus.reload_signals import FIREWALLD, FIREWALLD_PATH, SYSTEMD, SYSTEMD_PATH
 from flanneld_masq.model import BackendName, Family
 
 from ..bus import Bus

@@ -19,17 +19,18 @@ from typing import Optional
 
 import pytest
 
-from flanneld_masq import netns, sabotage
-from flanneld_masq.budget import BURST, QUIET_SECONDS, REFILL_PER_SECOND
-from flanneld_masq.commits import Commits
-from flanneld_masq.events import RulesetEvents
+from flanneld_masq.controller.backoff import BURST, QUIET_SECONDS, REFILL_PER_SECOND
+from flanneld_masq.controller.family_loop import FamilyLoop
 from flanneld_masq.hookspecs import Event
-from flanneld_masq.loop import FamilyLoop
+from flanneld_masq.kernel.nfnetlink import Nfnetlink
+from flanneld_masq.kernel.ruleset_events import RulesetEvents
 from flanneld_masq.model import Family, Group
-from flanneld_masq.netlink import Nfnetlink
-from flanneld_masq.reconcile import Wish
-from flanneld_masq.run import Completed, Runner
-from flanneld_masq.sabotage import Tools
+from flanneld_masq.process import Completed, Runner
+from flanneld_masq.reconcile.reconciler import Wish
+from flanneld_masq.selftest import fault_injection as sabotage
+from flanneld_masq.selftest import netns
+from flanneld_masq.selftest.commit_log import Commits
+from flanneld_masq.selftest.fault_injection import Tools
 
 from ..common import eventually, lasting, until
 from .conftest import BACKENDS, Daemon, Node

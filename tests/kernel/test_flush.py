@@ -6,9 +6,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from flanneld_masq import packets
-from flanneld_masq.lab import Lab
 from flanneld_masq.model import Family, Packet
+from flanneld_masq.selftest import packets
+from flanneld_masq.selftest.topology import Lab
 
 from ..common import eventually
 from .conftest import Node

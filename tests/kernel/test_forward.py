@@ -7,10 +7,11 @@ from contextlib import ExitStack
 
 import pytest
 
-from flanneld_masq import cases, packets
-from flanneld_masq.lab import Addresses, Lab
 from flanneld_masq.model import Family, Group, Packet, Settings
-from flanneld_masq.packets import PacketError
+from flanneld_masq.selftest import packet_cases as cases
+from flanneld_masq.selftest import packets
+from flanneld_masq.selftest.packets import PacketError
+from flanneld_masq.selftest.topology import Addresses, Lab
 
 from ..common import eventually
 from .conftest import Daemon, Node

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from nftables import Nftables
 
-from flanneld_masq import plugins
+from flanneld_masq import plugin_loader as plugins
 from flanneld_masq.errors import CommandError, RulesetError
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.model import BackendName, Family
-from flanneld_masq.reconcile import Reconciler
-from flanneld_masq.run import Completed, Runner
-from flanneld_masq.store import Store
+from flanneld_masq.process import Completed, Runner
+from flanneld_masq.reconcile.reconciler import Reconciler
+from flanneld_masq.state_directory import Store
 
 from .conftest import Node, at_once, eventually
 from .mutations import Nft, add_foreign, legacy_snapshot

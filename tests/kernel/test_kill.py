@@ -14,10 +14,10 @@ import pytest
 from flanneld_masq_iptables.rules import PLACES
 from flanneld_masq_nft import render
 
-from flanneld_masq import cli
-from flanneld_masq.expressions import jump_target
+from flanneld_masq.cli import main as cli
+from flanneld_masq.kernel.expressions import jump_target
+from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.model import BackendName, Family, Group
-from flanneld_masq.netlink import Nfnetlink
 
 from .conftest import SUBNET_ENV, Node
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_masq import choice, policy
 from flanneld_masq.errors import MasqError
 from flanneld_masq.model import BackendName, Change, Family, Group
-from flanneld_masq.reconcile import Reconciler
-from flanneld_masq.store import Store
+from flanneld_masq.reconcile.reconciler import Reconciler
+from flanneld_masq.ruleset import backend_choice as choice
+from flanneld_masq.ruleset import policy
+from flanneld_masq.state_directory import Store
 
 from .conftest import Node, at_once
 from .mutations import (

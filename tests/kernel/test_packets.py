@@ -12,15 +12,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flanneld_masq import cases, config, packets, plugins, policy, subnetenv
-from flanneld_masq.cases import Case
+from flanneld_masq import plugin_loader as plugins
 from flanneld_masq.hookspecs import Host
-from flanneld_masq.lab import Addresses, Lab, families
+from flanneld_masq.inputs import config
+from flanneld_masq.inputs import subnet_env as subnetenv
 from flanneld_masq.model import Address, BackendName, Family, Network, Packet, Settings, Verdict
-from flanneld_masq.packets import PacketError, Wire
-from flanneld_masq.reconcile import Reconciler, Wish
-from flanneld_masq.run import Runner
-from flanneld_masq.store import Store
+from flanneld_masq.process import Runner
+from flanneld_masq.reconcile.reconciler import Reconciler, Wish
+from flanneld_masq.ruleset import policy
+from flanneld_masq.selftest import packet_cases as cases
+from flanneld_masq.selftest import packets
+from flanneld_masq.selftest.packet_cases import Case
+from flanneld_masq.selftest.packets import PacketError, Wire
+from flanneld_masq.selftest.topology import Addresses, Lab, families
+from flanneld_masq.state_directory import Store
 
 from .conftest import BACKENDS, unable
 

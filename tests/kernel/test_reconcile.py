@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from flanneld_masq_iptables.entries import Entries
-from flanneld_masq_iptables.getinfo import TableInfo
-from flanneld_masq_iptables.legacy import IptablesLegacy
+from flanneld_masq_iptables.legacy_backend import IptablesLegacy
+from flanneld_masq_iptables.sockopt import TableInfo
+from flanneld_masq_iptables.xt_entries import Entries
 
 from flanneld_masq.errors import KernelError
 from flanneld_masq.hookspecs import Host

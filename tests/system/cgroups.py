@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from flanneld_masq.run import Runner
+from flanneld_masq.process import Runner
 
 _MOUNT = Path("/sys/fs/cgroup")
 # Waits for the end of its input, which comes by `close` or with the end of the tests, however they end.

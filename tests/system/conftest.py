@@ -34,9 +34,9 @@ from typing import Any, Protocol
 
 import pytest
 
-from flanneld_masq import netns
 from flanneld_masq.errors import MasqError
-from flanneld_masq.run import Runner
+from flanneld_masq.process import Runner
+from flanneld_masq.selftest import netns
 
 from ..common import unable
 from . import cgroups

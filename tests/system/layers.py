@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from flanneld_masq.run import Runner
+from flanneld_masq.process import Runner
 
 _TREE = Path(__file__).parents[2]
 _BUILD_SECONDS = 120.0

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Optional
 
-from flanneld_masq.run import Runner
+from flanneld_masq.process import Runner
 
 from ..common import eventually
 from .cgroups import Cgroup

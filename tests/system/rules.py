@@ -11,11 +11,11 @@ from typing import Union
 from flanneld_masq_iptables.rules import PLACES
 from flanneld_masq_nft import render
 
-from flanneld_masq.expressions import jump_target
-from flanneld_masq.lab import Lab
+from flanneld_masq.kernel.expressions import jump_target
+from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.model import BackendName, Family, Group
-from flanneld_masq.netlink import Nfnetlink
-from flanneld_masq.run import Runner
+from flanneld_masq.process import Runner
+from flanneld_masq.selftest.topology import Lab
 
 from ..common import eventually
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from flanneld_masq import cases, packets, subnetenv
-from flanneld_masq.cases import Case, Sent
-from flanneld_masq.lab import Addresses, Lab, default_addresses
+from flanneld_masq.inputs import subnet_env as subnetenv
 from flanneld_masq.model import Address, Family, Packet, Settings
-from flanneld_masq.netns import Netns
-from flanneld_masq.run import Runner
+from flanneld_masq.process import Runner
+from flanneld_masq.selftest import packet_cases as cases
+from flanneld_masq.selftest import packets
+from flanneld_masq.selftest.netns import Netns
+from flanneld_masq.selftest.packet_cases import Case, Sent
+from flanneld_masq.selftest.topology import Addresses, Lab, default_addresses
 
 SUBNET_FILE = "/run/flannel/subnet.env"
 

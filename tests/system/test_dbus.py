@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from flanneld_masq.manager import MANAGER, NAME, PATH
+from flanneld_masq.dbus.manager1 import MANAGER, NAME, PATH
+from flanneld_masq.dbus.publisher import BACK
 from flanneld_masq.model import BackendName
-from flanneld_masq.presence import BACK
 
 from ..common import eventually
 from .conftest import MakeMachine

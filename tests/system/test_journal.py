@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from flanneld_masq.journal import MESSAGE_IDS
 from flanneld_masq.model import BackendName, Family
+from flanneld_masq.service.journal import MESSAGE_IDS
 
 from ..common import eventually
 from .machine import UNIT, Machine

@@ -7,9 +7,9 @@ import signal
 
 import pytest
 
-from flanneld_masq import config
-from flanneld_masq.journal import MESSAGE_IDS
+from flanneld_masq.inputs import config
 from flanneld_masq.model import BackendName
+from flanneld_masq.service.journal import MESSAGE_IDS
 
 from ..common import eventually
 from .conftest import MakeMachine

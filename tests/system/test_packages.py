@@ -15,10 +15,11 @@ from types import MappingProxyType
 
 import pytest
 
-from flanneld_masq import __version__, journal
-from flanneld_masq.manager import MANAGER, NAME, PATH
+from flanneld_masq import __version__
+from flanneld_masq.dbus.manager1 import MANAGER, NAME, PATH
 from flanneld_masq.model import BackendName
-from flanneld_masq.run import Runner
+from flanneld_masq.process import Runner
+from flanneld_masq.service import journal
 
 from ..common import eventually, unable
 from .layers import Overlay

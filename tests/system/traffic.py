@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from typing import Any
 
-from flanneld_masq.lab import Addresses, Lab
 from flanneld_masq.model import Address
+from flanneld_masq.selftest.topology import Addresses, Lab
 
 from ..common import eventually
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_masq.journal import MESSAGE_IDS, PREFIX
+from flanneld_masq.service.journal import MESSAGE_IDS, PREFIX
 
 DIRECTORY = Path(__file__).parents[2] / "systemd"
 ENGLISH, CHINESE = "flanneld-masq.catalog", "flanneld-masq.zh_CN.catalog"

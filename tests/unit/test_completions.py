@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_masq import cli
+from flanneld_masq.cli import main as cli
 
 COMPLETIONS = Path(__file__).parents[2] / "completions"
 ZSH = (COMPLETIONS / "_flanneld-masq").read_text()

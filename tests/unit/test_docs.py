@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_masq import hookspecs, plugins
+from flanneld_masq import hookspecs
+from flanneld_masq import plugin_loader as plugins
 from flanneld_masq.hookspecs import Backend, Event, HookSpecs, Host
 from flanneld_masq.model import Family, Settings
-from flanneld_masq.run import Runner
+from flanneld_masq.process import Runner
 from flanneld_masq.testing import BackendConformance
 
 ROOT = Path(__file__).parents[2]

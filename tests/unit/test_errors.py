@@ -11,7 +11,9 @@ from collections.abc import Iterator
 import pytest
 
 import flanneld_masq
-from flanneld_masq import cli, commands, errors
+from flanneld_masq import errors
+from flanneld_masq.cli import commands
+from flanneld_masq.cli import main as cli
 from flanneld_masq.errors import MasqError
 
 SAMPLES = {"str": "some text", "int": 7, "bool": True, "tuple[str, ...]": ("iptables", "-v"), "int | None": 3}

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_masq import cli, config, journal
+from flanneld_masq.cli import main as cli
+from flanneld_masq.dbus.manager1 import MANAGER, NAME, PATH
 from flanneld_masq.errors import ConfigError
 from flanneld_masq.hookspecs import HookSpecs
-from flanneld_masq.manager import MANAGER, NAME, PATH
+from flanneld_masq.inputs import config
 from flanneld_masq.model import Settings
+from flanneld_masq.service import journal
 
 from ..common import unable
 

@@ -1,0 +1,182 @@
+"""Looks over what is known of a node for what breaks masquerading; each finding says what to do. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Optional
+
+from flanneld_masq.model import SLOTS, BackendName, Family, Holder, Lease, Settings, Survey
+
+CONNTRACK_NEARLY_FULL = 0.9
+_NOBODY = Holder(False, 0, "")
+
+
+class Severity(str, Enum):
+    """A problem breaks the traffic of pods, or will; a notice is worth knowing."""
+
+    PROBLEM = "problem"
+    NOTICE = "notice"
+
+
+_COLOURS = {Severity.PROBLEM: "\033[31m", Severity.NOTICE: "\033[33m"}
+
+
+@dataclass(frozen=True, **SLOTS)
+class Finding:
+    """What is wrong, how that is known, and what to do about it."""
+
+    severity: Severity
+    what: str
+    evidence: str
+    remedy: str
+    family: str = ""
+
+
+@dataclass(frozen=True, **SLOTS)
+class FamilyFacts:
+    """What was found out of one family that a lease names.
+
+    `unusable` says why no backend can be used, `differs` what the kernel holds otherwise than wanted,
+    `drops` what drops forwarded packets, by backend; all are empty for nothing of the kind. `forwarding` is None where
+    the kernel does not say. `both_flavours` is whether iptables-nft and iptables-legacy both hold tables.
+    """
+
+    family: Family
+    forwarding: Optional[bool] = None
+    unusable: str = ""
+    differs: str = ""
+    drops: Mapping[BackendName, str] = field(default_factory=dict)
+    surveys: Mapping[BackendName, Survey] = field(default_factory=dict)
+    both_flavours: bool = False
+
+
+@dataclass(frozen=True, **SLOTS)
+class Facts:
+    """What was found out of a node. `troubles` say why subnet files give no lease; `status` is what the daemon
+    says of itself, `holder` whether it runs; `conntrack` counts the connections, and how many there may be. `wrong`
+    says what is wrong with the configuration file, without which nothing is known of what depends on it."""
+
+    settings: Settings
+    leases: tuple[Lease, ...] = ()
+    troubles: tuple[str, ...] = ()
+    holder: Holder = _NOBODY
+    status: Mapping[str, Any] = field(default_factory=dict)
+    families: tuple[FamilyFacts, ...] = ()
+    conntrack: Optional[tuple[int, int]] = None
+    wrong: str = ""
+
+
+def examine(facts: Facts) -> Iterator[Finding]:
+    """All findings, those of the whole node first."""
+    yield from _configuration(facts)
+    yield from _subnet_files(facts)
+    yield from _daemon(facts)
+    yield from _conntrack(facts)
+    for found in facts.families:
+        for check in (_forwarding, _backends, _cni_masquerade, _flannel_leftovers, _flavours):
+            yield from check(found)
+        yield from _dropped(facts, found)
+        yield from _rules(facts, found)
+
+
+def text_of(findings: Iterable[Finding], *, colour: bool = False) -> Iterator[str]:
+    """Lines for people."""
+    for found in findings:
+        start, end = (_COLOURS[found.severity], "\033[0m") if colour else ("", "")
+        yield f"{start}{found.severity.value}:{end} {found.family + ': ' if found.family else ''}{found.what}"
+        yield f"  seen:   {found.evidence}"
+        yield f"  remedy: {found.remedy}"
+
+
+def _configuration(facts: Facts) -> Iterator[Finding]:
+    if facts.wrong:
+        what = "the configuration is wrong: a daemon that runs keeps the one before, and none starts with it"
+        remedy = "mend it, then `systemctl reload-or-restart flanneld-masq`, and ask again for what depends on it"
+        yield Finding(Severity.PROBLEM, what, facts.wrong, remedy)
+
+
+def _subnet_files(facts: Facts) -> Iterator[Finding]:
+    for trouble in facts.troubles:
+        remedy = "look at flannel's log: it writes the file when it starts; `subnet_files` names another"
+        yield Finding(Severity.PROBLEM, "no subnet is known for this node's pods", trouble, remedy)
+    for lease in facts.leases:
+        if lease.ipmasq:
+            what = "flanneld masquerades too; its rules agree with ours"
+            remedy = "none is needed; to leave it to us alone, start flanneld with --ip-masq=false"
+            yield Finding(Severity.NOTICE, what, f"{lease.path} says FLANNEL_IPMASQ=true", remedy)
+
+
+def _daemon(facts: Facts) -> Iterator[Finding]:
+    if facts.holder.runs is None:
+        what, remedy = "whether the daemon runs cannot be told", "run this as root, or systemctl status flanneld-masq"
+        yield Finding(Severity.NOTICE, what, facts.holder.why, remedy)
+    elif not facts.holder.runs:
+        what, remedy = "the daemon does not run, so nobody repairs the rules", "systemctl enable --now flanneld-masq"
+        yield Finding(Severity.PROBLEM, what, facts.holder.why, remedy)
+    for name, family in facts.status.get("families", {}).items():
+        if family.get("state") in ("degraded", "contended"):
+            remedy = "journalctl -u flanneld-masq -x says who or what, and what to do"
+            evidence = family.get("last_error") or "the daemon says so"
+            yield Finding(Severity.PROBLEM, f"the daemon is {family['state']}", evidence, remedy, name)
+
+
+def _conntrack(facts: Facts) -> Iterator[Finding]:
+    if facts.conntrack and facts.conntrack[0] >= facts.conntrack[1] * CONNTRACK_NEARLY_FULL:
+        evidence = "{} of {} connections (nf_conntrack_count, nf_conntrack_max)".format(*facts.conntrack)
+        remedy = "sysctl net.netfilter.nf_conntrack_max, or find what opens so many: `conntrack -S`"
+        what = "connection tracking is nearly full, and new connections will be dropped"
+        yield Finding(Severity.PROBLEM, what, evidence, remedy)
+
+
+def _forwarding(found: FamilyFacts) -> Iterator[Finding]:
+    if found.forwarding is False:
+        key = found.family.data.forwarding.replace("/", ".")
+        yield _problem(found, "the kernel forwards no packets", f"{key} = 0", f"sysctl -w {key}=1")
+
+
+def _backends(found: FamilyFacts) -> Iterator[Finding]:
+    if found.unusable:
+        yield _problem(found, "no backend can be used", found.unusable, "`flanneld-masq backends` lists each remedy")
+
+
+def _cni_masquerade(found: FamilyFacts) -> Iterator[Finding]:
+    where = [survey.cni_masquerade for survey in found.surveys.values() if survey.cni_masquerade]
+    if where:
+        what = "the CNI bridge plugin masquerades too, and so hides the addresses of pods from each other"
+        remedy = 'set "ipMasq": false in the delegate of the flannel CNI configuration, then make the pods anew'
+        yield _problem(found, what, ", ".join(where), remedy)
+
+
+def _flannel_leftovers(found: FamilyFacts) -> Iterator[Finding]:
+    for backend, survey in found.surveys.items():
+        if survey.flannel:
+            what = f"flannel's own rules are there, {len(survey.flannel)} objects"
+            remedy = "if flanneld runs with --ip-masq=false now, `flanneld-masq cleanup --flannel` removes them"
+            evidence = f"{backend}: {survey.flannel[0].text}"
+            yield Finding(Severity.NOTICE, what, evidence, remedy, str(found.family))
+
+
+def _flavours(found: FamilyFacts) -> Iterator[Finding]:
+    if found.both_flavours:
+        what = "programs use both iptables-legacy and iptables-nft, and neither sees the rules of the other"
+        remedy = "have all use one (update-alternatives --config iptables), then reboot or flush the other"
+        evidence = "both hold tables: iptables-legacy-save and iptables-nft-save"
+        yield Finding(Severity.NOTICE, what, evidence, remedy, str(found.family))
+
+
+def _dropped(facts: Facts, found: FamilyFacts) -> Iterator[Finding]:
+    if found.drops and not facts.settings.forward.enabled:
+        remedy = "set forward.enabled = true, or accept the pods' traffic there yourself"
+        yield _problem(found, "forwarded packets are dropped", "; ".join(found.drops.values()), remedy)
+
+
+def _rules(facts: Facts, found: FamilyFacts) -> Iterator[Finding]:
+    if found.differs:
+        remedy = "systemctl reload flanneld-masq" if facts.holder.runs else "flanneld-masq apply"
+        yield _problem(found, "the kernel does not hold the rules that are wanted", found.differs, remedy)
+
+
+def _problem(found: FamilyFacts, what: str, evidence: str, remedy: str) -> Finding:
+    return Finding(Severity.PROBLEM, what, evidence, remedy, str(found.family))

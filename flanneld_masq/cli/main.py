@@ -1,0 +1,149 @@
+"""The command line: what is asked for, and what the exit status says."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from ipaddress import ip_address
+
+from flanneld_masq import footprint as lean  # noqa: F401  isort: skip  before what imports asyncio and hashlib
+from flanneld_masq import __version__
+from flanneld_masq.cli import commands
+from flanneld_masq.errors import MasqError
+from flanneld_masq.model import Address
+
+DEFAULT_CONFIG = "/etc/flanneld-masq/config.toml"
+_EPILOG = """\
+exit status:
+  0  done, or in sync
+  1  failed
+  2  wrong usage or configuration
+  3  plan: the kernel differs from what is wanted
+
+files:
+  /etc/flanneld-masq/config.toml   configuration; everything has a default
+  /run/flannel/subnet.env          the node's subnet, written by flannel
+  /run/flanneld-masq/              what was written last, and what the daemon says of itself
+
+A node usually needs no more than `systemctl enable --now flanneld-masq`; `flanneld-masq plan` says what is
+wrong, `flanneld-masq apply` mends it once, `flanneld-masq selftest` proves this kernel and these tools.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status. Every error that we raise on purpose ends here in one line."""
+    options = parser().parse_args(argv)
+    try:
+        status = int(options.function(options))
+        sys.stdout.flush()  # while it can still be told that nobody reads
+        return status
+    except MasqError as error:
+        print(f"flanneld-masq: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # whoever read our output has gone; what is left of it has to go somewhere at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and options. The common ones are taken before and after the command alike."""
+    top = argparse.ArgumentParser(
+        prog="flanneld-masq",
+        description="Keeps the masquerade rules of a flannel node right, whatever else changes its firewall.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"flanneld-masq {__version__}")
+    _add_common(top, top_level=True)
+    commands_of = top.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, function: commands.Command, text: str, *, json: bool = True) -> argparse.ArgumentParser:
+        command = commands_of.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        _add_common(command, top_level=False)
+        if json:
+            command.add_argument("--json", action="store_true", help="print JSON, for machines")
+        command.set_defaults(function=function, json=False)
+        return command
+
+    add(
+        "run",
+        commands.run,
+        "the daemon: keep the rules right until SIGTERM; SIGHUP reads the configuration anew",
+        json=False,
+    )
+    add("plan", commands.plan, "show what a reconcile would change, and change nothing; exit status 3 if anything")
+    add("apply", commands.apply, "reconcile once")
+    add("status", commands.status, "show the state of the daemon, the backends, the lease and the last repair")
+    add("render", commands.render, "print the ruleset for a backend; needs neither a kernel nor root")
+    explain = add("explain", commands.explain, "say which rule decides a packet; needs neither a kernel nor root")
+    explain.add_argument("--src", type=_address, required=True, metavar="ADDRESS", help="source address of the packet")
+    explain.add_argument("--dst", type=_address, required=True, metavar="ADDRESS", help="destination address")
+    explain.add_argument(
+        "--mark", type=_mark, default=0, metavar="MARK", help="its mark, 0x4000 or decimal (default 0)"
+    )
+    add("backends", commands.backends, "list every backend, usable or not and why, and which one is chosen")
+    add(
+        "selftest",
+        commands.selftest,
+        "prove the backends on this kernel with these tools, by real packets in throwaway network namespaces",
+    )
+    add(
+        "doctor",
+        commands.doctor,
+        "look over the node for what breaks masquerading, each finding with its remedy; exit status 1 for a problem",
+    )
+    add(
+        "monitor",
+        commands.monitor,
+        "follow live what the daemon says on D-Bus: repairs and who made them needed, changes of state, lease and "
+        "backends; a line each, until Ctrl-C",
+    )
+    cleanup = add("cleanup", commands.cleanup, "remove everything of ours from every backend, and nothing else")
+    cleanup.add_argument(
+        "--flannel", action="store_true", help="also remove the rules that flannel itself left, of any of its releases"
+    )
+    return top
+
+
+def _add_common(target: argparse.ArgumentParser, *, top_level: bool) -> None:
+    def default(value: object) -> object:
+        return value if top_level else argparse.SUPPRESS
+
+    group = target.add_argument_group("common options")
+    group.add_argument(
+        "--config",
+        metavar="FILE",
+        default=default(DEFAULT_CONFIG),
+        help=f"configuration file (default {DEFAULT_CONFIG}; a missing one is an empty one)",
+    )
+    group.add_argument(
+        "--backend", metavar="NAME", default=default(None), help="use this backend, whatever the configuration says"
+    )
+    group.add_argument(
+        "--subnet-file",
+        metavar="FILE",
+        action="append",
+        default=default(None),
+        help="read this subnet file instead of the configured ones; may be given more than once",
+    )
+
+
+def _address(text: str) -> Address:
+    try:
+        return ip_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an IPv4 or IPv6 address") from error
+
+
+def _mark(text: str) -> int:
+    try:
+        value = int(text, 0)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error
+    if not 0 <= value < 1 << 32:
+        raise argparse.ArgumentTypeError(f"{text} is not a mark of 32 bits")
+    return value

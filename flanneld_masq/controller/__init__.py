@@ -1,0 +1,1 @@
+"""When is the next pass of a family, and who caused it?"""

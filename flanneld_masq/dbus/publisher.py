@@ -1,0 +1,171 @@
+"""The daemon's presence on the system bus, which may be missing, come later, or come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from flanneld_masq.controller.family_loop import retry_delay
+from flanneld_masq.dbus import manager1 as manager
+from flanneld_masq.dbus.connection import BUS, Connection, connect
+from flanneld_masq.dbus.manager1 import MANAGER, NAME, PATH, Status
+from flanneld_masq.dbus.object_server import ERROR, PROPERTIES, Message, Object
+from flanneld_masq.dbus.reload_signals import Hearsay
+from flanneld_masq.errors import BusError
+from flanneld_masq.hookspecs import Event
+from flanneld_masq.reconcile.reconciler import Repair
+from flanneld_masq.service.journal import LOGGER
+
+BACK = "system bus back"
+_DENIED = f"{ERROR}AccessDenied"
+_GOODBYE_SECONDS = 0.2
+STABLE_SECONDS = 10.0  # a connection that lasted so long ends for another reason than the one before
+
+
+class Manager(Protocol):
+    """The daemon, as the bus sees it. All of it is called from the event loop's thread."""
+
+    def status(self) -> dict[str, Any]:
+        """What it says of itself."""
+
+    async def reconcile(self) -> Iterable[Repair]:
+        """Look at all families now; what was changed. Raises MasqError."""
+
+    def reload(self) -> None:
+        """Read the configuration anew. Raises ConfigError."""
+
+    def heard(self, reason: str) -> None:
+        """Somebody may have changed the ruleset."""
+
+
+class Presence:
+    """Connects, takes the name, serves and listens until `close`; `say` gets what an administrator should know."""
+
+    def __init__(self, owner: Manager, say: Callable[[str], None]) -> None:
+        self._owner = owner
+        self._say = say
+        self._lacking: set[str] = set()  # what was said to be missing
+        self._failures = 0
+        self._status: Status = owner.status()
+        self._connection: Connection | None = None  # while it has our name
+        self._object = Object(
+            PATH,
+            MANAGER,
+            values=lambda: manager.properties(owner.status()),
+            methods={"Reconcile": self._reconcile, "Reload": self._reload, "GetStatus": self._get_status},
+        )
+        self._task = asyncio.ensure_future(self._run())
+
+    def publish(self, status: Status) -> None:
+        """Tell what differs from the status before."""
+        before, self._status = self._status, status
+        if self._connection is None or status == before:
+            return
+        for arguments in manager.state_changes(before, status):
+            self._emit(manager.STATE_CHANGED, arguments)
+        old, new = manager.properties(before), manager.properties(status)
+        changed = self._object.variants(new, [name for name in new if new[name] != old[name]])
+        if changed:
+            self._connection.emit(PATH, PROPERTIES, "PropertiesChanged", "sa{sv}as", MANAGER.name, changed, [])
+
+    def tell(self, event: Event) -> None:
+        if event.kind == "drift-repaired":
+            self._emit(manager.REPAIRED, manager.repaired(event))
+
+    async def close(self) -> None:
+        """Leave, once what was told has gone out."""
+        if self._connection is not None:
+            with contextlib.suppress(BusError):
+                await self._connection.sent(_GOODBYE_SECONDS)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _reconcile(self) -> tuple[Any, ...]:
+        return (manager.changed(await self._owner.reconcile()),)
+
+    async def _reload(self) -> tuple[Any, ...]:
+        self._owner.reload()
+        return ()
+
+    async def _get_status(self) -> tuple[Any, ...]:
+        return (json.dumps(self._owner.status()),)
+
+    def _emit(self, signal: str, arguments: tuple[Any, ...]) -> None:
+        if self._connection is not None:
+            signature = "".join(MANAGER.signals[signal].values())
+            self._connection.emit(PATH, MANAGER.name, signal, signature, *arguments)
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                await self._once()
+                self._failures += 1
+                await asyncio.sleep(retry_delay(self._failures))
+        except Exception:  # a bug here must not end what keeps the rules, nor be hidden
+            LOGGER.exception("D-Bus: internal error; no D-Bus service until a restart")
+
+    async def _once(self) -> None:
+        """One connection, from its beginning to its end."""
+        try:
+            connection = await connect()
+        except BusError as error:
+            self._lack("bus", f"{error}; no D-Bus service until there is one")
+            return
+        began = asyncio.get_running_loop().time()
+        hearsay = Hearsay(connection, self._owner.heard)
+        connection.serve(self._object)
+        connection.listen(lambda signal: self._signal(connection, hearsay, signal))
+        settling = asyncio.ensure_future(self._settle(connection, hearsay))
+        try:
+            self._lack("bus", f"the system bus is lost: {await connection.lost()}; no D-Bus service until it is back")
+        finally:
+            self._connection = None
+            settling.cancel()
+            hearsay.stop()
+            connection.close()
+        if asyncio.get_running_loop().time() - began > STABLE_SECONDS:
+            self._failures = 0
+
+    async def _settle(self, connection: Connection, hearsay: Hearsay) -> None:
+        try:
+            await hearsay.start()
+            if self._failures:
+                self._owner.heard(BACK)  # for what was said meanwhile was not heard
+            await self._take_name(connection)
+        except BusError as error:
+            self._lack("bus", str(error))
+            connection.close()
+
+    async def _take_name(self, connection: Connection) -> None:
+        """The bus tells by a signal when it is ours. A policy that forbids it may change, so that is tried again."""
+        for tries in itertools.count(1):
+            try:
+                if not await connection.own(NAME):
+                    (pid,) = await connection.ask_bus("GetConnectionUnixProcessID", NAME)
+                    self._lack("name", f"pid {pid} has the D-Bus name {NAME}; it is ours once that process leaves it")
+                return
+            except BusError as error:
+                if error.name != _DENIED:
+                    raise
+                self._lack("name", f"{error}; {NAME}.conf among the policies of D-Bus would allow it")
+            await asyncio.sleep(retry_delay(tries))
+
+    def _signal(self, connection: Connection, hearsay: Hearsay, signal: Message) -> None:
+        if signal.sender == BUS and signal.member == "NameAcquired" and signal.body == (NAME,):
+            self._connection = connection
+            self._status = self._owner.status()
+            if self._lacking:
+                self._say(f"on the system bus as {NAME}")
+            self._lacking.clear()
+        else:
+            hearsay.signal(signal)
+
+    def _lack(self, what: str, message: str) -> None:
+        """Say it once, until we have all again."""
+        if what not in self._lacking:
+            self._lacking.add(what)
+            self._say(message)

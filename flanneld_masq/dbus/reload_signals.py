@@ -1,0 +1,89 @@
+"""What other services say on D-Bus that tells of a flushed ruleset: firewalld, and systemd of units that load one.
+
+The kernel tells of changes to nf_tables by itself, and who made them. Of the legacy tables it tells nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from flanneld_masq.dbus.connection import BUS, BUS_PATH, Connection
+from flanneld_masq.dbus.object_server import PROPERTIES, Message
+from flanneld_masq.errors import BusError
+
+UNITS = tuple(
+    f"{name}.service"
+    for name in ("nftables", "iptables", "ip6tables", "netfilter-persistent", "ufw", "firewalld", "docker")
+)
+FIREWALLD, FIREWALLD_PATH = "org.fedoraproject.FirewallD1", "/org/fedoraproject/FirewallD1"
+SYSTEMD, SYSTEMD_PATH = "org.freedesktop.systemd1", "/org/freedesktop/systemd1"
+_MANAGER = f"{SYSTEMD}.Manager"
+ANSWER_SECONDS = 120.0  # firewalld answers nobody while it loads its rules, which may be very many
+
+
+class Hearsay:
+    """Follows them on one connection, and gives a reason to look at the ruleset to `heard`."""
+
+    def __init__(self, connection: Connection, heard: Callable[[str], None]) -> None:
+        self._connection = connection
+        self._heard = heard
+        self._owners: dict[str, str] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Have the signals sent. Raises BusError."""
+        follow = self._connection.follow
+        for name in (FIREWALLD, SYSTEMD):
+            await follow(sender=BUS, path=BUS_PATH, interface=BUS, member="NameOwnerChanged", arg0=name)
+        await follow(sender=FIREWALLD, path=FIREWALLD_PATH, interface=FIREWALLD, member="Reloaded")
+        for unit in UNITS:
+            await follow(sender=SYSTEMD, path=SYSTEMD_PATH, interface=_MANAGER, member="JobRemoved", arg2=unit)
+        for name in (FIREWALLD, SYSTEMD):
+            owner = await self._connection.owner(name)
+            self._owners.setdefault(name, owner)  # a signal that came meanwhile knows better
+        self._spawn(self._subscribe())
+
+    def signal(self, signal: Message) -> None:
+        """Take a signal. One that was not sent by who owns the name is addressed to us by an impostor."""
+        about = (signal.interface, signal.member)
+        if signal.sender == BUS and about == (BUS, "NameOwnerChanged"):
+            self._owner_changed(*signal.body)
+        elif signal.sender == self._owners.get(FIREWALLD) and about == (FIREWALLD, "Reloaded"):
+            self._spawn(self._once_it_answers("firewalld reloaded"))
+        elif signal.sender == self._owners.get(SYSTEMD) and about == (_MANAGER, "JobRemoved"):
+            _, _, unit, result = signal.body
+            self._heard(f"{unit} {result}")
+
+    def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    def _owner_changed(self, name: str, old: str, new: str) -> None:
+        self._owners[name] = new
+        if name == SYSTEMD and new:
+            self._spawn(self._subscribe())
+        elif name == FIREWALLD and new:
+            self._spawn(self._once_it_answers("firewalld started"))
+        elif name == FIREWALLD and old:
+            self._heard("firewalld stopped")
+
+    async def _once_it_answers(self, reason: str) -> None:
+        """What it cannot answer, for whatever reason, is looked at all the same."""
+        with contextlib.suppress(BusError):
+            await self._connection.call(
+                FIREWALLD, FIREWALLD_PATH, PROPERTIES, "Get", FIREWALLD, "state", seconds=ANSWER_SECONDS
+            )
+        self._heard(reason)
+
+    async def _subscribe(self) -> None:
+        """systemd sends signals only while somebody wants them. Where it is not there, or refuses, none come."""
+        with contextlib.suppress(BusError):
+            await self._connection.call(SYSTEMD, SYSTEMD_PATH, _MANAGER, "Subscribe")
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

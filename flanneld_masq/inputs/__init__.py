@@ -1,0 +1,1 @@
+"""How are the files read that the daemon depends on: configuration, subnet files, net-conf.json?"""

@@ -1,0 +1,134 @@
+"""Tells when a file may have changed, whether it is written, replaced by rename, or comes back with its
+directory. Watches directories, never the file itself; inotify by way of watchdog.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.observers import Observer
+from watchdog.observers.api import ObservedWatch
+
+from flanneld_masq.model import SLOTS
+
+JOIN_SECONDS = 0.2  # watchdog 1.0 may take a whole second to see that it shall end; no process waits for its threads
+_MEANWHILE = "; changes there are found at the resync only"
+_RAISE = "; raise it with sysctl, fs.inotify.{}, then `systemctl reload flanneld-masq`"
+_REMEDIES = {errno.ENOSPC: _RAISE.format("max_user_watches"), errno.EMFILE: _RAISE.format("max_user_instances")}
+_READS = frozenset({"opened", "closed_no_write"})  # our own reading must not wake us
+
+
+@dataclass(frozen=True, **SLOTS)
+class Directory:
+    """A directory to watch: its device and inode, and the paths in it that are of interest, if not all."""
+
+    path: str
+    identity: tuple[int, int]
+    only: frozenset[str] | None
+
+
+class FileWatch:
+    """Calls `changed` from a thread of its own. After each call `refresh` must follow: it moves the watches
+    to the directories that exist now. All methods are for one thread. `complain` gets what cannot be watched."""
+
+    def __init__(self, changed: Callable[[], None], complain: Callable[[str], None]) -> None:
+        self._changed = changed
+        self._complain = complain
+        self._hopeless: set[Directory] = set()
+        self._observer = Observer()
+        self._watches: dict[Directory, ObservedWatch] = {}
+        self._paths: tuple[str, ...] = ()
+
+    def start(self, paths: tuple[str, ...]) -> None:
+        self._observer.start()
+        self.follow(paths)
+
+    def follow(self, paths: tuple[str, ...]) -> None:
+        """Watch for these files from now on, and no others. What could not be watched is tried again."""
+        self._paths = paths
+        self._hopeless.clear()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Watch what exists now. Repeats until nothing moved, for what appears before its watch is unseen."""
+        while self._update():
+            pass
+
+    def stop(self) -> None:
+        self._observer.stop()
+        self._observer.join(JOIN_SECONDS)
+
+    def _update(self) -> bool:
+        wanted = directories(self._paths) - self._hopeless
+        stale = [found for found in self._watches if found not in wanted]
+        for directory in stale:
+            with contextlib.suppress(OSError):  # watchdog 1.0 has closed it itself when the directory went
+                self._observer.unschedule(self._watches.pop(directory))
+        fresh = [found for found in wanted if found not in self._watches and self._schedule(found)]
+        return bool(stale or fresh)
+
+    def _schedule(self, directory: Directory) -> bool:
+        try:
+            watch = self._observer.schedule(_Handler(directory, self._changed), directory.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False  # gone since it was seen; the watch on the directory above it tells
+        except OSError as error:
+            self._hopeless.add(directory)  # each try may cost a file descriptor that watchdog does not close
+            with contextlib.suppress(KeyError):  # watchdog 1.0 keeps what failed, and a later try does nothing
+                self._observer.unschedule(ObservedWatch(directory.path, recursive=False))
+            remedy = _REMEDIES.get(error.errno or 0, "")
+            self._complain(f"{directory.path} cannot be watched: {error.strerror}{_MEANWHILE}{remedy}")
+            return False
+        self._watches[directory] = watch
+        return True
+
+
+def directories(paths: Iterable[str]) -> frozenset[Directory]:
+    """For each file its directory, if it exists, and the nearest one above that does.
+
+    In its own directory everything is of interest, for the file may be a link to what changes there; of
+    the one above only the next step on the way down is.
+    """
+    whole: set[Path] = set()
+    steps: dict[Path, set[str]] = {}
+    for path in paths:
+        below = Path(path).parent
+        if below.is_dir():
+            whole.add(below)
+        above = next((found for found in below.parents if found.is_dir()), None)
+        if above is not None:
+            step = above / below.relative_to(above).parts[0]
+            steps.setdefault(above, set()).add(str(step))
+    found = set()
+    for directory in whole | steps.keys():
+        try:
+            status = directory.stat()
+        except OSError:
+            continue
+        only = None if directory in whole else frozenset(steps[directory])
+        found.add(Directory(str(directory), (status.st_dev, status.st_ino), only))
+    return frozenset(found)
+
+
+class _Handler(FileSystemEventHandler):
+    def __init__(self, directory: Directory, changed: Callable[[], None]) -> None:
+        super().__init__()
+        self._directory = directory
+        self._changed = changed
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        if event.event_type not in _READS and self._concerns(event):
+            self._changed()
+
+    def _concerns(self, event: FileSystemEvent) -> bool:
+        only = self._directory.only
+        paths = {os.fsdecode(path) for path in (event.src_path, getattr(event, "dest_path", "")) if path}
+        # whatever happens in a directory is told of itself too, as its modification
+        gone = event.event_type != "modified" and self._directory.path in paths
+        return only is None or gone or not paths.isdisjoint(only)

@@ -1,0 +1,1 @@
+"""What is sent to the kernel over netlink, and what comes back?"""

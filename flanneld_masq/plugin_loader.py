@@ -1,0 +1,228 @@
+"""Finds the plugins, and stands between them and us: whoever raises is named, and stops nobody else."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any, Callable, Optional, TypeVar
+
+import pluggy
+
+from flanneld_masq import hookspecs
+from flanneld_masq.errors import MasqError, PluginError
+from flanneld_masq.hookspecs import ENTRY_POINT_GROUP, Backend, BackendType, Event, Host
+from flanneld_masq.model import (
+    AUTO,
+    BackendName,
+    Change,
+    Desired,
+    Family,
+    FamilyLease,
+    Group,
+    Item,
+    Network,
+    Observation,
+    Probe,
+    Settings,
+    Survey,
+)
+
+Result = TypeVar("Result")
+
+_NAME = re.compile("[a-z][a-z0-9-]*")
+_NONE = type(None)
+_ANSWERS: Mapping[str, tuple[type, ...]] = {
+    "probe": (Probe,),
+    "wanted": (tuple,),
+    "render": (str,),
+    "observe": (Observation,),
+    "replace": (int,),
+    "drops_forwarding": (str,),
+    "survey": (Survey,),
+    "remove": (_NONE,),
+    "glance": (bytes, _NONE),
+    "generation": (int, _NONE),
+    "poll": (bool, _NONE),
+}
+
+
+@dataclass
+class Plugins:
+    """The loaded plugins. `failures` holds what went wrong while loading, in the order it did."""
+
+    manager: pluggy.PluginManager
+    failures: list[PluginError] = field(default_factory=list)
+    backends: dict[BackendName, BackendType] = field(default_factory=dict)
+    owners: dict[BackendName, str] = field(default_factory=dict)
+    _last_networks: dict[str, tuple[Network, ...]] = field(default_factory=dict)
+
+    def create(self, family: Family, host: Host) -> dict[BackendName, Backend]:
+        """Every backend for one family, in the order in which `auto` prefers them."""
+        ordered = sorted(self.backends.values(), key=_preference)
+        return {found.name: GuardedBackend(found, self.owners[found.name], family, host) for found in ordered}
+
+    def non_masquerade_cidrs(self, settings: Settings) -> tuple[tuple[Network, ...], tuple[PluginError, ...]]:
+        """What all plugins add, and who failed; of those that failed, their last good answer."""
+        failures = []
+        for name, answer in self._call("flanneld_masq_non_masquerade_cidrs", settings=settings):
+            if isinstance(answer, PluginError):
+                failures.append(answer)
+            elif not _is_networks(answer):
+                reason = f"it returned {answer!r}, which is no sequence of networks"
+                failures.append(PluginError(name, "flanneld_masq_non_masquerade_cidrs", reason))
+            else:
+                self._last_networks[name] = tuple(answer)
+        networks = tuple(network for found in self._last_networks.values() for network in found)
+        return networks, tuple(failures)
+
+    def tell(self, event: Event) -> tuple[PluginError, ...]:
+        """Tell all observers; who failed comes back."""
+        answers = self._call("flanneld_masq_event", event=event)
+        return tuple(answer for _, answer in answers if isinstance(answer, PluginError))
+
+    def _call(self, hook: str, **arguments: Any) -> Iterator[tuple[str, Any]]:
+        """Each implementation by itself, so that one that raises is known by name."""
+        for implementation in getattr(self.manager.hook, hook).get_hookimpls():
+            name = str(implementation.plugin_name)
+            try:
+                answer = implementation.function(*(arguments[key] for key in implementation.argnames))
+            except Exception as error:  # a plugin is foreign code: whatever it raises is its own failure
+                answer = PluginError(name, hook, repr(error))
+            yield name, answer
+
+
+def load(extra: Mapping[str, object] | None = None) -> Plugins:
+    """All plugins of all installed distributions, and `extra` ones by name, as a test may bring them."""
+    manager = pluggy.PluginManager(ENTRY_POINT_GROUP)
+    manager.add_hookspecs(hookspecs.HookSpecs)
+    plugins = Plugins(manager)
+    for entry_point in _entry_points():
+        try:
+            _register(plugins, entry_point.name, entry_point.load())
+        except (Exception, SystemExit) as error:  # importing a plugin runs foreign code
+            plugins.failures.append(PluginError(entry_point.name, "loading", repr(error)))
+    for name, plugin in (extra or {}).items():
+        _register(plugins, name, plugin)
+    for name, answer in plugins._call("flanneld_masq_backends"):
+        _add_backends(plugins, name, answer)
+    return plugins
+
+
+def _entry_points() -> Iterator[importlib.metadata.EntryPoint]:
+    """Of each distribution once: sys.path may lead to it twice, and the first is the one that is imported.
+
+    The API to select a group differs between Python 3.9 and 3.10, this way works in both.
+    """
+    seen: set[str] = set()
+    for distribution in importlib.metadata.distributions():
+        found = [entry for entry in distribution.entry_points if entry.group == ENTRY_POINT_GROUP]
+        if found and (name := distribution.metadata["Name"]) not in seen:
+            seen.add(name)
+            yield from found
+
+
+def _register(plugins: Plugins, name: str, plugin: object) -> None:
+    if plugins.manager.has_plugin(name):
+        plugins.failures.append(PluginError(name, "registration", "another plugin of that name was there first"))
+        return
+    try:
+        plugins.manager.register(plugin, name)
+        plugins.manager.check_pending()
+    except (pluggy.PluginValidationError, ValueError) as error:
+        if plugins.manager.has_plugin(name):
+            plugins.manager.unregister(name=name)
+        plugins.failures.append(PluginError(name, "registration", str(error)))
+
+
+def _add_backends(plugins: Plugins, name: str, answer: Any) -> None:
+    if isinstance(answer, PluginError):
+        plugins.failures.append(answer)
+        return
+    for found in answer if isinstance(answer, Collection) else (answer,):
+        if not isinstance(found, BackendType):
+            reason = f"it returned {found!r}, which is no BackendType"
+        elif not _NAME.fullmatch(str(found.name)) or found.name == AUTO:
+            reason = (
+                f"no configuration can name a backend {found.name!r}; a name is a to z, 0 to 9 and -, a letter first"
+            )
+        elif found.name in plugins.backends:
+            reason = f"a backend named {found.name} was already registered by plugin {plugins.owners[found.name]}"
+        else:
+            plugins.backends[found.name] = found
+            plugins.owners[found.name] = name
+            continue
+        plugins.failures.append(PluginError(name, "flanneld_masq_backends", reason))
+
+
+def _is_networks(answer: object) -> bool:
+    networks = isinstance(answer, Collection) and all(isinstance(one, (IPv4Network, IPv6Network)) for one in answer)
+    return networks and not isinstance(answer, (IPv4Network, IPv6Network))
+
+
+def _preference(found: BackendType) -> tuple[bool, int, str]:
+    return (found.preference is None, found.preference or 0, found.name)
+
+
+class GuardedBackend:
+    """A backend whose unexpected exceptions are named as its plugin's. Made when it is first used."""
+
+    def __init__(self, kind: BackendType, plugin: str, family: Family, host: Host) -> None:
+        self.name = kind.name
+        self.family = family
+        self._kind = kind
+        self._plugin = plugin
+        self._host = host
+        self._backend: Optional[Backend] = None
+
+    def probe(self) -> Probe:
+        """Unlike the others, never raises: a backend that cannot be asked is not usable."""
+        try:
+            return self._guard("probe", lambda backend: backend.probe())
+        except MasqError as error:
+            return Probe(False, str(error))
+
+    def wanted(self, desired: Desired) -> tuple[Item, ...]:
+        return self._guard("wanted", lambda backend: backend.wanted(desired))
+
+    def render(self, desired: Desired) -> str:
+        return self._guard("render", lambda backend: backend.render(desired))
+
+    def observe(self, groups: Collection[Group]) -> Observation:
+        return self._guard("observe", lambda backend: backend.observe(groups))
+
+    def replace(self, desired: Desired, observed: Observation, changes: tuple[Change, ...]) -> int:
+        return self._guard("replace", lambda backend: backend.replace(desired, observed, changes))
+
+    def drops_forwarding(self) -> str:
+        return self._guard("drops_forwarding", lambda backend: backend.drops_forwarding())
+
+    def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
+        return self._guard("survey", lambda backend: backend.survey(leases))
+
+    def remove(self, items: tuple[Item, ...]) -> None:
+        return self._guard("remove", lambda backend: backend.remove(items))
+
+    def glance(self, groups: Collection[Group]) -> Optional[bytes]:
+        return self._guard("glance", lambda backend: backend.glance(groups))
+
+    def generation(self) -> Optional[int]:
+        return self._guard("generation", lambda backend: backend.generation())
+
+    def poll(self) -> Optional[bool]:
+        return self._guard("poll", lambda backend: backend.poll())
+
+    def _guard(self, method: str, call: Callable[[Backend], Result]) -> Result:
+        try:
+            if self._backend is None:
+                self._backend = self._kind.create(self.family, self._host)
+            answer = call(self._backend)
+        except MasqError:
+            raise
+        except Exception as error:  # a backend may be foreign code: whatever else it raises is its own failure
+            raise PluginError(self._plugin, f"{self.name}.{method}", repr(error)) from error
+        if not isinstance(answer, _ANSWERS.get(method, object)):
+            raise PluginError(self._plugin, f"{self.name}.{method}", f"it returned {answer!r}")
+        return answer

@@ -1,0 +1,131 @@
+"""The only module that starts processes: argv and input in, a finished process or a typed error out."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from flanneld_masq.errors import CommandError
+from flanneld_masq.model import SLOTS
+
+SYSTEM_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+DEFAULT_TIMEOUT = 20.0
+
+
+@dataclass(frozen=True, **SLOTS)
+class Completed:
+    """A process that ended with status 0."""
+
+    argv: tuple[str, ...]
+    stdout: str
+    stderr: str
+
+
+def search_path(environ: Mapping[str, str] = MappingProxyType(os.environ)) -> tuple[str, ...]:
+    """The directories to look for programs in: PATH, then the system's own. No duplicates, no relative ones."""
+    named = environ.get("PATH", "").split(os.pathsep)
+    return tuple(dict.fromkeys(path for path in (*named, *SYSTEM_PATH) if os.path.isabs(path)))
+
+
+class Runner:
+    """Starts programs with a fixed environment and without a shell.
+
+    `stop` may be called from another thread: it ends what runs, by its pid, and refuses what comes.
+    """
+
+    def __init__(self, path: tuple[str, ...] | None = None) -> None:
+        self.path = search_path() if path is None else path
+        self._environment = {"PATH": os.pathsep.join(self.path), "LC_ALL": "C"}
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stopped = False
+        self.moved = -math.inf  # when a program last started or ended, by the monotonic clock
+
+    def __call__(
+        self, argv: tuple[str, ...], *, executable: str | None = None, stdin: str = "", timeout: float = DEFAULT_TIMEOUT
+    ) -> Completed:
+        """Run to the end; `timeout` is in seconds. Raises CommandError for everything but exit status 0."""
+        self.moved = time.monotonic()
+        process = self._start(argv, executable)
+        try:
+            stdout, stderr = process.communicate(stdin, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            _kill(process)
+            raise CommandError(argv, f"gave no answer within {timeout:g} s and was ended") from None
+        finally:
+            with self._lock:
+                self._running.discard(process)
+            self.moved = time.monotonic()
+        return _judge(argv, process.returncode, stdout, stderr)
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                _kill_group(process)
+
+    def resume(self) -> None:
+        with self._lock:
+            self._stopped = False
+
+    def _start(self, argv: tuple[str, ...], executable: str | None) -> subprocess.Popen[str]:
+        with self._lock:
+            if self._stopped:
+                raise CommandError(argv, "was not started: the daemon is stopping")
+            try:
+                process = subprocess.Popen(
+                    argv,
+                    executable=executable,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env=self._environment,
+                    cwd="/",
+                    text=True,
+                    encoding="utf-8",
+                    errors="surrogateescape",  # a comment of somebody's rule may hold any bytes
+                    start_new_session=True,  # so that what it starts itself ends with it
+                )
+            except OSError as error:
+                raise CommandError(argv, f"could not be started: {error.strerror}") from error
+            self._running.add(process)
+            return process
+
+
+def _kill_group(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """End it and whatever it started, and let go of the pipes even if somebody still holds them."""
+    _kill_group(process)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.communicate(timeout=1)
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
+    process.wait()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _judge(argv: tuple[str, ...], status: int, stdout: str, stderr: str) -> Completed:
+    if status < 0:
+        raise CommandError(argv, f"was ended by {_signal_name(-status)}", status=status, stderr=stderr.strip())
+    if status > 0:
+        raise CommandError(argv, f"failed with exit status {status}", status=status, stderr=stderr.strip())
+    return Completed(argv, stdout, stderr)

@@ -1,0 +1,1 @@
+"""One pass over one family: observe, plan, apply, verify."""

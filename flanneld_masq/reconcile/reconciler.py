@@ -1,0 +1,505 @@
+"""One pass over one family: observe, plan, apply, verify. Decides nothing about when."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from flanneld_masq.errors import KernelError, MasqError, RulesetError
+from flanneld_masq.hookspecs import Backend
+from flanneld_masq.kernel.nfnetlink import following, is_after
+from flanneld_masq.model import (
+    AUTO,
+    SLOTS,
+    BackendName,
+    Change,
+    Desired,
+    Family,
+    Group,
+    Item,
+    Lease,
+    Network,
+    Observation,
+    Plan,
+    Probe,
+    Settings,
+    Survey,
+)
+from flanneld_masq.ruleset import backend_choice as choice
+from flanneld_masq.ruleset import diff as plan
+from flanneld_masq.ruleset import policy
+from flanneld_masq.ruleset.backend_choice import Choice
+from flanneld_masq.state_directory import Store
+
+WRITE_TRIES = 4
+COMMIT_WAIT_SECONDS = 0.1
+REMEMBERED_COMMITS = 256  # for as long as their events may be on their way
+Surveys = tuple[tuple[Backend, Survey], ...]
+Removed = tuple[tuple[BackendName, tuple[Item, ...]], ...]
+
+
+@dataclass(frozen=True, **SLOTS)
+class Wish:
+    """What is to hold: the input of a pass. `exceptions` are the networks that plugins add."""
+
+    settings: Settings
+    leases: tuple[Lease, ...] = ()
+    exceptions: tuple[Network, ...] = ()
+    flannel_uses_nftables: bool = False
+
+
+@dataclass(frozen=True, **SLOTS)
+class Repair:
+    """What one backend was found to lack and now holds. `duration_us` counts from the first look; `found_at`
+    is the generation of the ruleset then, None where the kernel counts none; `drift` if that backend held what is
+    wanted before, so that somebody has changed it since."""
+
+    plan: Plan
+    duration_us: int
+    found_at: int | None = None
+    drift: bool = False
+
+
+@dataclass(frozen=True, **SLOTS)
+class Outcome:
+    """What came of a pass. `rules` counts what the kernel now holds for us, jumps left out; `generation` is
+    the one up to which the ruleset is known to be right, None where the kernel counts none; `glance` is what a
+    glance saw in that generation, empty where somebody was quicker."""
+
+    choices: Mapping[Group, Choice]
+    repairs: tuple[Repair, ...]
+    rules: Mapping[Group, int]
+    generation: int | None = None
+    glance: tuple[bytes | None, ...] = ()
+
+
+class Lazy(Mapping[BackendName, Probe]):
+    """Asks for a value when it is first looked up. The rules must not wait for backends that nobody chose."""
+
+    def __init__(self, names: tuple[BackendName, ...], ask: Callable[[BackendName], Probe]) -> None:
+        self._names = names
+        self._ask = ask
+        self._known: dict[BackendName, Probe] = {}
+
+    def __getitem__(self, name: BackendName) -> Probe:
+        if name not in self._known:
+            if name not in self._names:
+                raise KeyError(name)
+            self._known[name] = self._ask(name)
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[BackendName]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@dataclass(frozen=True, **SLOTS)
+class Job:
+    """What one backend shall hold, and the items that an observation of it has."""
+
+    backend: Backend
+    desired: Desired
+    wanted: tuple[Item, ...]
+
+
+class OwnCommits:
+    """What the reconcilers of one process share, so that none takes the commit of another for somebody's
+    meddling: whose turn it is to write, and the generations that came of it, the last of them."""
+
+    def __init__(self) -> None:
+        self.turn = threading.Lock()
+        self._made: tuple[int, ...] = ()
+
+    def note(self, before: int, transactions: int) -> None:
+        made = (following(before, number) for number in range(1, transactions + 1))
+        self._made = (*self._made[-REMEMBERED_COMMITS:], *made)
+
+    def __contains__(self, generation: int) -> bool:
+        return generation in self._made
+
+
+class Reconciler:
+    """Brings one family to what is wished, in every backend. For one thread.
+
+    `backends` are in the order of preference. Probes are kept until `reprobe`. `commits` is what the
+    reconcilers of one process share.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        backends: Mapping[BackendName, Backend],
+        store: Store,
+        *,
+        missing: Callable[[], str] = lambda: "",
+        commits: OwnCommits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.family = family
+        self._backends = backends
+        self._store = store
+        self._missing = missing
+        self._commits = commits or OwnCommits()
+        self._clock = clock
+        self._probes = Lazy(tuple(backends), self._probe)
+        self._thorough = True
+        self._carried: Mapping[BackendName, frozenset[Group]] = {}
+        self._verified: int | None = None  # in which generation all that was looked at is right
+        self._held: dict[BackendName, Job] = {}  # what each backend was last seen to hold
+        self._evidence: dict[BackendName, str] = {}  # what dropped forwarded packets when it could last be read
+        self._unread: MasqError | None = None  # why evidence is missing that never could be read
+        self.repairs: list[Repair] = []  # of the last pass, also of one that failed in the end
+        # of the last wish, for most passes have the same
+        self._jobs: tuple[Wish, Mapping[BackendName, frozenset[Group]], tuple[Job, ...]] | None = None
+
+    def probes(self) -> Mapping[BackendName, Probe]:
+        """Whether each backend can be used, in the order of preference; each is asked once, when it is looked up."""
+        return self._probes
+
+    def _probe(self, name: BackendName) -> Probe:
+        missing = self._missing()
+        if missing:
+            return Probe(False, missing, "boot a kernel with it, or leave the family out of the subnet file")
+        return self._backends[name].probe()
+
+    def reprobe(self) -> None:
+        """Ask the backends anew, and look at all of them once more: tools come and go."""
+        self._probes = Lazy(tuple(self._backends), self._probe)
+        self._jobs = None
+        self._thorough = True
+
+    def plan(self, wish: Wish) -> tuple[Plan, ...]:
+        """What `reconcile` would change, in every backend. Changes nothing."""
+        plans = []
+        carried = _carried(self.choices(wish))
+        if self._unread is not None:
+            raise self._unread
+        for job in (*self._wanted(wish, carried), *self._unwanted(carried)):
+            _, changes = self._compare(job, tuple(Group))
+            plans.append(Plan(self.family, job.backend.name, changes))
+        return tuple(plans)
+
+    def reconcile(self, wish: Wish) -> Outcome:
+        """Make the kernel hold what is wished, the chosen backends first and the others after them.
+
+        The first pass, one after `reprobe`, and one with another choice of backends clear our rules from
+        the other backends too; the rest look only where rules are wanted. Raises MasqError where the
+        kernel, a tool or a plugin said no; what was done before stays done.
+        """
+        self.repairs, self._verified = [], None
+        first = self._undisputed(wish)
+        self._bring(first)
+        self._known(self.generation())
+        choices = self.choices(wish)
+        carried = _carried(choices)
+        if self._thorough or carried != self._carried:
+            first, self._thorough = (), True
+            self._bring(self._growing(wish, carried))
+        jobs = self._wanted(wish, carried)
+        self._bring([job for job in jobs if job not in first])
+        if self._unread is not None:
+            raise self._unread  # all that is known to be wanted is there by now, and nothing is removed
+        if self._thorough:
+            self._clear(carried)
+        self._thorough, self._carried = False, carried
+        if not jobs:
+            self._verified = None  # of a family that no lease names nothing that others do matters
+        return Outcome(
+            choices,
+            tuple(self.repairs),
+            {group.group: len(group.rules) for job in jobs for group in job.desired.groups},
+            self._verified,
+            self._first_glance(),
+        )
+
+    def _clear(self, carried: Collection[BackendName]) -> None:
+        """Of a backend that cannot be used any more our old rules may still be in force. What the kernel lets us remove
+        without its tools is removed."""
+        self._bring(list(self._unwanted(carried)))
+        with contextlib.suppress(MasqError):
+            self._bring(list(self._unwanted(carried, usable=False)))
+
+    def _growing(self, wish: Wish, carried: Mapping[BackendName, frozenset[Group]]) -> list[Job]:
+        """Of backends that take over one group and shall lose the other: both, until the other is in its new place."""
+        both = {name: groups | self._carried.get(name, frozenset()) for name, groups in carried.items()}
+        return [self._job(wish, name, groups) for name, groups in both.items()] if both != carried else []
+
+    def _undisputed(self, wish: Wish) -> tuple[Job, ...]:
+        """Of the last pass, if it had the same wish: the job of the backend that masquerades. Nothing that others do
+        to the ruleset makes that another one, so it need not wait until the evidence for `forward` is read."""
+        if self._thorough or self._jobs is None or self._jobs[:2] != (wish, self._carried):
+            return ()
+        return tuple(job for job in self._jobs[2] if Group.MASQUERADE in self._carried[job.backend.name])
+
+    def _first_glance(self) -> tuple[bytes | None, ...]:
+        if self._verified is None:
+            return ()
+        try:
+            seen = self.glance()
+        except KernelError:
+            return ()  # somebody commits at this very moment, and the event of that is on its way
+        return seen if self.generation() == self._verified else ()
+
+    def generation(self) -> int | None:
+        """Of the ruleset in nf_tables; None where the kernel has none that we can read."""
+        for backend in self._backends.values():
+            with contextlib.suppress(MasqError):  # if the backend is in use, its pass meets the error
+                if (found := backend.generation()) is not None:
+                    return found
+        return None
+
+    def made(self, generation: int) -> bool:
+        """Whether a reconciler of this process made it."""
+        return generation in self._commits
+
+    def poll(self) -> bool:
+        """Whether rules may have moved, in a backend whose interface tells nobody. Not while a pass runs."""
+        return any(self._backends[name].poll() for name in self._carried)
+
+    def glance(self) -> tuple[bytes | None, ...]:
+        """What differs whenever a pass would find a difference in a backend with events. Not while a pass runs."""
+        return tuple(map(self._glance, self._backends))
+
+    def glance_again(self, seen: tuple[bytes | None, ...]) -> tuple[bytes | None, ...]:
+        """Another glance, up to the first difference: what comes after that is as it was. What carries our rules is
+        looked at first. Not while a pass runs."""
+        found = dict(zip(self._backends, seen))
+        for name in sorted(found, key=lambda name: name not in self._carried):
+            now = self._glance(name)
+            if now != found[name]:
+                found[name] = now
+                break
+        return tuple(found.values())
+
+    def _glance(self, name: BackendName) -> bytes | None:
+        """Of a backend that carries nothing only the evidence counts, and where that cannot be read there is none."""
+        with contextlib.nullcontext() if name in self._carried else contextlib.suppress(MasqError):
+            return self._backends[name].glance(self._carried.get(name, frozenset()))
+        return None
+
+    def polls(self) -> bool:
+        """Whether there is such a backend in use."""
+        return any(self._backends[name].poll() is not None for name in self._carried)
+
+    def render(self, wish: Wish) -> Iterator[tuple[BackendName, str]]:
+        """What each backend would write into an empty kernel. Asks neither the kernel nor the tools: `auto`
+        stands for the backend that it likes best."""
+        best = next(iter(self._backends))
+        name = best if wish.settings.backend == AUTO else wish.settings.backend
+        forward = name if wish.settings.forward.backend == AUTO else wish.settings.forward.backend
+        for backend in dict.fromkeys((name, forward)):
+            groups = frozenset(
+                group for group, found in ((Group.MASQUERADE, name), (Group.FORWARD, forward)) if found == backend
+            )
+            desired = policy.desired(wish.settings, wish.leases, self.family, groups, exceptions=wish.exceptions)
+            yield backend, self._backends[backend].render(desired)
+
+    def remove_everything(self) -> tuple[tuple[Repair, ...], tuple[MasqError, ...]]:
+        """Remove all that is ours from every backend, usable or not; what failed does not stop the rest."""
+        repairs: list[Repair] = []
+        errors: list[MasqError] = []
+        with self._store.exclusive(self.family):
+            for backend in self._backends.values():
+                try:
+                    repairs += self._bring_one(Job(backend, Desired(self.family), ()))
+                except MasqError as error:
+                    errors.append(error)
+        return tuple(repairs), tuple(errors)
+
+    def choices(self, wish: Wish) -> Mapping[Group, Choice]:
+        """The backend of each group; none for a family that no lease names. Raises what `choice.choose` raises."""
+        if not any(lease.of(self.family) for lease in wish.leases):
+            return {}
+        return self.candidates(wish.settings, wish.flannel_uses_nftables)
+
+    def survey(self, leases: tuple[Lease, ...]) -> Surveys:
+        """What flannel and the CNI bridge plugin keep, in every backend that can be used."""
+        found = tuple(lease for each in leases if (lease := each.of(self.family)) is not None)
+        usable = [self._backends[name] for name, probe in self.probes().items() if probe.usable]
+        return tuple((backend, backend.survey(found)) for backend in usable)
+
+    def remove_flannel_rules(self, leases: tuple[Lease, ...]) -> Removed:
+        """Remove what flannel wrote, of each of its generations; what was removed, by backend."""
+        removed = []
+        for backend, survey in self.survey(leases):
+            if survey.flannel:
+                backend.remove(survey.flannel)
+                removed.append((backend.name, survey.flannel))
+        return tuple(removed)
+
+    def candidates(self, settings: Settings, flannel_uses_nftables: bool) -> Mapping[Group, Choice]:
+        """The backend that each group would get if a lease named the family."""
+        self._unread = None
+        drops = self.drops() if settings.forward.enabled and settings.forward.backend == AUTO else {}
+        return choice.choose(settings, self.probes(), flannel_uses_nftables=flannel_uses_nftables, drops=drops)
+
+    def drops(self) -> dict[BackendName, str]:
+        """What drops forwarded packets, by backend. Each pass asks, for docker and the like come and go.
+
+        What cannot be read is as it was when it could be. Where that never was, nothing is known, and nothing must
+        be removed for it.
+        """
+        for name, backend in self._backends.items() if not self._missing() else ():
+            try:
+                self._evidence[name] = backend.drops_forwarding()
+            except MasqError as error:
+                if name not in self._evidence and self._probes[name].usable:
+                    self._unread = error
+        return {name: what for name, what in self._evidence.items() if what and self._probes[name].usable}
+
+    def randomises(self, backend: BackendName) -> bool:
+        """Whether the backend masquerades to fully random ports here."""
+        return self.probes()[backend].random_fully
+
+    def _wanted(self, wish: Wish, carried: Mapping[BackendName, frozenset[Group]]) -> tuple[Job, ...]:
+        """The backends that shall hold something, and what."""
+        if self._jobs is None or self._jobs[:2] != (wish, carried):
+            self._jobs = (wish, carried, tuple(self._job(wish, name, groups) for name, groups in carried.items()))
+        return self._jobs[2]
+
+    def _job(self, wish: Wish, name: BackendName, groups: frozenset[Group]) -> Job:
+        desired = policy.desired(
+            wish.settings,
+            wish.leases,
+            self.family,
+            groups,
+            random_fully=self.randomises(name),
+            exceptions=wish.exceptions,
+        )
+        return Job(self._backends[name], desired, self._backends[name].wanted(desired))
+
+    def _unwanted(self, carried: Collection[BackendName], *, usable: bool = True) -> Iterator[Job]:
+        """The other backends, those that can be used or those that cannot: nothing of ours shall be in them."""
+        for name, backend in self._backends.items():
+            if name not in carried and self._probes[name].usable is usable:
+                yield Job(backend, Desired(self.family), ())
+
+    def _compare(self, job: Job, groups: tuple[Group, ...]) -> tuple[Observation, tuple[Change, ...]]:
+        observed = job.backend.observe(groups)
+        return observed, self._differences(job, observed)
+
+    def _differences(self, job: Job, observed: Observation) -> tuple[Change, ...]:
+        if job.wanted and observed.obstacle:
+            raise RulesetError(observed.obstacle)
+        golden = self._store.golden(job.backend.name, self.family)
+        return plan.differences(job.wanted, job.desired.position, golden, observed)
+
+    def _bring(self, jobs: Collection[Job]) -> None:
+        """One after the other. One that fails does not stop the rest; then the first error is raised."""
+        errors: list[MasqError] = []
+        with self._store.exclusive(self.family) if jobs else contextlib.nullcontext():
+            for job in jobs:
+                try:
+                    self.repairs += self._bring_one(job)
+                except MasqError as error:
+                    errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def _bring_one(self, job: Job) -> tuple[Repair, ...]:
+        """Observe, plan, apply, verify; none where nothing was to do."""
+        started = self._clock()
+        groups = tuple(Group) if self._thorough or not job.wanted else tuple(g.group for g in job.desired.groups)
+        looked_at = job.backend.generation()
+        observed, changes = self._compare(job, groups)
+        drift = self._held.get(job.backend.name) == job
+        if not changes:
+            self._known(looked_at)
+            self._held[job.backend.name] = job
+            return ()
+        found_at = job.backend.generation()
+        self._write(job, groups, looked_at, observed, changes)
+        self._held[job.backend.name] = job
+        duration = round((self._clock() - started) * 1_000_000)
+        return (Repair(Plan(self.family, job.backend.name, changes), duration, found_at, drift),)
+
+    def _write(
+        self,
+        job: Job,
+        groups: tuple[Group, ...],
+        looked_at: int | None,
+        observed: Observation,
+        changes: tuple[Change, ...],
+    ) -> None:
+        """Replace what was `observed` in the generation `looked_at`, read back, and remember what the kernel holds.
+
+        What is read back counts as ours only if nobody else has committed since the look, or if it is what we wrote
+        before; of somebody who always does, the last of several tries is believed, if the tags are right. Each try
+        answers what the one before has read back.
+        """
+        problem = ""
+        for tries_left in reversed(range(WRITE_TRIES)):
+            with self._undisturbed():
+                before = job.backend.generation()
+                current = self._only_we(looked_at, before)
+                transactions = job.backend.replace(job.desired, observed, changes)
+                looked_at = job.backend.generation()
+                observed = job.backend.observe(groups)
+                after = job.backend.generation()
+                unmixed = before is None or after == following(before, transactions)
+                if unmixed and before is not None:
+                    self._commits.note(before, transactions)
+            changes = self._differences(job, observed)
+            problem = plan.unmet(job.wanted, observed)
+            moved = any(change.kind == "moved" for change in changes)
+            ours = not changes or (current and unmixed and not moved)
+            if not problem and (ours or not tries_left):
+                self._remember(job, observed)
+                self._known(before, after if ours and unmixed else before)
+                return
+        raise RulesetError(
+            f"{self.family}: {job.backend.name} wrote the rules {WRITE_TRIES} times, and each time the kernel held "
+            f"something else at once: {problem}; see `flanneld-masq plan`"
+        )
+
+    def _only_we(self, since: int | None, until: int | None) -> bool:
+        """Whether the reconcilers of this process made all that was committed between two generations."""
+        if since is None or until is None:
+            return True
+        count = (until - since) & 0xFFFFFFFF
+        return count <= REMEMBERED_COMMITS and all(self.made(following(since, n)) for n in range(1, count + 1))
+
+    @contextlib.contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """Wait for another family's write, but not for one that hangs: at worst ours is written twice."""
+        acquired = self._commits.turn.acquire(timeout=COMMIT_WAIT_SECONDS)
+        try:
+            yield
+        finally:
+            if acquired:
+                self._commits.turn.release()
+
+    def _known(self, generation: int | None, afterwards: int | None = None) -> None:
+        """What was looked at is right in that generation, and `afterwards` too, which nobody but us has made."""
+        if generation is None:
+            return
+        if self._verified in (None, generation):
+            self._verified = generation if afterwards is None else afterwards
+        elif self._verified is not None and is_after(self._verified, generation):
+            self._verified = generation
+
+    def _remember(self, job: Job, observed: Observation) -> None:
+        if job.wanted:
+            golden = plan.golden_of(job.wanted, job.desired.position, observed)
+            self._store.remember(job.backend.name, self.family, golden)
+        else:
+            self._store.forget(job.backend.name, self.family)
+
+
+def describe(changes: tuple[Change, ...], limit: int = 2) -> str:
+    """In one line: each difference if they are few, else how many of each kind there are in which place."""
+    if len(changes) <= limit:
+        return "; ".join(change.summary for change in changes)
+    counts = Counter((change.place, change.kind) for change in changes)
+    return "; ".join(f"{count} {kind} in {place}" for (place, kind), count in counts.items())
+
+
+def _carried(choices: Mapping[Group, Choice]) -> Mapping[BackendName, frozenset[Group]]:
+    names = dict.fromkeys(chosen.backend for chosen in choices.values())
+    return {name: frozenset(group for group, chosen in choices.items() if chosen.backend == name) for name in names}

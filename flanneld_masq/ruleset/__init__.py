@@ -1,0 +1,1 @@
+"""Which rules are wanted, in which backend, and how do they differ from what the kernel holds? Pure."""

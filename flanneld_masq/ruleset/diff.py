@@ -1,0 +1,152 @@
+"""Desired and observed in, differences out. Pure.
+
+With a golden observation of the same rules the comparison is exact: whatever the kernel holds otherwise
+is a difference. Without one, nothing in the kernel counts as verified, and all that is there is to be
+written anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from difflib import SequenceMatcher
+from functools import lru_cache
+from itertools import zip_longest
+
+from flanneld_masq.model import Change, Golden, Item, Neighbours, Observation, Plan, Position
+
+_CACHED = 16  # wishes; nearly each pass has the one before
+
+
+@lru_cache(_CACHED)
+def fingerprint(wanted: tuple[Item, ...], position: Position) -> str:
+    """Equal exactly if the same rules are wanted at the same position."""
+    lines = [position.value, *(f"{item.kind} {item.place} {item.text}" for item in wanted)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def differences(
+    wanted: tuple[Item, ...], position: Position, golden: Golden | None, observed: Observation
+) -> tuple[Change, ...]:
+    """What a reconcile would change, in the order of the kernel's objects; empty where all is as wanted."""
+    if not wanted:
+        return tuple(Change("extra", item.place, found=item.text) for item in observed.items)
+    if golden is None or golden.fingerprint != fingerprint(wanted, position) or len(golden.items) != len(wanted):
+        changes = tuple(_changes_by(_tag, wanted, observed.items))
+        return (changes + tuple(moved(position, (), observed.neighbours))) or tuple(_unverified(wanted))
+    if list(map(_identity_now, golden.items)) == list(map(_identity_now, observed.items)):
+        return tuple(moved(position, golden.neighbours, observed.neighbours))
+    reference = tuple(_worded(item, ours.text) for item, ours in zip(golden.items, wanted))
+    found = _translated(observed.items, reference)
+    return (*_changes_by(_raw, reference, found), *moved(position, golden.neighbours, observed.neighbours))
+
+
+def moved(position: Position, golden: tuple[Neighbours, ...], observed: tuple[Neighbours, ...]) -> Iterator[Change]:
+    """Jumps that others changed places with.
+
+    A jump that shall be first has no rule before it. One that shall be last stays behind every rule that
+    it was written behind; rules that others append later, their own old ones too, are theirs to place.
+    """
+    remembered = {around.place: around for around in golden}
+    for around in observed:
+        if position is Position.FIRST and around.before:
+            yield Change("moved", around.place, "our jump before all other rules", _behind(len(around.before)))
+        then = remembered.get(around.place, Neighbours(around.place))
+        passed = set(then.before) & set(around.after) - set(around.before)
+        stayed = then.jump != 0 and then.jump == around.jump
+        if position is Position.LAST and passed and not stayed:
+            found = f"our jump before {len(passed)} of the rules that it was behind"
+            yield Change("moved", around.place, "our jump behind the rules that were there first", found)
+
+
+def unmet(wanted: tuple[Item, ...], observed: Observation) -> str:
+    """What is wrong with an observation made right after a write: empty if it has the items wanted, with
+    the tags wanted, in the order wanted."""
+    pairs = zip_longest(map(_identity, wanted), map(_identity, observed.items))
+    for index, (expected, found) in enumerate(pairs):
+        if expected != found:
+            return f"object {index + 1} should be {expected or 'none'} and is {found or 'none'}"
+    return ""
+
+
+def golden_of(wanted: tuple[Item, ...], position: Position, observed: Observation) -> Golden:
+    return Golden(fingerprint(wanted, position), observed.items, observed.neighbours)
+
+
+def text_of(plan: Plan) -> Iterator[str]:
+    """A diff for people: what the kernel holds and should not (-), what it should and does not (+)."""
+    place = ""
+    for change in plan.changes:
+        if change.place != place:
+            place = change.place
+            yield f"@@ {plan.family} {plan.backend}: {place} @@"
+        yield f"# {change.kind}"
+        if change.kind == "unverified":
+            yield f"  {change.found}"
+            continue
+        if change.found:
+            yield f"- {change.found}"
+        if change.wanted:
+            yield f"+ {change.wanted}"
+
+
+def _behind(count: int) -> str:
+    return f"our jump behind {count} other rule{'' if count == 1 else 's'}"
+
+
+def _identity(item: Item | None) -> str:
+    return "" if item is None else f"{item.kind} {item.tag or item.text} in {item.place}"
+
+
+def _identity_now(item: Item) -> tuple[str, str, str]:
+    return (item.place, item.kind, item.raw)
+
+
+def _raw(item: Item) -> str:
+    return f"{item.kind} {item.raw}"
+
+
+def _tag(item: Item) -> str:
+    return f"{item.kind} {item.tag or item.raw or item.text}"
+
+
+def _unverified(wanted: tuple[Item, ...]) -> Iterator[Change]:
+    """All tags are right, but without a record of our own write that proves nothing of the rules."""
+    heads = [item for item in wanted if item.kind == "chain"] or wanted[:1]
+    return (Change("unverified", item.place, item.text, item.text) for item in heads)
+
+
+def _translated(observed: tuple[Item, ...], reference: tuple[Item, ...]) -> tuple[Item, ...]:
+    """The observed items, those that are known to the byte in our own words instead of the reader's."""
+    words = {_raw(item): item.text for item in reference}
+    return tuple(_worded(item, words.get(_raw(item), item.text)) for item in observed)
+
+
+def _worded(item: Item, text: str) -> Item:
+    return item if item.text == text else replace(item, text=text)
+
+
+def _changes_by(
+    key: Callable[[Item], str], reference: tuple[Item, ...], observed: tuple[Item, ...]
+) -> Iterator[Change]:
+    for place in dict.fromkeys(item.place for item in (*reference, *observed)):
+        wanted = [item for item in reference if item.place == place]
+        found = [item for item in observed if item.place == place]
+        keys, found_keys = list(map(key, wanted)), list(map(key, found))
+        if keys == found_keys:
+            continue
+        matcher = SequenceMatcher(None, keys, found_keys, autojunk=False)
+        for operation, left, left_end, right, right_end in matcher.get_opcodes():
+            if operation != "equal":
+                yield from _changes(wanted[left:left_end], found[right:right_end])
+
+
+def _changes(wanted: list[Item], found: list[Item]) -> Iterator[Change]:
+    for expected, actual in zip_longest(wanted, found):
+        if expected is None:
+            yield Change("extra", actual.place, found=actual.text)
+        elif actual is None:
+            yield Change("missing", expected.place, wanted=expected.text)
+        else:
+            yield Change("changed", expected.place, wanted=expected.text, found=actual.text)

@@ -1,0 +1,156 @@
+"""The ruleset: settings and leases in, rule objects out. Pure; `explain` and the tests ask the same objects.
+
+The rows are those of the design:
+
+    1  mark & mask == value                      return      kube-proxy masquerades these itself
+    2  src in subnet, dst in networks            return      pod to pod
+    3  dst in subnet                             return      anybody to a local pod
+    4  src in networks, dst in an excepted range return      setting
+    5  src in networks, dst link-local           return      setting
+    6  src in networks, dst not multicast        masquerade  pods to the world
+    7  dst in networks                           masquerade  this host to remote pods
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from flanneld_masq.model import (
+    Desired,
+    Family,
+    FamilyLease,
+    Group,
+    GroupRules,
+    Lease,
+    MasqueradeSettings,
+    Network,
+    Packet,
+    Rule,
+    Settings,
+    Verdict,
+    family_of,
+)
+
+TAG_LENGTH = 12
+
+
+def desired(
+    settings: Settings,
+    leases: tuple[Lease, ...],
+    family: Family,
+    groups: frozenset[Group],
+    *,
+    random_fully: bool = True,
+    exceptions: tuple[Network, ...] = (),
+) -> Desired:
+    """What a backend that carries `groups` shall hold for `family`."""
+    rules = group_rules(settings, leases, family, random_fully=random_fully, exceptions=exceptions)
+    return Desired(
+        family,
+        tuple(found for found in rules if found.group in groups),
+        settings.masquerade.position,
+    )
+
+
+def group_rules(
+    settings: Settings,
+    leases: tuple[Lease, ...],
+    family: Family,
+    *,
+    random_fully: bool = True,
+    exceptions: tuple[Network, ...] = (),
+) -> tuple[GroupRules, ...]:
+    """The rules of each group that is switched on; none for a family that no lease names.
+
+    `random_fully` says whether the backend can do it; `exceptions` are destinations that plugins add
+    to `non_masquerade_cidrs`.
+    """
+    named = tuple(found for lease in leases if (found := lease.of(family)) is not None)
+    if not named:
+        return ()
+    groups = []
+    if settings.masquerade.enabled:
+        kept = (*settings.masquerade.non_masquerade_cidrs, *exceptions)
+        rules = _masquerade(settings.masquerade, named, family, kept, random_fully)
+        groups.append(_tagged(Group.MASQUERADE, rules))
+    if settings.forward.enabled:
+        groups.append(_tagged(Group.FORWARD, _forward(named)))
+    return tuple(groups)
+
+
+def decide(rules: tuple[Rule, ...], packet: Packet) -> Rule | None:
+    """The first rule that matches, which is the one that decides; None where none does."""
+    return next((rule for rule in rules if rule.matches(packet)), None)
+
+
+def _masquerade(
+    settings: MasqueradeSettings,
+    leases: tuple[FamilyLease, ...],
+    family: Family,
+    exceptions: Iterable[Network],
+    random_fully: bool,
+) -> Iterator[Rule]:
+    subnets = _distinct(lease.subnet for lease in leases)
+    networks = _distinct(network for lease in leases for network in lease.networks)
+    mark = settings.kube_proxy_mark
+    fully_random = settings.random_fully and random_fully
+    multicast = family.data.multicast
+    if mark is not None:
+        why = f"kube-proxy masquerades packets marked {mark} itself"
+        yield Rule("1", why, Verdict.RETURN, mark=mark)
+    for lease in leases:
+        for network in _distinct(lease.networks):
+            why = f"pod to pod: {lease.subnet} talks to {network} with the pod's own address"
+            yield Rule("2", why, Verdict.RETURN, src=lease.subnet, dst=network)
+    for subnet in subnets:
+        why = f"whoever talks to a pod of this node ({subnet}) keeps the address it has"
+        yield Rule("3", why, Verdict.RETURN, dst=subnet)
+    for exception in _distinct(found for found in exceptions if family_of(found) is family):
+        for network in networks:
+            why = f"{exception} is in non_masquerade_cidrs, so pods keep their address on the way there"
+            yield Rule("4", why, Verdict.RETURN, src=network, dst=exception)
+    if not settings.masquerade_link_local:
+        for network in networks:
+            why = "masquerade_link_local is off, so pods keep their address on the way to link-local addresses"
+            yield Rule("5", why, Verdict.RETURN, src=network, dst=family.data.link_local)
+    for network in networks:
+        why = f"pods ({network}) reach the world with the node's address; multicast is left alone"
+        yield Rule("6", why, Verdict.MASQUERADE, src=network, dst_not=multicast, fully_random=fully_random)
+    for network in networks:
+        why = f"this host, or a router behind it, reaches remote pods ({network}) with the overlay address"
+        yield Rule("7", why, Verdict.MASQUERADE, dst=network, fully_random=fully_random)
+
+
+def _forward(leases: tuple[FamilyLease, ...]) -> Iterator[Rule]:
+    networks = _distinct(network for lease in leases for network in lease.networks)
+    for network in networks:
+        why = f"packets from pods ({network}) may cross this node"
+        yield Rule("forward-src", why, Verdict.ACCEPT, src=network)
+        why = f"packets to pods ({network}) may cross this node"
+        yield Rule("forward-dst", why, Verdict.ACCEPT, dst=network)
+
+
+def _distinct(networks: Iterable[Network]) -> tuple[Network, ...]:
+    return tuple(dict.fromkeys(networks))
+
+
+def _tagged(group: Group, rules: Iterable[Rule]) -> GroupRules:
+    """Each tag hashes its rule and the tag before it, so it also says what the rules before were."""
+    tag = _hash("", group.value)
+    jump_tag = _hash(tag, "jump")
+    tagged = []
+    for rule in rules:
+        tag = _hash(tag, _content(rule))
+        tagged.append(replace(rule, tag=tag))
+    return GroupRules(group, tuple(tagged), jump_tag)
+
+
+def _content(rule: Rule) -> str:
+    """All of a rule that reaches the kernel; its explanation does not."""
+    return f"{rule.mark} {rule.src} {rule.dst} {rule.dst_not} {rule.verdict.value} {rule.fully_random}"
+
+
+def _hash(previous: str, text: str) -> str:
+    return hashlib.sha256(f"{previous}\n{text}".encode()).hexdigest()[:TAG_LENGTH]

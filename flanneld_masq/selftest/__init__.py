@@ -1,0 +1,1 @@
+"""Do the backends work on this kernel? Real packets in throwaway network namespaces."""

@@ -1,0 +1,116 @@
+"""The self-test: the real daemon on this kernel and these tools, in namespaces that go with the process.
+
+Each backend gets a lab of its own (`lab`) and a trial (`trial`); here is the order of things, and what is printed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from typing import Optional, TextIO
+
+from flanneld_masq.errors import CommandError, ConfigError
+from flanneld_masq.model import Family, Probe
+from flanneld_masq.process import Runner
+from flanneld_masq.selftest import packet_cases as cases
+from flanneld_masq.selftest.netns import DIRECTORY, enter
+from flanneld_masq.selftest.packet_cases import Result
+from flanneld_masq.selftest.scenario import Daemon, Trial
+from flanneld_masq.selftest.topology import Addresses, Lab, default_addresses
+
+
+def main(backends: Optional[Sequence[str]], families: Collection[Family], json_output: bool, out: TextIO) -> int:
+    """Test these backends, or with None all there are. Returns the exit status.
+
+    To be called in a process with a single thread, which lives in other namespaces afterwards.
+    """
+    progress = _Progress(sys.stderr if json_output else out)
+    enter()
+    run = Runner()
+    versions = _versions(run)
+    progress.line(", ".join(f"{name} {version}" for name, version in versions.items()))
+    addresses = tuple(each for each in default_addresses() if each.family in families)
+    results = _Selftest(addresses, run, progress).run(backends)
+    if json_output:
+        document = {
+            "ok": cases.passed(results),
+            "versions": versions,
+            "results": [found.document() for found in results],
+        }
+        print(json.dumps(document, indent=2), file=out)
+    else:
+        progress.line("")
+        for line in cases.table(results):
+            progress.line(line)
+    return 0 if cases.passed(results) else 1
+
+
+def _versions(run: Runner) -> dict[str, str]:
+    versions = {"kernel": os.uname().release}
+    for name, program in (("nft", "nft"), ("iptables", "iptables"), ("iptables-legacy", "iptables-legacy")):
+        try:
+            words = run((program, "--version")).stdout.split()
+        except CommandError:
+            versions[name] = "not there"
+        else:
+            versions[name] = words[1].lstrip("v") if len(words) > 1 else "unknown"
+    return versions
+
+
+class _Progress:
+    """A line for each thing done, with colours on a terminal."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._colours = stream.isatty() and "NO_COLOR" not in os.environ
+
+    def line(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+    def verdict(self, what: str, ok: bool, detail: str) -> None:
+        word = "ok" if ok else "FAILS"
+        if self._colours:
+            word = f"\033[{32 if ok else 31}m{word}\033[0m"
+        self.line(f"{what}: {word}, {detail}" if detail else f"{what}: {word}")
+
+
+class _Selftest:
+    def __init__(self, addresses: tuple[Addresses, ...], run: Runner, progress: _Progress) -> None:
+        self._addresses = addresses
+        self._run = run
+        self._progress = progress
+
+    def run(self, names: Optional[Sequence[str]]) -> tuple[Result, ...]:
+        probes = self._probes()
+        results: list[Result] = []
+        for name in dict.fromkeys(probes) if names is None else names:
+            if name not in probes:
+                raise ConfigError(
+                    "command line", "--backend", f"no plugin offers {name}; there are {', '.join(probes)}"
+                )
+            usable = tuple(each for each in self._addresses if probes[name][each.family].usable)
+            found: Mapping[Family, Result] = {}
+            if usable:
+                with Lab(self._addresses, run=self._run) as lab:
+                    found = Trial(name, probes[name], usable, lab, self._run, self._progress.verdict).results()
+            results += [
+                found.get(each.family) or Result(name, each.family, probes[name][each.family])
+                for each in self._addresses
+            ]
+        return tuple(results)
+
+    def _probes(self) -> dict[str, dict[Family, Probe]]:
+        """What `flanneld-masq backends` says, in a namespace like those of the tests."""
+        with Lab(self._addresses, run=self._run) as lab:
+            daemon = Daemon(lab.node, DIRECTORY / "backends", self._run)
+            daemon.configure("auto")
+            document = json.loads(daemon.command("backends", "--json"))
+        probes: dict[str, dict[Family, Probe]] = {}
+        for each in self._addresses:
+            for found in document["families"][str(each.family)]["backends"]:
+                probes.setdefault(found["name"], {})[each.family] = Probe(
+                    found["usable"], found["reason"], found["remedy"], tuple(found["versions"])
+                )
+        return probes

@@ -1,0 +1,366 @@
+"""One backend put to the test, with the real daemon in the node of a lab.
+
+Every class of packets (`cases`), held against the policy; then damage (`sabotage`) and its repair; at last a
+clean end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Optional
+
+from flanneld_masq.errors import MasqError
+from flanneld_masq.inputs import config
+from flanneld_masq.inputs import subnet_env as subnetenv
+from flanneld_masq.model import SLOTS, Address, Family, Lease, Probe, Settings
+from flanneld_masq.process import Runner
+from flanneld_masq.selftest import packet_cases as cases
+from flanneld_masq.selftest import packets
+from flanneld_masq.selftest.commit_log import Commits
+from flanneld_masq.selftest.fault_injection import PROGRAMS, tools
+from flanneld_masq.selftest.netns import DIRECTORY, Netns, spawn
+from flanneld_masq.selftest.packet_cases import Case, Repaired, Result, Sent
+from flanneld_masq.selftest.topology import Addresses, Lab
+
+DEADLINE = 10.0  # seconds, for all that has no limit of its own
+REPAIR_SECONDS = 3.0
+STOP_SECONDS = 1.0
+
+_SUBNET_CHANGED = "subnet file changed"
+
+_Listing = dict[Family, tuple[str, ...]]
+
+
+class SelftestError(MasqError):
+    """Something that the self-test waited for did not come about."""
+
+
+def until(condition: Callable[[], bool], what: str, *, deadline: float = DEADLINE) -> float:
+    """Ask again and again; return the seconds that it took. Raises SelftestError when it takes too long."""
+    started = time.monotonic()
+    pause = threading.Event()
+    while not condition():
+        if time.monotonic() - started > deadline:
+            raise SelftestError(f"{what}: not within {deadline:g} s")
+        pause.wait(0.001)
+    return time.monotonic() - started
+
+
+class Daemon:
+    """flanneld-masq with files of its own, in one namespace. What it says goes to a file."""
+
+    def __init__(self, host: Netns, directory: Path, run: Runner) -> None:
+        self.subnet_file = directory / "subnet.env"
+        self.config_file = directory / "config.toml"
+        self._state = directory / "state"
+        self._log = directory / "log"
+        self._host = host
+        self._run = run
+        self._started: Optional[subprocess.Popen[bytes]] = None
+        directory.mkdir()
+
+    def write(self, path: Path, text: str) -> None:
+        """Replace a file the way that flannel does."""
+        fresh = path.with_suffix(".new")
+        fresh.write_text(text)
+        fresh.replace(path)
+
+    def configure(self, backend: str, *, masquerade: str = "") -> Settings:
+        text = (
+            f'backend = "{backend}"\n'
+            f'subnet_files = ["{self.subnet_file}"]\n'
+            f'net_conf = "{self.config_file.with_name("net-conf.json")}"\n'
+            f'state_directory = "{self._state}"\n'
+            f"[masquerade]\n{masquerade}"
+            "[reconcile]\nresync_seconds = 3600\n"  # so that no repair is owed to chance
+            "[dbus]\nenabled = false\n"
+        )
+        self.write(self.config_file, text)
+        return config.parse(text, str(self.config_file))
+
+    def lease(self, text: str, *, write: bool = True) -> tuple[Lease, ...]:
+        if write:
+            self.write(self.subnet_file, text)
+        return (subnetenv.parse(text.encode(), str(self.subnet_file)),)
+
+    def start(self) -> None:
+        with self._log.open("wb") as log:
+            self._started = spawn(self._host.argv(*self._argv("run")), output=log)
+
+    def synced(self) -> bool:
+        if self._process.poll() is not None:
+            raise SelftestError(f"the daemon ended with exit status {self._process.returncode}")
+        try:
+            status = json.loads((self._state / "status.json").read_text())
+        except (OSError, ValueError):
+            return False
+        return bool(status.get("state") == "synced" and status.get("pid") == self._process.pid)
+
+    def nudge(self) -> None:
+        """Have it look at the configuration and the kernel now."""
+        self._process.send_signal(signal.SIGHUP)
+
+    def stop(self) -> float:
+        """End it as systemd does; return the seconds that it took."""
+        self._process.terminate()
+        took = until(lambda: self._process.poll() is not None, "SIGTERM ends the daemon", deadline=STOP_SECONDS)
+        if self._process.returncode != 0:
+            raise SelftestError(f"after SIGTERM the daemon ended with exit status {self._process.returncode}")
+        return took
+
+    def kill(self) -> None:
+        """However far it came."""
+        if self._started is not None:
+            self._started.kill()
+            self._started.wait()
+
+    def command(self, *arguments: str) -> str:
+        return self._run(self._host.argv(*self._argv(*arguments))).stdout
+
+    def said(self, lines: int = 4) -> str:
+        if not self._log.exists():
+            return "nothing"
+        return " | ".join(self._log.read_text(errors="replace").splitlines()[-lines:])
+
+    @property
+    def _process(self) -> subprocess.Popen[bytes]:
+        if self._started is None:
+            raise SelftestError("the daemon was not started")
+        return self._started
+
+    def _argv(self, *arguments: str) -> tuple[str, ...]:
+        return (*_program(), "--config", str(self.config_file), *arguments)
+
+
+def _program() -> tuple[str, ...]:
+    """The very package that runs here, wherever Python found it."""
+    places = os.pathsep.join(str(Path(place).resolve()) for place in sys.path if place or Path.cwd().is_dir())
+    return ("env", f"PYTHONPATH={places}", sys.executable, "-m", "flanneld_masq")
+
+
+@dataclass(frozen=True, **SLOTS)
+class _Truth:
+    """What the daemon was told, which is what the packets are held against."""
+
+    settings: Settings
+    leases: tuple[Lease, ...]
+
+
+class Trial:
+    """One backend, for all families that it can be used for, with one daemon.
+
+    `tell` is told of each thing done: what, whether it went well, and more about it.
+    """
+
+    def __init__(
+        self,
+        backend: str,
+        probes: Mapping[Family, Probe],
+        addresses: tuple[Addresses, ...],
+        lab: Lab,
+        run: Runner,
+        tell: Callable[[str, bool, str], None],
+    ) -> None:
+        self._backend = backend
+        self._probes = probes
+        self._addresses = addresses
+        self._lab = lab
+        self._tell = tell
+        self._daemon = Daemon(lab.node, DIRECTORY / backend, run)
+        self._tools = {each.family: found for each in addresses if (found := tools(backend, each.family, run))}
+        self._sent: dict[Family, list[Sent]] = {each.family: [] for each in addresses}
+        self._repaired: dict[Family, list[Repaired]] = {each.family: [] for each in addresses}
+        self._problems: list[str] = []
+
+    def results(self) -> dict[Family, Result]:
+        """Do it all. What goes wrong is in the results."""
+        try:
+            self._all()
+        except MasqError as error:
+            self._check("the trial", False, f"{error}; the daemon said last: {self._daemon.said()}")
+        return {
+            family: Result(
+                self._backend,
+                family,
+                self._probes[family],
+                tuple(self._sent[family]),
+                tuple(self._repaired[family]),
+                tuple(self._problems),
+            )
+            for family in self._sent
+        }
+
+    def _all(self) -> None:
+        with self._lab.node.entered():
+            for found in self._tools.values():
+                found.add_foreign()
+        foreign = self._foreign()
+        try:
+            truth = self._start()
+            golden = self._ours()
+            self._send_all("packets", truth)
+            self._send_exceptions(golden)
+            with self._lab.node.entered():
+                self._commits = Commits()
+            with contextlib.closing(self._commits):
+                for each in self._addresses:
+                    for name in self._tools[each.family].damages if each.family in self._tools else ():
+                        self._sabotage(each, name, truth, golden)
+                    self._change_subnet(each, truth, golden)
+            self._stop(golden, foreign)
+        finally:
+            self._daemon.kill()
+
+    def _start(self) -> _Truth:
+        daemon = self._daemon
+        truth = _Truth(daemon.configure(self._backend), daemon.lease(self._subnet_lines()))
+        daemon.start()
+        took = until(daemon.synced, "the daemon brings its rules into the kernel")
+        self._check("daemon started", True, f"in sync after {took * 1000:.0f} ms")
+        return truth
+
+    # ---- packets
+
+    def _send_all(self, what: str, truth: _Truth) -> None:
+        for each in self._addresses:
+            sent = [
+                self._send(case, transport, each, truth) for case in cases.cases(each) for transport in case.transports
+            ]
+            self._sent[each.family] += sent
+            wrong = [found for found in sent if not found.ok]
+            share = f"{len(sent) - len(wrong)} of {len(sent)} as expected"
+            self._tell(f"{self._backend}, {each.family}, {what}", not wrong, share)
+            for found in wrong:
+                self._tell("    packet", False, str(found))
+
+    def _send(self, case: Case, transport: str, of: Addresses, truth: _Truth) -> Sent:
+        send = packets.udp if transport == "UDP" else packets.tcp
+        hosts = {"pod": self._lab.pod, "node": self._lab.node, "remote": self._lab.remote, "outside": self._lab.outside}
+        expected = cases.expect(truth.settings, truth.leases, of, case.packet)
+        observed: Optional[Address] = None
+        problem = ""
+        try:
+            observed = send(hosts[case.sender], hosts[case.receiver], case.packet, device=case.device)
+        except packets.PacketError as error:
+            problem = str(error)
+        return Sent(case, transport, expected, observed, problem)
+
+    def _send_exceptions(self, golden: _Listing) -> None:
+        """The same packets with the settings that let pods keep their address on the way to some destinations."""
+        ranges = [str(cases.excepted(each)) for each in self._addresses]
+        listed = ", ".join(f'"{each}"' for each in ranges)
+        settings = self._daemon.configure(
+            self._backend, masquerade=f"non_masquerade_cidrs = [{listed}]\nmasquerade_link_local = false\n"
+        )
+        self._daemon.nudge()
+        until(lambda: self._mentions(ranges), "new settings come into force")
+        self._send_all(
+            "packets with exceptions", _Truth(settings, self._daemon.lease(self._subnet_lines(), write=False))
+        )
+        self._daemon.configure(self._backend)
+        self._daemon.nudge()
+        until(lambda: self._ours() == golden, "the former settings come into force again")
+
+    # ---- damage
+
+    def _sabotage(self, of: Addresses, name: str, truth: _Truth, golden: _Listing) -> None:
+        foreign = self._foreign()
+
+        def damage() -> None:
+            with self._lab.node.entered():
+                self._tools[of.family].damages[name]()
+
+        self._repair(of, name, truth, damage, lambda: self._ours() == golden)
+        if self._foreign() != foreign:
+            self._check(f"{of.family}, {name}", False, "the rules of others are not what they were")
+
+    def _change_subnet(self, of: Addresses, truth: _Truth, golden: _Listing) -> None:
+        new = _Truth(truth.settings, self._daemon.lease(self._subnet_lines(of), write=False))
+
+        def change() -> None:
+            self._daemon.lease(self._subnet_lines(of))
+
+        self._repair(of, _SUBNET_CHANGED, new, change, lambda: self._mentions([str(of.next_subnet)]))
+        self._daemon.lease(self._subnet_lines())
+        until(lambda: self._ours() == golden, "the former subnet is back in the rules")
+
+    def _repair(
+        self, of: Addresses, name: str, truth: _Truth, damage: Callable[[], None], right: Callable[[], bool]
+    ) -> None:
+        milliseconds: Optional[float] = None
+        try:
+            milliseconds = self._time(damage, right) * 1000
+            sent = [self._send(case, "UDP", of, truth) for case in cases.cases(of)]
+            problem = "; ".join(str(found) for found in sent if not found.ok)
+        except MasqError as error:
+            problem = str(error)
+        self._repaired[of.family].append(Repaired(name, milliseconds, problem))
+        detail = problem or f"right again after {milliseconds:.1f} ms"
+        self._tell(f"{self._backend}, {of.family}, {name}", not problem, detail)
+
+    def _time(self, damage: Callable[[], None], right: Callable[[], bool]) -> float:
+        """The seconds from the damage until the rules were right.
+
+        Where the kernel tells of changes, from the first one by a tool of ours to the last one by another
+        program; else from the end of the damage to the look that found the rules right.
+        """
+        before = time.monotonic()
+        damage()
+        damaged = looked = time.monotonic()
+        pause = threading.Event()
+        while not right():
+            if looked > damaged + REPAIR_SECONDS:
+                said = self._daemon.said()
+                raise SelftestError(f"the rules are not back within {REPAIR_SECONDS:g} s; the daemon said last: {said}")
+            pause.wait(0.001)
+            looked = time.monotonic()
+        commits = self._commits.since(before)
+        ours = [commit.moment for commit in commits if commit.program in PROGRAMS]
+        theirs = [commit.moment for commit in commits if commit.program not in PROGRAMS]
+        return (theirs[-1] if theirs else looked) - (ours[0] if ours else damaged)
+
+    # ---- the end
+
+    def _stop(self, golden: _Listing, foreign: _Listing) -> None:
+        took = self._daemon.stop()
+        same = self._ours() == golden
+        self._check("SIGTERM", same, f"{took * 1000:.0f} ms; the rules {'stay' if same else 'are not what they were'}")
+        self._daemon.command("cleanup")
+        left = [line for lines in self._ours().values() for line in lines]
+        self._check("cleanup", not left, f"left behind: {left}" if left else "nothing of ours is left")
+        same = self._foreign() == foreign
+        self._check("rules of others", same, "as before" if same else f"before {foreign}, now {self._foreign()}")
+
+    # ---- looking
+
+    def _check(self, what: str, ok: bool, detail: str) -> None:
+        """Something that concerns the daemon as a whole."""
+        self._tell(f"{self._backend}, {what}", ok, detail)
+        if not ok:
+            self._problems.append(f"{what}: {detail}")
+
+    def _ours(self) -> _Listing:
+        with self._lab.node.entered():
+            return {family: found.ours() for family, found in self._tools.items()}
+
+    def _foreign(self) -> _Listing:
+        with self._lab.node.entered():
+            return {family: found.foreign() for family, found in self._tools.items()}
+
+    def _mentions(self, words: list[str]) -> bool:
+        text = "\n".join(line for lines in self._ours().values() for line in lines)
+        return all(word in text for word in words)
+
+    def _subnet_lines(self, changed: Optional[Addresses] = None) -> str:
+        lines = [each.subnet_lines(each.next_subnet if each is changed else None) for each in self._addresses]
+        return "".join(lines) + "FLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"

@@ -1,0 +1,1 @@
+"""How does the daemon run: start, stop, reload, status, journal, systemd?"""

@@ -1,0 +1,300 @@
+"""A kernel in memory, and a backend that keeps our rules in it, for tests of what stands above a backend.
+
+The kernel holds chains of rules, ours and others', counts its transactions, and can be told to fail, or to
+let somebody else change something at the worst moment: after a write, before it is read back.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Callable, Optional
+
+from flanneld_masq.hookspecs import BackendType, Host
+from flanneld_masq.kernel.nfnetlink import following
+from flanneld_masq.model import (
+    COMMENT_PREFIX,
+    SLOTS,
+    BackendName,
+    Change,
+    Desired,
+    Family,
+    FamilyLease,
+    Group,
+    GroupRules,
+    Item,
+    Neighbours,
+    Observation,
+    Position,
+    Probe,
+    Rule,
+    Survey,
+)
+
+BASE_CHAINS = {Group.MASQUERADE: "postrouting", Group.FORWARD: "forward"}
+
+FLANNEL_COMMENT = "flannel"
+
+Chains = Mapping[str, Optional[tuple["MemoryRule", ...]]]
+
+
+@dataclass(frozen=True, **SLOTS)
+class MemoryRule:
+    """A rule of anybody. `handle` is given by the kernel when it first sees the rule."""
+
+    text: str
+    comment: str = ""
+    handle: int = 0
+
+    @property
+    def raw(self) -> str:
+        return f'{self.text} comment "{self.comment}"' if self.comment else self.text
+
+    @property
+    def tag(self) -> str:
+        return self.comment[len(COMMENT_PREFIX) :] if self.comment.startswith(COMMENT_PREFIX) else ""
+
+
+class MemoryKernel:
+    """What all backends of one machine write into and read from.
+
+    `generation` counts transactions. `log` holds each call of a backend: method, backend and family.
+    `probes`, `obstacles`, `drops` and `cni_masquerade` are what a backend answers, where it shall not be that
+    all is well; a rule with the comment FLANNEL_COMMENT is flannel's. `interfere`, where set, is called after
+    each `replace`, before anything can be read back.
+    """
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self.log: list[tuple[str, BackendName, Family]] = []
+        self.probes: dict[BackendName, Probe] = {}
+        self.obstacles: dict[Family, str] = {}
+        self.drops: dict[BackendName, str] = {}
+        self.cni_masquerade: dict[Family, str] = {}
+        self.interfere: Callable[[], None] | None = None
+        self._chains: dict[Family, dict[str, tuple[MemoryRule, ...]]] = {
+            family: dict.fromkeys(BASE_CHAINS.values(), ()) for family in Family
+        }
+        self._failures: dict[str, list[Exception]] = {}
+        self._handles = itertools.count(1)
+
+    def chain(self, family: Family, name: str) -> tuple[MemoryRule, ...] | None:
+        """The rules of a chain, in order; None where it does not exist."""
+        return self._chains[family].get(name)
+
+    def chains(self, family: Family) -> Mapping[str, tuple[str, ...]]:
+        """All chains as text, handles left out."""
+        return {name: tuple(rule.raw for rule in rules) for name, rules in self._chains[family].items()}
+
+    def commit(self, family: Family, chains: Chains) -> None:
+        """One transaction: these chains hold these rules now, or are gone where None is given."""
+        for name, rules in chains.items():
+            if rules is None:
+                self._chains[family].pop(name, None)
+            else:
+                self._chains[family][name] = tuple(rule if rule.handle else self._new(rule) for rule in rules)
+        self.generation = following(self.generation)
+
+    def append(self, family: Family, chain: str, text: str, comment: str = "") -> None:
+        """Somebody adds a rule at the end of a chain."""
+        rules = self._chains[family].get(chain, ())
+        self.commit(family, {chain: (*rules, MemoryRule(text, comment))})
+
+    def prepend(self, family: Family, chain: str, text: str, comment: str = "") -> None:
+        """Somebody adds a rule before all others of a chain."""
+        rules = self._chains[family].get(chain, ())
+        self.commit(family, {chain: (MemoryRule(text, comment), *rules)})
+
+    def delete(self, family: Family, chain: str, index: int = 0) -> None:
+        """Somebody deletes a rule; IndexError where there is none."""
+        rules = list(self._chains[family][chain])
+        del rules[index]
+        self.commit(family, {chain: tuple(rules)})
+
+    def duplicate(self, family: Family, chain: str, index: int = 0) -> None:
+        """Somebody adds a rule once more, at the end."""
+        found = self._chains[family][chain][index]
+        self.append(family, chain, found.text, found.comment)
+
+    def flush(self, family: Family, chain: str) -> None:
+        """Somebody empties a chain."""
+        self.commit(family, {chain: ()})
+
+    def fail(self, method: str, *errors: Exception) -> None:
+        """The next calls of that method of any backend raise these, one each, and do nothing else."""
+        self._failures.setdefault(method, []).extend(errors)
+
+    def called(self, method: str, backend: BackendName, family: Family) -> None:
+        """For backends: note the call, and raise what was asked for."""
+        self.log.append((method, backend, family))
+        if self._failures.get(method):
+            raise self._failures[method].pop(0)
+
+    def _new(self, rule: MemoryRule) -> MemoryRule:
+        return MemoryRule(rule.text, rule.comment, next(self._handles))
+
+
+class MemoryBackend:
+    """Keeps a chain of its own per group, reached by one jump from the base chain that all share.
+
+    `counted` says whether it has a generation, and so events; one without is polled, as legacy iptables is.
+    """
+
+    def __init__(self, name: BackendName, family: Family, kernel: MemoryKernel, *, counted: bool = True) -> None:
+        self.name = name
+        self.family = family
+        self._kernel = kernel
+        self._counted = counted
+        self._read_at = -1
+
+    def own_chain(self, group: Group) -> str:
+        return f"{self.name} {group}"
+
+    def probe(self) -> Probe:
+        self._kernel.called("probe", self.name, self.family)
+        return self._kernel.probes.get(self.name, Probe(True, versions=(f"{self.name} in memory",)))
+
+    def wanted(self, desired: Desired) -> tuple[Item, ...]:
+        return tuple(item for group in desired.groups for item in self._wanted(group))
+
+    def render(self, desired: Desired) -> str:
+        lines = []
+        for group in desired.groups:
+            lines.append(f"chain {self.own_chain(group.group)}")
+            lines += [f"  {rule.raw}" for rule in map(_memory_rule, group.rules)]
+            where = "before" if desired.position is Position.FIRST else "behind"
+            lines.append(f"{BASE_CHAINS[group.group]}: {self._jump(group).raw} {where} all others")
+        return "".join(f"{line}\n" for line in lines)
+
+    def observe(self, groups: Collection[Group]) -> Observation:
+        self._kernel.called("observe", self.name, self.family)
+        self._read_at = self._kernel.generation
+        found = [self._observe(group) for group in Group if group in groups]
+        items = tuple(item for observed, _ in found for item in observed)
+        return Observation(items, tuple(around for _, around in found), self._kernel.obstacles.get(self.family, ""))
+
+    def replace(self, desired: Desired, observed: Observation, changes: tuple[Change, ...]) -> int:
+        self._kernel.called("replace", self.name, self.family)
+        transactions = 0
+        for group in Group:
+            wanted = desired.rules_of(group)
+            chains = self._removal(group) if wanted is None else self._addition(wanted, desired.position, changes)
+            if chains:
+                self._kernel.commit(self.family, chains)
+                transactions += 1
+        if self._kernel.interfere is not None:
+            self._kernel.interfere()
+        return transactions
+
+    def generation(self) -> int | None:
+        return self._kernel.generation if self._counted else None
+
+    def poll(self) -> bool | None:
+        return None if self._counted else self._kernel.generation != self._read_at
+
+    def glance(self, groups: Collection[Group]) -> bytes | None:
+        if not self._counted:
+            return None
+        own = [self._kernel.chain(self.family, self.own_chain(group)) for group in Group if group in groups]
+        return repr((own, *map(self._base, Group), self._kernel.drops.get(self.name))).encode()
+
+    def drops_forwarding(self) -> str:
+        self._kernel.called("drops_forwarding", self.name, self.family)
+        return self._kernel.drops.get(self.name, "")
+
+    def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
+        self._kernel.called("survey", self.name, self.family)
+        found = [
+            _item("rule", chain, rule)
+            for chain in BASE_CHAINS.values()
+            for rule in self._kernel.chain(self.family, chain) or ()
+            if rule.comment == FLANNEL_COMMENT
+        ]
+        return Survey(tuple(found), self._kernel.cni_masquerade.get(self.family, ""))
+
+    def remove(self, items: tuple[Item, ...]) -> None:
+        self._kernel.called("remove", self.name, self.family)
+        handles = {item.handle for item in items}
+        chains = {item.place: self._kernel.chain(self.family, item.place) or () for item in items}
+        kept = {name: tuple(rule for rule in rules if rule.handle not in handles) for name, rules in chains.items()}
+        if kept:
+            self._kernel.commit(self.family, kept)
+
+    def _wanted(self, group: GroupRules) -> tuple[Item, ...]:
+        own, base, jump = self.own_chain(group.group), BASE_CHAINS[group.group], self._jump(group)
+        rules = map(_memory_rule, group.rules)
+        return (
+            Item("chain", own, f"chain {own}", raw=f"chain {own}"),
+            *(Item("rule", own, rule.raw, tag=rule.tag) for rule in rules),
+            Item("jump", base, jump.raw, tag=jump.tag),
+        )
+
+    def _observe(self, group: Group) -> tuple[tuple[Item, ...], Neighbours]:
+        own, base = self.own_chain(group), BASE_CHAINS[group]
+        rules = self._kernel.chain(self.family, own)
+        items = [] if rules is None else [Item("chain", own, f"chain {own}", raw=f"chain {own}")]
+        items += [_item("rule", own, rule) for rule in rules or ()]
+        around = self._base(group)
+        jumps = [index for index, rule in enumerate(around) if self._is_jump(rule, group)]
+        items += [_item("jump", base, around[index]) for index in jumps]
+        if not jumps:
+            return tuple(items), Neighbours(base)
+        before = tuple(rule.raw for rule in around[: jumps[0]])
+        after = tuple(rule.raw for rule in around[jumps[0] :] if not self._is_jump(rule, group))
+        return tuple(items), Neighbours(base, before, after)
+
+    def _addition(self, group: GroupRules, position: Position, changes: tuple[Change, ...]) -> Chains:
+        own, base, jump = self.own_chain(group.group), BASE_CHAINS[group.group], self._jump(group)
+        around = self._base(group.group)
+        moved = any(change.kind == "moved" and change.place == base for change in changes)
+        kept = None if moved else next((rule for rule in around if rule.raw == jump.raw), None)
+        others = tuple(rule for rule in around if rule is kept or not self._is_jump(rule, group.group))
+        if kept is None:
+            others = (jump, *others) if position is Position.FIRST else (*others, jump)
+        return {own: tuple(map(_memory_rule, group.rules)), base: others}
+
+    def _removal(self, group: Group) -> Chains:
+        around = self._base(group)
+        others = tuple(rule for rule in around if not self._is_jump(rule, group))
+        if self._kernel.chain(self.family, self.own_chain(group)) is None and others == around:
+            return {}
+        return {self.own_chain(group): None, BASE_CHAINS[group]: others}
+
+    def _base(self, group: Group) -> tuple[MemoryRule, ...]:
+        return self._kernel.chain(self.family, BASE_CHAINS[group]) or ()
+
+    def _jump(self, group: GroupRules) -> MemoryRule:
+        return MemoryRule(f"jump {self.own_chain(group.group)}", group.jump_comment)
+
+    def _is_jump(self, rule: MemoryRule, group: Group) -> bool:
+        return rule.text == f"jump {self.own_chain(group)}"
+
+
+def memory_backend_type(
+    name: str = "memory", preference: int | None = None, kernel: MemoryKernel | None = None, *, counted: bool = True
+) -> BackendType:
+    """A backend as a plugin offers it; both families share `kernel`, a new one where none is given."""
+    kernel = MemoryKernel() if kernel is None else kernel
+    backend_name = BackendName(name)
+
+    def create(family: Family, host: Host) -> MemoryBackend:
+        return MemoryBackend(backend_name, family, kernel, counted=counted)
+
+    return BackendType(backend_name, "rules in memory, for tests", create, preference)
+
+
+def _memory_rule(rule: Rule) -> MemoryRule:
+    tests = {
+        "mark": rule.mark,
+        "from": rule.src,
+        "to": rule.dst,
+        "not to": rule.dst_not,
+    }
+    words = [f"{name} {value}" for name, value in tests.items() if value is not None]
+    random = " to random ports" if rule.fully_random else ""
+    return MemoryRule(" ".join([*words, rule.verdict.value]) + random, rule.comment)
+
+
+def _item(kind: str, place: str, rule: MemoryRule) -> Item:
+    return Item(kind, place, rule.raw, raw=rule.raw, tag=rule.tag, handle=rule.handle)

@@ -1,0 +1,208 @@
+"""A repair writes what the kernel held before, without the tool that wrote it first."""
+
+from __future__ import annotations
+
+import pytest
+
+from flanneld_masq.errors import CommandError, KernelError
+from flanneld_masq.kernel.expressions import comment
+from flanneld_masq.kernel.nfnetlink import Nfnetlink, following
+from flanneld_masq.kernel.rule_cache import Replay
+from flanneld_masq.model import BackendName, Family, Golden
+from flanneld_masq.ruleset import policy
+from flanneld_masq.selftest import fault_injection as sabotage
+from flanneld_masq.state_directory import Store
+
+from .conftest import Node
+
+CHAINS = {
+    "nft": (("flanneld-masq", "postrouting"), ("flanneld-masq", "forward")),
+    "iptables-nft": (("nat", "FLANNELD-MASQ"), ("filter", "FLANNELD-MASQ-FWD")),
+}
+WITHOUT_A_TOOL = [
+    *(("nft", damage) for damage in ("rule deleted", "rule duplicated", "chain flushed", "table deleted")),
+    *(("iptables-nft", damage) for damage in ("rule deleted", "rule duplicated", "chain flushed", "jump removed")),
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), WITHOUT_A_TOOL)
+@pytest.mark.parametrize("position", ["first", "last"])
+def test_a_repair_starts_no_program_and_leaves_the_same_ruleset(
+    node: Node, family: Family, name: str, damage: str, position: str
+) -> None:
+    node.configure(f'[masquerade]\nposition = "{position}"', backend=name)
+    tools = sabotage.tools(name, family, node.run)
+    assert tools is not None
+    with node.entered():
+        reconciler = node.reconciler(family)
+        tools.add_foreign()
+        reconciler.reconcile(node.wish())
+        before = node.ruleset()
+        tools.damages[damage]()
+        assert node.ruleset() != before
+        node.run.stop()  # from here on, starting any program is an error
+        (repair,) = reconciler.reconcile(node.wish()).repairs
+        node.run.resume()
+        assert repair.plan.backend == name
+        assert node.ruleset() == before
+        assert not any(plan.changes for plan in reconciler.plan(node.wish()))
+
+
+@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("hit", [0, 1])
+def test_a_repair_writes_no_chain_that_is_in_order(node: Node, family: Family, name: str, hit: int) -> None:
+    node.configure("", backend=name)
+    with node.entered():
+        reconciler, netlink = node.reconciler(family), Nfnetlink()
+        reconciler.reconcile(node.wish())
+        before = [netlink.rules(family, *chain) for chain in CHAINS[name]]
+        node.tool("nft", "flush", "chain", family.data.nft, *CHAINS[name][hit])
+        reconciler.reconcile(node.wish())
+        after = [netlink.rules(family, *chain) for chain in CHAINS[name]]
+        assert after[not hit] == before[not hit]  # with the handles that they had
+        assert [rule.raw for rule in after[hit]] == [rule.raw for rule in before[hit]]
+        assert after[hit] != before[hit]
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_what_changes_between_the_look_and_the_write_is_not_taken_for_ours(
+    node: Node, family: Family, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One chain is flushed, and before it is written somebody forges a rule of the other one."""
+    node.configure("", backend=name)
+    golden = Store.golden
+    with node.entered():
+        reconciler, netlink = node.reconciler(family), Nfnetlink()
+        reconciler.reconcile(node.wish())
+        before = [rule.raw for rule in netlink.rules(family, *CHAINS[name][1])]
+
+        def forge_and_compare(store: Store, backend: BackendName, family: Family) -> Golden | None:
+            monkeypatch.setattr(Store, "golden", golden)
+            rule = netlink.rules(family, *CHAINS[name][1])[0]
+            source = "198.51.100.0/24" if family is Family.IPV4 else "2001:db8::/32"
+            if name == "nft":
+                forged = f'handle {rule.handle} {family.data.nft} saddr {source} accept comment "{comment(rule)}"'
+                node.tool("nft", f"replace rule {family.data.nft} {' '.join(CHAINS[name][1])} {forged}")
+            else:
+                said = ("-m", "comment", "--comment", comment(rule))
+                table, chain = CHAINS[name][1]
+                node.tool(
+                    f"{family.data.tools}-nft", "-t", table, "-R", chain, "1", "-s", source, *said, "-j", "ACCEPT"
+                )
+            return golden(store, backend, family)
+
+        monkeypatch.setattr(Store, "golden", forge_and_compare)
+        node.tool("nft", "flush", "chain", family.data.nft, *CHAINS[name][0])
+        reconciler.reconcile(node.wish())
+        reconciler.reconcile(node.wish())
+        assert [rule.raw for rule in netlink.rules(family, *CHAINS[name][1])] == before
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_rules_of_another_lease_are_written_by_the_tool_and_then_known(node: Node, family: Family, name: str) -> None:
+    node.configure("", backend=name)
+    with node.entered():
+        reconciler = node.reconciler(family)
+        reconciler.reconcile(node.wish())
+        text = node.subnet_file.read_text()
+        node.write_subnet(text.replace("10.244.1.1/24", "10.244.9.1/24").replace("244:1::1/64", "244:9::1/64"))
+        reconciler.reconcile(node.wish())
+        before = node.ruleset()
+        assert "10.244.9.0/24" in before or "244:9::/64" in before
+        table, chain = CHAINS[name][0]
+        node.tool("nft", "flush", "chain", family.data.nft, table, chain)
+        node.run.stop()
+        reconciler.reconcile(node.wish())
+        node.run.resume()
+        assert node.ruleset() == before
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_repair_of_hundreds_of_rules_leaves_the_socket_in_order(node: Node, family: Family, name: str) -> None:
+    """An acknowledgement of each would be more than a socket holds."""
+    many = ", ".join(
+        f'"198.18.{number // 8}.{number % 8 * 32}/27", "2001:db8:{number:x}::/48"' for number in range(400)
+    )
+    node.configure(f"[masquerade]\nnon_masquerade_cidrs = [{many}]", backend=name)
+    with node.entered():
+        reconciler = node.reconciler(family)
+        reconciler.reconcile(node.wish())
+        before = node.ruleset()
+        for _ in range(3):
+            node.tool("nft", "flush", "chain", family.data.nft, *CHAINS[name][0])
+            (repair,) = reconciler.reconcile(node.wish()).repairs
+            assert repair.plan.backend == name
+            assert node.ruleset() == before
+
+
+def test_of_a_transaction_that_is_refused_nothing_is_done_or_left_to_read(node: Node, family: Family) -> None:
+    with node.entered():
+        node.tool("nft", f"add table {family.data.nft} t; add chain {family.data.nft} t c")
+        netlink, before = Nfnetlink(), node.ruleset()
+        with pytest.raises(KernelError, match=r"deleting 500 rules in table .* t: No such file or directory"):
+            netlink.delete(family, "t", tuple(("c", handle) for handle in range(1000, 1500)))
+        assert netlink.generation() == Nfnetlink().generation()
+        assert netlink.rules(family, "t", "c") == ()
+        assert node.ruleset() == before
+
+
+@pytest.mark.parametrize("gone", ["tables", "chains", "the jump and a chain"])
+def test_iptables_tables_and_chains_that_are_gone_are_made_without_the_tool(
+    node: Node, family: Family, gone: str
+) -> None:
+    """`iptables-nft -X` removes the base chains that are empty as well, if their policy is to accept."""
+    tool = f"{family.data.tools}-nft"
+    node.configure("", backend="iptables-nft")
+    with node.entered():
+        reconciler = node.reconciler(family)
+        if gone != "tables":
+            node.tool(tool, "-t", "filter", "-P", "FORWARD", "DROP")
+        reconciler.reconcile(node.wish())
+        before = node.ruleset()
+        if gone == "tables":
+            node.tool("nft", "flush", "ruleset")
+        for table in ("nat", "filter") if gone == "chains" else ("nat",) if gone != "tables" else ():
+            node.tool(tool, "-t", table, "-F")
+            node.tool(tool, "-t", table, "-X")
+        node.run.stop()
+        reconciler.reconcile(node.wish())
+        node.run.resume()
+        assert sorted(node.ruleset().splitlines()) == sorted(before.splitlines())
+
+
+def test_a_base_chain_of_another_priority_is_left_to_the_tool(node: Node, family: Family) -> None:
+    node.configure("", backend="iptables-nft")
+    with node.entered():
+        reconciler = node.reconciler(family)
+        reconciler.reconcile(node.wish())
+        node.tool("nft", "flush", "ruleset")
+        base = "{ type nat hook postrouting priority 99; }"
+        node.tool("nft", f"add table {family.data.nft} nat; add chain {family.data.nft} nat POSTROUTING {base}")
+        before = node.ruleset()
+        if "v1.8.7 " in node.tool("iptables-nft", "--version"):  # takes the chain as it is
+            reconciler.reconcile(node.wish())
+            assert "priority srcnat - 1;" in node.ruleset()
+            assert "jump FLANNELD-MASQ\n" in node.ruleset()
+            return
+        with pytest.raises(CommandError, match="tables-restore"):
+            reconciler.reconcile(node.wish())
+        assert node.ruleset() == before
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_nothing_is_learnt_of_a_ruleset_that_somebody_else_wrote_to_as_well(
+    node: Node, family: Family, name: str
+) -> None:
+    node.configure("", backend=name)
+    with node.entered():
+        node.reconciler(family).reconcile(node.wish())
+        netlink = Nfnetlink()
+        table, chain = CHAINS[name][0]
+        masquerade, _ = policy.group_rules(node.settings, (node.lease(),), family)
+        comments = [rule.comment for rule in masquerade.rules]
+        known = Replay(family)
+        known.learn(netlink, CHAINS[name], following(netlink.generation()))
+        with pytest.raises(LookupError):
+            known.rules(chain, comments)
+        known.learn(netlink, CHAINS[name], netlink.generation())
+        assert known.rules(chain, comments) == netlink.rules(family, table, chain)

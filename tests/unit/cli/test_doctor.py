@@ -1,0 +1,105 @@
+"""What is found out of a node, and what follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import pytest
+
+from flanneld_masq.cli.doctor import Facts, FamilyFacts, Severity, examine, text_of
+from flanneld_masq.model import BackendName, Family, FamilyLease, ForwardSettings, Holder, Item, Lease, Settings, Survey
+
+NFT = BackendName("nft")
+SUBNET = FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1"))
+LEASE = Lease("/run/flannel/subnet.env", SUBNET)
+HEALTHY = FamilyFacts(Family.IPV4, forwarding=True)
+NOBODY = Holder(False, 0, "nobody holds /run/flanneld-masq/lock")
+NODE = Facts(
+    Settings(),
+    (LEASE,),
+    holder=Holder(True, 7, "it is held"),
+    status={"families": {}},
+    families=(HEALTHY,),
+    conntrack=(100, 1000),
+)
+LEFT = Survey(flannel=(Item("chain", "nat FLANNEL-POSTRTG", "chain FLANNEL-POSTRTG"),))
+UNFORWARDED = Settings(forward=ForwardSettings(enabled=False))
+
+
+def in_family(**changes: Any) -> Facts:
+    return replace(NODE, families=(replace(HEALTHY, **changes),))
+
+
+def test_a_healthy_node_has_no_findings() -> None:
+    assert list(examine(NODE)) == []
+
+
+PROBLEMS = {
+    "configuration": (replace(NODE, wrong="/x: colour: unknown key"), "the configuration is wrong", "colour"),
+    "no subnet": (replace(NODE, troubles=("/x is gone",)), "no subnet is known", "/x is gone"),
+    "no daemon": (replace(NODE, holder=NOBODY), "the daemon does not run", "/run/flanneld-masq/lock"),
+    "degraded": (
+        replace(NODE, status={"families": {"ipv4": {"state": "degraded", "last_error": "nft said no"}}}),
+        "the daemon is degraded",
+        "nft said no",
+    ),
+    "conntrack": (replace(NODE, conntrack=(901, 1000)), "connection tracking is nearly full", "901 of 1000"),
+    "forwarding": (in_family(forwarding=False), "the kernel forwards no packets", "net.ipv4.ip_forward = 0"),
+    "no backend": (in_family(unusable="no nft here"), "no backend can be used", "no nft here"),
+    "drift": (in_family(differs="1 missing in x"), "does not hold the rules", "1 missing in x"),
+    "cni": (in_family(surveys={NFT: Survey(cni_masquerade="chain CNI-x")}), "CNI bridge plugin", "chain CNI-x"),
+    "drops": (
+        replace(in_family(drops={NFT: "policy drop"}), settings=UNFORWARDED),
+        "forwarded packets are dropped",
+        "policy drop",
+    ),
+}
+
+
+@pytest.mark.parametrize(("facts", "what", "evidence"), PROBLEMS.values(), ids=PROBLEMS)
+def test_each_problem_is_found_with_its_evidence_and_a_remedy(facts: Facts, what: str, evidence: str) -> None:
+    (found,) = examine(facts)
+    assert found.severity is Severity.PROBLEM
+    assert what in found.what
+    assert evidence in found.evidence
+    assert found.remedy
+
+
+NOTICES = {
+    "hidden daemon": (replace(NODE, holder=Holder(None, 0, "no permission")), "whether the daemon runs cannot be told"),
+    "ipmasq": (replace(NODE, leases=(replace(LEASE, ipmasq=True),)), "flanneld masquerades too"),
+    "leftovers": (in_family(surveys={NFT: LEFT}), "flannel's own rules are there, 1 objects"),
+    "flavours": (in_family(both_flavours=True), "both iptables-legacy and iptables-nft"),
+}
+
+
+@pytest.mark.parametrize(("facts", "what"), NOTICES.values(), ids=NOTICES)
+def test_what_harms_nobody_is_a_notice(facts: Facts, what: str) -> None:
+    (found,) = examine(facts)
+    assert found.severity is Severity.NOTICE
+    assert what in found.what
+
+
+def test_drops_are_met_by_the_forward_group_where_it_is_on() -> None:
+    assert list(examine(in_family(drops={NFT: "policy drop"}))) == []
+
+
+def test_the_remedy_for_drift_depends_on_the_daemon() -> None:
+    with_daemon, without = (
+        [found.remedy for found in examine(replace(in_family(differs="x"), holder=holder)) if "wanted" in found.what]
+        for holder in (NODE.holder, NOBODY)
+    )
+    assert with_daemon == ["systemctl reload flanneld-masq"]
+    assert without == ["flanneld-masq apply"]
+
+
+def test_a_finding_for_people_names_family_evidence_and_remedy() -> None:
+    lines = list(text_of(examine(in_family(forwarding=False))))
+    assert lines == [
+        "problem: ipv4: the kernel forwards no packets",
+        "  seen:   net.ipv4.ip_forward = 0",
+        "  remedy: sysctl -w net.ipv4.ip_forward=1",
+    ]
+    assert next(text_of(examine(in_family(forwarding=False)), colour=True)).startswith("\033[31mproblem:\033[0m")

@@ -1,0 +1,779 @@
+"""What a loop says of its passes, to the log and to whoever waits for it to settle."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from flanneld_masq import plugin_loader as plugins
+from flanneld_masq.controller import backoff as budget
+from flanneld_masq.controller import family_loop as loop
+from flanneld_masq.controller.family_loop import FamilyLoop
+from flanneld_masq.errors import KernelError, MasqError
+from flanneld_masq.hookspecs import Event, Host
+from flanneld_masq.kernel.ruleset_events import Transaction
+from flanneld_masq.model import (
+    BackendName,
+    Family,
+    FamilyLease,
+    Group,
+    Lease,
+    Observation,
+    ReconcileSettings,
+    Settings,
+)
+from flanneld_masq.process import Runner
+from flanneld_masq.reconcile.reconciler import Outcome, Reconciler, Wish
+from flanneld_masq.service.daemon import Daemon
+from flanneld_masq.state_directory import Store
+from flanneld_masq.testing import MemoryKernel, memory_backend_type
+
+from ...common import until
+
+DEADLINE = 10.0  # seconds
+V4 = Family.IPV4
+MEMORY, OTHER = BackendName("memory"), BackendName("other")
+OURS = "memory masquerade"
+
+
+@dataclass
+class Owner:
+    """What a loop asks of the daemon."""
+
+    settings: Settings = field(default_factory=lambda: Settings(reconcile=ReconcileSettings(resync_seconds=60.0)))
+    events: list[tuple[Event, int]] = field(default_factory=list)
+    found: FamilyLoop | None = None
+    published: str = ""
+    said: list[tuple[str, str]] = field(default_factory=list)  # each event, and the state that was published by then
+
+    def wish(self) -> Wish:
+        subnet = FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1"))
+        return Wish(self.settings, (Lease("/run/flannel/subnet.env", subnet),))
+
+    def resync(self, family: Family) -> None:
+        assert self.found is not None
+        self.found.mark(loop.RESYNC)
+
+    def hear(self) -> None: ...
+
+    def publish(self) -> None:
+        self.published = self.found.state if self.found is not None else ""
+
+    def event(self, event: Event, level: int = logging.INFO) -> None:
+        self.events.append((event, level))
+        self.said.append((event.kind, self.published))
+
+    def kinds(self) -> list[str]:
+        return [event.kind for event, _ in self.events]
+
+    def last(self, kind: str) -> Event:
+        return next(event for event, _ in reversed(self.events) if event.kind == kind)
+
+
+@dataclass
+class Stage:
+    kernel: MemoryKernel
+    owner: Owner
+    loop: FamilyLoop
+
+
+Scene = Callable[[Stage], Awaitable[None]]
+Play = Callable[[Scene], None]
+
+
+@pytest.fixture
+def kernel() -> MemoryKernel:
+    return MemoryKernel()
+
+
+@pytest.fixture
+def play(tmp_path: Path, kernel: MemoryKernel) -> Play:
+    """Runs a scene beside a loop of IPv4 over a kernel in memory."""
+    return player(tmp_path, kernel, MEMORY)
+
+
+@pytest.fixture
+def play_two(tmp_path: Path, kernel: MemoryKernel) -> Play:
+    """The same, with a second backend, to which the forward group goes where that drops."""
+    return player(tmp_path, kernel, MEMORY, OTHER)
+
+
+def player(tmp_path: Path, kernel: MemoryKernel, *names: BackendName) -> Play:
+    async def run(scene: Scene) -> None:
+        backends = {name: memory_backend_type(name, kernel=kernel).create(V4, Host(Runner())) for name in names}
+        owner = Owner()
+        found = owner.found = FamilyLoop(V4, Reconciler(V4, backends, Store(tmp_path / "state")), owner)
+        task = asyncio.create_task(found.run())
+        try:
+            await scene(Stage(kernel, owner, found))
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            found.close()
+
+    return lambda scene: asyncio.run(run(scene))
+
+
+async def at_rest(stage: Stage) -> None:
+    await until(lambda: stage.loop.state == "synced")
+    await asyncio.wait_for(stage.loop.look("test"), DEADLINE)
+
+
+def test_what_was_written_first_has_a_diff_and_no_culprit(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        event = stage.owner.last("rules-applied")
+        assert event.diff.startswith("@@ ipv4 memory: ")
+        assert "\n+ " in event.diff
+        assert (event.reason, event.backend, event.culprit) == ("resync", "memory", "")
+        assert event.duration_us > 0
+
+    play(scene)
+
+
+def test_drift_has_the_diff_and_all_that_is_known_of_the_culprit(play: Play) -> None:
+    """The parent of this very process plays the culprit."""
+
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        stage.kernel.append(V4, OURS, "accept everything")
+        parent = Path(f"/proc/{os.getppid()}")
+        name = (parent / "comm").read_text().strip()
+        stage.loop.ruleset_changed([Transaction(stage.kernel.generation, os.getppid(), name)], False)
+        await until(lambda: stage.loop.repairs)
+        event, level = stage.owner.events[-1]
+        assert (event.kind, level, event.reason) == ("drift-repaired", logging.WARNING, "ruleset changed")
+        assert event.diff == f"@@ ipv4 memory: {OURS} @@\n# extra\n- accept everything"
+        assert (event.culprit, event.culprit_pid) == (name, os.getppid())
+        command = (parent / "cmdline").read_text().replace("\0", " ").strip()
+        assert event.culprit_command[:200] == command[:200] != ""
+        assert f"by {name} (pid {os.getppid()}, " in event.message
+
+    play(scene)
+
+
+def test_a_pass_after_a_failure_is_a_retry(play: Play, kernel: MemoryKernel) -> None:
+    kernel.fail("observe", KernelError("reading", "no"))
+
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        assert stage.owner.kinds() == ["degraded", "backend-chosen", "backend-chosen", "rules-applied", "recovered"]
+        assert {event.reason for event, _ in stage.owner.events[3:]} == {"retry"}
+
+    play(scene)
+
+
+def test_a_failure_that_lasts_is_told_once(play: Play, kernel: MemoryKernel) -> None:
+    kernel.fail("observe", *(KernelError("reading", f"no, at {number}") for number in range(3)))
+
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        assert stage.owner.kinds().count("degraded") == stage.owner.kinds().count("recovered") == 1
+        assert stage.loop.last_error == ""
+
+    play(scene)
+
+
+def test_a_line_that_tells_of_a_state_comes_when_the_status_says_the_same(
+    play: Play, kernel: MemoryKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "QUIET_SECONDS", 0.0)
+    kernel.fail("observe", KernelError("reading", "no"))
+
+    async def scene(stage: Stage) -> None:
+        await until(lambda: ("recovered", "synced") in stage.owner.said)
+        while "contended" not in stage.owner.kinds():
+            stage.kernel.append(V4, OURS, "accept everything")
+            await stage.loop.look("test")
+        await until(lambda: stage.owner.kinds().count("recovered") == 2)
+        told = [said for said in stage.owner.said if said[0] in ("recovered", "contended")]
+        assert told == [("recovered", "synced"), ("contended", "contended"), ("recovered", "synced")]
+
+    play(scene)
+
+
+# ---- what others commit
+
+
+def commits(stage: Stage, name: str) -> None:
+    """The event of what was committed last, by a process that is gone."""
+    stage.loop.ruleset_changed([Transaction(stage.kernel.generation, 4_000_000, name)], False)
+
+
+@pytest.mark.parametrize("failures", [0, 1])
+def test_what_comes_behind_the_back_of_a_first_pass_or_of_the_one_that_ends_a_failure_is_repaired(
+    play: Play, kernel: MemoryKernel, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    kernel.fail("observe", *(KernelError("reading", "no"),) * failures)
+    last_look = Reconciler._first_glance
+
+    async def scene(stage: Stage) -> None:
+        here = asyncio.get_running_loop()
+
+        async def hear() -> None:
+            commits(stage, "nft")
+
+        def look(reconciler: Reconciler) -> tuple[bytes | None, ...]:
+            """All has been looked at, and the event comes before the pass is over."""
+            monkeypatch.setattr(Reconciler, "_first_glance", last_look)
+            kernel.flush(V4, OURS)
+            asyncio.run_coroutine_threadsafe(hear(), here).result(DEADLINE)
+            return last_look(reconciler)
+
+        monkeypatch.setattr(Reconciler, "_first_glance", look)
+        await until(lambda: "drift-repaired" in stage.owner.kinds())
+        assert kernel.chain(V4, OURS)
+        assert stage.owner.last("drift-repaired").culprit == "nft"
+
+    play(scene)
+
+
+def test_without_a_subnet_file_nothing_that_others_commit_is_kept(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        stage.owner.wish = lambda: None  # type: ignore[assignment,method-assign,return-value]
+        for _ in range(3):
+            stage.kernel.append(V4, "elsewhere", "rule")
+            commits(stage, "nft")
+        assert not stage.loop._trail.heard
+        assert not stage.loop._dirty.up
+
+    play(scene)
+
+
+def test_who_commits_after_the_rules_were_broken_is_not_blamed(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        stage.kernel.flush(V4, OURS)
+        commits(stage, "evil")
+        for name in ("dockerd", "felix", "kube-proxy", "nft"):
+            stage.kernel.append(V4, "elsewhere", "rule")
+            commits(stage, name)
+        await until(lambda: stage.loop.repairs)
+        event = stage.owner.last("drift-repaired")
+        assert (event.culprit, " or " in event.message) == ("evil", False)
+
+    play(scene)
+
+
+def test_who_breaks_them_after_a_harmless_change_in_what_we_look_at_is_named(play: Play) -> None:
+    """A rule behind our jump: a look is needed to tell that it does no harm, and it may have to wait."""
+
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        stage.kernel.append(V4, "postrouting", "rule")
+        commits(stage, "kube-proxy")
+        stage.kernel.append(V4, "elsewhere", "rule")
+        commits(stage, "felix")
+        stage.kernel.flush(V4, OURS)
+        commits(stage, "evil")
+        await until(lambda: stage.loop.repairs)
+        assert "by evil (pid 4000000) or kube-proxy (pid 4000000)" in stage.owner.last("drift-repaired").message
+
+    play(scene)
+
+
+def test_who_breaks_them_between_the_event_of_another_and_the_look_is_named(
+    play: Play, kernel: MemoryKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its event comes during the pass that finds what it did."""
+
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+
+        def hear() -> None:
+            monkeypatch.setattr(stage.owner, "hear", lambda: None)
+            stage.loop.ruleset_changed([Transaction(broken_at, 4_000_001, "evil")], False)
+
+        monkeypatch.setattr(stage.owner, "hear", hear)
+        stage.kernel.append(V4, "postrouting", "rule")
+        commits(stage, "kube-proxy")
+        stage.kernel.flush(V4, OURS)
+        broken_at = stage.kernel.generation
+        await until(lambda: stage.loop.repairs)
+        assert "by evil (pid 4000001) or kube-proxy (pid 4000000)" in stage.owner.last("drift-repaired").message
+
+    play(scene)
+
+
+def test_who_breaks_them_before_the_event_of_another_is_looked_into_is_named(play: Play) -> None:
+    """Two events, and what the later one tells of is seen after the earlier one."""
+
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        stage.kernel.append(V4, "elsewhere", "rule")
+        harmless = Transaction(stage.kernel.generation, 4_000_000, "kube-proxy")
+        stage.kernel.flush(V4, OURS)
+        stage.loop.ruleset_changed([harmless], False)
+        commits(stage, "evil")
+        await until(lambda: stage.loop.repairs)
+        assert "by evil (pid 4000000) or kube-proxy (pid 4000000)" in stage.owner.last("drift-repaired").message
+
+    play(scene)
+
+
+def test_who_breaks_them_first_is_blamed_whoever_changes_what_we_look_at_later(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        stage.kernel.flush(V4, OURS)
+        commits(stage, "evil")
+        for name in ("iptables", "nft", "kube-proxy"):
+            stage.kernel.append(V4, "postrouting", "rule")
+            commits(stage, name)
+        await until(lambda: stage.loop.repairs)
+        assert stage.owner.last("drift-repaired").culprit == "evil"
+
+    play(scene)
+
+
+def test_who_breaks_them_while_they_are_broken_is_not_taken_for_harmless(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        for _ in range(2):
+            stage.kernel.flush(V4, OURS)
+            commits(stage, "evil")
+        await until(lambda: stage.loop.repairs)
+        stage.kernel.append(V4, "elsewhere", "rule")
+        newcomer = Transaction(stage.kernel.generation, 4_000_001, "newcomer")
+        stage.kernel.flush(V4, OURS)
+        stage.loop.ruleset_changed([newcomer, Transaction(stage.kernel.generation, 4_000_000, "evil")], False)
+        await until(lambda: stage.loop.repairs == 2)
+        assert stage.owner.last("drift-repaired").culprit == "evil"
+
+    play(scene)
+
+
+@pytest.mark.parametrize("generation", [(1 << 31) + 100, 0])
+def test_a_break_of_long_ago_does_not_hide_another(play: Play, generation: int) -> None:
+    """The kernel counts in 32 bits, and anew if nf_tables is loaded anew."""
+
+    async def scene(stage: Stage) -> None:
+        stage.kernel.generation = 50
+        await at_rest(stage)
+        stage.kernel.flush(V4, OURS)
+        commits(stage, "evil")
+        await until(lambda: stage.loop.repairs)
+        stage.kernel.generation = generation
+        await at_rest(stage)
+        stage.kernel.flush(V4, OURS)
+        commits(stage, "evil")
+        await until(lambda: stage.loop.repairs == 2)
+
+    play(scene)
+
+
+def test_what_is_broken_again_before_the_other_backend_is_repaired_comes_back(
+    play_two: Play, kernel: MemoryKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel.drops[OTHER] = "docker drops"
+
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        here = asyncio.get_running_loop()
+        other = stage.loop._reconciler._backends[OTHER]
+        observe = other.observe
+
+        async def hear() -> None:
+            commits(stage, "evil")
+
+        def late(groups: Collection[Group]) -> Observation:
+            """Ours in the one backend is back, that in the other is not yet."""
+            monkeypatch.setattr(other, "observe", observe)
+            kernel.flush(V4, OURS)
+            asyncio.run_coroutine_threadsafe(hear(), here).result(DEADLINE)
+            return observe(groups)
+
+        monkeypatch.setattr(other, "observe", late)
+        kernel.flush(V4, OURS)
+        kernel.flush(V4, "other forward")
+        commits(stage, "evil")
+        await until(lambda: stage.loop.repairs >= 2 and kernel.chain(V4, OURS))
+
+    play_two(scene)
+
+
+def test_of_several_who_may_have_done_it_one_that_was_harmless_before_is_not_blamed(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        stage.kernel.append(V4, "elsewhere", "rule")
+        commits(stage, "kube-proxy")
+        assert not stage.loop._dirty.up
+        stage.kernel.flush(V4, OURS)
+        generation = stage.kernel.generation
+        stage.kernel.append(V4, "elsewhere", "rule")
+        heard = [Transaction(generation, 4_000_000, "evil"), Transaction(generation + 1, 4_000_001, "kube-proxy")]
+        stage.loop.ruleset_changed(heard, False)
+        await until(lambda: stage.loop.repairs)
+        event = stage.owner.last("drift-repaired")
+        assert event.culprit == "evil"
+        assert "by kube-proxy (pid 4000001) or evil (pid 4000000)" in event.message
+
+    play(scene)
+
+
+def test_a_group_that_moves_on_new_evidence_is_nobody_s_drift(play_two: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        stage.kernel.drops[OTHER] = "docker drops"
+        stage.kernel.append(V4, "forward", "docker's rule")
+        commits(stage, "dockerd")
+        await until(lambda: stage.kernel.chain(V4, "other forward") and not stage.kernel.chain(V4, "memory forward"))
+        await until(lambda: stage.owner.last("backend-chosen").backend == OTHER)
+        assert "drift-repaired" not in stage.owner.kinds()
+        assert not stage.loop.repairs
+        assert all(not event.culprit for event, _ in stage.owner.events)
+
+    play_two(scene)
+
+
+def test_what_was_repaired_in_a_pass_that_failed_in_the_end_is_told_and_counted(
+    play_two: Play, kernel: MemoryKernel
+) -> None:
+    kernel.drops[OTHER] = "docker drops"
+
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        kernel.fail("drops_forwarding", ZeroDivisionError("oh"))
+        kernel.flush(V4, OURS)
+        commits(stage, "evil")
+        await until(lambda: "degraded" in stage.owner.kinds())
+        assert stage.loop.repairs == 1
+        assert stage.owner.last("drift-repaired").culprit == "evil"
+        await until(lambda: stage.loop.state == "synced")
+        assert stage.loop.repairs == 1
+
+    play_two(scene)
+
+
+def test_who_undoes_each_write_at_once_is_named(play: Play, kernel: MemoryKernel) -> None:
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        here = asyncio.get_running_loop()
+
+        async def hear() -> None:
+            commits(stage, "evil")
+
+        def undo() -> None:
+            kernel.flush(V4, OURS)
+            asyncio.run_coroutine_threadsafe(hear(), here).result(DEADLINE)
+
+        kernel.interfere = undo
+        kernel.flush(V4, OURS)
+        commits(stage, "evil")
+        await until(lambda: "degraded" in stage.owner.kinds())
+        event = stage.owner.last("degraded")
+        assert event.culprit == "evil"
+        assert "wrote the rules 4 times" in event.message and "meanwhile changed by evil (pid 4000000)" in event.message
+        kernel.interfere = None
+        await until(lambda: stage.loop.state == "synced")
+
+    play(scene)
+
+
+def test_while_passes_fail_each_damage_has_a_culprit_of_its_own(
+    play_two: Play, kernel: MemoryKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel.drops[OTHER] = "docker drops"
+
+    def refuse(groups: object) -> NoReturn:
+        raise KernelError("reading", "no")
+
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        monkeypatch.setattr(stage.loop._reconciler._backends[OTHER], "observe", refuse)
+        for name in ("first", "second"):
+            kernel.flush(V4, OURS)
+            commits(stage, name)
+            with pytest.raises(MasqError):
+                await asyncio.wait_for(stage.loop.look("test"), DEADLINE)
+            assert stage.owner.last("drift-repaired").culprit == name
+
+    play_two(scene)
+
+
+def test_what_was_of_no_concern_is_held_against_nobody_later(
+    play: Play, kernel: MemoryKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if it was heard while a pass ran."""
+    monkeypatch.setitem(loop.SETTLE_SECONDS, "iptables-restor", 60.0)
+    monkeypatch.setattr(loop, "MOST_SETTLE_SECONDS", 60.0)
+
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        here = asyncio.get_running_loop()
+        last_look = Reconciler._first_glance
+
+        async def hear() -> None:
+            stage.loop.ruleset_changed([Transaction(kernel.generation + 1, 4_000_000, "kube-proxy")], False)
+
+        def look(reconciler: Reconciler) -> tuple[bytes | None, ...]:
+            monkeypatch.setattr(Reconciler, "_first_glance", last_look)
+            seen = last_look(reconciler)
+            asyncio.run_coroutine_threadsafe(hear(), here).result(DEADLINE)
+            return seen
+
+        monkeypatch.setattr(Reconciler, "_first_glance", look)
+        await asyncio.wait_for(stage.loop.look("test"), DEADLINE)
+        await until(lambda: not stage.loop._dirty.up and not stage.loop._trail.heard)
+        kernel.append(V4, "elsewhere", "rule")
+        kernel.flush(V4, OURS)
+        commits(stage, "evil")
+        await until(lambda: stage.loop.repairs)
+        assert "by evil (pid 4000000)" in stage.owner.last("drift-repaired").message
+
+    play(scene)
+
+
+def test_events_that_were_lost_while_it_holds_back_are_looked_for(play: Play, kernel: MemoryKernel) -> None:
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        kernel.append(V4, "elsewhere", "rule")
+        stage.loop.mark(loop._RULESET_CHANGED)
+        kernel.flush(V4, OURS)
+        stage.loop.ruleset_changed((), True)
+        await until(lambda: stage.loop.repairs)
+
+    play(scene)
+
+
+def test_what_cannot_be_seen_of_others_is_told_once(play: Play, kernel: MemoryKernel) -> None:
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        for _ in range(3):
+            kernel.fail("survey", KernelError("reading", "no"))
+            await asyncio.wait_for(stage.loop.look(loop.RESYNC), DEADLINE)
+        assert [event.message for event, _ in stage.owner.events if event.kind == "notice"] == [
+            "ipv4: what others keep cannot be seen, or flannel's of it not be removed: reading: no"
+        ]
+        await asyncio.wait_for(stage.loop.look(loop.RESYNC), DEADLINE)
+        kernel.fail("survey", KernelError("reading", "no"))
+        await asyncio.wait_for(stage.loop.look(loop.RESYNC), DEADLINE)
+        assert stage.owner.kinds().count("notice") == 2
+
+    play(scene)
+
+
+def test_a_contention_is_told_once_whatever_fails_meanwhile(play: Play, kernel: MemoryKernel) -> None:
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        while stage.loop.state != "contended":
+            kernel.flush(V4, OURS)
+            await asyncio.wait_for(stage.loop.look("test"), DEADLINE)
+        kernel.fail("observe", KernelError("reading", "no"))
+        with pytest.raises(KernelError):
+            await asyncio.wait_for(stage.loop.look("test"), DEADLINE)
+        await asyncio.wait_for(stage.loop.look("test"), DEADLINE)
+        assert stage.loop.state == "contended"
+        assert stage.owner.kinds().count("contended") == 1
+
+    play(scene)
+
+
+def test_a_kernel_that_cannot_be_polled_is_a_failure_as_any_other(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        failing = [KernelError("polling", "no")]
+
+        def polls(reconciler: Reconciler) -> bool:
+            if failing:
+                raise failing.pop()
+            return False
+
+        monkeypatch.setattr(Reconciler, "polls", polls)
+        with pytest.raises(KernelError, match="polling"):
+            await asyncio.wait_for(stage.loop.look("test"), DEADLINE)
+        assert (await asyncio.wait_for(stage.loop.look("test"), DEADLINE)).choices
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("now", "pause", "every", "turn"),
+    [
+        (100.0, 0, 0.5, 100.5),
+        (99.9999, 0, 0.5, 100.5),
+        (100.06, 0, 0.5, 100.5),
+        (100.3, 0, 0.5, 100.5),
+        (100.46, 0, 0.5, 101.0),
+        (100.06, 1.8, 0.5, 102.0),
+        (100.2, 0, 2.0, 102.0),
+        (100.01, 0, 0.05, 100.05),
+    ],
+)
+def test_a_poll_that_is_late_does_not_skip_the_next_turn(now: float, pause: float, every: float, turn: float) -> None:
+    assert loop.next_turn(now, pause, every) == pytest.approx(turn)
+    assert now + pause <= turn <= now + pause + 1.1 * every
+
+
+# ---- whether it has settled
+
+
+def test_it_has_settled_after_the_first_pass_whatever_came_of_it(play: Play, kernel: MemoryKernel) -> None:
+    kernel.fail("observe", KernelError("reading", "no"))
+
+    async def scene(stage: Stage) -> None:
+        assert not stage.loop.settled
+        await until(lambda: stage.loop.state == "degraded")
+        assert stage.loop.settled
+
+    play(scene)
+
+
+def test_a_reload_unsettles_it_until_a_pass_has_followed(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        looked = len(stage.kernel.log)
+        stage.loop.mark("something else")
+        assert stage.loop.settled
+        stage.loop.mark("reload", reprobe=True)
+        assert not stage.loop.settled
+        await until(lambda: stage.loop.settled)
+        assert ("probe", MEMORY, V4) in stage.kernel.log[looked:]
+
+    play(scene)
+
+
+def test_a_reload_during_a_pass_is_not_settled_by_that_pass(play: Play, kernel: MemoryKernel) -> None:
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        here = asyncio.get_running_loop()
+        seen = []
+
+        def meanwhile() -> None:
+            kernel.interfere = None
+            asyncio.run_coroutine_threadsafe(reload(), here).result(DEADLINE)
+
+        async def reload() -> None:
+            stage.loop.mark("reload", reprobe=True)
+            stage.owner.publish = lambda: seen.append(stage.loop.settled)  # type: ignore[method-assign]
+
+        kernel.interfere = meanwhile
+        kernel.flush(V4, OURS)
+        stage.loop.mark("look")
+        await until(lambda: stage.loop.settled and len(seen) > 1)
+        assert seen[0] is False
+
+    play(scene)
+
+
+# ---- who asks for a pass, and waits for it
+
+
+def test_who_asks_gets_what_came_of_the_next_pass(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        stage.kernel.flush(V4, OURS)
+        asked = [stage.loop.look("Reconcile called") for _ in range(2)]
+        first, second = await asyncio.wait_for(asyncio.gather(*asked), DEADLINE)
+        (repair,) = first.repairs
+        assert (repair.plan.backend, second) == (MEMORY, first)
+        assert stage.owner.last("drift-repaired").reason == "Reconcile called"
+        assert (await asyncio.wait_for(stage.loop.look("Reconcile called"), DEADLINE)).repairs == ()
+
+    play(scene)
+
+
+def test_who_asks_during_a_pass_waits_for_the_one_after_it(play: Play, kernel: MemoryKernel) -> None:
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        here = asyncio.get_running_loop()
+        asked: list[asyncio.Future[Outcome]] = []
+
+        def meanwhile() -> None:
+            """It has looked by now, and is about to write."""
+            kernel.interfere = None
+            asyncio.run_coroutine_threadsafe(ask(), here).result(DEADLINE)
+
+        async def ask() -> None:
+            asked.append(stage.loop.look("Reconcile called"))
+
+        kernel.interfere = meanwhile
+        kernel.flush(V4, OURS)
+        stage.loop.mark("look")
+        await until(lambda: asked)
+        assert (await asyncio.wait_for(asked[0], DEADLINE)).repairs == ()
+        assert stage.loop.repairs == 1
+
+    play(scene)
+
+
+def test_who_asks_gets_the_error_of_the_pass(play: Play, kernel: MemoryKernel) -> None:
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        for error in (KernelError("reading", "no"), ZeroDivisionError("oh")):
+            kernel.fail("observe", error)
+            with pytest.raises(MasqError) as raised:
+                await asyncio.wait_for(stage.loop.look("Reconcile called"), DEADLINE)
+            assert str(error) in str(raised.value)
+        assert (await asyncio.wait_for(stage.loop.look("Reconcile called"), DEADLINE)).choices
+
+    play(scene)
+
+
+def test_who_asks_before_there_is_a_subnet_file_is_told_so(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        stage.owner.wish = lambda: None  # type: ignore[assignment,method-assign,return-value]
+        with pytest.raises(MasqError, match="no subnet file"):
+            await asyncio.wait_for(stage.loop.look("Reconcile called"), DEADLINE)
+
+    play(scene)
+
+
+def test_who_asked_and_went_away_harms_nobody(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        stage.loop.look("Reconcile called").cancel()
+        assert (await asyncio.wait_for(stage.loop.look("Reconcile called"), DEADLINE)).repairs == ()
+
+    play(scene)
+
+
+@pytest.mark.parametrize("urgent", [True, False])
+def test_what_is_heard_of_others_waits_for_the_end_of_a_contention(play: Play, urgent: bool) -> None:
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.loop.state == "synced")
+        while stage.loop.state != "contended":
+            stage.kernel.flush(V4, OURS)
+            await asyncio.wait_for(stage.loop.look("Reconcile called"), DEADLINE)
+        for _ in range(3):  # each of which doubles the delay, 0.1 s at first
+            stage.kernel.flush(V4, OURS)
+            await asyncio.wait_for(stage.loop.look("Reconcile called"), DEADLINE)
+        began, repairs = time.monotonic(), stage.loop.repairs
+        stage.kernel.flush(V4, OURS)
+        stage.loop.mark("firewalld reloaded", urgent=urgent)
+        await until(lambda: stage.loop.repairs > repairs)
+        assert (time.monotonic() - began > 0.5) == (not urgent)
+
+    play(scene)
+
+
+def test_the_daemon_tells_of_all_families_that_failed(tmp_path: Path) -> None:
+    """Of one error as it is, of several in one."""
+
+    async def answers(*errors: MasqError) -> MasqError:
+        daemon = Daemon(lambda: Settings(state_directory=str(tmp_path)), plugins.load())
+        loops = [FamilyLoop(family, Reconciler(family, {}, Store(tmp_path)), Owner()) for family in Family]
+        daemon._loops = tuple(loops)
+        asking = asyncio.ensure_future(daemon.reconcile())
+        await asyncio.sleep(0)
+        for found, error in zip(loops, errors):
+            found._error = error
+            found._answer(found._asked)
+            found.close()
+        with pytest.raises(MasqError) as raised:
+            await asyncio.wait_for(asking, DEADLINE)
+        return raised.value
+
+    one, other = KernelError("reading", "no"), MasqError("a lock")
+    assert asyncio.run(answers(one, one)) is one
+    assert str(asyncio.run(answers(one, other))) == "reading: no; a lock"

@@ -1,0 +1,204 @@
+"""Whatever others commit, and whenever in a pass, the rules come back. With events as the kernel sends them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flanneld_masq.controller.family_loop import FamilyLoop
+from flanneld_masq.hookspecs import Event, Host
+from flanneld_masq.kernel.nfnetlink import following
+from flanneld_masq.kernel.ruleset_events import Transaction
+from flanneld_masq.model import (
+    BackendName,
+    Family,
+    FamilyLease,
+    Lease,
+    MasqueradeSettings,
+    Position,
+    ReconcileSettings,
+    Settings,
+)
+from flanneld_masq.process import Runner
+from flanneld_masq.reconcile.reconciler import OwnCommits, Reconciler, Wish
+from flanneld_masq.state_directory import Store
+from flanneld_masq.testing import MemoryKernel, memory_backend_type
+from flanneld_masq.testing.fake_backend import Chains
+
+from ...common import until
+
+DEADLINE = 10.0  # seconds
+LEASE = Lease(
+    "/run/flannel/subnet.env",
+    FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1")),
+    FamilyLease((ip_network("fd00:244::/56"),), ip_network("fd00:244:0:1::/64"), ip_address("fd00:244:0:1::1")),
+)
+SETTINGS = Settings(
+    masquerade=MasqueradeSettings(position=Position.FIRST), reconcile=ReconcileSettings(resync_seconds=60.0)
+)
+WISH = Wish(SETTINGS, (LEASE,))
+MASQUERADES, FORWARDS = BackendName("masquerades"), BackendName("forwards")
+OURS = ("masquerades masquerade", "forwards forward")
+BASES = ("postrouting", "forward")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What others do with a chain, in the call of a backend that comes after so many others; and when the event of it
+    is heard: as soon as may be, before that call goes on, or never, because it is one of too many."""
+
+    family: Family
+    act: str  # flush, append or prepend
+    chain: str
+    calls: int
+    event: str  # soon, at once or lost
+
+
+STEPS = st.lists(
+    st.builds(
+        Step,
+        st.sampled_from(Family),
+        st.sampled_from(("flush", "append", "prepend")),
+        st.sampled_from((*OURS, *BASES, "elsewhere")),
+        st.integers(0, 8),
+        st.sampled_from(("soon", "at once", "lost")),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+class Kernel(MemoryKernel):
+    """Lets others commit in the middle of a pass, and has an event for each transaction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drops[FORWARDS] = "docker drops"
+        self.steps: list[Step] = []
+        self.tell: Callable[[bool], None] = lambda at_once: None
+        self._events: list[Transaction] = []
+        self._lost = self._losing = False
+        self._calls = 0
+        self._committing, self._counting = threading.Lock(), threading.Lock()
+
+    def commit(self, family: Family, chains: Chains) -> None:
+        with self._committing:
+            super().commit(family, chains)
+            if self._losing:
+                self._lost = True
+            else:
+                self._events.append(Transaction(self.generation, 4_000_000, "somebody"))
+        self.tell(False)
+
+    def events(self) -> tuple[list[Transaction], bool]:
+        with self._committing:
+            (found, self._events), (lost, self._lost) = (self._events, []), (self._lost, False)
+        return found, lost
+
+    def called(self, method: str, backend: BackendName, family: Family) -> None:
+        super().called(method, backend, family)
+        with self._counting:
+            self._calls += 1
+            due = bool(self.steps) and self.steps[0].calls < self._calls
+            step = self.steps.pop(0) if due else None
+            self._calls = 0 if due else self._calls
+        if step is not None:
+            self.do(step)
+
+    def do(self, step: Step) -> None:
+        self._losing = step.event == "lost"
+        if step.act == "flush":
+            self.flush(step.family, step.chain)
+        else:
+            getattr(self, step.act)(step.family, step.chain, "rule")
+        self._losing = False
+        self.tell(step.event == "at once")
+
+    def ours(self, family: Family) -> list[tuple[str, ...]]:
+        """What must be as it was: our chains, and what is first in those that jump to them."""
+        found = self.chains(family)
+        return [*(found.get(name, ()) for name in OURS), *(found[base][:1] for base in BASES)]
+
+
+class Stage:
+    """Both families with their groups in two backends, and what their loops ask of the daemon."""
+
+    settings = SETTINGS
+
+    def __init__(self, directory: Path) -> None:
+        self.kernel = Kernel()
+        types = [memory_backend_type(name, kernel=self.kernel) for name in (MASQUERADES, FORWARDS)]
+        commits = OwnCommits()
+        self.loops = []
+        for family in Family:
+            backends = {found.name: found.create(family, Host(Runner())) for found in types}
+            reconciler = Reconciler(family, backends, Store(directory), commits=commits)
+            self.loops.append(FamilyLoop(family, reconciler, self))
+
+    def wish(self) -> Wish:
+        return WISH
+
+    def resync(self, family: Family) -> None: ...
+
+    def hear(self) -> None:
+        events, lost = self.kernel.events()
+        for loop in self.loops if events or lost else ():
+            loop.ruleset_changed(events, lost)
+
+    def event(self, event: Event, level: int = logging.INFO) -> None: ...
+
+    def publish(self) -> None: ...
+
+    async def play(self, steps: Sequence[Step]) -> None:
+        here = asyncio.get_running_loop()
+
+        def tell(at_once: bool) -> None:
+            heard = threading.Event()
+            here.call_soon_threadsafe(lambda: (self.hear(), heard.set()))
+            if at_once and threading.current_thread() is not threading.main_thread():
+                assert heard.wait(DEADLINE)
+
+        self.kernel.tell = tell
+        tasks = [asyncio.create_task(loop.run()) for loop in self.loops]
+        try:
+            await until(lambda: self.synced() and self.at_rest())
+            wanted = list(map(self.kernel.ours, Family))
+            self.kernel.steps = list(steps)
+            await until(self.all_done)
+            await until(lambda: list(map(self.kernel.ours, Family)) == wanted and self.synced() and self.at_rest())
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for loop in self.loops:
+                loop.close()
+
+    def all_done(self) -> bool:
+        """A step that no call comes for, because there is nothing to repair, is done now."""
+        if self.kernel.steps and self.at_rest():
+            self.kernel.do(self.kernel.steps.pop(0))
+        return not self.kernel.steps
+
+    def synced(self) -> bool:
+        return all(loop.state == "synced" for loop in self.loops)
+
+    def at_rest(self) -> bool:
+        return not any(loop._dirty.up or loop._passing for loop in self.loops)
+
+
+@settings(deadline=None, max_examples=100)
+@given(steps=STEPS, before=st.integers(0, 15))
+def test_whatever_others_commit_and_whenever_the_rules_come_back(steps: list[Step], before: int) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        stage = Stage(Path(directory))
+        stage.kernel.generation = following(0, -before)  # it begins anew somewhere in between
+        asyncio.run(stage.play(steps))

@@ -1,0 +1,50 @@
+"""Failures in the log: each once, few at once, and the end of each that was told."""
+
+from __future__ import annotations
+
+from flanneld_masq.controller.log_throttle import BURST, REFILL_PER_SECOND, Complaints
+
+
+def test_a_failure_that_lasts_is_told_once() -> None:
+    found = Complaints()
+    assert found.line("the kernel said no", 0.0) == "the kernel said no"
+    assert [found.line("the kernel said no", float(now)) for now in range(1, 10_000, 60)] == [None] * 167
+    assert found.over()
+    assert not found.over()
+
+
+def test_numbers_make_no_new_failure_but_words_do() -> None:
+    found = Complaints()
+    assert found.line("held for 10.1 s by pid 8426", 0.0)
+    assert found.line("held for 9.8 s by pid 8427", 0.1) is None
+    assert found.line("the kernel said no", 0.2)
+
+
+def test_it_is_told_again_when_it_comes_back() -> None:
+    found = Complaints()
+    assert found.line("no", 0.0)
+    assert found.over()
+    assert found.line("no", 1.0)
+
+
+def test_failures_that_come_and_go_are_not_told_for_ever() -> None:
+    """Twice a second for an hour."""
+    found = Complaints()
+    said = []
+    for half_second in range(7200):
+        said.append(found.line("no", half_second / 2))
+        assert found.over() == (said[-1] is not None), "who is told of a failure is told of its end, and nobody else"
+    lines = [line for line in said if line is not None]
+    assert len(lines) <= BURST + 3600 * REFILL_PER_SECOND
+    assert lines[:5] == ["no"] * 5
+    assert lines[6] == "no (failures before this one that were not logged: 119)"
+
+
+def test_one_that_was_left_out_and_stays_is_told_later() -> None:
+    found = Complaints()
+    for _ in range(5):
+        assert found.line("no", 0.0)
+        found.over()
+    assert found.line("no", 1.0) is None
+    assert found.line("no", 61.0) == "no (failures before this one that were not logged: 1)"
+    assert found.over()

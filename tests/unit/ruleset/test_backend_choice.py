@@ -1,0 +1,181 @@
+"""Which backend carries which group, and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from flanneld_masq.errors import BackendUnavailable, ConfigError, PluginError
+from flanneld_masq.model import AUTO, BackendName, Family, ForwardSettings, Group, Probe, Settings
+from flanneld_masq.ruleset import backend_choice as choice
+from flanneld_masq.ruleset.backend_choice import Choice, choose
+
+NFT, IPTABLES, LEGACY = map(BackendName, ("nft", "iptables-nft", "iptables-legacy"))
+YES = Probe(True)
+PROBES = {NFT: YES, IPTABLES: YES, LEGACY: YES}
+
+
+def no(reason: str, remedy: str = "") -> Probe:
+    return Probe(False, reason, remedy)
+
+
+def wished(backend: str = AUTO, forward: str = AUTO) -> Settings:
+    return Settings(backend=BackendName(backend), forward=ForwardSettings(backend=BackendName(forward)))
+
+
+def chosen(
+    settings: Settings, probes: dict[BackendName, Probe] = PROBES, *, flannel: bool = False
+) -> tuple[Choice, Choice]:
+    found = choose(settings, probes, flannel_uses_nftables=flannel)
+    assert set(found) == set(Group)
+    return found[Group.MASQUERADE], found[Group.FORWARD]
+
+
+class TestAuto:
+    def test_takes_the_first_that_can_be_used(self) -> None:
+        assert chosen(wished())[0] == Choice(NFT, "the first choice of auto")
+
+    def test_says_why_the_others_were_passed_over(self) -> None:
+        probes = {NFT: no("no module"), IPTABLES: no("no program"), LEGACY: YES}
+        expected = "because nft cannot be used (no module); iptables-nft cannot be used (no program)"
+        assert chosen(wished(), probes)[0] == Choice(LEGACY, expected)
+
+    def test_follows_the_order_of_the_probes(self) -> None:
+        assert chosen(wished(), dict(reversed(list(PROBES.items()))))[0].backend == LEGACY
+
+    def test_the_forward_group_goes_with_masquerade(self) -> None:
+        for settings in (wished(), wished(backend=LEGACY)):
+            masquerade, forward = chosen(settings)
+            assert forward == Choice(masquerade.backend, "goes with the masquerade group")
+
+    def test_none_can_be_used(self) -> None:
+        with pytest.raises(BackendUnavailable) as caught:
+            chosen(wished(), {NFT: no("no module"), LEGACY: no("no program")})
+        assert caught.value.backend == AUTO
+        assert "nft cannot be used (no module); iptables-legacy cannot be used (no program)" in str(caught.value)
+        assert "flanneld-masq backends" in str(caught.value)
+
+    def test_there_is_none(self) -> None:
+        with pytest.raises(BackendUnavailable, match="no plugin offers one"):
+            chosen(wished(), {})
+
+    def test_flannel_in_its_nftables_mode_asks_for_nft(self) -> None:
+        probes = {IPTABLES: YES, NFT: YES}
+        assert chosen(wished(), probes)[0].backend == IPTABLES
+        expected = Choice(NFT, "/etc/kube-flannel/net-conf.json says EnableNFTables")
+        assert chosen(wished(), probes, flannel=True)[0] == expected
+
+    def test_and_is_not_given_another(self) -> None:
+        with pytest.raises(BackendUnavailable, match="backend nft cannot be used: no module; load it"):
+            chosen(wished(), {NFT: no("no module", "load it"), LEGACY: YES}, flannel=True)
+
+
+class TestForward:
+    DROPS: ClassVar = {IPTABLES: "chain FORWARD drops by policy"}
+
+    def test_goes_where_packets_are_dropped(self) -> None:
+        found = choose(wished(), PROBES, drops=self.DROPS)
+        assert found[Group.MASQUERADE].backend == NFT
+        assert found[Group.FORWARD] == Choice(IPTABLES, "chain FORWARD drops by policy")
+
+    def test_stays_with_masquerade_where_that_is_the_place(self) -> None:
+        drops = {NFT: "ours", **self.DROPS}
+        assert choose(wished(), PROBES, drops=drops)[Group.FORWARD].backend == NFT
+        assert choose(wished(backend=IPTABLES), PROBES, drops=self.DROPS)[Group.FORWARD].why == (
+            "goes with the masquerade group"
+        )
+
+    def test_not_to_a_backend_that_cannot_be_used(self) -> None:
+        probes = {**PROBES, IPTABLES: no("no program")}
+        assert choose(wished(), probes, drops=self.DROPS)[Group.FORWARD].backend == NFT
+        drops = {**self.DROPS, LEGACY: "chain FORWARD drops in legacy"}
+        assert choose(wished(), probes, drops=drops)[Group.FORWARD].backend == LEGACY
+
+    def test_a_name_in_the_configuration_wins(self) -> None:
+        found = choose(wished(forward=LEGACY), PROBES, drops=self.DROPS)
+        assert found[Group.FORWARD] == Choice(LEGACY, 'forward.backend = "iptables-legacy"')
+
+
+class TestByName:
+    @pytest.mark.parametrize("name", PROBES)
+    def test_is_taken(self, name: BackendName) -> None:
+        assert chosen(wished(backend=name), flannel=True)[0] == Choice(name, f'backend = "{name}"')
+
+    def test_each_group_by_its_own(self) -> None:
+        masquerade, forward = chosen(wished(backend=NFT, forward=LEGACY))
+        assert (masquerade.backend, forward) == (NFT, Choice(LEGACY, 'forward.backend = "iptables-legacy"'))
+
+    def test_is_not_replaced_by_another(self) -> None:
+        probes = {**PROBES, LEGACY: no("no program", "install it")}
+        for settings in (wished(backend=LEGACY), wished(forward=LEGACY)):
+            with pytest.raises(BackendUnavailable) as caught:
+                chosen(settings, probes)
+            assert (caught.value.backend, caught.value.reason, caught.value.remedy) == (
+                LEGACY,
+                "no program",
+                "install it",
+            )
+
+    def test_that_no_plugin_offers(self) -> None:
+        with pytest.raises(BackendUnavailable, match="backend ipfw cannot be used: no plugin offers it"):
+            chosen(wished(backend="ipfw"))
+
+
+class TestNames:
+    def test_known_ones(self) -> None:
+        for name in (*PROBES, AUTO):
+            choice.check_names(wished(backend=name, forward=name), PROBES)
+
+    @pytest.mark.parametrize(("settings", "key"), [(wished("ipfw"), "backend"), (wished(forward="ipfw"), "forward.")])
+    def test_unknown_ones(self, settings: Settings, key: str) -> None:
+        with pytest.raises(ConfigError) as caught:
+            choice.check_names(settings, PROBES)
+        assert caught.value.key.startswith(key)
+        assert 'no plugin offers a backend "ipfw"' in caught.value.reason
+        assert all(f'"{name}"' in caught.value.reason for name in (AUTO, *PROBES))
+
+    def test_a_plugin_that_failed_may_be_why(self) -> None:
+        failure = PluginError("elsewhere", "loading", "no luck")
+        with pytest.raises(ConfigError, match=r"there are .*; plugin elsewhere failed in loading: no luck"):
+            choice.check_names(wished("ipfw"), PROBES, [failure])
+        choice.check_names(wished(), PROBES, [failure])
+
+
+class TestNetConf:
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ('{"Network": "10.244.0.0/16", "EnableNFTables": true}', True),
+            ('{"Network": "10.244.0.0/16", "EnableNFTables": false}', False),
+            ('{"Network": "10.244.0.0/16"}', False),
+            ('{"EnableNFTables": "true"}', False),
+            ('{"EnableNFTables": 1}', False),
+            ("[]", False),
+            ("null", False),
+        ],
+    )
+    def test_what_it_says(self, text: str, expected: bool, tmp_path: Path) -> None:
+        (tmp_path / "net-conf.json").write_text(text)
+        assert choice.flannel_uses_nftables(tmp_path / "net-conf.json") is expected
+
+    def test_a_missing_one_says_nothing(self, tmp_path: Path) -> None:
+        assert choice.flannel_uses_nftables(tmp_path / "net-conf.json") is False
+
+    @pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[" * 100_000], ids=["empty", "cut", "binary", "deep"])
+    def test_a_bad_one_is_named(self, data: bytes, tmp_path: Path) -> None:
+        (tmp_path / "net-conf.json").write_bytes(data)
+        with pytest.raises(ConfigError, match="cannot be read as JSON") as caught:
+            choice.flannel_uses_nftables(tmp_path / "net-conf.json")
+        assert caught.value.source == str(tmp_path / "net-conf.json")
+
+    def test_a_directory_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="cannot be read"):
+            choice.flannel_uses_nftables(tmp_path)
+
+
+def test_a_kernel_without_a_family(tmp_path: Path) -> None:
+    (tmp_path / "proc/sys/net/ipv4").mkdir(parents=True)
+    assert choice.missing_family(tmp_path, Family.IPV4) == ""
+    assert "runs without ipv6 (/proc/sys/net/ipv6 is missing)" in choice.missing_family(tmp_path, Family.IPV6)

@@ -1,0 +1,281 @@
+"""Which differences are found, and how they are told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import permutations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flanneld_masq.model import BackendName, Change, Family, Golden, Item, Neighbours, Observation, Plan, Position
+from flanneld_masq.ruleset import diff as plan
+
+CHAIN, BASE = "nat OURS", "nat BASE"
+LAST, FIRST = Position.LAST, Position.FIRST
+
+
+def chain(name: str = CHAIN, raw: str = "a chain") -> Item:
+    return Item("chain", name, f"chain {name}", raw=raw)
+
+
+def rule(name: str, *, place: str = CHAIN) -> Item:
+    """As it is wanted: the kernel's form is not known."""
+    return Item("rule", place, f"rule {name}", tag=f"tag-{name}")
+
+
+def jump() -> Item:
+    return Item("jump", BASE, "jump OURS", tag="tag-jump")
+
+
+def kernel(item: Item, *, handle: int = 7, **changed: str) -> Item:
+    """As the kernel holds it: its own bytes, and of rules its own words."""
+    text = f"as read: {item.text}" if item.tag else item.text
+    held = replace(item, raw=item.raw or f"bytes of {item.text}", text=text, handle=handle)
+    return replace(held, **changed)
+
+
+WANTED = (chain(), rule("a"), rule("b"), rule("c"), jump())
+HELD = tuple(map(kernel, WANTED))
+
+
+def observation(*items: Item, before: tuple[str, ...] = (), after: tuple[str, ...] = ()) -> Observation:
+    return Observation(items, (Neighbours(BASE, before, after),))
+
+
+GOLDEN = plan.golden_of(WANTED, LAST, observation(*HELD))
+
+
+def changes(
+    *items: Item,
+    wanted: tuple[Item, ...] = WANTED,
+    golden: Golden | None = GOLDEN,
+    position: Position = LAST,
+) -> list[tuple[str, str, str, str]]:
+    found = plan.differences(wanted, position, golden, observation(*items))
+    return [(change.kind, change.place, change.wanted, change.found) for change in found]
+
+
+def test_nothing_to_do() -> None:
+    assert changes(*HELD) == []
+    assert changes(wanted=(), golden=None) == []
+
+
+def test_handles_do_not_count() -> None:
+    assert changes(*(replace(item, handle=99) for item in HELD)) == []
+
+
+def test_nor_do_the_words_of_the_reader() -> None:
+    assert changes(*(replace(item, text="in other words") for item in HELD)) == []
+
+
+class TestWithAGoldenObservation:
+    @pytest.mark.parametrize("index", range(len(HELD)))
+    def test_missing(self, index: int) -> None:
+        found = changes(*HELD[:index], *HELD[index + 1 :])
+        assert found == [("missing", WANTED[index].place, WANTED[index].text, "")]
+
+    @pytest.mark.parametrize("index", range(len(HELD)))
+    def test_doubled(self, index: int) -> None:
+        found = changes(*HELD[: index + 1], HELD[index], *HELD[index + 1 :])
+        assert found == [("extra", WANTED[index].place, "", WANTED[index].text)]
+
+    def test_foreign_rule_between(self) -> None:
+        foreign = Item("rule", CHAIN, "drop", raw="bytes of drop")
+        assert changes(*HELD[:2], foreign, *HELD[2:]) == [("extra", CHAIN, "", "drop")]
+
+    @pytest.mark.parametrize("index", range(len(HELD)))
+    def test_another_body_under_the_same_tag(self, index: int) -> None:
+        forged = replace(HELD[index], raw="other bytes", text="something else")
+        found = changes(*HELD[:index], forged, *HELD[index + 1 :])
+        assert found == [("changed", WANTED[index].place, WANTED[index].text, "something else")]
+
+    @pytest.mark.parametrize("order", [order for order in permutations((1, 2, 3)) if order != (1, 2, 3)])
+    def test_another_order(self, order: tuple[int, ...]) -> None:
+        found = changes(HELD[0], *(HELD[index] for index in order), HELD[4])
+        assert found
+        assert {place for _, place, _, _ in found} == {CHAIN}
+        assert {text for _, _, *texts in found for text in texts if text} <= {item.text for item in WANTED}
+
+    def test_everything_gone(self) -> None:
+        assert changes() == [("missing", item.place, item.text, "") for item in WANTED]
+
+    def test_a_jump_from_elsewhere(self) -> None:
+        stray = kernel(jump(), place="nat ELSEWHERE")
+        assert changes(*HELD, stray) == [("extra", "nat ELSEWHERE", "", "jump OURS")]
+
+    def test_the_same_bytes_as_another_kind_of_object(self) -> None:
+        disguised = replace(HELD[4], kind="rule")
+        assert [kind for kind, *_ in changes(*HELD[:4], disguised)] == ["changed"]
+
+    def test_each_place_is_told_by_itself(self) -> None:
+        found = changes(HELD[0], *HELD[2:4])
+        assert found == [("missing", CHAIN, "rule a", ""), ("missing", BASE, "jump OURS", "")]
+
+    @settings(max_examples=25)
+    @given(st.lists(st.sampled_from((*HELD, Item("rule", CHAIN, "drop", raw="drop"))), max_size=8))
+    def test_in_sync_exactly_if_the_bytes_are_those_of_the_golden_one(self, items: list[Item]) -> None:
+        assert (changes(*items) == []) == (tuple(items) == HELD)
+
+
+class TestWithoutOne:
+    def test_right_tags_prove_nothing(self) -> None:
+        assert changes(*HELD, golden=None) == [("unverified", CHAIN, f"chain {CHAIN}", f"chain {CHAIN}")]
+
+    def test_a_backend_without_chains_is_no_exception(self) -> None:
+        wanted = (rule("a"), rule("b"))
+        held = tuple(map(kernel, wanted))
+        assert [kind for kind, *_ in changes(*held, wanted=wanted, golden=None)] == ["unverified"]
+
+    def test_one_of_other_rules_is_none(self) -> None:
+        other = plan.golden_of((*WANTED[:-1], rule("d")), LAST, observation(*HELD))
+        assert [kind for kind, *_ in changes(*HELD, golden=other)] == ["unverified"]
+
+    def test_one_of_the_other_position_is_none(self) -> None:
+        assert [kind for kind, *_ in changes(*HELD, position=FIRST)] == ["unverified"]
+
+    def test_one_that_was_cut_is_none(self) -> None:
+        cut = replace(GOLDEN, items=GOLDEN.items[:-1])
+        assert [kind for kind, *_ in changes(*HELD, golden=cut)] == ["unverified"]
+
+    def test_tags_are_compared(self) -> None:
+        old = kernel(replace(rule("b"), tag="tag-old"))
+        assert changes(HELD[0], HELD[1], old, HELD[3], HELD[4], golden=None) == [
+            ("changed", CHAIN, "rule b", "as read: rule b")
+        ]
+
+    def test_nothing_there(self) -> None:
+        assert changes(golden=None) == [("missing", item.place, item.text, "") for item in WANTED]
+
+
+def test_where_nothing_is_wanted_everything_is_too_much() -> None:
+    assert changes(*HELD, wanted=()) == [("extra", item.place, "", item.text) for item in HELD]
+    assert changes(*HELD, wanted=(), golden=None) == changes(*HELD, wanted=())
+
+
+class TestMoved:
+    def moved(
+        self, position: Position, observed: Neighbours, *golden: Neighbours, wanted: tuple[Item, ...] = WANTED
+    ) -> list[tuple[str, str, str]]:
+        remembered = Golden(plan.fingerprint(wanted, position), HELD, golden)
+        found = plan.differences(wanted, position, remembered, Observation(HELD, (observed,)))
+        return [(change.kind, change.place, change.found) for change in found]
+
+    def test_first_and_nothing_before_it(self) -> None:
+        assert self.moved(FIRST, Neighbours(BASE, (), ("x", "y"))) == []
+
+    @pytest.mark.parametrize(("before", "text"), [(("x",), "1 other rule"), (("x", "y"), "2 other rules")])
+    def test_first_and_something_before_it(self, before: tuple[str, ...], text: str) -> None:
+        assert self.moved(FIRST, Neighbours(BASE, before, ())) == [("moved", BASE, f"our jump behind {text}")]
+
+    def test_last_and_somebody_appended_later(self) -> None:
+        golden = Neighbours(BASE, ("x",), ())
+        assert self.moved(LAST, Neighbours(BASE, ("x",), ("new", "newer")), golden) == []
+
+    def test_last_and_before_what_it_was_behind(self) -> None:
+        golden = Neighbours(BASE, ("x", "y"), ())
+        for observed, count in ((("y",), 1), ((), 2)):
+            after = tuple(name for name in ("x", "y") if name not in observed)
+            found = self.moved(LAST, Neighbours(BASE, observed, after), golden)
+            assert found == [("moved", BASE, f"our jump before {count} of the rules that it was behind")]
+
+    def test_last_and_others_removed_or_reordered_their_own(self) -> None:
+        golden = Neighbours(BASE, ("x", "y"), ("z",))
+        for before in ((), ("y",), ("y", "x"), ("x", "new", "y"), ("z", "x", "y")):
+            assert self.moved(LAST, Neighbours(BASE, before, ()), golden) == []
+
+    def test_a_doubled_foreign_rule_is_no_move(self) -> None:
+        golden = Neighbours(BASE, ("x",), ())
+        assert self.moved(LAST, Neighbours(BASE, ("x",), ("x",)), golden) == []
+
+    def test_another_place_is_another_matter(self) -> None:
+        golden = Neighbours("nat ELSEWHERE", ("x",), ())
+        assert self.moved(LAST, Neighbours(BASE, (), ("x",)), golden) == []
+
+    def test_first_counts_without_a_golden_observation_too(self) -> None:
+        observed = Observation(HELD, (Neighbours(BASE, ("x",), ()),))
+        assert [change.kind for change in plan.differences(WANTED, FIRST, None, observed)] == ["moved"]
+
+    def test_beside_other_damage(self) -> None:
+        golden = replace(GOLDEN, neighbours=(Neighbours(BASE, ("x",), ()),))
+        observed = Observation(HELD[1:], (Neighbours(BASE, (), ("x",)),))
+        assert [change.kind for change in plan.differences(WANTED, LAST, golden, observed)] == ["missing", "moved"]
+
+
+class TestUnmet:
+    def test_met(self) -> None:
+        assert plan.unmet(WANTED, observation(*HELD)) == ""
+        assert plan.unmet((), Observation()) == ""
+
+    @pytest.mark.parametrize(
+        ("items", "problem"),
+        [
+            (HELD[:-1], "object 5 should be jump tag-jump in nat BASE and is none"),
+            ((*HELD, HELD[-1]), "object 6 should be none and is jump tag-jump in nat BASE"),
+            ((HELD[0], HELD[2], HELD[1], *HELD[3:]), "object 2 should be rule tag-a in nat OURS and is rule tag-b in"),
+            ((), f"object 1 should be chain chain {CHAIN} in {CHAIN} and is none"),
+            ((*HELD[:4], kernel(jump(), place="nat X")), "object 5 should be jump tag-jump in nat BASE and is jump"),
+        ],
+    )
+    def test_not_met(self, items: tuple[Item, ...], problem: str) -> None:
+        assert plan.unmet(WANTED, observation(*items)).startswith(problem)
+
+
+class TestFingerprint:
+    def test_equal_for_equal_rules(self) -> None:
+        assert plan.fingerprint(WANTED, LAST) == plan.fingerprint(tuple(WANTED), LAST)
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            WANTED[:-1],
+            (*WANTED, WANTED[-1]),
+            (WANTED[0], WANTED[2], WANTED[1], *WANTED[3:]),
+            (*WANTED[:-1], replace(WANTED[-1], text="jump ELSEWHERE")),
+            (*WANTED[:-1], replace(WANTED[-1], place="nat ELSEWHERE")),
+            (*WANTED[:-1], replace(WANTED[-1], kind="rule")),
+        ],
+    )
+    def test_different_for_others(self, other: tuple[Item, ...]) -> None:
+        assert plan.fingerprint(other, LAST) != plan.fingerprint(WANTED, LAST)
+
+    def test_different_at_another_position(self) -> None:
+        assert plan.fingerprint(WANTED, FIRST) != plan.fingerprint(WANTED, LAST)
+
+
+class TestDiff:
+    def text(self, *found: Change) -> list[str]:
+        return list(plan.text_of(Plan(Family.IPV4, BackendName("nft"), found)))
+
+    def test_every_kind(self) -> None:
+        assert self.text(
+            Change("missing", "nat OURS", wanted="rule a"),
+            Change("extra", "nat OURS", found="drop"),
+            Change("changed", "nat OURS", wanted="rule b", found="rule x"),
+            Change("moved", "nat BASE", wanted="first", found="behind 2"),
+            Change("unverified", "nat OURS", wanted="chain OURS", found="chain OURS"),
+        ) == [
+            "@@ ipv4 nft: nat OURS @@",
+            "# missing",
+            "+ rule a",
+            "# extra",
+            "- drop",
+            "# changed",
+            "- rule x",
+            "+ rule b",
+            "@@ ipv4 nft: nat BASE @@",
+            "# moved",
+            "- behind 2",
+            "+ first",
+            "@@ ipv4 nft: nat OURS @@",
+            "# unverified",
+            "  chain OURS",
+        ]
+
+    def test_nothing(self) -> None:
+        assert self.text() == []
+
+    def test_summaries(self) -> None:
+        assert Change("missing", "nat OURS", wanted="rule a").summary == "missing in nat OURS: rule a"
+        assert Change("changed", "nat OURS", wanted="a", found="b").summary == "changed in nat OURS: b"

@@ -1,0 +1,330 @@
+"""What systemd hears, on a socket like its own, and when it hears nothing more."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flanneld_masq.controller import family_loop as loop
+from flanneld_masq.controller.family_loop import FamilyLoop
+from flanneld_masq.hookspecs import Event, Host
+from flanneld_masq.model import BackendName, Family, FamilyLease, Lease, Settings
+from flanneld_masq.process import Runner
+from flanneld_masq.reconcile.reconciler import Reconciler, Wish
+from flanneld_masq.service.sd_notify import MOST_BYTES, Notifier, Watchdog, status_text
+from flanneld_masq.state_directory import Store
+from flanneld_masq.testing import MemoryKernel, memory_backend_type
+
+from ...common import until
+
+DEADLINE = 10.0  # seconds
+LEASES = [{"path": "/run/flannel/subnet.env", "ipv4": {"subnet": "10.244.1.0/24"}, "ipv6": {"subnet": "fd00::/64"}}]
+
+
+def family(state: str = "synced", *backends: str, error: str = "") -> dict[str, Any]:
+    groups = {str(number): {"backend": name} for number, name in enumerate(backends)}
+    return {"state": state, "last_error": error, "groups": groups}
+
+
+def status(state: str, leases: list[Any] = LEASES, troubles: tuple[str, ...] = (), **families: Any) -> dict[str, Any]:
+    return {"state": state, "leases": leases, "troubles": troubles, "families": families}
+
+
+SYNCED = status("synced", ipv4=family("synced", "nft", "nft"), ipv6=family("synced", "nft", "nft"))
+WAITING = status("waiting", [], ("waiting for /run/flannel/subnet.env, which flannel has not written yet",))
+
+
+@dataclass
+class Systemd:
+    """The side of the service manager: a socket that collects messages."""
+
+    socket: socket.socket
+    address: str
+
+    def environ(self, **more: str) -> dict[str, str]:
+        return {"NOTIFY_SOCKET": self.address, **more}
+
+    def heard(self) -> list[list[str]]:
+        """The messages until now, each as its lines."""
+        self.socket.setblocking(False)
+        found = []
+        while True:
+            try:
+                found.append(self.socket.recv(1 << 16).decode().split("\n"))
+            except BlockingIOError:
+                return found
+
+    def wait(self) -> list[str]:
+        self.socket.settimeout(DEADLINE)
+        return self.socket.recv(1 << 16).decode().split("\n")
+
+
+@contextmanager
+def listening(address: str) -> Iterator[Systemd]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as found:
+        found.bind(address.replace("@", "\0", 1))
+        yield Systemd(found, address)
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[Systemd]:
+    with listening(str(tmp_path / "notify")) as found:
+        yield found
+
+
+class TestMessages:
+    def test_ready_with_the_first_status_that_is_settled(self, systemd: Systemd) -> None:
+        notifier = Notifier(systemd.environ())
+        notifier.publish(status("waiting", ipv4=family("waiting")), settled=False)
+        notifier.publish(SYNCED, settled=True)
+        assert systemd.heard() == [
+            ["STATUS=starting: ipv4 10.244.1.0/24"],
+            ["STATUS=synced: ipv4 nft 10.244.1.0/24, ipv6 nft fd00::/64", "READY=1"],
+        ]
+
+    def test_what_holds_up_the_start_is_one_line(self, systemd: Systemd) -> None:
+        Notifier(systemd.environ()).starting("waiting for pid 7 (x\nREADY=1)")
+        assert systemd.heard() == [["STATUS=waiting for pid 7 (x READY=1)"]]
+
+    def test_then_only_what_reads_otherwise(self, systemd: Systemd) -> None:
+        notifier = Notifier(systemd.environ())
+        notifier.publish(SYNCED, settled=True)
+        notifier.publish({**SYNCED, "pid": 7}, settled=True)
+        notifier.publish(WAITING, settled=True)
+        assert systemd.heard()[1:] == [[f"STATUS={WAITING['troubles'][0]}"]]
+
+    def test_a_reload_ends_when_it_is_settled(self, systemd: Systemd) -> None:
+        notifier = Notifier(systemd.environ())
+        notifier.publish(SYNCED, settled=True)
+        before = time.monotonic_ns() // 1000
+        notifier.reloading()
+        notifier.publish(SYNCED, settled=False)
+        notifier.publish(SYNCED, settled=True)
+        notifier.publish(SYNCED, settled=True)
+        _, (reloading, moment), ready = systemd.heard()
+        assert (reloading, ready) == ("RELOADING=1", ["READY=1"])
+        name, _, microseconds = moment.partition("=")
+        assert name == "MONOTONIC_USEC"
+        assert before <= int(microseconds) <= time.monotonic_ns() // 1000
+
+    def test_stopping(self, systemd: Systemd) -> None:
+        Notifier(systemd.environ()).stopping()
+        assert systemd.heard() == [["STOPPING=1"]]
+
+    def test_a_start_that_is_alive_gets_more_time(self, systemd: Systemd) -> None:
+        notifier = Notifier(systemd.environ(WATCHDOG_USEC="60000000"))
+        notifier.alive()
+        notifier.publish(SYNCED, settled=True)
+        notifier.alive()
+        assert systemd.heard()[::2] == [["WATCHDOG=1", "EXTEND_TIMEOUT_USEC=60000000"], ["WATCHDOG=1"]]
+
+    def test_an_abstract_socket(self) -> None:
+        with listening(f"@flanneld-masq-test-{os.getpid()}") as systemd:
+            Notifier(systemd.environ()).stopping()
+            assert systemd.heard() == [["STOPPING=1"]]
+
+    @pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "/nonexistent/socket"}])
+    def test_where_nobody_listens_nothing_happens(self, environ: dict[str, str]) -> None:
+        notifier = Notifier(environ)
+        notifier.publish(SYNCED, settled=True)
+        notifier.stopping()
+
+    def test_a_systemd_that_does_not_read_holds_nobody_up_for_long(self, systemd: Systemd) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+            other.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                while True:
+                    other.sendto(b"x", systemd.address)
+        started = time.monotonic()
+        Notifier(systemd.environ()).stopping()
+        assert time.monotonic() - started < DEADLINE
+
+
+class TestWatchdogSeconds:
+    @pytest.mark.parametrize(
+        ("environ", "seconds"),
+        [
+            ({"WATCHDOG_USEC": "1500000"}, 1.5),
+            ({"WATCHDOG_USEC": "1500000", "WATCHDOG_PID": str(os.getpid())}, 1.5),
+            ({"WATCHDOG_USEC": "1500000", "WATCHDOG_PID": "1"}, None),
+            ({"WATCHDOG_USEC": "0"}, None),
+            ({"WATCHDOG_USEC": "nonsense"}, None),
+            ({"WATCHDOG_USEC": "1500000", "WATCHDOG_PID": "nonsense"}, None),
+            ({}, None),
+        ],
+    )
+    def test_as_the_environment_says(self, environ: dict[str, str], seconds: float | None) -> None:
+        assert Notifier(environ).watchdog_seconds == seconds
+
+
+class TestText:
+    @pytest.mark.parametrize(
+        ("found", "text"),
+        [
+            (WAITING, "waiting for /run/flannel/subnet.env, which flannel has not written yet"),
+            (status("waiting", []), "waiting"),
+            (
+                status("waiting", [], ("/a, line 3: no subnet; no rules follow from it", "waiting for /b")),
+                "waiting; /a, line 3: no subnet; no rules follow from it; waiting for /b",
+            ),
+            (
+                status("waiting", [], ("waiting for /b", "/c: colour: unknown key; the running settings stay")),
+                "waiting for /b; /c: colour: unknown key; the running settings stay",
+            ),
+            (status("waiting", ipv4=family("waiting")), "starting: ipv4 10.244.1.0/24"),
+            (
+                status("synced", ipv4=family("synced", "nft", "iptables-nft")),
+                "synced: ipv4 nft iptables-nft 10.244.1.0/24",
+            ),
+            (
+                status("degraded", ipv4=family("synced", "nft"), ipv6=family("degraded", error="the kernel said no")),
+                "degraded: ipv4 nft 10.244.1.0/24, ipv6: the kernel said no",
+            ),
+            (
+                status("contended", ipv4=family("contended", "nft"), ipv6=family("synced", "nft")),
+                "contended: ipv4 nft 10.244.1.0/24 contended, ipv6 nft fd00::/64",
+            ),
+            (
+                status("synced", [{"ipv4": {"subnet": "10.0.1.0/24"}}], ipv4=family("synced", "nft"), ipv6=family()),
+                "synced: ipv4 nft 10.0.1.0/24",
+            ),
+            (
+                status("synced", troubles=("/run/flannel/subnet.env is gone",), ipv4=family("synced", "nft")),
+                "synced: ipv4 nft 10.244.1.0/24; /run/flannel/subnet.env is gone",
+            ),
+            ({**SYNCED, "state": "stopped"}, "stopped"),
+        ],
+    )
+    def test_one_line(self, found: Mapping[str, Any], text: str) -> None:
+        assert status_text(found) == text
+
+    def test_what_a_tool_said_cannot_break_the_message(self) -> None:
+        said = status("degraded", ipv4=family("degraded", error="bad\nREADY=1\x1b \udcff end"))
+        assert status_text(said) == "degraded: ipv4: bad READY=1    end"
+
+    def test_nor_make_it_too_long(self) -> None:
+        text = status_text(status("degraded", ipv4=family("degraded", error="错" * 5000)))
+        assert len(text.encode()) <= MOST_BYTES
+        assert text.startswith("degraded: ipv4: 错错")
+        assert text.endswith("错...")
+
+
+@dataclass
+class Owner:
+    """What a loop asks of the daemon."""
+
+    settings: Settings = field(default_factory=Settings)
+    events: list[Event] = field(default_factory=list)
+
+    def wish(self) -> Wish:
+        subnet = FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1"))
+        return Wish(self.settings, (Lease("/run/flannel/subnet.env", subnet),))
+
+    def resync(self, family: Family) -> None: ...
+
+    def hear(self) -> None: ...
+
+    def publish(self) -> None: ...
+
+    def event(self, event: Event, level: int = 0) -> None:
+        self.events.append(event)
+
+
+class TestWatchdog:
+    """With the periods of the real one, only shorter."""
+
+    @pytest.fixture
+    def notifier(self, systemd: Systemd) -> Notifier:
+        return Notifier(systemd.environ(WATCHDOG_USEC="20000"))
+
+    def test_a_loop_that_works_is_fed(self, systemd: Systemd, notifier: Notifier) -> None:
+        async def scene() -> list[str]:
+            watchdog = Watchdog(notifier, lambda: "", pytest.fail)
+            watchdog.start()
+            try:
+                return [(await asyncio.to_thread(systemd.wait))[0] for _ in range(5)]
+            finally:
+                watchdog.stop()
+
+        assert asyncio.run(scene()) == ["WATCHDOG=1"] * 5
+
+    def test_none_is_fed_that_nobody_watches(self, systemd: Systemd) -> None:
+        async def scene() -> None:
+            Watchdog(Notifier(systemd.environ()), pytest.fail, pytest.fail).start()
+
+        asyncio.run(scene())
+        assert systemd.heard() == []
+
+    def test_an_event_loop_that_is_stuck_feeds_nothing(self, systemd: Systemd, notifier: Notifier) -> None:
+        async def scene() -> None:
+            watchdog = Watchdog(notifier, lambda: "", pytest.fail)
+            watchdog.start()
+            await asyncio.to_thread(systemd.wait)
+            stuck = time.monotonic()
+            while time.monotonic() < stuck + 0.2:  # ten periods in which nothing else gets a turn
+                assert systemd.heard() == []
+            watchdog.stop()
+
+        asyncio.run(scene())
+
+    def test_a_pass_that_hangs_is_not_fed(
+        self, systemd: Systemd, notifier: Notifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The event loop goes on meanwhile; when the pass does so too, it is fed again."""
+        monkeypatch.setattr(loop, "LONGEST_STEP_SECONDS", 0.1)
+        kernel = MemoryKernel()
+        release = threading.Event()
+        kernel.interfere = lambda: None if release.wait(DEADLINE) else pytest.fail("never released")
+        backend = memory_backend_type(BackendName("memory"), kernel=kernel).create(Family.IPV4, Host(Runner()))
+        reconciler = Reconciler(Family.IPV4, {backend.name: backend}, Store(tmp_path / "state"))
+        told: list[str] = []
+
+        async def scene() -> None:
+            found = FamilyLoop(Family.IPV4, reconciler, Owner())
+            watchdog = Watchdog(notifier, lambda: "ipv4" if found.hangs(float("-inf")) else "", told.append)
+            task = asyncio.create_task(found.run())
+            await until(lambda: kernel.generation)  # written, and hanging before it is read back
+            watchdog.start()
+            assert not found.settled
+            assert "WATCHDOG=1" in await asyncio.to_thread(systemd.wait)
+            await until(lambda: told)
+            systemd.heard()
+            since = time.monotonic()
+            while time.monotonic() < since + 0.2:  # ten periods of a loop that is free
+                await asyncio.sleep(0.005)
+                assert systemd.heard() == []
+            release.set()
+            assert "WATCHDOG=1" in await asyncio.to_thread(systemd.wait)
+            await until(lambda: found.settled)
+            watchdog.stop()
+            task.cancel()
+            found.close()
+
+        asyncio.run(scene())
+        assert told == ["ipv4"]
+
+    def test_one_of_many_steps_does_not_hang(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(loop, "LONGEST_STEP_SECONDS", 0.05)
+
+        async def scene() -> None:
+            found = FamilyLoop(Family.IPV4, Reconciler(Family.IPV4, {}, Store(tmp_path / "state")), Owner())
+            found._expect(0)
+            await until(lambda: found.hangs(float("-inf")))
+            runner = Runner()
+            assert found.hangs(runner.moved)
+            runner(("true",))
+            assert not found.hangs(runner.moved)
+            found.close()
+
+        asyncio.run(scene())
