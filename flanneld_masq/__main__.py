@@ -2,7 +2,7 @@
 
 import sys
 
-from flanneld_masq import footprint as lean  # noqa: F401  first of all
+from flanneld_masq import footprint  # noqa: F401  first of all
 from flanneld_masq.cli.main import main
 
 sys.exit(main())

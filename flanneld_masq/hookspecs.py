@@ -34,7 +34,7 @@ from flanneld_masq.model import (
     Settings,
     Survey,
 )
-from flanneld_masq.process import Runner
+from flanneld_masq.process import ProcessRunner
 
 ENTRY_POINT_GROUP = "flanneld_masq"
 
@@ -52,7 +52,7 @@ else:
 class Host:
     """The machine as a backend may see it: a way to start programs, and the root directory of files."""
 
-    run: Runner
+    run: ProcessRunner
     root: Path = Path("/")
 
 
@@ -100,7 +100,7 @@ class Backend(Protocol):
     def remove(self, items: tuple[Item, ...]) -> None:
         """Remove these items of a survey, and nothing else."""
 
-    def glance(self, groups: Collection[Group]) -> Optional[bytes]:
+    def fingerprint(self, groups: Collection[Group]) -> Optional[bytes]:
         """Bytes that differ whenever what `observe` of these groups or `drops_forwarding` reads does, far cheaper
         than these. After each transaction by others the daemon glances, and looks only if it sees something
         else. Counters do not count. None for an interface without events."""

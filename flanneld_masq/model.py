@@ -322,7 +322,7 @@ class Survey:
 
 
 @dataclass(frozen=True, **SLOTS)
-class Golden:
+class VerifiedState:
     """An observation right after our own write, with the fingerprint of what was wanted then."""
 
     fingerprint: str

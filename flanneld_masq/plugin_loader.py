@@ -43,7 +43,7 @@ _ANSWERS: Mapping[str, tuple[type, ...]] = {
     "drops_forwarding": (str,),
     "survey": (Survey,),
     "remove": (_NONE,),
-    "glance": (bytes, _NONE),
+    "fingerprint": (bytes, _NONE),
     "generation": (int, _NONE),
     "poll": (bool, _NONE),
 }
@@ -205,8 +205,8 @@ class GuardedBackend:
     def remove(self, items: tuple[Item, ...]) -> None:
         return self._guard("remove", lambda backend: backend.remove(items))
 
-    def glance(self, groups: Collection[Group]) -> Optional[bytes]:
-        return self._guard("glance", lambda backend: backend.glance(groups))
+    def fingerprint(self, groups: Collection[Group]) -> Optional[bytes]:
+        return self._guard("fingerprint", lambda backend: backend.fingerprint(groups))
 
     def generation(self) -> Optional[int]:
         return self._guard("generation", lambda backend: backend.generation())

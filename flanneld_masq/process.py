@@ -35,7 +35,7 @@ def search_path(environ: Mapping[str, str] = MappingProxyType(os.environ)) -> tu
     return tuple(dict.fromkeys(path for path in (*named, *SYSTEM_PATH) if os.path.isabs(path)))
 
 
-class Runner:
+class ProcessRunner:
     """Starts programs with a fixed environment and without a shell.
 
     `stop` may be called from another thread: it ends what runs, by its pid, and refuses what comes.

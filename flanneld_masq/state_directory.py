@@ -2,7 +2,7 @@
 
     lock              held by the one daemon; its text is the daemon's pid
     FAMILY.lock       held during a reconcile pass, by the daemon or a command
-    BACKEND-FAMILY.json   the golden observation of the last write
+    BACKEND-FAMILY.json   the verified state observation of the last write
     status.json       what the daemon says of itself
 
 Files are replaced by rename, so a reader sees a whole one. A file that cannot be read is as good as
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from flanneld_masq.errors import AlreadyRunning, StateError
-from flanneld_masq.model import BackendName, Family, Golden, Holder, Item, Neighbours
+from flanneld_masq.model import BackendName, Family, Holder, Item, Neighbours, VerifiedState
 
 SERVICE_USER = "flanneld-masq"
 PASS_LOCK_SECONDS = 10.0
@@ -40,37 +40,37 @@ _LASTING = frozenset(
 )
 
 
-class Store:
+class StateDirectory:
     """Knows one state directory, which need not exist before something is written."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._stopping = threading.Event()
-        self._golden: dict[str, tuple[tuple[int, int], Golden | None]] = {}
+        self._verified_states: dict[str, tuple[tuple[int, int], VerifiedState | None]] = {}
 
-    def golden(self, backend: BackendName, family: Family) -> Golden | None:
+    def verified_state(self, backend: BackendName, family: Family) -> VerifiedState | None:
         """The observation of our last write; None where there is none. Read anew only if it changed."""
-        name = _golden_name(backend, family)
+        name = _verified_state_name(backend, family)
         try:
             found = self._path(name).stat()
         except OSError:
             return None
         key = (found.st_ino, found.st_mtime_ns)
-        if name not in self._golden or self._golden[name][0] != key:
-            self._golden[name] = (key, _golden_from(self._read(name)))
-        return self._golden[name][1]
+        if name not in self._verified_states or self._verified_states[name][0] != key:
+            self._verified_states[name] = (key, _verified_state_from(self._read(name)))
+        return self._verified_states[name][1]
 
-    def remember(self, backend: BackendName, family: Family, golden: Golden) -> None:
+    def remember(self, backend: BackendName, family: Family, verified_state: VerifiedState) -> None:
         """Handles are left out: they change with each write, and are of no use later."""
-        items = tuple(dataclasses.replace(item, handle=0) for item in golden.items)
-        golden = dataclasses.replace(golden, items=items)
-        if golden == self.golden(backend, family):
+        items = tuple(dataclasses.replace(item, handle=0) for item in verified_state.items)
+        verified_state = dataclasses.replace(verified_state, items=items)
+        if verified_state == self.verified_state(backend, family):
             return
-        self._write(_golden_name(backend, family), dataclasses.asdict(golden))
+        self._write(_verified_state_name(backend, family), dataclasses.asdict(verified_state))
 
     def forget(self, backend: BackendName, family: Family) -> None:
         with contextlib.suppress(FileNotFoundError):
-            self._path(_golden_name(backend, family)).unlink()
+            self._path(_verified_state_name(backend, family)).unlink()
 
     def status(self) -> dict[str, Any] | None:
         """What the daemon last said of itself."""
@@ -267,15 +267,15 @@ def _try_lock(file: IO[str] | int, kind: int = fcntl.LOCK_EX) -> bool:
     return True
 
 
-def _golden_name(backend: BackendName, family: Family) -> str:
+def _verified_state_name(backend: BackendName, family: Family) -> str:
     return f"{backend}-{family}.json"
 
 
-def _golden_from(content: dict[str, Any] | None) -> Golden | None:
+def _verified_state_from(content: dict[str, Any] | None) -> VerifiedState | None:
     try:
         if content is None:
             return None
-        return Golden(
+        return VerifiedState(
             str(content["fingerprint"]),
             tuple(Item(**item) for item in content["items"]),
             tuple(

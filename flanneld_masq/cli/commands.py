@@ -11,22 +11,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flanneld_masq import footprint as lean
-from flanneld_masq import plugin_loader as plugins
-from flanneld_masq.dbus import client as remote
+from flanneld_masq import footprint, plugin_loader
+from flanneld_masq.dbus import client
 from flanneld_masq.errors import BackendUnavailable, BusError, ConfigError, MasqError
 from flanneld_masq.hookspecs import Host
-from flanneld_masq.inputs import config
-from flanneld_masq.inputs import subnet_env as subnetenv
+from flanneld_masq.inputs import config, subnet_env
 from flanneld_masq.inputs.leases import as_data
 from flanneld_masq.model import Change, Family, Group, Lease, Packet, Plan, Settings, Verdict, family_of
-from flanneld_masq.process import Runner
-from flanneld_masq.reconcile.reconciler import Reconciler, Repair, Wish, describe
-from flanneld_masq.ruleset import backend_choice as choice
-from flanneld_masq.ruleset import diff as planning
-from flanneld_masq.ruleset import policy
+from flanneld_masq.process import ProcessRunner
+from flanneld_masq.reconcile.reconciler import DesiredState, Reconciler, Repair, describe
+from flanneld_masq.ruleset import backend_choice, diff, policy
 from flanneld_masq.service import journal
-from flanneld_masq.state_directory import Store
+from flanneld_masq.state_directory import StateDirectory
 
 DRIFT = 3
 Command = Callable[[argparse.Namespace], int]
@@ -38,17 +34,17 @@ class Session:
     """What every command starts from."""
 
     settings: Settings
-    plugins: plugins.Plugins
-    store: Store
+    plugins: plugin_loader.Plugins
+    store: StateDirectory
     root: Path = Path("/")
     wrong: ConfigError | None = None  # with the configuration file, which is not used then
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Session:
         settings = load_settings(options)
-        found = plugins.load()
-        choice.check_names(settings, found.backends, found.failures)
-        return cls(settings, found, Store(Path(settings.state_directory)))
+        found = plugin_loader.load()
+        backend_choice.check_names(settings, found.backends, found.failures)
+        return cls(settings, found, StateDirectory(Path(settings.state_directory)))
 
     @classmethod
     def despite(cls, options: argparse.Namespace) -> Session:
@@ -58,19 +54,19 @@ class Session:
         except ConfigError as error:
             if options.backend or options.subnet_file:
                 raise
-            store = Store(Path(config.state_directory(Path(options.config))))
-            return cls(Settings(), plugins.load(), store, wrong=error)
+            store = StateDirectory(Path(config.state_directory(Path(options.config))))
+            return cls(Settings(), plugin_loader.load(), store, wrong=error)
 
-    def wish(self) -> Wish:
+    def desired_state(self) -> DesiredState:
         """What the configuration and the subnet files ask for now. Raises MasqError where that is nothing."""
         networks, failures = self.plugins.non_masquerade_cidrs(self.settings)
         for failure in (*self.plugins.failures, *failures):
             print(f"flanneld-masq: {failure}", file=sys.stderr)
-        uses_nftables = choice.flannel_uses_nftables(Path(self.settings.net_conf))
-        return Wish(self.settings, self.leases(), networks, uses_nftables)
+        uses_nftables = backend_choice.flannel_uses_nftables(Path(self.settings.net_conf))
+        return DesiredState(self.settings, self.leases(), networks, uses_nftables)
 
     def leases(self) -> tuple[Lease, ...]:
-        found = {path: subnetenv.read(Path(path)) for path in self.settings.subnet_files}
+        found = {path: subnet_env.read(Path(path)) for path in self.settings.subnet_files}
         leases = tuple(lease for lease in found.values() if lease is not None)
         if not leases:
             raise MasqError(
@@ -80,9 +76,9 @@ class Session:
         return leases
 
     def reconcilers(self) -> Iterator[Reconciler]:
-        host = Host(Runner(), self.root)
+        host = Host(ProcessRunner(), self.root)
         for family in Family:
-            reason = choice.missing_family(self.root, family)
+            reason = backend_choice.missing_family(self.root, family)
             backends = self.plugins.create(family, host)
             yield Reconciler(family, backends, self.store, missing=lambda reason=reason: reason)  # type: ignore[misc]
 
@@ -111,8 +107,8 @@ def _serve(options: argparse.Namespace) -> None:
 
     from flanneld_masq.service.daemon import Daemon
 
-    lean.one_arena()
-    daemon = Daemon(lambda: load_settings(options), plugins.load(), config=options.config)
+    footprint.one_arena()
+    daemon = Daemon(lambda: load_settings(options), plugin_loader.load(), config=options.config)
     journal.set_level(daemon.settings.log_level)
     faulthandler.enable()  # when systemd's watchdog ends us, the journal says where each thread was
     asyncio.run(daemon.run())
@@ -120,8 +116,8 @@ def _serve(options: argparse.Namespace) -> None:
 
 def plan(options: argparse.Namespace) -> int:
     session = Session.of(options)
-    wish = session.wish()
-    plans, errors = _each(session, lambda reconciler: reconciler.plan(wish))
+    desired_state = session.desired_state()
+    plans, errors = _each(session, lambda reconciler: reconciler.plan(desired_state))
     changed = [found for each in plans for found in each if found.changes]
     _print_errors(errors)
     if options.json:
@@ -144,20 +140,20 @@ def apply(options: argparse.Namespace) -> int:
     session = Session.of(options)
     repairs, errors = (None, []) if options.backend or options.subnet_file else _by_daemon(session.store, options)
     if repairs is None:
-        wish = session.wish()
-        outcomes, errors = _each(session, lambda reconciler: reconciler.reconcile(wish))
+        desired_state = session.desired_state()
+        outcomes, errors = _each(session, lambda reconciler: reconciler.reconcile(desired_state))
         repairs = [repair for outcome in outcomes for repair in outcome.repairs]
     _print_errors(errors)
     return _report(repairs, errors, options.json, "in sync already")
 
 
-def _by_daemon(store: Store, options: argparse.Namespace) -> tuple[list[Repair] | None, list[MasqError]]:
+def _by_daemon(store: StateDirectory, options: argparse.Namespace) -> tuple[list[Repair] | None, list[MasqError]]:
     """None where there is no daemon that can be asked."""
     holder = store.holder()
     if not holder.pid:
         return None, []
     try:
-        return remote.reconcile({"pid": holder.pid, "config": os.path.realpath(options.config)}), []
+        return client.reconcile({"pid": holder.pid, "config": os.path.realpath(options.config)}), []
     except BusError as error:
         return [], [error]
 
@@ -215,7 +211,7 @@ def _said(session: Session, options: argparse.Namespace) -> dict[str, Any] | Non
     if holder.runs is False and session.wrong is None:
         return None
     written = session.store.status() or {}
-    said = remote.status({"pid": holder.pid} if holder.pid else {"config": os.path.realpath(options.config)})
+    said = client.status({"pid": holder.pid} if holder.pid else {"config": os.path.realpath(options.config)})
     fresh = written.get("state", "stopped") != "stopped" and holder.pid in (0, written.get("pid"))
     return said or (written if holder.runs and fresh else None)
 
@@ -245,11 +241,11 @@ def monitor(options: argparse.Namespace) -> int:
 
 def render(options: argparse.Namespace) -> int:
     session = Session.of(options)
-    wish = session.wish()
+    desired_state = session.desired_state()
     rendered = {}
     for reconciler, family in zip(session.reconcilers(), Family):
-        if any(lease.of(family) for lease in wish.leases):
-            rendered[str(family)] = dict(reconciler.render(wish))
+        if any(lease.of(family) for lease in desired_state.leases):
+            rendered[str(family)] = dict(reconciler.render(desired_state))
     if options.json:
         _print_json(rendered)
     else:
@@ -263,9 +259,11 @@ def explain(options: argparse.Namespace) -> int:
     session = Session.of(options)
     if options.src.version != options.dst.version:
         raise ConfigError("command line", "--dst", f"{options.dst} is not of the same family as {options.src}")
-    wish = session.wish()
+    desired_state = session.desired_state()
     packet = Packet(options.src, options.dst, options.mark)
-    groups = policy.group_rules(wish.settings, wish.leases, family_of(packet.src), exceptions=wish.exceptions)
+    groups = policy.group_rules(
+        desired_state.settings, desired_state.leases, family_of(packet.src), exceptions=desired_state.exceptions
+    )
     rules = next((found.rules for found in groups if found.group is Group.MASQUERADE), ())
     rule = policy.decide(rules, packet)
     masqueraded = rule is not None and rule.verdict is Verdict.MASQUERADE
@@ -291,7 +289,7 @@ def explain(options: argparse.Namespace) -> int:
 
 def backends(options: argparse.Namespace) -> int:
     session = Session.of(options)
-    uses_nftables = choice.flannel_uses_nftables(Path(session.settings.net_conf))
+    uses_nftables = backend_choice.flannel_uses_nftables(Path(session.settings.net_conf))
     found: dict[str, Any] = {}
     for reconciler in session.reconcilers():
         try:
@@ -316,22 +314,21 @@ def backends(options: argparse.Namespace) -> int:
 
 
 def doctor(options: argparse.Namespace) -> int:
-    from flanneld_masq.cli import doctor as examination
-    from flanneld_masq.cli import doctor_facts as facts
+    from flanneld_masq.cli import doctor, doctor_facts
 
     session = Session.despite(options)
     networks, failures = session.plugins.non_masquerade_cidrs(session.settings)
     if session.wrong is None:
-        known = facts.gather(session.settings, networks, session.reconcilers(), session.store, session.root)
+        known = doctor_facts.gather(session.settings, networks, session.reconcilers(), session.store, session.root)
     else:
-        known = facts.of_daemon(session.settings, session.store, str(session.wrong), session.root)
-    findings = list(examination.examine(known))
-    problems = [found for found in findings if found.severity is examination.Severity.PROBLEM]
+        known = doctor_facts.of_daemon(session.settings, session.store, str(session.wrong), session.root)
+    findings = list(doctor.examine(known))
+    problems = [found for found in findings if found.severity is doctor.Severity.PROBLEM]
     broken = list(map(str, (*session.plugins.failures, *failures)))
     if options.json:
         _print_json({"findings": [dataclasses.asdict(found) for found in findings], "plugin_failures": broken})
     else:
-        lines = [*examination.text_of(findings, colour=_in_colour()), *broken]
+        lines = [*doctor.text_of(findings, colour=_in_colour()), *broken]
         print("\n".join(lines or ["nothing found that breaks masquerading"]))
     if session.wrong is not None:
         return session.wrong.exit_code
@@ -339,39 +336,39 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def selftest(options: argparse.Namespace) -> int:
-    from flanneld_masq.selftest import runner as proof
+    from flanneld_masq.selftest import runner
 
     named = (options.backend,) if options.backend else None
-    return proof.main(named, tuple(Family), options.json, sys.stdout)
+    return runner.main(named, tuple(Family), options.json, sys.stdout)
 
 
 def _kernel_status(session: Session, state: str, before: Mapping[str, Any]) -> dict[str, Any]:
     """Each family as the kernel holds it now, with the repairs that a daemon told of `before`."""
-    wish, troubles = None, []
+    desired_state, troubles = None, []
     try:
-        wish = session.wish() if session.wrong is None else None
+        desired_state = session.desired_state() if session.wrong is None else None
     except MasqError as error:
         troubles = [str(error)]
     families: dict[str, Any] = {}
     for reconciler in session.reconcilers():
         name = str(reconciler.family)
         repairs = {key: value for key, value in before.get(name, {}).items() if key in ("repairs", "last_repair")}
-        if repairs or wish is not None:
-            kernel = _in_kernel(reconciler, wish) if wish is not None else {}
+        if repairs or desired_state is not None:
+            kernel = _in_kernel(reconciler, desired_state) if desired_state is not None else {}
             families[name] = {"state": state, "last_error": "", "groups": {}, **kernel, **repairs}
-    leases = [as_data(lease) for lease in wish.leases] if wish is not None else []
+    leases = [as_data(lease) for lease in desired_state.leases] if desired_state is not None else []
     return {"families": families, "leases": leases, "troubles": troubles}
 
 
-def _in_kernel(reconciler: Reconciler, wish: Wish) -> dict[str, Any]:
+def _in_kernel(reconciler: Reconciler, desired_state: DesiredState) -> dict[str, Any]:
     """Of one family: which backends, and whether the kernel holds what is wanted."""
     found: dict[str, Any] = {}
     try:
         found["groups"] = {
             str(group): {"backend": chosen.backend, "why": chosen.why}
-            for group, chosen in reconciler.choices(wish).items()
+            for group, chosen in reconciler.choices(desired_state).items()
         }
-        changes = [change for plan_of in reconciler.plan(wish) for change in plan_of.changes]
+        changes = [change for plan_of in reconciler.plan(desired_state) for change in plan_of.changes]
         found["kernel"] = describe(tuple(changes)) if changes else "holds what is wanted"
     except MasqError as error:
         found["last_error"] = str(error)
@@ -405,7 +402,7 @@ def _report(repairs: list[Repair], errors: list[MasqError], as_json: bool, nothi
 def _print_plans(plans: list[Plan]) -> None:
     colour = _in_colour()
     for found in plans:
-        for line in planning.text_of(found):
+        for line in diff.text_of(found):
             start = _COLOURS.get(line[0], "") if colour else ""
             print(f"{start}{line}\033[0m" if start else line)
 

@@ -13,9 +13,9 @@ from flanneld_masq.errors import MasqError
 from flanneld_masq.inputs.leases import Leases
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.model import Family, Network, Settings
-from flanneld_masq.reconcile.reconciler import Reconciler, Wish, describe
-from flanneld_masq.ruleset import backend_choice as choice
-from flanneld_masq.state_directory import Store
+from flanneld_masq.reconcile.reconciler import DesiredState, Reconciler, describe
+from flanneld_masq.ruleset import backend_choice
+from flanneld_masq.state_directory import StateDirectory
 
 _IPTABLES_TABLES = ("nat", "filter")
 
@@ -24,43 +24,43 @@ def gather(
     settings: Settings,
     exceptions: tuple[Network, ...],
     reconcilers: Iterable[Reconciler],
-    store: Store,
+    store: StateDirectory,
     root: Path = Path("/"),
 ) -> Facts:
     """What cannot be found out is told as trouble of its family, or left out."""
     leases = Leases(settings.subnet_files)
     leases.refresh()
-    wish = Wish(settings, leases.good, exceptions, _flannel_uses_nftables(settings))
+    desired_state = DesiredState(settings, leases.good, exceptions, _flannel_uses_nftables(settings))
     named = [each for each in reconcilers if any(lease.of(each.family) for lease in leases.good)]
     return replace(
         of_daemon(settings, store, "", root),
         leases=leases.good,
         troubles=leases.troubles,
-        families=tuple(_family(each, wish, root) for each in named),
+        families=tuple(_family(each, desired_state, root) for each in named),
     )
 
 
-def of_daemon(settings: Settings, store: Store, wrong: str, root: Path) -> Facts:
+def of_daemon(settings: Settings, store: StateDirectory, wrong: str, root: Path) -> Facts:
     """What does not depend on the configuration, which may be wrong."""
     holder = store.holder()
     status = (store.status() or {}) if holder.runs else {}
     return Facts(settings, holder=holder, status=status, conntrack=_conntrack(root), wrong=wrong)
 
 
-def _family(reconciler: Reconciler, wish: Wish, root: Path) -> FamilyFacts:
+def _family(reconciler: Reconciler, desired_state: DesiredState, root: Path) -> FamilyFacts:
     family = reconciler.family
     forwarding = _number(root / "proc/sys" / family.data.forwarding)
     unusable = differs = ""
     surveys = {}
     try:
-        reconciler.choices(wish)
+        reconciler.choices(desired_state)
     except MasqError as error:
         unusable = str(error)
     else:
         try:
-            changes = [change for plan in reconciler.plan(wish) for change in plan.changes]
+            changes = [change for plan in reconciler.plan(desired_state) for change in plan.changes]
             differs = describe(tuple(changes))
-            surveys = {backend.name: survey for backend, survey in reconciler.survey(wish.leases)}
+            surveys = {backend.name: survey for backend, survey in reconciler.survey(desired_state.leases)}
         except MasqError as error:
             differs = f"that cannot be told: {error}"
     return FamilyFacts(
@@ -100,6 +100,6 @@ def _number(path: Path) -> Optional[int]:
 
 def _flannel_uses_nftables(settings: Settings) -> bool:
     try:
-        return choice.flannel_uses_nftables(Path(settings.net_conf))
+        return backend_choice.flannel_uses_nftables(Path(settings.net_conf))
     except MasqError:
         return False  # the daemon takes it so as well, and says it

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from ipaddress import ip_address
 
-from flanneld_masq import footprint as lean  # noqa: F401  isort: skip  before what imports asyncio and hashlib
+from flanneld_masq import footprint  # noqa: F401  isort: skip  before what imports asyncio and hashlib
 from flanneld_masq import __version__
 from flanneld_masq.cli import commands
 from flanneld_masq.errors import MasqError

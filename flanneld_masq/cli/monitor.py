@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from flanneld_masq.dbus import manager1 as manager
+from flanneld_masq.dbus import manager1
 from flanneld_masq.dbus.connection import BUS, BUS_PATH, Connection, connect
 from flanneld_masq.dbus.manager1 import MANAGER, NAME, PATH, REPAIRED, STATE_CHANGED
 from flanneld_masq.dbus.object_server import PROPERTIES, Message
@@ -48,7 +48,7 @@ def events(signal: Message) -> Iterator[Found]:
     elif (signal.interface, signal.member) == (MANAGER.name, STATE_CHANGED):
         yield {"event": "state", **dict(zip(MANAGER.signals[STATE_CHANGED], signal.body))}
     elif (signal.interface, signal.member) == (PROPERTIES, "PropertiesChanged"):
-        for name, value in manager.named(signal.body[1]).items():
+        for name, value in manager1.named(signal.body[1]).items():
             if name in _TOLD:
                 yield {"event": name.lower(), name.lower(): value}
 
@@ -137,6 +137,6 @@ class _Ears:
                 "version": values["Version"],
                 "state": values["State"],
                 "last_error": values["LastError"],
-                **{name.lower(): rows for name, rows in manager.named(values).items() if name in _TOLD},
+                **{name.lower(): rows for name, rows in manager1.named(values).items() if name in _TOLD},
             }
         )

@@ -11,11 +11,11 @@ from pathlib import Path
 from flanneld_masq.kernel.ruleset_events import Transaction
 from flanneld_masq.model import SLOTS
 
-MOST_NAMED = 3
-MOST_HEARD = 1000  # transactions; of more the first are forgotten
-_MOST_HARMLESS = 32  # names
-_MOST_READ = 4096  # bytes
-_MOST_SHOWN = 300  # characters of a command line
+MAX_NAMED = 3
+MAX_HEARD = 1000  # transactions; of more the first are forgotten
+_MAX_HARMLESS = 32  # names
+_MAX_READ = 4096  # bytes
+_MAX_SHOWN = 300  # characters of a command line
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -53,22 +53,22 @@ def suspects(
         latest.pop(transaction.name, None)  # so that the order is that of the latest of each
         latest[transaction.name] = transaction
     ranked = sorted(latest.values(), key=lambda found: found.name not in harmless)
-    return tuple(identify(found, root) for found in ranked[-MOST_NAMED:])
+    return tuple(identify(found, root) for found in ranked[-MAX_NAMED:])
 
 
-class Trail:
+class SuspectTracker:
     """Who has committed to nf_tables since our rules were last known to be right. For one family.
 
     `is_ours` says of a transaction whether we have made it.
     """
 
     def __init__(self, is_ours: Callable[[Transaction], bool]) -> None:
-        self.heard: deque[Transaction] = deque(maxlen=MOST_HEARD)  # and not yet told whether they changed anything
+        self.heard: deque[Transaction] = deque(maxlen=MAX_HEARD)  # and not yet told whether they changed anything
         self.count = 0  # of all that ever was heard
         self._is_ours = is_ours
-        self._broke: deque[Transaction] = deque(maxlen=MOST_HEARD)  # those that changed something first come last
+        self._broke: deque[Transaction] = deque(maxlen=MAX_HEARD)  # those that changed something first come last
         self._broken_until: int | None = None  # the generation in which something was last seen changed
-        self._harmless: deque[str] = deque(maxlen=_MOST_HARMLESS)
+        self._harmless: deque[str] = deque(maxlen=_MAX_HARMLESS)
 
     @property
     def broken(self) -> bool:
@@ -106,13 +106,13 @@ class Trail:
         def later(transactions: Iterable[Transaction]) -> Iterator[Transaction]:
             return (found for found in transactions if generation is not None and found.after(generation))
 
-        self._broke, self.heard = deque(later(self._broke), MOST_HEARD), deque(later(self.heard), MOST_HEARD)
+        self._broke, self.heard = deque(later(self._broke), MAX_HEARD), deque(later(self.heard), MAX_HEARD)
         if not self._broke:
             self._broken_until = None
 
     def _suspect(self, transactions: Iterable[Transaction]) -> None:
         """Less than those before: who broke our rules first has mostly done all of it, and others come later."""
-        self._broke = deque((*transactions, *self._broke), MOST_HEARD)
+        self._broke = deque((*transactions, *self._broke), MAX_HEARD)
 
     def culprits(self, found_at: int | None = None) -> tuple[Culprit, ...]:
         """Who may have done what was found in that generation, or until now."""
@@ -129,12 +129,12 @@ def _unit(cgroup: str) -> str:
 def _shown(text: str) -> str:
     """What a process says of itself, as a line of the log may carry it: without control characters, not without end."""
     line = "".join(character if character.isprintable() else " " for character in text).strip()
-    return line if len(line) <= _MOST_SHOWN else line[: _MOST_SHOWN - 3] + "..."
+    return line if len(line) <= _MAX_SHOWN else line[: _MAX_SHOWN - 3] + "..."
 
 
 def _read(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            return file.read(_MOST_READ).decode("utf-8", "replace")
+            return file.read(_MAX_READ).decode("utf-8", "replace")
     except OSError:
         return ""

@@ -11,7 +11,7 @@ QUIET_SECONDS = 10.0
 
 
 @dataclass
-class RepairBudget:
+class RepairBackoff:
     """Repairs are free while they are few. Once the budget is spent the state is `contended`: each further
     repair waits twice as long as the one before, until there is nothing to repair for QUIET_SECONDS.
 

@@ -14,20 +14,20 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
-from flanneld_masq.controller.attribution import Culprit, Trail
-from flanneld_masq.controller.backoff import LAST_DELAY, RepairBudget
-from flanneld_masq.controller.log_throttle import Complaints
+from flanneld_masq.controller.attribution import Culprit, SuspectTracker
+from flanneld_masq.controller.backoff import LAST_DELAY, RepairBackoff
+from flanneld_masq.controller.log_throttle import LogThrottle
 from flanneld_masq.controller.worker import Worker
 from flanneld_masq.errors import MasqError, RulesetError
 from flanneld_masq.hookspecs import Event
 from flanneld_masq.kernel.ruleset_events import Transaction
 from flanneld_masq.model import BackendName, Family, Settings
-from flanneld_masq.reconcile.reconciler import Outcome, Reconciler, Removed, Repair, Surveys, Wish, describe
+from flanneld_masq.reconcile.reconciler import DesiredState, Outcome, Reconciler, Removed, Repair, Surveys, describe
 from flanneld_masq.service import journal
 
 FIRST_RETRY_SECONDS = 0.2
 LAST_RETRY_SECONDS = 60.0
-MOST_HELD_BY_FAILURE = 5.0  # seconds that an event waits, for it may tell of the end of the trouble
+MAX_HELD_BY_FAILURE = 5.0  # seconds that an event waits, for it may tell of the end of the trouble
 # Who commits several times in a row, and after how many seconds without that is over. firewalld flushes and then
 # rebuilds, and would flush ours again. iptables-restore, which goes from table to table, fails if it has to read the
 # ruleset again in between: "CHAIN_DEL failed (No such file or directory)". Of a name the kernel tells 15 characters.
@@ -39,7 +39,7 @@ SETTLE_SECONDS = {
         for flavour in ("", "-nft")
     },
 }
-MOST_SETTLE_SECONDS = 0.05
+MAX_SETTLE_SECONDS = 0.05
 POLL_GRID_SECONDS = 0.5
 POLL_TOLERANCE = 0.1  # of the grid: a poll that came a little early is that of its turn
 LONGEST_STEP_SECONDS = 120.0  # of a pass: twice the time that the slowest tool is given
@@ -98,7 +98,7 @@ class Owner(Protocol):
 
     settings: Settings
 
-    def wish(self) -> Wish | None:
+    def desired_state(self) -> DesiredState | None:
         """What is to hold now; None until there is a lease."""
 
     def resync(self, family: Family) -> None:
@@ -134,18 +134,18 @@ class FamilyLoop:
         self._owner = owner
         self._reasons: dict[str, None] = {}
         self._dirty = _Flag()
-        self._urgent = _Flag()  # a new wish does not wait for the end of a contention
+        self._urgent = _Flag()  # a new desired state does not wait for the end of a contention
         self._failures = 0
         self._error: MasqError | None = None  # of the last pass
         self._asked: list[asyncio.Future[Outcome]] = []  # who waits for the next pass
-        self._complaints = Complaints()
+        self._throttle = LogThrottle()
         self._failed_at = float("-inf")
-        self._wish: Wish | None = None  # the one that last held
+        self._desired_state: DesiredState | None = None  # the one that last held
         self._reprobe = False
         self._worker = Worker(str(family))
-        self._trail = Trail(self._is_ours)
-        self._seen: tuple[bytes | None, ...] = ()  # by the last glance
-        self._budget = RepairBudget()
+        self._suspects = SuspectTracker(self._is_ours)
+        self._seen: tuple[bytes | None, ...] = ()  # by the last fingerprint
+        self._backoff = RepairBackoff()
         self._contention_told = False
         self._flannel: list[BackendName] = []
         self._cni_masquerade: list[str] = []
@@ -173,18 +173,18 @@ class FamilyLoop:
 
     def ruleset_changed(self, transactions: Iterable[Transaction], lost: bool) -> None:
         """Somebody committed to nf_tables. Our own commits, and what came before them, are known already."""
-        if self._owner.wish() is None:
+        if self._owner.desired_state() is None:
             return
         reason = _EVENTS_LOST if lost else _RULESET_CHANGED
         if self._passing or self._failures or self.outcome is None:
-            self._trail.hear(transactions)
+            self._suspects.hear(transactions)
             self.mark(reason)  # what of it the pass has not seen is known at its end; or it is the end of the trouble
             return
         verified = self.outcome.generation
         if verified is None:
             return
-        self._trail.hear(found for found in transactions if found.after(verified))
-        if (self._trail.heard or lost) and not self._no_concern():
+        self._suspects.hear(found for found in transactions if found.after(verified))
+        if (self._suspects.heard or lost) and not self._no_concern():
             self.mark(reason)
 
     def _no_concern(self) -> bool:
@@ -194,20 +194,20 @@ class FamilyLoop:
         if not before:
             return False
         try:
-            self._seen = self._reconciler.glance_again(before)
+            self._seen = self._reconciler.fingerprint_again(before)
         except MasqError:
             return False  # a pass meets the same error, and reports it
         if self._seen == before:
-            self._trail.harmless()
+            self._suspects.harmless()
             return True
-        self._trail.broke(self._reconciler.generation())
+        self._suspects.broke(self._reconciler.generation())
         return False
 
     def _is_over(self) -> bool:
         """Whether what was heard was our own commits, or is of no concern, or seen by the pass before. Then it is
         forgotten."""
-        if all(self._reconciler.made(found.generation) for found in self._trail.heard):
-            self._trail.heard.clear()
+        if all(self._reconciler.made(found.generation) for found in self._suspects.heard):
+            self._suspects.heard.clear()
             return True
         return self._no_concern()
 
@@ -233,7 +233,7 @@ class FamilyLoop:
         for each in (each for each in asked if not each.done()):
             if self._error is not None:
                 each.set_exception(self._error)
-            elif self.outcome is None or self._owner.wish() is None:
+            elif self.outcome is None or self._owner.desired_state() is None:
                 each.set_exception(MasqError("there is no subnet file yet, so there is nothing to do"))
             else:
                 each.set_result(self.outcome)
@@ -282,20 +282,20 @@ class FamilyLoop:
         if self._failures:
             return retry_delay(self._failures)
         resync = self._owner.settings.reconcile.resync_seconds
-        quiet = self._budget.due(self._now())
+        quiet = self._backoff.due(self._now())
         return resync if quiet is None else min(quiet, resync)
 
     async def _hold_back(self) -> None:
         """Let a rebuild by others come to its end, and do not fight."""
-        settled = self._now() + MOST_SETTLE_SECONDS
-        while self._now() < settled and (rest := max(map(_rest_after, self._trail.suspected()), default=0.0)):
-            count = self._trail.count
+        settled = self._now() + MAX_SETTLE_SECONDS
+        while self._now() < settled and (rest := max(map(_rest_after, self._suspects.suspected()), default=0.0)):
+            count = self._suspects.count
             await asyncio.sleep(rest)
             with contextlib.suppress(MasqError):  # then it is over as far as we know
                 self._owner.hear()
-            if self._trail.count == count:
+            if self._suspects.count == count:
                 break
-        held = max(self._budget.not_before, self._failed_at + min(retry_delay(self._failures), MOST_HELD_BY_FAILURE))
+        held = max(self._backoff.not_before, self._failed_at + min(retry_delay(self._failures), MAX_HELD_BY_FAILURE))
         if held > self._now():
             await self._urgent.within(held - self._now())
 
@@ -303,24 +303,24 @@ class FamilyLoop:
         return asyncio.get_running_loop().time()
 
     async def _pass(self) -> None:
-        wish = self._owner.wish()
+        desired_state = self._owner.desired_state()
         reasons, self._reasons = list(self._reasons), {}
         self._dirty.clear()
         self._urgent.clear()
-        if wish is None:
-            self._trail.forget(None)
+        if desired_state is None:
+            self._suspects.forget(None)
             return
         if self.outcome is not None and not self._failures:
-            self._trail.forget(self.outcome.generation)
-            if reasons == [_RULESET_CHANGED] and not self._trail.broken and self._is_over():
+            self._suspects.forget(self.outcome.generation)
+            if reasons == [_RULESET_CHANGED] and not self._suspects.broken and self._is_over():
                 return
-        anew = self._reprobe or wish != self._wish
+        anew = self._reprobe or desired_state != self._desired_state
         reprobe, self._reprobe = self._reprobe or self._failures > 0, False
         if self._poll_timer is not None:
             self._poll_timer.cancel()
         self._passing = True
         try:
-            outcome = await self._worker.call(lambda: self._reconcile(wish, reprobe))
+            outcome = await self._worker.call(lambda: self._reconcile(desired_state, reprobe))
             polls = self._reconciler.polls()
         except MasqError as error:
             self._failed(error, self._because(reasons))
@@ -328,9 +328,9 @@ class FamilyLoop:
             if self._failed(MasqError(f"internal error: {error!r}"), self._because(reasons)):
                 journal.LOGGER.exception("%s: internal error", self.family)
         else:
-            self._held(wish, outcome, self._because(reasons))
+            self._held(desired_state, outcome, self._because(reasons))
             if anew or RESYNC in reasons:
-                await self._look_around(wish, anew)
+                await self._look_around(desired_state, anew)
             if polls:
                 self._poll_later(LISTING_PAUSE * self._worked)
         finally:
@@ -351,21 +351,21 @@ class FamilyLoop:
         else:
             self._poll_later()
 
-    def _reconcile(self, wish: Wish, reprobe: bool) -> Outcome:
+    def _reconcile(self, desired_state: DesiredState, reprobe: bool) -> Outcome:
         if reprobe:
             self._reconciler.reprobe()
         started = _worked()
         try:
-            return self._reconciler.reconcile(wish)
+            return self._reconciler.reconcile(desired_state)
         finally:
             self._worked = _worked() - started
 
-    async def _look_around(self, wish: Wish, anew: bool) -> None:
+    async def _look_around(self, desired_state: DesiredState, anew: bool) -> None:
         """What flannel left, and who else masquerades. Ours are in place by now, so flannel's may go. What could not be
         done is told once, and removing is not tried again but `anew`."""
-        take_over = wish.settings.takeover_remove_flannel_rules and (anew or not self._blindness)
+        take_over = desired_state.settings.takeover_remove_flannel_rules and (anew or not self._blindness)
         try:
-            removed, surveys = await self._worker.call(lambda: self._survey(wish, take_over))
+            removed, surveys = await self._worker.call(lambda: self._survey(desired_state, take_over))
         except MasqError as error:
             message = f"{self.family}: what others keep cannot be seen, or flannel's of it not be removed: {error}"
             if message != self._blindness:
@@ -388,9 +388,9 @@ class FamilyLoop:
         self._cni_masquerade = cni
         self._owner.publish()
 
-    def _survey(self, wish: Wish, take_over: bool) -> tuple[Removed, Surveys]:
-        removed = self._reconciler.remove_flannel_rules(wish.leases) if take_over else ()
-        return removed, self._reconciler.survey(wish.leases)
+    def _survey(self, desired_state: DesiredState, take_over: bool) -> tuple[Removed, Surveys]:
+        removed = self._reconciler.remove_flannel_rules(desired_state.leases) if take_over else ()
+        return removed, self._reconciler.survey(desired_state.leases)
 
     def _because(self, reasons: list[str]) -> str:
         again = _RETRY if self._failures else RESYNC
@@ -401,12 +401,12 @@ class FamilyLoop:
         self._report_repairs(reason)  # of the other backend, say
         found_at = self._drift_found_at()
         if found_at is not None:
-            self._trail.forget(found_at)  # that was told, and all is looked at anew
+            self._suspects.forget(found_at)  # that was told, and all is looked at anew
         message = str(error)
         self._error = error
         self._failures += 1
         self._failed_at = self._now()
-        line = self._complaints.line(message, self._failed_at)
+        line = self._throttle.line(message, self._failed_at)
         if line is not None:
             who = self._in_the_way(error)
             by = f"; meanwhile changed by {' or '.join(map(str, who))}" if who else ""
@@ -422,21 +422,21 @@ class FamilyLoop:
             return ()
         with contextlib.suppress(MasqError):  # then nobody is named
             self._owner.hear()
-        return self._trail.culprits()
+        return self._suspects.culprits()
 
-    def _held(self, wish: Wish, outcome: Outcome, reason: str) -> None:
+    def _held(self, desired_state: DesiredState, outcome: Outcome, reason: str) -> None:
         self._report_choices(outcome)
         culprits = self._report_repairs(reason)
-        self._trail.forget(outcome.generation)
-        if self._wish is None and not outcome.repairs and outcome.choices:
+        self._suspects.forget(outcome.generation)
+        if self._desired_state is None and not outcome.repairs and outcome.choices:
             self._event("verified", f"{self.family}: the kernel already holds the right rules; nothing written")
-        quiet = not outcome.repairs and self._budget.in_order(self._now())
-        over = self._complaints.over() or quiet
-        contended = self._budget.contended and not self._contention_told
-        self._failures, self._error, self._wish, self.outcome = 0, None, wish, outcome
-        self._seen = outcome.glance
-        self.state, self.last_error = "contended" if self._budget.contended else "synced", ""
-        self._contention_told = self._budget.contended
+        quiet = not outcome.repairs and self._backoff.in_order(self._now())
+        over = self._throttle.over() or quiet
+        contended = self._backoff.contended and not self._contention_told
+        self._failures, self._error, self._desired_state, self.outcome = 0, None, desired_state, outcome
+        self._seen = outcome.fingerprint
+        self.state, self.last_error = "contended" if self._backoff.contended else "synced", ""
+        self._contention_told = self._backoff.contended
         self.settled = not self._reprobe
         self._owner.publish()  # a line that tells of a state comes when the status says the same
         if contended:
@@ -452,11 +452,11 @@ class FamilyLoop:
         if found_at is not None:
             with contextlib.suppress(MasqError):  # then nobody is named
                 self._owner.hear()  # a pass may see what was done before the event of it is read
-            culprits = self._trail.culprits(found_at)
+            culprits = self._suspects.culprits(found_at)
         for repair in repairs:
             self._report_repair(repair, reason, culprits if repair.drift and repair.found_at is not None else ())
         if any(repair.drift for repair in repairs):
-            self._budget.repaired(self._now())
+            self._backoff.repaired(self._now())
         return culprits
 
     def _drift_found_at(self) -> int | None:

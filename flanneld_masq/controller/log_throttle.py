@@ -12,7 +12,7 @@ _NUMBER = re.compile(r"\d+")
 
 
 @dataclass
-class Complaints:
+class LogThrottle:
     """A failure is told once until things are right again, whatever the numbers in it. Of failures that come and go
     a few are told at once, and then one a minute.
 

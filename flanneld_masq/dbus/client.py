@@ -8,7 +8,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from flanneld_masq.dbus import manager1 as manager
+from flanneld_masq.dbus import manager1
 from flanneld_masq.dbus.manager1 import MANAGER, NAME, PATH
 from flanneld_masq.dbus.object_server import ERROR
 from flanneld_masq.errors import BusError
@@ -47,7 +47,7 @@ async def _nothing_else(_: Connection, found: dict[str, Any]) -> dict[str, Any]:
 
 async def _reconcile(connection: Connection, _: dict[str, Any]) -> list[Repair]:
     (changed,) = await connection.call(NAME, PATH, MANAGER.name, "Reconcile", seconds=RECONCILE_SECONDS)
-    return manager.repairs(changed)
+    return manager1.repairs(changed)
 
 
 def _ask(

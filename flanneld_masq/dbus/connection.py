@@ -14,11 +14,11 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
-from flanneld_masq import footprint as lean
+from flanneld_masq import footprint
 from flanneld_masq.dbus.object_server import ERROR, Message, Object, Variant
 from flanneld_masq.errors import BusError, MasqError
 
-with lean.without("gi"):  # GLib's bindings, which the package loads where it finds them: 3 MB
+with footprint.without("gi"):  # GLib's bindings, which the package loads where it finds them: 3 MB
     from dbus_next import Message as _Packet
     from dbus_next import MessageFlag, MessageType, NameFlag, RequestNameReply
     from dbus_next import Variant as _Variant
@@ -28,7 +28,7 @@ DEFAULT_ADDRESS = "unix:path=/run/dbus/system_bus_socket"
 BUS, BUS_PATH = "org.freedesktop.DBus", "/org/freedesktop/DBus"
 CONNECT_SECONDS = 25.0  # the bus may have to be started first
 REPLY_SECONDS = 25.0
-MOST_UNSENT = 1000  # messages; whoever reads no more of them than that is given up
+MAX_UNSENT = 1000  # messages; whoever reads no more of them than that is given up
 _LOGGER = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
@@ -179,8 +179,8 @@ class _Bus(MessageBus):  # type: ignore[misc]  # the types of the library are no
         self._disconnect_future.add_done_callback(_note)
 
     def send(self, msg: Any) -> asyncio.Future[None]:
-        if self._writer.messages.qsize() >= MOST_UNSENT:
-            self._finalize(ConnectionError(f"the bus does not read: {MOST_UNSENT} messages wait for it"))
+        if self._writer.messages.qsize() >= MAX_UNSENT:
+            self._finalize(ConnectionError(f"the bus does not read: {MAX_UNSENT} messages wait for it"))
         sent: asyncio.Future[None] = self._loop.create_future()
         if self._disconnected:
             sent.set_exception(ConnectionError("the connection is closed"))

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from flanneld_masq.controller.family_loop import retry_delay
-from flanneld_masq.dbus import manager1 as manager
+from flanneld_masq.dbus import manager1
 from flanneld_masq.dbus.connection import BUS, Connection, connect
 from flanneld_masq.dbus.manager1 import MANAGER, NAME, PATH, Status
 from flanneld_masq.dbus.object_server import ERROR, PROPERTIES, Message, Object
-from flanneld_masq.dbus.reload_signals import Hearsay
+from flanneld_masq.dbus.reload_signals import ReloadSignals
 from flanneld_masq.errors import BusError
 from flanneld_masq.hookspecs import Event
 from flanneld_masq.reconcile.reconciler import Repair
@@ -42,7 +42,7 @@ class Manager(Protocol):
         """Somebody may have changed the ruleset."""
 
 
-class Presence:
+class BusPublisher:
     """Connects, takes the name, serves and listens until `close`; `say` gets what an administrator should know."""
 
     def __init__(self, owner: Manager, say: Callable[[str], None]) -> None:
@@ -55,7 +55,7 @@ class Presence:
         self._object = Object(
             PATH,
             MANAGER,
-            values=lambda: manager.properties(owner.status()),
+            values=lambda: manager1.properties(owner.status()),
             methods={"Reconcile": self._reconcile, "Reload": self._reload, "GetStatus": self._get_status},
         )
         self._task = asyncio.ensure_future(self._run())
@@ -65,16 +65,16 @@ class Presence:
         before, self._status = self._status, status
         if self._connection is None or status == before:
             return
-        for arguments in manager.state_changes(before, status):
-            self._emit(manager.STATE_CHANGED, arguments)
-        old, new = manager.properties(before), manager.properties(status)
+        for arguments in manager1.state_changes(before, status):
+            self._emit(manager1.STATE_CHANGED, arguments)
+        old, new = manager1.properties(before), manager1.properties(status)
         changed = self._object.variants(new, [name for name in new if new[name] != old[name]])
         if changed:
             self._connection.emit(PATH, PROPERTIES, "PropertiesChanged", "sa{sv}as", MANAGER.name, changed, [])
 
     def tell(self, event: Event) -> None:
         if event.kind == "drift-repaired":
-            self._emit(manager.REPAIRED, manager.repaired(event))
+            self._emit(manager1.REPAIRED, manager1.repaired(event))
 
     async def close(self) -> None:
         """Leave, once what was told has gone out."""
@@ -85,7 +85,7 @@ class Presence:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _reconcile(self) -> tuple[Any, ...]:
-        return (manager.changed(await self._owner.reconcile()),)
+        return (manager1.changed(await self._owner.reconcile()),)
 
     async def _reload(self) -> tuple[Any, ...]:
         self._owner.reload()
@@ -116,23 +116,23 @@ class Presence:
             self._lack("bus", f"{error}; no D-Bus service until there is one")
             return
         began = asyncio.get_running_loop().time()
-        hearsay = Hearsay(connection, self._owner.heard)
+        signals = ReloadSignals(connection, self._owner.heard)
         connection.serve(self._object)
-        connection.listen(lambda signal: self._signal(connection, hearsay, signal))
-        settling = asyncio.ensure_future(self._settle(connection, hearsay))
+        connection.listen(lambda signal: self._signal(connection, signals, signal))
+        settling = asyncio.ensure_future(self._settle(connection, signals))
         try:
             self._lack("bus", f"the system bus is lost: {await connection.lost()}; no D-Bus service until it is back")
         finally:
             self._connection = None
             settling.cancel()
-            hearsay.stop()
+            signals.stop()
             connection.close()
         if asyncio.get_running_loop().time() - began > STABLE_SECONDS:
             self._failures = 0
 
-    async def _settle(self, connection: Connection, hearsay: Hearsay) -> None:
+    async def _settle(self, connection: Connection, signals: ReloadSignals) -> None:
         try:
-            await hearsay.start()
+            await signals.start()
             if self._failures:
                 self._owner.heard(BACK)  # for what was said meanwhile was not heard
             await self._take_name(connection)
@@ -154,7 +154,7 @@ class Presence:
                 self._lack("name", f"{error}; {NAME}.conf among the policies of D-Bus would allow it")
             await asyncio.sleep(retry_delay(tries))
 
-    def _signal(self, connection: Connection, hearsay: Hearsay, signal: Message) -> None:
+    def _signal(self, connection: Connection, signals: ReloadSignals, signal: Message) -> None:
         if signal.sender == BUS and signal.member == "NameAcquired" and signal.body == (NAME,):
             self._connection = connection
             self._status = self._owner.status()
@@ -162,7 +162,7 @@ class Presence:
                 self._say(f"on the system bus as {NAME}")
             self._lacking.clear()
         else:
-            hearsay.signal(signal)
+            signals.signal(signal)
 
     def _lack(self, what: str, message: str) -> None:
         """Say it once, until we have all again."""

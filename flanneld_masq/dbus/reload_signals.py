@@ -24,7 +24,7 @@ _MANAGER = f"{SYSTEMD}.Manager"
 ANSWER_SECONDS = 120.0  # firewalld answers nobody while it loads its rules, which may be very many
 
 
-class Hearsay:
+class ReloadSignals:
     """Follows them on one connection, and gives a reason to look at the ruleset to `heard`."""
 
     def __init__(self, connection: Connection, heard: Callable[[str], None]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flanneld_masq.errors import SubnetFileError
-from flanneld_masq.inputs import subnet_env as subnetenv
+from flanneld_masq.inputs import subnet_env
 from flanneld_masq.model import SLOTS, Family, Lease
 
 
@@ -29,7 +29,7 @@ class News:
 
 
 class Leases:
-    def __init__(self, paths: tuple[str, ...], read: Callable[[Path], Lease | None] = subnetenv.read) -> None:
+    def __init__(self, paths: tuple[str, ...], read: Callable[[Path], Lease | None] = subnet_env.read) -> None:
         self._read = read
         self._paths = paths
         self._good: dict[str, Lease] = {}

@@ -219,7 +219,7 @@ class Nfnetlink:
             return tuple(rule for found, rule in rules if found == table and chain in (None, rule.chain))
         raise KernelError(f"listing the rules of {place}", f"the ruleset changed during each of {_DUMP_TRIES} dumps")
 
-    def glance(self, look: Look) -> bytes:
+    def fingerprint(self, look: Look) -> bytes:
         """The bytes that the kernel answers to these questions, counters left out: equal bytes, equal objects.
 
         A fraction of the cost of reading them. Raises KernelError where the ruleset changed meanwhile.

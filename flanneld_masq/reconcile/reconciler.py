@@ -29,11 +29,9 @@ from flanneld_masq.model import (
     Settings,
     Survey,
 )
-from flanneld_masq.ruleset import backend_choice as choice
-from flanneld_masq.ruleset import diff as plan
-from flanneld_masq.ruleset import policy
+from flanneld_masq.ruleset import backend_choice, diff, policy
 from flanneld_masq.ruleset.backend_choice import Choice
-from flanneld_masq.state_directory import Store
+from flanneld_masq.state_directory import StateDirectory
 
 WRITE_TRIES = 4
 COMMIT_WAIT_SECONDS = 0.1
@@ -43,7 +41,7 @@ Removed = tuple[tuple[BackendName, tuple[Item, ...]], ...]
 
 
 @dataclass(frozen=True, **SLOTS)
-class Wish:
+class DesiredState:
     """What is to hold: the input of a pass. `exceptions` are the networks that plugins add."""
 
     settings: Settings
@@ -67,14 +65,14 @@ class Repair:
 @dataclass(frozen=True, **SLOTS)
 class Outcome:
     """What came of a pass. `rules` counts what the kernel now holds for us, jumps left out; `generation` is
-    the one up to which the ruleset is known to be right, None where the kernel counts none; `glance` is what a
-    glance saw in that generation, empty where somebody was quicker."""
+    the one up to which the ruleset is known to be right, None where the kernel counts none; `fingerprint` is what a
+    fingerprint saw in that generation, empty where somebody was quicker."""
 
     choices: Mapping[Group, Choice]
     repairs: tuple[Repair, ...]
     rules: Mapping[Group, int]
     generation: int | None = None
-    glance: tuple[bytes | None, ...] = ()
+    fingerprint: tuple[bytes | None, ...] = ()
 
 
 class Lazy(Mapping[BackendName, Probe]):
@@ -100,7 +98,7 @@ class Lazy(Mapping[BackendName, Probe]):
 
 
 @dataclass(frozen=True, **SLOTS)
-class Job:
+class Target:
     """What one backend shall hold, and the items that an observation of it has."""
 
     backend: Backend
@@ -135,7 +133,7 @@ class Reconciler:
         self,
         family: Family,
         backends: Mapping[BackendName, Backend],
-        store: Store,
+        store: StateDirectory,
         *,
         missing: Callable[[], str] = lambda: "",
         commits: OwnCommits | None = None,
@@ -149,14 +147,14 @@ class Reconciler:
         self._clock = clock
         self._probes = Lazy(tuple(backends), self._probe)
         self._thorough = True
-        self._carried: Mapping[BackendName, frozenset[Group]] = {}
+        self._assignment: Mapping[BackendName, frozenset[Group]] = {}
         self._verified: int | None = None  # in which generation all that was looked at is right
-        self._held: dict[BackendName, Job] = {}  # what each backend was last seen to hold
+        self._held: dict[BackendName, Target] = {}  # what each backend was last seen to hold
         self._evidence: dict[BackendName, str] = {}  # what dropped forwarded packets when it could last be read
         self._unread: MasqError | None = None  # why evidence is missing that never could be read
         self.repairs: list[Repair] = []  # of the last pass, also of one that failed in the end
-        # of the last wish, for most passes have the same
-        self._jobs: tuple[Wish, Mapping[BackendName, frozenset[Group]], tuple[Job, ...]] | None = None
+        # of the last desired state, for most passes have the same
+        self._targets: tuple[DesiredState, Mapping[BackendName, frozenset[Group]], tuple[Target, ...]] | None = None
 
     def probes(self) -> Mapping[BackendName, Probe]:
         """Whether each backend can be used, in the order of preference; each is asked once, when it is looked up."""
@@ -171,21 +169,21 @@ class Reconciler:
     def reprobe(self) -> None:
         """Ask the backends anew, and look at all of them once more: tools come and go."""
         self._probes = Lazy(tuple(self._backends), self._probe)
-        self._jobs = None
+        self._targets = None
         self._thorough = True
 
-    def plan(self, wish: Wish) -> tuple[Plan, ...]:
+    def plan(self, desired_state: DesiredState) -> tuple[Plan, ...]:
         """What `reconcile` would change, in every backend. Changes nothing."""
         plans = []
-        carried = _carried(self.choices(wish))
+        assignment = _assignment(self.choices(desired_state))
         if self._unread is not None:
             raise self._unread
-        for job in (*self._wanted(wish, carried), *self._unwanted(carried)):
-            _, changes = self._compare(job, tuple(Group))
-            plans.append(Plan(self.family, job.backend.name, changes))
+        for target in (*self._wanted(desired_state, assignment), *self._unwanted(assignment)):
+            _, changes = self._compare(target, tuple(Group))
+            plans.append(Plan(self.family, target.backend.name, changes))
         return tuple(plans)
 
-    def reconcile(self, wish: Wish) -> Outcome:
+    def reconcile(self, desired_state: DesiredState) -> Outcome:
         """Make the kernel hold what is wished, the chosen backends first and the others after them.
 
         The first pass, one after `reprobe`, and one with another choice of backends clear our rules from
@@ -193,55 +191,59 @@ class Reconciler:
         kernel, a tool or a plugin said no; what was done before stays done.
         """
         self.repairs, self._verified = [], None
-        first = self._undisputed(wish)
-        self._bring(first)
+        first = self._undisputed(desired_state)
+        self._converge(first)
         self._known(self.generation())
-        choices = self.choices(wish)
-        carried = _carried(choices)
-        if self._thorough or carried != self._carried:
+        choices = self.choices(desired_state)
+        assignment = _assignment(choices)
+        if self._thorough or assignment != self._assignment:
             first, self._thorough = (), True
-            self._bring(self._growing(wish, carried))
-        jobs = self._wanted(wish, carried)
-        self._bring([job for job in jobs if job not in first])
+            self._converge(self._growing(desired_state, assignment))
+        targets = self._wanted(desired_state, assignment)
+        self._converge([target for target in targets if target not in first])
         if self._unread is not None:
             raise self._unread  # all that is known to be wanted is there by now, and nothing is removed
         if self._thorough:
-            self._clear(carried)
-        self._thorough, self._carried = False, carried
-        if not jobs:
+            self._clear(assignment)
+        self._thorough, self._assignment = False, assignment
+        if not targets:
             self._verified = None  # of a family that no lease names nothing that others do matters
         return Outcome(
             choices,
             tuple(self.repairs),
-            {group.group: len(group.rules) for job in jobs for group in job.desired.groups},
+            {group.group: len(group.rules) for target in targets for group in target.desired.groups},
             self._verified,
-            self._first_glance(),
+            self._first_fingerprint(),
         )
 
-    def _clear(self, carried: Collection[BackendName]) -> None:
+    def _clear(self, assignment: Collection[BackendName]) -> None:
         """Of a backend that cannot be used any more our old rules may still be in force. What the kernel lets us remove
         without its tools is removed."""
-        self._bring(list(self._unwanted(carried)))
+        self._converge(list(self._unwanted(assignment)))
         with contextlib.suppress(MasqError):
-            self._bring(list(self._unwanted(carried, usable=False)))
+            self._converge(list(self._unwanted(assignment, usable=False)))
 
-    def _growing(self, wish: Wish, carried: Mapping[BackendName, frozenset[Group]]) -> list[Job]:
+    def _growing(self, desired_state: DesiredState, assignment: Mapping[BackendName, frozenset[Group]]) -> list[Target]:
         """Of backends that take over one group and shall lose the other: both, until the other is in its new place."""
-        both = {name: groups | self._carried.get(name, frozenset()) for name, groups in carried.items()}
-        return [self._job(wish, name, groups) for name, groups in both.items()] if both != carried else []
+        both = {name: groups | self._assignment.get(name, frozenset()) for name, groups in assignment.items()}
+        return (
+            [self._target(desired_state, name, groups) for name, groups in both.items()] if both != assignment else []
+        )
 
-    def _undisputed(self, wish: Wish) -> tuple[Job, ...]:
-        """Of the last pass, if it had the same wish: the job of the backend that masquerades. Nothing that others do
-        to the ruleset makes that another one, so it need not wait until the evidence for `forward` is read."""
-        if self._thorough or self._jobs is None or self._jobs[:2] != (wish, self._carried):
+    def _undisputed(self, desired_state: DesiredState) -> tuple[Target, ...]:
+        """The target that masquerades, of the last pass, if the desired state is the same.
+
+        No change of the ruleset makes that another one, so it does not wait until the evidence for `forward` is read.
+        """
+        if self._thorough or self._targets is None or self._targets[:2] != (desired_state, self._assignment):
             return ()
-        return tuple(job for job in self._jobs[2] if Group.MASQUERADE in self._carried[job.backend.name])
+        return tuple(target for target in self._targets[2] if Group.MASQUERADE in self._assignment[target.backend.name])
 
-    def _first_glance(self) -> tuple[bytes | None, ...]:
+    def _first_fingerprint(self) -> tuple[bytes | None, ...]:
         if self._verified is None:
             return ()
         try:
-            seen = self.glance()
+            seen = self.fingerprint()
         except KernelError:
             return ()  # somebody commits at this very moment, and the event of that is on its way
         return seen if self.generation() == self._verified else ()
@@ -260,44 +262,47 @@ class Reconciler:
 
     def poll(self) -> bool:
         """Whether rules may have moved, in a backend whose interface tells nobody. Not while a pass runs."""
-        return any(self._backends[name].poll() for name in self._carried)
+        return any(self._backends[name].poll() for name in self._assignment)
 
-    def glance(self) -> tuple[bytes | None, ...]:
+    def fingerprint(self) -> tuple[bytes | None, ...]:
         """What differs whenever a pass would find a difference in a backend with events. Not while a pass runs."""
-        return tuple(map(self._glance, self._backends))
+        return tuple(map(self._fingerprint, self._backends))
 
-    def glance_again(self, seen: tuple[bytes | None, ...]) -> tuple[bytes | None, ...]:
-        """Another glance, up to the first difference: what comes after that is as it was. What carries our rules is
-        looked at first. Not while a pass runs."""
+    def fingerprint_again(self, seen: tuple[bytes | None, ...]) -> tuple[bytes | None, ...]:
+        """Read the fingerprints again up to the first difference; those behind it are returned as they were.
+
+        Backends that carry our rules come first. Not while a pass runs."""
         found = dict(zip(self._backends, seen))
-        for name in sorted(found, key=lambda name: name not in self._carried):
-            now = self._glance(name)
+        for name in sorted(found, key=lambda name: name not in self._assignment):
+            now = self._fingerprint(name)
             if now != found[name]:
                 found[name] = now
                 break
         return tuple(found.values())
 
-    def _glance(self, name: BackendName) -> bytes | None:
+    def _fingerprint(self, name: BackendName) -> bytes | None:
         """Of a backend that carries nothing only the evidence counts, and where that cannot be read there is none."""
-        with contextlib.nullcontext() if name in self._carried else contextlib.suppress(MasqError):
-            return self._backends[name].glance(self._carried.get(name, frozenset()))
+        with contextlib.nullcontext() if name in self._assignment else contextlib.suppress(MasqError):
+            return self._backends[name].fingerprint(self._assignment.get(name, frozenset()))
         return None
 
     def polls(self) -> bool:
         """Whether there is such a backend in use."""
-        return any(self._backends[name].poll() is not None for name in self._carried)
+        return any(self._backends[name].poll() is not None for name in self._assignment)
 
-    def render(self, wish: Wish) -> Iterator[tuple[BackendName, str]]:
+    def render(self, desired_state: DesiredState) -> Iterator[tuple[BackendName, str]]:
         """What each backend would write into an empty kernel. Asks neither the kernel nor the tools: `auto`
         stands for the backend that it likes best."""
         best = next(iter(self._backends))
-        name = best if wish.settings.backend == AUTO else wish.settings.backend
-        forward = name if wish.settings.forward.backend == AUTO else wish.settings.forward.backend
+        name = best if desired_state.settings.backend == AUTO else desired_state.settings.backend
+        forward = name if desired_state.settings.forward.backend == AUTO else desired_state.settings.forward.backend
         for backend in dict.fromkeys((name, forward)):
             groups = frozenset(
                 group for group, found in ((Group.MASQUERADE, name), (Group.FORWARD, forward)) if found == backend
             )
-            desired = policy.desired(wish.settings, wish.leases, self.family, groups, exceptions=wish.exceptions)
+            desired = policy.desired(
+                desired_state.settings, desired_state.leases, self.family, groups, exceptions=desired_state.exceptions
+            )
             yield backend, self._backends[backend].render(desired)
 
     def remove_everything(self) -> tuple[tuple[Repair, ...], tuple[MasqError, ...]]:
@@ -307,16 +312,16 @@ class Reconciler:
         with self._store.exclusive(self.family):
             for backend in self._backends.values():
                 try:
-                    repairs += self._bring_one(Job(backend, Desired(self.family), ()))
+                    repairs += self._converge_one(Target(backend, Desired(self.family), ()))
                 except MasqError as error:
                     errors.append(error)
         return tuple(repairs), tuple(errors)
 
-    def choices(self, wish: Wish) -> Mapping[Group, Choice]:
-        """The backend of each group; none for a family that no lease names. Raises what `choice.choose` raises."""
-        if not any(lease.of(self.family) for lease in wish.leases):
+    def choices(self, desired_state: DesiredState) -> Mapping[Group, Choice]:
+        """The backend of each group; none for a family that no lease names. Raises what `choose` raises."""
+        if not any(lease.of(self.family) for lease in desired_state.leases):
             return {}
-        return self.candidates(wish.settings, wish.flannel_uses_nftables)
+        return self.candidates(desired_state.settings, desired_state.flannel_uses_nftables)
 
     def survey(self, leases: tuple[Lease, ...]) -> Surveys:
         """What flannel and the CNI bridge plugin keep, in every backend that can be used."""
@@ -337,7 +342,7 @@ class Reconciler:
         """The backend that each group would get if a lease named the family."""
         self._unread = None
         drops = self.drops() if settings.forward.enabled and settings.forward.backend == AUTO else {}
-        return choice.choose(settings, self.probes(), flannel_uses_nftables=flannel_uses_nftables, drops=drops)
+        return backend_choice.choose(settings, self.probes(), flannel_uses_nftables=flannel_uses_nftables, drops=drops)
 
     def drops(self) -> dict[BackendName, str]:
         """What drops forwarded packets, by backend. Each pass asks, for docker and the like come and go.
@@ -357,71 +362,77 @@ class Reconciler:
         """Whether the backend masquerades to fully random ports here."""
         return self.probes()[backend].random_fully
 
-    def _wanted(self, wish: Wish, carried: Mapping[BackendName, frozenset[Group]]) -> tuple[Job, ...]:
+    def _wanted(
+        self, desired_state: DesiredState, assignment: Mapping[BackendName, frozenset[Group]]
+    ) -> tuple[Target, ...]:
         """The backends that shall hold something, and what."""
-        if self._jobs is None or self._jobs[:2] != (wish, carried):
-            self._jobs = (wish, carried, tuple(self._job(wish, name, groups) for name, groups in carried.items()))
-        return self._jobs[2]
+        if self._targets is None or self._targets[:2] != (desired_state, assignment):
+            self._targets = (
+                desired_state,
+                assignment,
+                tuple(self._target(desired_state, name, groups) for name, groups in assignment.items()),
+            )
+        return self._targets[2]
 
-    def _job(self, wish: Wish, name: BackendName, groups: frozenset[Group]) -> Job:
+    def _target(self, desired_state: DesiredState, name: BackendName, groups: frozenset[Group]) -> Target:
         desired = policy.desired(
-            wish.settings,
-            wish.leases,
+            desired_state.settings,
+            desired_state.leases,
             self.family,
             groups,
             random_fully=self.randomises(name),
-            exceptions=wish.exceptions,
+            exceptions=desired_state.exceptions,
         )
-        return Job(self._backends[name], desired, self._backends[name].wanted(desired))
+        return Target(self._backends[name], desired, self._backends[name].wanted(desired))
 
-    def _unwanted(self, carried: Collection[BackendName], *, usable: bool = True) -> Iterator[Job]:
+    def _unwanted(self, assignment: Collection[BackendName], *, usable: bool = True) -> Iterator[Target]:
         """The other backends, those that can be used or those that cannot: nothing of ours shall be in them."""
         for name, backend in self._backends.items():
-            if name not in carried and self._probes[name].usable is usable:
-                yield Job(backend, Desired(self.family), ())
+            if name not in assignment and self._probes[name].usable is usable:
+                yield Target(backend, Desired(self.family), ())
 
-    def _compare(self, job: Job, groups: tuple[Group, ...]) -> tuple[Observation, tuple[Change, ...]]:
-        observed = job.backend.observe(groups)
-        return observed, self._differences(job, observed)
+    def _compare(self, target: Target, groups: tuple[Group, ...]) -> tuple[Observation, tuple[Change, ...]]:
+        observed = target.backend.observe(groups)
+        return observed, self._differences(target, observed)
 
-    def _differences(self, job: Job, observed: Observation) -> tuple[Change, ...]:
-        if job.wanted and observed.obstacle:
+    def _differences(self, target: Target, observed: Observation) -> tuple[Change, ...]:
+        if target.wanted and observed.obstacle:
             raise RulesetError(observed.obstacle)
-        golden = self._store.golden(job.backend.name, self.family)
-        return plan.differences(job.wanted, job.desired.position, golden, observed)
+        verified_state = self._store.verified_state(target.backend.name, self.family)
+        return diff.differences(target.wanted, target.desired.position, verified_state, observed)
 
-    def _bring(self, jobs: Collection[Job]) -> None:
+    def _converge(self, targets: Collection[Target]) -> None:
         """One after the other. One that fails does not stop the rest; then the first error is raised."""
         errors: list[MasqError] = []
-        with self._store.exclusive(self.family) if jobs else contextlib.nullcontext():
-            for job in jobs:
+        with self._store.exclusive(self.family) if targets else contextlib.nullcontext():
+            for target in targets:
                 try:
-                    self.repairs += self._bring_one(job)
+                    self.repairs += self._converge_one(target)
                 except MasqError as error:
                     errors.append(error)
         if errors:
             raise errors[0]
 
-    def _bring_one(self, job: Job) -> tuple[Repair, ...]:
+    def _converge_one(self, target: Target) -> tuple[Repair, ...]:
         """Observe, plan, apply, verify; none where nothing was to do."""
         started = self._clock()
-        groups = tuple(Group) if self._thorough or not job.wanted else tuple(g.group for g in job.desired.groups)
-        looked_at = job.backend.generation()
-        observed, changes = self._compare(job, groups)
-        drift = self._held.get(job.backend.name) == job
+        groups = tuple(Group) if self._thorough or not target.wanted else tuple(g.group for g in target.desired.groups)
+        looked_at = target.backend.generation()
+        observed, changes = self._compare(target, groups)
+        drift = self._held.get(target.backend.name) == target
         if not changes:
             self._known(looked_at)
-            self._held[job.backend.name] = job
+            self._held[target.backend.name] = target
             return ()
-        found_at = job.backend.generation()
-        self._write(job, groups, looked_at, observed, changes)
-        self._held[job.backend.name] = job
+        found_at = target.backend.generation()
+        self._write(target, groups, looked_at, observed, changes)
+        self._held[target.backend.name] = target
         duration = round((self._clock() - started) * 1_000_000)
-        return (Repair(Plan(self.family, job.backend.name, changes), duration, found_at, drift),)
+        return (Repair(Plan(self.family, target.backend.name, changes), duration, found_at, drift),)
 
     def _write(
         self,
-        job: Job,
+        target: Target,
         groups: tuple[Group, ...],
         looked_at: int | None,
         observed: Observation,
@@ -436,25 +447,25 @@ class Reconciler:
         problem = ""
         for tries_left in reversed(range(WRITE_TRIES)):
             with self._undisturbed():
-                before = job.backend.generation()
+                before = target.backend.generation()
                 current = self._only_we(looked_at, before)
-                transactions = job.backend.replace(job.desired, observed, changes)
-                looked_at = job.backend.generation()
-                observed = job.backend.observe(groups)
-                after = job.backend.generation()
+                transactions = target.backend.replace(target.desired, observed, changes)
+                looked_at = target.backend.generation()
+                observed = target.backend.observe(groups)
+                after = target.backend.generation()
                 unmixed = before is None or after == following(before, transactions)
                 if unmixed and before is not None:
                     self._commits.note(before, transactions)
-            changes = self._differences(job, observed)
-            problem = plan.unmet(job.wanted, observed)
+            changes = self._differences(target, observed)
+            problem = diff.unmet(target.wanted, observed)
             moved = any(change.kind == "moved" for change in changes)
             ours = not changes or (current and unmixed and not moved)
             if not problem and (ours or not tries_left):
-                self._remember(job, observed)
+                self._remember(target, observed)
                 self._known(before, after if ours and unmixed else before)
                 return
         raise RulesetError(
-            f"{self.family}: {job.backend.name} wrote the rules {WRITE_TRIES} times, and each time the kernel held "
+            f"{self.family}: {target.backend.name} wrote the rules {WRITE_TRIES} times, and each time the kernel held "
             f"something else at once: {problem}; see `flanneld-masq plan`"
         )
 
@@ -484,12 +495,12 @@ class Reconciler:
         elif self._verified is not None and is_after(self._verified, generation):
             self._verified = generation
 
-    def _remember(self, job: Job, observed: Observation) -> None:
-        if job.wanted:
-            golden = plan.golden_of(job.wanted, job.desired.position, observed)
-            self._store.remember(job.backend.name, self.family, golden)
+    def _remember(self, target: Target, observed: Observation) -> None:
+        if target.wanted:
+            verified_state = diff.verified_state_of(target.wanted, target.desired.position, observed)
+            self._store.remember(target.backend.name, self.family, verified_state)
         else:
-            self._store.forget(job.backend.name, self.family)
+            self._store.forget(target.backend.name, self.family)
 
 
 def describe(changes: tuple[Change, ...], limit: int = 2) -> str:
@@ -500,6 +511,6 @@ def describe(changes: tuple[Change, ...], limit: int = 2) -> str:
     return "; ".join(f"{count} {kind} in {place}" for (place, kind), count in counts.items())
 
 
-def _carried(choices: Mapping[Group, Choice]) -> Mapping[BackendName, frozenset[Group]]:
+def _assignment(choices: Mapping[Group, Choice]) -> Mapping[BackendName, frozenset[Group]]:
     names = dict.fromkeys(chosen.backend for chosen in choices.values())
     return {name: frozenset(group for group, chosen in choices.items() if chosen.backend == name) for name in names}

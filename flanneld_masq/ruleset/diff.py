@@ -1,6 +1,6 @@
 """Desired and observed in, differences out. Pure.
 
-With a golden observation of the same rules the comparison is exact: whatever the kernel holds otherwise
+With a verified state observation of the same rules the comparison is exact: whatever the kernel holds otherwise
 is a difference. Without one, nothing in the kernel counts as verified, and all that is there is to be
 written anew.
 """
@@ -14,9 +14,9 @@ from difflib import SequenceMatcher
 from functools import lru_cache
 from itertools import zip_longest
 
-from flanneld_masq.model import Change, Golden, Item, Neighbours, Observation, Plan, Position
+from flanneld_masq.model import Change, Item, Neighbours, Observation, Plan, Position, VerifiedState
 
-_CACHED = 16  # wishes; nearly each pass has the one before
+_CACHED = 16  # desired states; nearly each pass has the one before
 
 
 @lru_cache(_CACHED)
@@ -27,28 +27,34 @@ def fingerprint(wanted: tuple[Item, ...], position: Position) -> str:
 
 
 def differences(
-    wanted: tuple[Item, ...], position: Position, golden: Golden | None, observed: Observation
+    wanted: tuple[Item, ...], position: Position, verified_state: VerifiedState | None, observed: Observation
 ) -> tuple[Change, ...]:
     """What a reconcile would change, in the order of the kernel's objects; empty where all is as wanted."""
     if not wanted:
         return tuple(Change("extra", item.place, found=item.text) for item in observed.items)
-    if golden is None or golden.fingerprint != fingerprint(wanted, position) or len(golden.items) != len(wanted):
+    if (
+        verified_state is None
+        or verified_state.fingerprint != fingerprint(wanted, position)
+        or len(verified_state.items) != len(wanted)
+    ):
         changes = tuple(_changes_by(_tag, wanted, observed.items))
         return (changes + tuple(moved(position, (), observed.neighbours))) or tuple(_unverified(wanted))
-    if list(map(_identity_now, golden.items)) == list(map(_identity_now, observed.items)):
-        return tuple(moved(position, golden.neighbours, observed.neighbours))
-    reference = tuple(_worded(item, ours.text) for item, ours in zip(golden.items, wanted))
+    if list(map(_identity_now, verified_state.items)) == list(map(_identity_now, observed.items)):
+        return tuple(moved(position, verified_state.neighbours, observed.neighbours))
+    reference = tuple(_worded(item, ours.text) for item, ours in zip(verified_state.items, wanted))
     found = _translated(observed.items, reference)
-    return (*_changes_by(_raw, reference, found), *moved(position, golden.neighbours, observed.neighbours))
+    return (*_changes_by(_raw, reference, found), *moved(position, verified_state.neighbours, observed.neighbours))
 
 
-def moved(position: Position, golden: tuple[Neighbours, ...], observed: tuple[Neighbours, ...]) -> Iterator[Change]:
+def moved(
+    position: Position, verified_state: tuple[Neighbours, ...], observed: tuple[Neighbours, ...]
+) -> Iterator[Change]:
     """Jumps that others changed places with.
 
     A jump that shall be first has no rule before it. One that shall be last stays behind every rule that
     it was written behind; rules that others append later, their own old ones too, are theirs to place.
     """
-    remembered = {around.place: around for around in golden}
+    remembered = {around.place: around for around in verified_state}
     for around in observed:
         if position is Position.FIRST and around.before:
             yield Change("moved", around.place, "our jump before all other rules", _behind(len(around.before)))
@@ -70,8 +76,8 @@ def unmet(wanted: tuple[Item, ...], observed: Observation) -> str:
     return ""
 
 
-def golden_of(wanted: tuple[Item, ...], position: Position, observed: Observation) -> Golden:
-    return Golden(fingerprint(wanted, position), observed.items, observed.neighbours)
+def verified_state_of(wanted: tuple[Item, ...], position: Position, observed: Observation) -> VerifiedState:
+    return VerifiedState(fingerprint(wanted, position), observed.items, observed.neighbours)
 
 
 def text_of(plan: Plan) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import Callable, Protocol
 
 from flanneld_masq.errors import CommandError, MasqError
 from flanneld_masq.model import Family
-from flanneld_masq.process import Runner
+from flanneld_masq.process import ProcessRunner
 
 PROGRAMS = frozenset({"nft", "iptables-nft", "ip6tables-nft"})  # whose changes the kernel tells of
 
@@ -58,7 +58,7 @@ def _insist(damage: Callable[[], None]) -> None:
 class NftTools:
     """For the backend `nft`."""
 
-    def __init__(self, family: Family, run: Runner) -> None:
+    def __init__(self, family: Family, run: ProcessRunner) -> None:
         self._family = family.data.nft
         self._run = run
         self.damages: Mapping[str, Callable[[], None]] = MappingProxyType(
@@ -122,7 +122,7 @@ class NftTools:
 class IptablesTools:
     """For `iptables-nft` and `iptables-legacy`."""
 
-    def __init__(self, flavour: str, family: Family, run: Runner) -> None:
+    def __init__(self, flavour: str, family: Family, run: ProcessRunner) -> None:
         self._tool = f"{family.data.tools}-{flavour}"
         self._flavour = flavour
         self._family = family
@@ -184,7 +184,7 @@ class IptablesTools:
         self.add_foreign()
 
 
-def tools(backend: str, family: Family, run: Runner) -> Tools | None:
+def tools(backend: str, family: Family, run: ProcessRunner) -> Tools | None:
     """None for a backend that this module does not know how to damage."""
     if backend == "nft":
         return NftTools(family, run)

@@ -19,7 +19,7 @@ from typing import Any, Optional
 
 from flanneld_masq.errors import MasqError
 from flanneld_masq.model import Address, Family, Network, Packet
-from flanneld_masq.process import Runner
+from flanneld_masq.process import ProcessRunner
 from flanneld_masq.selftest.netns import Netns
 from flanneld_masq.selftest.topology import ROUTER, SYSCTLS, address, batch, families, route
 
@@ -101,8 +101,8 @@ class Wire:
     Any packet that `carries` allows can be sent from the node, whoever its addresses belong to.
     """
 
-    def __init__(self, *, prefix: str = "wire-", run: Optional[Runner] = None) -> None:
-        self._run = Runner() if run is None else run
+    def __init__(self, *, prefix: str = "wire-", run: Optional[ProcessRunner] = None) -> None:
+        self._run = ProcessRunner() if run is None else run
         versions = [family.data.version for family in families()]
         names = [prefix + "node", prefix + "sink"]
         with ExitStack() as undo:

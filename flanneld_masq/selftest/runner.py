@@ -1,6 +1,6 @@
 """The self-test: the real daemon on this kernel and these tools, in namespaces that go with the process.
 
-Each backend gets a lab of its own (`lab`) and a trial (`trial`); here is the order of things, and what is printed.
+Each backend gets a topology and a scenario of its own; here is the order of things, and what is printed.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Optional, TextIO
 
 from flanneld_masq.errors import CommandError, ConfigError
 from flanneld_masq.model import Family, Probe
-from flanneld_masq.process import Runner
-from flanneld_masq.selftest import packet_cases as cases
+from flanneld_masq.process import ProcessRunner
+from flanneld_masq.selftest import packet_cases
 from flanneld_masq.selftest.netns import DIRECTORY, enter
 from flanneld_masq.selftest.packet_cases import Result
-from flanneld_masq.selftest.scenario import Daemon, Trial
-from flanneld_masq.selftest.topology import Addresses, Lab, default_addresses
+from flanneld_masq.selftest.scenario import Daemon, Scenario
+from flanneld_masq.selftest.topology import Addresses, Topology, default_addresses
 
 
 def main(backends: Optional[Sequence[str]], families: Collection[Family], json_output: bool, out: TextIO) -> int:
@@ -28,26 +28,26 @@ def main(backends: Optional[Sequence[str]], families: Collection[Family], json_o
     """
     progress = _Progress(sys.stderr if json_output else out)
     enter()
-    run = Runner()
+    run = ProcessRunner()
     versions = _versions(run)
     progress.line(", ".join(f"{name} {version}" for name, version in versions.items()))
     addresses = tuple(each for each in default_addresses() if each.family in families)
     results = _Selftest(addresses, run, progress).run(backends)
     if json_output:
         document = {
-            "ok": cases.passed(results),
+            "ok": packet_cases.passed(results),
             "versions": versions,
             "results": [found.document() for found in results],
         }
         print(json.dumps(document, indent=2), file=out)
     else:
         progress.line("")
-        for line in cases.table(results):
+        for line in packet_cases.table(results):
             progress.line(line)
-    return 0 if cases.passed(results) else 1
+    return 0 if packet_cases.passed(results) else 1
 
 
-def _versions(run: Runner) -> dict[str, str]:
+def _versions(run: ProcessRunner) -> dict[str, str]:
     versions = {"kernel": os.uname().release}
     for name, program in (("nft", "nft"), ("iptables", "iptables"), ("iptables-legacy", "iptables-legacy")):
         try:
@@ -77,7 +77,7 @@ class _Progress:
 
 
 class _Selftest:
-    def __init__(self, addresses: tuple[Addresses, ...], run: Runner, progress: _Progress) -> None:
+    def __init__(self, addresses: tuple[Addresses, ...], run: ProcessRunner, progress: _Progress) -> None:
         self._addresses = addresses
         self._run = run
         self._progress = progress
@@ -93,8 +93,8 @@ class _Selftest:
             usable = tuple(each for each in self._addresses if probes[name][each.family].usable)
             found: Mapping[Family, Result] = {}
             if usable:
-                with Lab(self._addresses, run=self._run) as lab:
-                    found = Trial(name, probes[name], usable, lab, self._run, self._progress.verdict).results()
+                with Topology(self._addresses, run=self._run) as topology:
+                    found = Scenario(name, probes[name], usable, topology, self._run, self._progress.verdict).results()
             results += [
                 found.get(each.family) or Result(name, each.family, probes[name][each.family])
                 for each in self._addresses
@@ -103,8 +103,8 @@ class _Selftest:
 
     def _probes(self) -> dict[str, dict[Family, Probe]]:
         """What `flanneld-masq backends` says, in a namespace like those of the tests."""
-        with Lab(self._addresses, run=self._run) as lab:
-            daemon = Daemon(lab.node, DIRECTORY / "backends", self._run)
+        with Topology(self._addresses, run=self._run) as topology:
+            daemon = Daemon(topology.node, DIRECTORY / "backends", self._run)
             daemon.configure("auto")
             document = json.loads(daemon.command("backends", "--json"))
         probes: dict[str, dict[Family, Probe]] = {}

@@ -20,17 +20,15 @@ from pathlib import Path
 from typing import Callable, Optional
 
 from flanneld_masq.errors import MasqError
-from flanneld_masq.inputs import config
-from flanneld_masq.inputs import subnet_env as subnetenv
+from flanneld_masq.inputs import config, subnet_env
 from flanneld_masq.model import SLOTS, Address, Family, Lease, Probe, Settings
-from flanneld_masq.process import Runner
-from flanneld_masq.selftest import packet_cases as cases
-from flanneld_masq.selftest import packets
+from flanneld_masq.process import ProcessRunner
+from flanneld_masq.selftest import packet_cases, packets
 from flanneld_masq.selftest.commit_log import Commits
 from flanneld_masq.selftest.fault_injection import PROGRAMS, tools
 from flanneld_masq.selftest.netns import DIRECTORY, Netns, spawn
 from flanneld_masq.selftest.packet_cases import Case, Repaired, Result, Sent
-from flanneld_masq.selftest.topology import Addresses, Lab
+from flanneld_masq.selftest.topology import Addresses, Topology
 
 DEADLINE = 10.0  # seconds, for all that has no limit of its own
 REPAIR_SECONDS = 3.0
@@ -59,7 +57,7 @@ def until(condition: Callable[[], bool], what: str, *, deadline: float = DEADLIN
 class Daemon:
     """flanneld-masq with files of its own, in one namespace. What it says goes to a file."""
 
-    def __init__(self, host: Netns, directory: Path, run: Runner) -> None:
+    def __init__(self, host: Netns, directory: Path, run: ProcessRunner) -> None:
         self.subnet_file = directory / "subnet.env"
         self.config_file = directory / "config.toml"
         self._state = directory / "state"
@@ -91,7 +89,7 @@ class Daemon:
     def lease(self, text: str, *, write: bool = True) -> tuple[Lease, ...]:
         if write:
             self.write(self.subnet_file, text)
-        return (subnetenv.parse(text.encode(), str(self.subnet_file)),)
+        return (subnet_env.parse(text.encode(), str(self.subnet_file)),)
 
     def start(self) -> None:
         with self._log.open("wb") as log:
@@ -156,7 +154,7 @@ class _Truth:
     leases: tuple[Lease, ...]
 
 
-class Trial:
+class Scenario:
     """One backend, for all families that it can be used for, with one daemon.
 
     `tell` is told of each thing done: what, whether it went well, and more about it.
@@ -167,16 +165,16 @@ class Trial:
         backend: str,
         probes: Mapping[Family, Probe],
         addresses: tuple[Addresses, ...],
-        lab: Lab,
-        run: Runner,
+        topology: Topology,
+        run: ProcessRunner,
         tell: Callable[[str, bool, str], None],
     ) -> None:
         self._backend = backend
         self._probes = probes
         self._addresses = addresses
-        self._lab = lab
+        self._topology = topology
         self._tell = tell
-        self._daemon = Daemon(lab.node, DIRECTORY / backend, run)
+        self._daemon = Daemon(topology.node, DIRECTORY / backend, run)
         self._tools = {each.family: found for each in addresses if (found := tools(backend, each.family, run))}
         self._sent: dict[Family, list[Sent]] = {each.family: [] for each in addresses}
         self._repaired: dict[Family, list[Repaired]] = {each.family: [] for each in addresses}
@@ -201,23 +199,23 @@ class Trial:
         }
 
     def _all(self) -> None:
-        with self._lab.node.entered():
+        with self._topology.node.entered():
             for found in self._tools.values():
                 found.add_foreign()
         foreign = self._foreign()
         try:
             truth = self._start()
-            golden = self._ours()
+            verified_state = self._ours()
             self._send_all("packets", truth)
-            self._send_exceptions(golden)
-            with self._lab.node.entered():
+            self._send_exceptions(verified_state)
+            with self._topology.node.entered():
                 self._commits = Commits()
             with contextlib.closing(self._commits):
                 for each in self._addresses:
                     for name in self._tools[each.family].damages if each.family in self._tools else ():
-                        self._sabotage(each, name, truth, golden)
-                    self._change_subnet(each, truth, golden)
-            self._stop(golden, foreign)
+                        self._sabotage(each, name, truth, verified_state)
+                    self._change_subnet(each, truth, verified_state)
+            self._stop(verified_state, foreign)
         finally:
             self._daemon.kill()
 
@@ -234,7 +232,9 @@ class Trial:
     def _send_all(self, what: str, truth: _Truth) -> None:
         for each in self._addresses:
             sent = [
-                self._send(case, transport, each, truth) for case in cases.cases(each) for transport in case.transports
+                self._send(case, transport, each, truth)
+                for case in packet_cases.cases(each)
+                for transport in case.transports
             ]
             self._sent[each.family] += sent
             wrong = [found for found in sent if not found.ok]
@@ -245,8 +245,13 @@ class Trial:
 
     def _send(self, case: Case, transport: str, of: Addresses, truth: _Truth) -> Sent:
         send = packets.udp if transport == "UDP" else packets.tcp
-        hosts = {"pod": self._lab.pod, "node": self._lab.node, "remote": self._lab.remote, "outside": self._lab.outside}
-        expected = cases.expect(truth.settings, truth.leases, of, case.packet)
+        hosts = {
+            "pod": self._topology.pod,
+            "node": self._topology.node,
+            "remote": self._topology.remote,
+            "outside": self._topology.outside,
+        }
+        expected = packet_cases.expect(truth.settings, truth.leases, of, case.packet)
         observed: Optional[Address] = None
         problem = ""
         try:
@@ -255,9 +260,9 @@ class Trial:
             problem = str(error)
         return Sent(case, transport, expected, observed, problem)
 
-    def _send_exceptions(self, golden: _Listing) -> None:
+    def _send_exceptions(self, verified_state: _Listing) -> None:
         """The same packets with the settings that let pods keep their address on the way to some destinations."""
-        ranges = [str(cases.excepted(each)) for each in self._addresses]
+        ranges = [str(packet_cases.excepted(each)) for each in self._addresses]
         listed = ", ".join(f'"{each}"' for each in ranges)
         settings = self._daemon.configure(
             self._backend, masquerade=f"non_masquerade_cidrs = [{listed}]\nmasquerade_link_local = false\n"
@@ -269,22 +274,22 @@ class Trial:
         )
         self._daemon.configure(self._backend)
         self._daemon.nudge()
-        until(lambda: self._ours() == golden, "the former settings come into force again")
+        until(lambda: self._ours() == verified_state, "the former settings come into force again")
 
     # ---- damage
 
-    def _sabotage(self, of: Addresses, name: str, truth: _Truth, golden: _Listing) -> None:
+    def _sabotage(self, of: Addresses, name: str, truth: _Truth, verified_state: _Listing) -> None:
         foreign = self._foreign()
 
         def damage() -> None:
-            with self._lab.node.entered():
+            with self._topology.node.entered():
                 self._tools[of.family].damages[name]()
 
-        self._repair(of, name, truth, damage, lambda: self._ours() == golden)
+        self._repair(of, name, truth, damage, lambda: self._ours() == verified_state)
         if self._foreign() != foreign:
             self._check(f"{of.family}, {name}", False, "the rules of others are not what they were")
 
-    def _change_subnet(self, of: Addresses, truth: _Truth, golden: _Listing) -> None:
+    def _change_subnet(self, of: Addresses, truth: _Truth, verified_state: _Listing) -> None:
         new = _Truth(truth.settings, self._daemon.lease(self._subnet_lines(of), write=False))
 
         def change() -> None:
@@ -292,7 +297,7 @@ class Trial:
 
         self._repair(of, _SUBNET_CHANGED, new, change, lambda: self._mentions([str(of.next_subnet)]))
         self._daemon.lease(self._subnet_lines())
-        until(lambda: self._ours() == golden, "the former subnet is back in the rules")
+        until(lambda: self._ours() == verified_state, "the former subnet is back in the rules")
 
     def _repair(
         self, of: Addresses, name: str, truth: _Truth, damage: Callable[[], None], right: Callable[[], bool]
@@ -300,7 +305,7 @@ class Trial:
         milliseconds: Optional[float] = None
         try:
             milliseconds = self._time(damage, right) * 1000
-            sent = [self._send(case, "UDP", of, truth) for case in cases.cases(of)]
+            sent = [self._send(case, "UDP", of, truth) for case in packet_cases.cases(of)]
             problem = "; ".join(str(found) for found in sent if not found.ok)
         except MasqError as error:
             problem = str(error)
@@ -331,9 +336,9 @@ class Trial:
 
     # ---- the end
 
-    def _stop(self, golden: _Listing, foreign: _Listing) -> None:
+    def _stop(self, verified_state: _Listing, foreign: _Listing) -> None:
         took = self._daemon.stop()
-        same = self._ours() == golden
+        same = self._ours() == verified_state
         self._check("SIGTERM", same, f"{took * 1000:.0f} ms; the rules {'stay' if same else 'are not what they were'}")
         self._daemon.command("cleanup")
         left = [line for lines in self._ours().values() for line in lines]
@@ -350,11 +355,11 @@ class Trial:
             self._problems.append(f"{what}: {detail}")
 
     def _ours(self) -> _Listing:
-        with self._lab.node.entered():
+        with self._topology.node.entered():
             return {family: found.ours() for family, found in self._tools.items()}
 
     def _foreign(self) -> _Listing:
-        with self._lab.node.entered():
+        with self._topology.node.entered():
             return {family: found.foreign() for family, found in self._tools.items()}
 
     def _mentions(self, words: list[str]) -> bool:

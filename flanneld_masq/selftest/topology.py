@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Optional
 
 from flanneld_masq.model import SLOTS, Address, Family, FamilyLease, Network
-from flanneld_masq.process import Runner
+from flanneld_masq.process import ProcessRunner
 from flanneld_masq.selftest.netns import DIRECTORY, LabError, Netns, command, enter, inside, spawn
 
 __all__ = [
@@ -25,9 +25,9 @@ __all__ = [
     "IPV4",
     "IPV6",
     "Addresses",
-    "Lab",
     "LabError",
     "Netns",
+    "Topology",
     "addresses_for",
     "command",
     "default_addresses",
@@ -165,7 +165,7 @@ SYSCTLS = {
 ROUTER = {"ipv4/ip_forward": 1, "ipv6/conf/all/forwarding": 1, "ipv6/conf/default/forwarding": 1}
 
 
-def batch(run: Runner, lines: Sequence[str]) -> None:
+def batch(run: ProcessRunner, lines: Sequence[str]) -> None:
     """Have one `ip` do all of it, seen from the namespace of the calling thread."""
     run(("ip", "-batch", "-"), stdin="".join(f"{line}\n" for line in lines))
 
@@ -179,14 +179,14 @@ def route(dst: Network, device: str, via: Optional[Address] = None) -> str:
     return f"route add {dst} dev {device}" + (f" via {via} onlink" if via else "")
 
 
-class Lab:
+class Topology:
     """The network, up. `prefix` goes before the names of the namespaces, to keep several labs apart."""
 
     def __init__(
-        self, addresses: Optional[Sequence[Addresses]] = None, *, prefix: str = "", run: Optional[Runner] = None
+        self, addresses: Optional[Sequence[Addresses]] = None, *, prefix: str = "", run: Optional[ProcessRunner] = None
     ) -> None:
         self.addresses = default_addresses() if addresses is None else tuple(addresses)
-        self._run = Runner() if run is None else run
+        self._run = ProcessRunner() if run is None else run
         names = {role: prefix + role for role in ("pod", "node", "remote", "outside")}
         with ExitStack() as undo:
             # Those that are there when the second of two labs takes a name are not ours to remove.
@@ -211,7 +211,7 @@ class Lab:
     def close(self) -> None:
         self._undo.close()
 
-    def __enter__(self) -> Lab:
+    def __enter__(self) -> Topology:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -13,8 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flanneld_masq import __version__
-from flanneld_masq import footprint as lean
+from flanneld_masq import __version__, footprint
 from flanneld_masq.controller.family_loop import RESYNC, FamilyLoop
 from flanneld_masq.errors import AlreadyRunning, ConfigError, MasqError, StateError
 from flanneld_masq.hookspecs import Event, Host
@@ -23,16 +22,15 @@ from flanneld_masq.inputs.leases import Change, Leases, News, as_data
 from flanneld_masq.kernel.ruleset_events import RulesetEvents
 from flanneld_masq.model import Family, Network, Settings
 from flanneld_masq.plugin_loader import Plugins
-from flanneld_masq.process import Runner
-from flanneld_masq.reconcile.reconciler import OwnCommits, Reconciler, Repair, Wish
-from flanneld_masq.ruleset import backend_choice as choice
-from flanneld_masq.service import journal
-from flanneld_masq.service import prometheus as metrics
+from flanneld_masq.process import ProcessRunner
+from flanneld_masq.reconcile.reconciler import DesiredState, OwnCommits, Reconciler, Repair
+from flanneld_masq.ruleset import backend_choice
+from flanneld_masq.service import journal, prometheus
 from flanneld_masq.service.sd_notify import Notifier, Watchdog
-from flanneld_masq.state_directory import Store, replace_file
+from flanneld_masq.state_directory import StateDirectory, replace_file
 
 if TYPE_CHECKING:
-    from flanneld_masq.dbus.publisher import Presence
+    from flanneld_masq.dbus.publisher import BusPublisher
 
 EVENT_PAUSE_SECONDS = 0.02
 OTHER_SECONDS = 30.0  # that a service waits for another instance to end, instead of being started again and again
@@ -48,14 +46,14 @@ class Daemon:
         self, load: Callable[[], Settings], plugins: Plugins, root: Path = Path("/"), *, config: str = ""
     ) -> None:
         self.settings = load()
-        choice.check_names(self.settings, plugins.backends, plugins.failures)
+        backend_choice.check_names(self.settings, plugins.backends, plugins.failures)
         self._load = load
         self._config = os.path.realpath(config)
         self._plugins = plugins
         self._root = root
-        self._runners = {family: Runner() for family in Family}
+        self._runners = {family: ProcessRunner() for family in Family}
         self._notifier = Notifier()
-        self._store = Store(Path(self.settings.state_directory))
+        self._store = StateDirectory(Path(self.settings.state_directory))
         self._leases = Leases(self.settings.subnet_files)
         self._refused = ""  # what was wrong at the last reload
         self._published: dict[str, Any] = {}
@@ -64,7 +62,7 @@ class Daemon:
         self._loops: tuple[FamilyLoop, ...] = ()
         self._commits = OwnCommits()
         self._events: RulesetEvents | None = None
-        self._presence: Presence | None = None
+        self._publisher: BusPublisher | None = None
         self._leaving: asyncio.Task[None] | None = None
         self._bus_tried = False
         self._exceptions = self._plugin_networks()
@@ -96,7 +94,7 @@ class Daemon:
             watchdog = Watchdog(self._notifier, self._hung, self._tell_hung)
             watchdog.start()
             join = loop.call_later(BUS_AFTER_SECONDS, self._join_bus)
-            slim = loop.call_later(SLIM_AFTER_SECONDS, lean.forget_the_start)
+            slim = loop.call_later(SLIM_AFTER_SECONDS, footprint.forget_the_start)
             try:
                 await self._until(stop, tasks)
             finally:
@@ -119,11 +117,11 @@ class Daemon:
             self._notifier.starting(f"waiting for its end: {error}")
             held.enter_context(self._store.instance(OTHER_SECONDS))
 
-    def wish(self) -> Wish | None:
+    def desired_state(self) -> DesiredState | None:
         """What is to hold now; None until there is a lease."""
         if not self._leases.good:
             return None
-        return Wish(self.settings, self._leases.good, self._exceptions, self._flannel_uses_nftables)
+        return DesiredState(self.settings, self._leases.good, self._exceptions, self._flannel_uses_nftables)
 
     def resync(self, family: Family) -> None:
         """The timer of one family: it looks anyway, the others only if the input changed."""
@@ -139,7 +137,7 @@ class Daemon:
         self._notifier.reloading()
         try:
             settings = self._load()
-            choice.check_names(settings, self._plugins.backends, self._plugins.failures)
+            backend_choice.check_names(settings, self._plugins.backends, self._plugins.failures)
         except ConfigError as error:
             self._refused = f"{error}; the running settings stay"
             self.event(Event("reload-refused", self._refused), logging.ERROR)
@@ -182,19 +180,19 @@ class Daemon:
 
     def refresh(self, reason: str) -> None:
         """Read the input files; mark the families if they say something new."""
-        before = self.wish()
+        before = self.desired_state()
         self._flannel_uses_nftables = self._read_net_conf()
         for news in self._leases.refresh():
             self._tell(news)
-        if self.wish() != before:
+        if self.desired_state() != before:
             for found in self._loops:
                 found.mark(reason)
         self.publish()
 
     def event(self, event: Event, level: int = logging.INFO) -> None:
         journal.emit(event, level)
-        if self._presence is not None:
-            self._presence.tell(event)
+        if self._publisher is not None:
+            self._publisher.tell(event)
         for failure in self._plugins.tell(event):
             self._say_once(Event("plugin-failed", str(failure)), logging.ERROR)
 
@@ -203,8 +201,8 @@ class Daemon:
         status = self.status() if not stopped else {**self.status(), "state": "stopped"}
         settled = not self._leases.good or all(found.settled for found in self._loops)
         self._notifier.publish(status, settled=settled)
-        if self._presence is not None:
-            self._presence.publish(status)
+        if self._publisher is not None:
+            self._publisher.publish(status)
         elif settled and not self._bus_tried:
             self._bus_tried = True
             asyncio.get_running_loop().call_soon(self._join_bus)
@@ -213,7 +211,7 @@ class Daemon:
         try:
             self._store.write_status(status)
             if self.settings.metrics_textfile:
-                replace_file(Path(self.settings.metrics_textfile), metrics.exposition(status))
+                replace_file(Path(self.settings.metrics_textfile), prometheus.exposition(status))
         except MasqError as error:
             self._tell_writing(str(error))
         else:
@@ -251,7 +249,7 @@ class Daemon:
             family,
             backends,
             self._store,
-            missing=lambda: choice.missing_family(self._root, family),
+            missing=lambda: backend_choice.missing_family(self._root, family),
             commits=self._commits,
         )
         return FamilyLoop(family, reconciler, self)
@@ -303,20 +301,20 @@ class Daemon:
 
     def _join_bus(self) -> None:
         """After the first pass, for no rule shall wait for the bus or for what speaks to it."""
-        if self._presence is not None or not self.settings.dbus_enabled:
+        if self._publisher is not None or not self.settings.dbus_enabled:
             return
         try:
-            from flanneld_masq.dbus.publisher import Presence
+            from flanneld_masq.dbus.publisher import BusPublisher
         except ImportError as error:
             message = f"{error}: no D-Bus service until python3-dbus-next is installed; all else works the same"
             self._say_once(Event("notice", message), logging.INFO)
         else:
-            self._presence = Presence(self, lambda message: self.event(Event("notice", message)))
+            self._publisher = BusPublisher(self, lambda message: self.event(Event("notice", message)))
 
     def _leave_bus(self) -> None:
-        if self._presence is not None:
-            self._leaving = asyncio.ensure_future(self._presence.close())
-            self._presence = None
+        if self._publisher is not None:
+            self._leaving = asyncio.ensure_future(self._publisher.close())
+            self._publisher = None
 
     def _file_event(self) -> None:
         self._watch.refresh()
@@ -348,7 +346,7 @@ class Daemon:
 
     def _read_net_conf(self) -> bool:
         try:
-            return choice.flannel_uses_nftables(Path(self.settings.net_conf))
+            return backend_choice.flannel_uses_nftables(Path(self.settings.net_conf))
         except ConfigError as error:
             self._say_once(Event("notice", f"{error}; taken as if it were not there"), logging.WARNING)
             return self._flannel_uses_nftables

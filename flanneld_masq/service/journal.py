@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from flanneld_masq.errors import MasqError
 from flanneld_masq.hookspecs import Event
 from flanneld_masq.model import Plan
-from flanneld_masq.ruleset import diff as plan
+from flanneld_masq.ruleset import diff
 
 LOGGER = logging.getLogger("flanneld_masq")
 
@@ -38,7 +38,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "notice": "23969de349bf4122b9d933c3d662c987",
 }
 PREFIX = "FLANNELD_MASQ_"
-MOST_DIFF_LINES = 200  # somebody may have put any number of rules into our chains
+MAX_DIFF_LINES = 200  # somebody may have put any number of rules into our chains
 
 
 def emit(event: Event, level: int = logging.INFO, bug: Exception | None = None) -> None:
@@ -69,10 +69,10 @@ def failed(error: Exception) -> None:
 
 def diff_text(found: Plan) -> str:
     """The differences in a plan, for the field DIFF: a line each, and not without end."""
-    lines = list(plan.text_of(found))
-    left_out = len(lines) - MOST_DIFF_LINES
+    lines = list(diff.text_of(found))
+    left_out = len(lines) - MAX_DIFF_LINES
     more = [f"({left_out} more lines)"] if left_out > 0 else []
-    return "\n".join([*lines[:MOST_DIFF_LINES], *more])
+    return "\n".join([*lines[:MAX_DIFF_LINES], *more])
 
 
 def set_up(level: str, environ: Mapping[str, str] = os.environ) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Optional
 
 FEEDS_PER_PERIOD = 2.0  # as sd_watchdog_enabled(3) recommends
-MOST_BYTES = 1024  # of a status; systemd drops a message of more than 4096 bytes whole
+MAX_BYTES = 1024  # of a status; systemd drops a message of more than 4096 bytes whole
 _SEND_SECONDS = 1.0  # how long a systemd that does not read may hold us up
 
 
@@ -103,7 +103,7 @@ def status_text(status: Mapping[str, Any]) -> str:
 
 def _line(text: str) -> str:
     line = "".join(character if character.isprintable() else " " for character in text).encode(errors="replace")
-    return line.decode() if len(line) <= MOST_BYTES else line[: MOST_BYTES - 3].decode(errors="ignore") + "..."
+    return line.decode() if len(line) <= MAX_BYTES else line[: MAX_BYTES - 3].decode(errors="ignore") + "..."
 
 
 def _parts(status: Mapping[str, Any]) -> Iterator[str]:

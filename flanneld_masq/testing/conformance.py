@@ -20,7 +20,6 @@ from flanneld_masq.model import (
     Desired,
     Family,
     FamilyLease,
-    Golden,
     Group,
     Item,
     Lease,
@@ -31,9 +30,9 @@ from flanneld_masq.model import (
     Probe,
     Settings,
     Survey,
+    VerifiedState,
 )
-from flanneld_masq.ruleset import diff as plan
-from flanneld_masq.ruleset import policy
+from flanneld_masq.ruleset import diff, policy
 
 BOTH = frozenset(Group)
 
@@ -116,7 +115,7 @@ class BackendConformance:
     def test_what_is_written_is_observed(self, bench: Bench) -> None:
         for desired in (plain(bench), every_row(bench), first(bench), plain(bench)):
             observed = _write(bench, desired)
-            problem = plan.unmet(bench.backend.wanted(desired), observed)
+            problem = diff.unmet(bench.backend.wanted(desired), observed)
             assert not problem, f"after replace(): {problem}"
             for item in observed.items:
                 _check_item(item)
@@ -125,7 +124,7 @@ class BackendConformance:
     def test_nothing_counts_as_verified_without_a_record_of_our_own_write(self, bench: Bench) -> None:
         desired = plain(bench)
         observed = _write(bench, desired)
-        assert plan.differences(bench.backend.wanted(desired), desired.position, None, observed)
+        assert diff.differences(bench.backend.wanted(desired), desired.position, None, observed)
 
     def test_writing_again_changes_nothing(self, bench: Bench) -> None:
         bench.add_foreign()
@@ -157,12 +156,12 @@ class BackendConformance:
         damages = {"a rule deleted": bench.delete_rule, "a rule doubled": bench.duplicate_rule, "a flush": bench.flush}
         for name, damage in {**damages, **bench.other_damages}.items():
             _write(bench, desired)
-            before = bench.backend.glance(tuple(Group))
+            before = bench.backend.fingerprint(tuple(Group))
             _observe(bench)
-            assert bench.backend.glance(tuple(Group)) == before, "nobody changed anything, and it looks different"
+            assert bench.backend.fingerprint(tuple(Group)) == before, "nobody changed anything, and it looks different"
             assert (before is None) == (bench.backend.generation() is None), "a glance goes with events"
             damage()
-            assert before is None or bench.backend.glance(tuple(Group)) != before, f"{name}: looks as before"
+            assert before is None or bench.backend.fingerprint(tuple(Group)) != before, f"{name}: looks as before"
 
     def test_nothing_is_said_to_drop_where_nothing_does(self, bench: Bench) -> None:
         bench.add_foreign()
@@ -194,7 +193,7 @@ class BackendConformance:
         _write(bench, every_row(bench))
         for group in Group:
             desired = _desired(bench, _EVERY_ROW, groups=frozenset((group,)))
-            problem = plan.unmet(bench.backend.wanted(desired), _write(bench, desired))
+            problem = diff.unmet(bench.backend.wanted(desired), _write(bench, desired))
             assert not problem, f"with the {group} group alone: {problem}"
 
     def test_nothing_is_left_after_removal(self, bench: Bench) -> None:
@@ -231,7 +230,7 @@ class BackendConformance:
         bench.add_foreign()
         for desired in (plain(bench), every_row(bench), every_row(bench), Desired(bench.backend.family)):
             observed = _observe(bench)
-            changes = plan.differences(bench.backend.wanted(desired), desired.position, None, observed)
+            changes = diff.differences(bench.backend.wanted(desired), desired.position, None, observed)
             before = bench.backend.generation()
             transactions = bench.backend.replace(desired, observed, changes)
             after = bench.backend.generation()
@@ -262,14 +261,14 @@ class BackendConformance:
         if not _observe(bench).items:
             bench.add_foreign()
         desired = every_row(bench)
-        golden = _golden(bench, desired, _write(bench, desired))
+        verified_state = _verified_states(bench, desired, _write(bench, desired))
         damage()
         damaged, foreign = _observe(bench), bench.foreign()
-        changes = plan.differences(bench.backend.wanted(desired), desired.position, golden, damaged)
+        changes = diff.differences(bench.backend.wanted(desired), desired.position, verified_state, damaged)
         assert changes, f"{name}: not found"
         bench.backend.replace(desired, damaged, changes)
         repaired = _observe(bench)
-        left = plan.differences(bench.backend.wanted(desired), desired.position, golden, repaired)
+        left = diff.differences(bench.backend.wanted(desired), desired.position, verified_state, repaired)
         assert not left, f"{name}: replace() left {left}"
         assert bench.foreign() == foreign, f"{name}: the repair changed rules of others"
 
@@ -302,13 +301,13 @@ def _observe(bench: Bench) -> Observation:
 def _write(bench: Bench, desired: Desired) -> Observation:
     """One write, as the reconciler does it; what is observed afterwards."""
     observed = _observe(bench)
-    changes = plan.differences(bench.backend.wanted(desired), desired.position, None, observed)
+    changes = diff.differences(bench.backend.wanted(desired), desired.position, None, observed)
     bench.backend.replace(desired, observed, changes)
     return _observe(bench)
 
 
-def _golden(bench: Bench, desired: Desired, observed: Observation) -> Golden:
-    return plan.golden_of(bench.backend.wanted(desired), desired.position, observed)
+def _verified_states(bench: Bench, desired: Desired, observed: Observation) -> VerifiedState:
+    return diff.verified_state_of(bench.backend.wanted(desired), desired.position, observed)
 
 
 def _plain(observed: Observation) -> Observation:

@@ -193,7 +193,7 @@ class MemoryBackend:
     def poll(self) -> bool | None:
         return None if self._counted else self._kernel.generation != self._read_at
 
-    def glance(self, groups: Collection[Group]) -> bytes | None:
+    def fingerprint(self, groups: Collection[Group]) -> bytes | None:
         if not self._counted:
             return None
         own = [self._kernel.chain(self.family, self.own_chain(group)) for group in Group if group in groups]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from flanneld_masq.errors import BackendUnavailable, CommandError
 from flanneld_masq.model import SLOTS, BackendName
-from flanneld_masq.process import Completed, Runner
+from flanneld_masq.process import Completed, ProcessRunner
 
 _NAMES = (
     "xtables-nft-multi",
@@ -53,17 +53,17 @@ class Program:
         """MASQUERADE knows --random-fully since 1.6.2."""
         return self.version >= (1, 6, 2)
 
-    def restore(self, run: Runner, tools: str, text: str) -> None:
+    def restore(self, run: ProcessRunner, tools: str, text: str) -> None:
         """Feed `text` to iptables-restore. `tools` is "iptables" or "ip6tables". Raises CommandError."""
         argv = (f"{tools}-restore", "--noflush", f"--wait={_WAIT_SECONDS}")
         run(argv, executable=self.path, stdin=text, timeout=RESTORE_TIMEOUT)
 
-    def save(self, run: Runner, tools: str, table: str) -> Completed:
+    def save(self, run: ProcessRunner, tools: str, table: str) -> Completed:
         """What iptables-save prints of one table. Raises CommandError."""
         return run((f"{tools}-save", "-t", table), executable=self.path)
 
 
-def find(flavour: str, name: BackendName, run: Runner) -> Program:
+def find(flavour: str, name: BackendName, run: ProcessRunner) -> Program:
     """The first program of that flavour on the runner's path. Raises BackendUnavailable."""
     others = []
     for path in _binaries(run.path):
@@ -94,7 +94,7 @@ def _is_binary(path: str) -> bool:
         return False
 
 
-def _identify(path: str, run: Runner) -> Program | None:
+def _identify(path: str, run: ProcessRunner) -> Program | None:
     try:
         printed = run(("iptables", "--version"), executable=path, timeout=5).stdout
     except CommandError:

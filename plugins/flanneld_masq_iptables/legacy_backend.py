@@ -15,7 +15,7 @@ import re
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from flanneld_masq import footprint as lean
+from flanneld_masq import footprint
 from flanneld_masq.errors import BackendUnavailable, CommandError, KernelError, RulesetError
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.model import (
@@ -34,9 +34,8 @@ from flanneld_masq.model import (
     Survey,
 )
 from flanneld_masq.process import Completed
-from flanneld_masq.ruleset import flannel_rules as flannel
-from flanneld_masq_iptables import binaries as programs
-from flanneld_masq_iptables import rules
+from flanneld_masq.ruleset import flannel_rules
+from flanneld_masq_iptables import binaries, rules
 from flanneld_masq_iptables.rules import PLACES, Place
 from flanneld_masq_iptables.sockopt import Look, TableInfo
 
@@ -53,16 +52,16 @@ class IptablesLegacy:
     def __init__(self, family: Family, host: Host) -> None:
         self.family = family
         self._host = host
-        self._found: programs.Program | None = None
+        self._found: binaries.Program | None = None
         self._info = TableInfo(family)
         self._looks: Mapping[str, Look] = {}  # at our tables, those that exist, as `observe` found them
         self._surveyed: tuple[tuple[object, tuple[FamilyLease, ...]], Survey] | None = None
         self._known: dict[Place, dict[bytes, Observed]] = {}  # what was listed, by the fingerprint of the entries
 
     @property
-    def _program(self) -> programs.Program:
+    def _program(self) -> binaries.Program:
         if self._found is None:
-            self._found = programs.find("legacy", NAME, self._host.run)
+            self._found = binaries.find("legacy", NAME, self._host.run)
         return self._found
 
     def probe(self) -> Probe:
@@ -168,7 +167,7 @@ class IptablesLegacy:
                 text = "\n".join([f"*{place.table}", *lines, "COMMIT", ""])
                 self._program.restore(self._host.run, self.family.data.tools, text)
 
-    def glance(self, groups: Collection[Group]) -> None:
+    def fingerprint(self, groups: Collection[Group]) -> None:
         return None
 
     def generation(self) -> None:
@@ -219,7 +218,7 @@ class IptablesLegacy:
         if fingerprint in known:
             return known[fingerprint]
         observed = self._listed(place)
-        lean.trim()  # of a listing that may have been of 50,000 rules nothing is left
+        footprint.trim()  # of a listing that may have been of 50,000 rules nothing is left
         if fingerprint and fingerprint == self._fingerprint(place):
             if len(known) >= _REMEMBERED:
                 del known[next(iter(known))]
@@ -261,12 +260,12 @@ def _flannel(
     place: Place, group: Group, family: Family, leases: tuple[FamilyLease, ...], lines: tuple[str, ...]
 ) -> Iterator[Item]:
     """What flannel wrote into the table, the chain after the rules that keep it from being removed."""
-    chain = flannel.CHAINS[group]
-    flat = {rule.iptables() for lease in leases for rule in flannel.flat_rules(group, family, lease)}
+    chain = flannel_rules.CHAINS[group]
+    flat = {rule.iptables() for lease in leases for rule in flannel_rules.flat_rules(group, family, lease)}
     for line in lines:
         start, _, rest = line.partition(f"-A {place.base} ")
         in_base = not start and bool(rest)
-        if in_base and (rest in flat or _comment(line) == flannel.COMMENTS[group] or _jumps_to(line, chain)):
+        if in_base and (rest in flat or _comment(line) == flannel_rules.COMMENTS[group] or _jumps_to(line, chain)):
             yield Item("rule", place.jump, line, raw=line)
         elif line.startswith(f"-A {chain} "):
             yield Item("rule", f"{place.table} {chain}", line, raw=line)

@@ -32,9 +32,8 @@ from flanneld_masq.model import (
     Probe,
     Survey,
 )
-from flanneld_masq.ruleset import flannel_rules as flannel
-from flanneld_masq_iptables import binaries as programs
-from flanneld_masq_iptables import rules
+from flanneld_masq.ruleset import flannel_rules
+from flanneld_masq_iptables import binaries, rules
 from flanneld_masq_iptables.rules import PLACES, Place
 
 NAME = BackendName("iptables-nft")
@@ -48,7 +47,7 @@ class IptablesNft:
     def __init__(self, family: Family, host: Host) -> None:
         self.family = family
         self._host = host
-        self._found: programs.Program | None = None
+        self._found: binaries.Program | None = None
         self._replay = Replay(family)
 
     @cached_property
@@ -56,9 +55,9 @@ class IptablesNft:
         return Nfnetlink()
 
     @property
-    def _program(self) -> programs.Program:
+    def _program(self) -> binaries.Program:
         if self._found is None:
-            self._found = programs.find("nf_tables", NAME, self._host.run)
+            self._found = binaries.find("nf_tables", NAME, self._host.run)
         return self._found
 
     def probe(self) -> Probe:
@@ -139,10 +138,12 @@ class IptablesNft:
             self._delete(place, tuple(item for item in there if item.kind == "rule"), next(iter(chains), None))
 
     def _flannel(self, group: Group, leases: tuple[FamilyLease, ...]) -> Iterator[Item]:
-        place, chain = PLACES[group], flannel.CHAINS[group]
-        flat = {rule.nft(self.family) for lease in leases for rule in flannel.flat_rules(group, self.family, lease)}
+        place, chain = PLACES[group], flannel_rules.CHAINS[group]
+        flat = {
+            rule.nft(self.family) for lease in leases for rule in flannel_rules.flat_rules(group, self.family, lease)
+        }
         for rule in self._netlink.rules(self.family, place.table, place.base):
-            theirs = comment(rule) == flannel.COMMENTS[group] or jump_target(rule) == chain
+            theirs = comment(rule) == flannel_rules.COMMENTS[group] or jump_target(rule) == chain
             if theirs or describe(rule, self.family) in flat:
                 yield self._item("rule", place, rule)
         if self._netlink.chain(self.family, place.table, chain) is not None:
@@ -150,13 +151,13 @@ class IptablesNft:
                 yield self._item("rule", place, rule)
             yield Item("chain", f"{place.table} {chain}", f"chain {chain}")
 
-    def glance(self, groups: Collection[Group]) -> bytes:
+    def fingerprint(self, groups: Collection[Group]) -> bytes:
         forward = PLACES[Group.FORWARD]
         base = self._netlink.chain(self.family, forward.table, forward.base)
         looks = (self._look(PLACES[group]) for group in Group if group in groups)
         dumped = () if Group.FORWARD in groups else (forward.base,)
         look = sum(looks, Look.at(self.family, forward.table, (), dumped))
-        return self._netlink.glance(look) + repr(base and base.policy).encode()
+        return self._netlink.fingerprint(look) + repr(base and base.policy).encode()
 
     def _look(self, place: Place) -> Look:
         return Look.at(self.family, place.table, (place.chain,), (place.chain, place.base))

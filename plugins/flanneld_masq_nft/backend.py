@@ -26,7 +26,7 @@ from flanneld_masq.model import (
     Survey,
     Verdict,
 )
-from flanneld_masq.ruleset import flannel_rules as flannel
+from flanneld_masq.ruleset import flannel_rules
 from flanneld_masq_nft import render
 from flanneld_masq_nft.libnftables import Nftables
 
@@ -55,7 +55,7 @@ class NftBackend:
         ours is for `observe` to see, and says nothing of the kernel."""
         try:
             self._netlink.generation()
-            self._library.check(render.render(_trial(self.family)).replace(render.TABLE, f"{render.TABLE}-trial"))
+            self._library.check(render.render(_scenario(self.family)).replace(render.TABLE, f"{render.TABLE}-trial"))
         except BackendUnavailable as error:
             return Probe(False, error.reason, error.remedy)
         except KernelError as error:
@@ -101,7 +101,7 @@ class NftBackend:
         return ""  # our table is our own, and what other tables drop no accept of ours can save
 
     def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
-        name = flannel.TABLES[self.family]
+        name = flannel_rules.TABLES[self.family]
         place = f"{self.family.data.nft} {name}"
         found = (Item("table", place, f"table {place}"),) if self._netlink.table(self.family, name) else ()
         masquerades = f"table inet {_CNI_TABLE}" if self._netlink.has_inet_table(_CNI_TABLE) else ""
@@ -110,11 +110,11 @@ class NftBackend:
     def remove(self, items: tuple[Item, ...]) -> None:
         self._library.commit("".join(f"delete table {item.place}\n" for item in items))
 
-    def glance(self, groups: Collection[Group]) -> bytes:
+    def fingerprint(self, groups: Collection[Group]) -> bytes:
         if not groups:
             return b""
         chains = tuple(render.CHAINS[group].name for group in Group if group in groups)
-        return self._netlink.glance(Look.at(self.family, render.TABLE, chains, (None,)))
+        return self._netlink.fingerprint(Look.at(self.family, render.TABLE, chains, (None,)))
 
     def generation(self) -> int:
         return self._netlink.generation()
@@ -212,7 +212,7 @@ def _structure(items: tuple[Item, ...]) -> list[tuple[str, str, str]]:
     return [(item.kind, item.place, item.raw) for item in items if item.kind != "rule"]
 
 
-def _trial(family: Family) -> Desired:
+def _scenario(family: Family) -> Desired:
     rule = Rule("6", "", Verdict.MASQUERADE, dst_not=family.data.multicast, fully_random=True, tag="trial")
     accept = Rule("forward-src", "", Verdict.ACCEPT, src=family.data.link_local, tag="trial")
     return Desired(family, (GroupRules(Group.MASQUERADE, (rule,)), GroupRules(Group.FORWARD, (accept,))))

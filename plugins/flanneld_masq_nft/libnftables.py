@@ -6,7 +6,7 @@ import importlib
 from functools import cached_property
 from typing import Protocol, cast
 
-from flanneld_masq import footprint as lean
+from flanneld_masq import footprint
 from flanneld_masq.errors import BackendUnavailable, RulesetError
 
 REMEDY = "install the package python3-nftables (Debian, Ubuntu, Fedora and RHEL call it so)"
@@ -43,7 +43,7 @@ class Nftables:
         """All of `text` in one transaction, or nothing of it and a RulesetError."""
         self._run(text)
         self._library.cmd(_FORGET)
-        lean.trim()
+        footprint.trim()
 
     def check(self, text: str) -> None:
         """Let the kernel judge `text` and throw it away. Raises RulesetError where it would refuse.
@@ -57,7 +57,7 @@ class Nftables:
             self._run(text)
         finally:
             del self.__dict__["_library"]  # nothing was committed, so the list that it keeps is not out of date
-            lean.trim()
+            footprint.trim()
 
     def _run(self, text: str) -> None:
         status, _, error = self._library.cmd(text)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flanneld_masq.errors import MasqError
-from flanneld_masq.process import Runner
+from flanneld_masq.process import ProcessRunner
 from flanneld_masq.selftest import netns
 
 from . import clock, daemon, flannel, foreign, machine, plots, repair, report
@@ -69,7 +69,7 @@ def _compile() -> None:
 def _load_modules() -> None:
     """So that no figure has the loading of a kernel module in it. The namespace that we are in is not used else."""
     for tool in ("iptables-nft", "iptables-legacy"):
-        Runner()((tool, "-t", "nat", "-S"))
+        ProcessRunner()((tool, "-t", "nat", "-S"))
 
 
 def _measure(record: Record, scale: Scale, parts: frozenset[str], sizes: Sequence[int]) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from flanneld_masq import plugin_loader as plugins
+from flanneld_masq import plugin_loader
 from flanneld_masq.hookspecs import Host
-from flanneld_masq.inputs import config
-from flanneld_masq.inputs import subnet_env as subnetenv
+from flanneld_masq.inputs import config, subnet_env
 from flanneld_masq.model import Family
-from flanneld_masq.process import Runner
-from flanneld_masq.reconcile.reconciler import Reconciler, Wish
-from flanneld_masq.state_directory import Store
+from flanneld_masq.process import ProcessRunner
+from flanneld_masq.reconcile.reconciler import DesiredState, Reconciler
+from flanneld_masq.state_directory import StateDirectory
 
 from .clock import DEADLINE, LOOK_SECONDS, BenchError, now, pause, progress, until
 from .record import Record
@@ -147,22 +146,25 @@ def verifies(sites: Sequence[Site], scale: Scale, record: Record) -> None:
     reconcilers = {}
     for site in sites:
         progress(f"{site}: full verify")
-        settings, lease = config.load(site.config), subnetenv.read(site.subnet_file)
+        settings, lease = config.load(site.config), subnet_env.read(site.subnet_file)
         if lease is None:
             raise BenchError(f"{site}: no subnet file")
-        backends = plugins.load().create(Family.IPV4, Host(Runner()))
-        reconcilers[site] = (Reconciler(Family.IPV4, backends, Store(site.state)), Wish(settings, (lease,)))
+        backends = plugin_loader.load().create(Family.IPV4, Host(ProcessRunner()))
+        reconcilers[site] = (
+            Reconciler(Family.IPV4, backends, StateDirectory(site.state)),
+            DesiredState(settings, (lease,)),
+        )
         _verify(site, *reconcilers[site])  # the first one looks everywhere
     for number in range(scale.passes):
-        for site, (reconciler, wish) in reconcilers.items():
+        for site, (reconciler, desired_state) in reconcilers.items():
             if site.flavour != "legacy" or number < scale.legacy_passes:
-                record.add("verify", site.backend, site.foreign, "s", [_verify(site, reconciler, wish)])
+                record.add("verify", site.backend, site.foreign, "s", [_verify(site, reconciler, desired_state)])
 
 
-def _verify(site: Site, reconciler: Reconciler, wish: Wish) -> float:
+def _verify(site: Site, reconciler: Reconciler, desired_state: DesiredState) -> float:
     with site.entered():  # its sockets are made when they are first needed
         started = now()
-        outcome = reconciler.reconcile(wish)
+        outcome = reconciler.reconcile(desired_state)
         taken = now() - started
     if outcome.repairs:
         raise BenchError(f"{site}: a verify found something to repair")

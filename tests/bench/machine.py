@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flanneld_masq.errors import CommandError
-from flanneld_masq.process import Runner
+from flanneld_masq.process import ProcessRunner
 
 _VERSIONS = {
     "nft": ("nft", "--version"),
@@ -20,7 +20,7 @@ _VERSIONS = {
 
 
 def described() -> dict[str, Any]:
-    run = Runner()
+    run = ProcessRunner()
     versions = {}
     for name, argv in _VERSIONS.items():
         try:

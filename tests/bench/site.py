@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Optional
 
-from flanneld_masq.process import Runner
+from flanneld_masq.process import ProcessRunner
 from flanneld_masq.selftest.netns import DIRECTORY, Netns, spawn
 
 from .clock import BenchError, now, until
@@ -47,7 +47,7 @@ class Site:
         self.subnet_file = self.directory / "flannel" / "subnet.env"
         self.config = self.directory / "config.toml"
         self.log = self.directory / "log"
-        self._runner = Runner()
+        self._runner = ProcessRunner()
         self._runner(("ip", "netns", "add", name))
         self.netns = Netns(name)
         self.subnet_file.parent.mkdir(parents=True)

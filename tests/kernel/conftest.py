@@ -21,18 +21,17 @@ from typing import Any, Optional
 import nftables
 import pytest
 
-from flanneld_masq import plugin_loader as plugins
+from flanneld_masq import plugin_loader
 from flanneld_masq.hookspecs import Backend, Host
-from flanneld_masq.inputs import config
-from flanneld_masq.inputs import subnet_env as subnetenv
+from flanneld_masq.inputs import config, subnet_env
 from flanneld_masq.model import BackendName, Family, Lease, Settings
-from flanneld_masq.process import Runner
-from flanneld_masq.reconcile.reconciler import Reconciler, Wish
-from flanneld_masq.ruleset import backend_choice as choice
+from flanneld_masq.process import ProcessRunner
+from flanneld_masq.reconcile.reconciler import DesiredState, Reconciler
+from flanneld_masq.ruleset import backend_choice
 from flanneld_masq.selftest import netns
 from flanneld_masq.selftest.netns import Netns
-from flanneld_masq.selftest.topology import Lab, batch
-from flanneld_masq.state_directory import Store
+from flanneld_masq.selftest.topology import Topology, batch
+from flanneld_masq.state_directory import StateDirectory
 
 from ..common import eventually, unable
 
@@ -47,7 +46,7 @@ FLANNEL_IPMASQ=false
 """
 _names = itertools.count()
 if not hasattr(nftables.Nftables, "set_dry_run"):
-    # 0.9.8: what a test frees would end all tests, see flanneld_masq_nft.library
+    # 0.9.8: what a test frees would end all tests, see flanneld_masq_nft.libnftables
     del nftables.Nftables.__del__
 
 
@@ -95,8 +94,8 @@ def no_bus_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=list(Family), ids=str)
 def family(request: pytest.FixtureRequest) -> Family:
     found: Family = request.param
-    if choice.missing_family(Path("/"), found):
-        unable(choice.missing_family(Path("/"), found))
+    if backend_choice.missing_family(Path("/"), found):
+        unable(backend_choice.missing_family(Path("/"), found))
     return found
 
 
@@ -118,7 +117,7 @@ class Node:
 
     def __init__(self, name: str, directory: Path) -> None:
         self.directory = directory
-        self.run = Runner()
+        self.run = ProcessRunner()
         batch(self.run, [f"netns add {name}"])
         self.netns = Netns(name)
         self.subnet_file = directory / "flannel" / "subnet.env"
@@ -164,19 +163,19 @@ class Node:
         return (sys.executable, "-m", "flanneld_masq", "--config", str(self.config_file), *argv)
 
     def lease(self) -> Lease:
-        found = subnetenv.read(self.subnet_file)
+        found = subnet_env.read(self.subnet_file)
         assert found is not None
         return found
 
-    def wish(self) -> Wish:
-        return Wish(self.settings, (self.lease(),))
+    def desired_state(self) -> DesiredState:
+        return DesiredState(self.settings, (self.lease(),))
 
     def backends(self, family: Family) -> dict[BackendName, Backend]:
-        return plugins.load().create(family, Host(self.run))
+        return plugin_loader.load().create(family, Host(self.run))
 
     def reconciler(self, family: Family) -> Reconciler:
         """Call it, and what it returns, while `entered`: its netlink socket belongs to the namespace."""
-        return Reconciler(family, self.backends(family), Store(self.state))
+        return Reconciler(family, self.backends(family), StateDirectory(self.state))
 
     def ruleset(self) -> str:
         """Everything in both kernel interfaces, without counters; legacy tables only where they exist."""
@@ -195,7 +194,7 @@ class Node:
         """The daemon, as a process of its own in the namespace, until the end of the block."""
         with self.entered(), (self.directory / f"log{next(_names)}").open("wb") as log:
             process = netns.spawn(self.argv(*argv, "run"), output=log)
-        daemon = Daemon(process, Path(log.name), Store(self.state))
+        daemon = Daemon(process, Path(log.name), StateDirectory(self.state))
         try:
             yield daemon
         finally:
@@ -210,7 +209,7 @@ class Node:
 class Daemon:
     """A running daemon, and what it says of itself."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path, store: Store) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, store: StateDirectory) -> None:
         self.process = process
         self._log = log
         self._store = store
@@ -269,15 +268,15 @@ def node(make_node: Callable[[], Node]) -> Node:
 
 
 @pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab(prefix="lab-") as found:
+def topology() -> Iterator[Topology]:
+    with Topology(prefix="lab-") as found:
         yield found
 
 
 @pytest.fixture
-def lab_node(node: Node, lab: Lab) -> Iterator[Node]:
+def lab_node(node: Node, topology: Topology) -> Iterator[Node]:
     """The one in the middle of the lab."""
-    own, node.netns = node.netns, lab.node
-    node.write_subnet("".join(each.subnet_lines() for each in lab.addresses))
+    own, node.netns = node.netns, topology.node
+    node.write_subnet("".join(each.subnet_lines() for each in topology.addresses))
     yield node
     node.netns = own

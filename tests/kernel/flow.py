@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 
 from flanneld_masq.model import Family
-from flanneld_masq.selftest.topology import Addresses, Lab
+from flanneld_masq.selftest.topology import Addresses, Topology
 
 from ..common import eventually
 
@@ -19,12 +19,12 @@ from ..common import eventually
 class Flow(AbstractContextManager["Flow"]):
     """New connections from the pod to the outside, so many a second, and the source that each had there."""
 
-    def __init__(self, lab: Lab, of: Addresses, *, per_second: int = 200) -> None:
+    def __init__(self, topology: Topology, of: Addresses, *, per_second: int = 200) -> None:
         self.sent = 0
         self._pause = 1 / per_second
-        self._pod, self._of = lab.pod, of
+        self._pod, self._of = topology.pod, of
         self._kind = socket.AF_INET if of.family is Family.IPV4 else socket.AF_INET6
-        with lab.outside.entered():
+        with topology.outside.entered():
             self._target = socket.socket(self._kind, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
             self._target.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
             self._target.bind((str(of.far), 0))

@@ -35,7 +35,7 @@ from flanneld_masq.model import (
     Rule,
     Verdict,
 )
-from flanneld_masq.process import Runner
+from flanneld_masq.process import ProcessRunner
 
 FOREIGN_COMMENT = "not ours"
 _HOSTS = {Family.IPV4: "203.0.113.9", Family.IPV6: "2001:db8:ffff::9"}
@@ -131,7 +131,7 @@ class Subject(ABC):
 
     bases: frozenset[str] = frozenset()
 
-    def __init__(self, family: Family, backend: Backend, run: Runner) -> None:
+    def __init__(self, family: Family, backend: Backend, run: ProcessRunner) -> None:
         self.family = family
         self.backend = backend
         self.run = run
@@ -277,7 +277,7 @@ class IptablesSubject(Subject):
 
     bases = frozenset(place.jump for place in PLACES.values())
 
-    def __init__(self, family: Family, backend: Backend, run: Runner) -> None:
+    def __init__(self, family: Family, backend: Backend, run: ProcessRunner) -> None:
         super().__init__(family, backend, run)
         self._flavour = backend.name.partition("-")[2]
         self._prefix = f"{family.data.tools}-{self._flavour}"
@@ -484,7 +484,7 @@ class IptablesSubject(Subject):
         return self.backend.observe(tuple(Group)).neighbours
 
 
-def add_foreign(family: Family, run: Runner) -> None:
+def add_foreign(family: Family, run: ProcessRunner) -> None:
     """Rules of others, of both flavours and of nft, wherever ours have to do with them."""
     host, network, nft = _HOSTS[family], _NETWORKS[family], family.data.nft
     for flavour in ("nft", "legacy"):
@@ -513,14 +513,14 @@ def add_foreign(family: Family, run: Runner) -> None:
     run(("nft", "-f", "-"), stdin="".join(f"{line}\n" for line in lines))
 
 
-def remove_all(family: Family, run: Runner) -> None:
+def remove_all(family: Family, run: ProcessRunner) -> None:
     """Everything of the family, ours too."""
     run(("nft", "flush", "ruleset", family.data.nft))
     for place in PLACES.values():
         run((f"{family.data.tools}-legacy-restore", "--wait=5"), stdin=f"*{place.table}\nCOMMIT\n")
 
 
-def legacy_snapshot(family: Family, run: Runner) -> Snapshot:
+def legacy_snapshot(family: Family, run: ProcessRunner) -> Snapshot:
     ours: list[str] = []
     foreign: list[str] = []
     for counted in run((f"{family.data.tools}-legacy-save", "-c")).stdout.splitlines():

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from flanneld_masq.model import BackendName, Family
-from flanneld_masq.selftest import fault_injection as sabotage
+from flanneld_masq.selftest import fault_injection
 from flanneld_masq.testing import BackendConformance, Bench
 
 from .conftest import Node
@@ -16,7 +16,7 @@ from .conftest import Node
 class TestOnTheKernel(BackendConformance):
     @pytest.fixture
     def bench(self, node: Node, backend_name: BackendName, family: Family) -> Iterator[Bench]:
-        tools = sabotage.tools(backend_name, family, node.run)
+        tools = fault_injection.tools(backend_name, family, node.run)
         assert tools is not None
         damages = dict(tools.damages)
         with node.entered():

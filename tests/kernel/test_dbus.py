@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from flanneld_masq.dbus import connection as dbus
-from flanneld_masq.dbus.connection import Connection
+from flanneld_masq.dbus.connection import Connection, connect
 from flanneld_masq.dbus.manager1 import MANAGER, NAME, PATH
 from flanneld_masq.dbus.object_server import Message
 from flanneld_masq.dbus.reload_signals import FIREWALLD, FIREWALLD_PATH, SYSTEMD, SYSTEMD_PATH
@@ -59,7 +58,7 @@ def connected(story: Callable[[Connection], Awaitable[None]]) -> None:
     """Be on the bus for a while."""
 
     async def whole() -> None:
-        connection = await dbus.connect()
+        connection = await connect()
         try:
             await asyncio.wait_for(story(connection), 20)
         finally:

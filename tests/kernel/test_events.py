@@ -25,10 +25,9 @@ from flanneld_masq.hookspecs import Event
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.kernel.ruleset_events import RulesetEvents
 from flanneld_masq.model import Family, Group
-from flanneld_masq.process import Completed, Runner
-from flanneld_masq.reconcile.reconciler import Wish
-from flanneld_masq.selftest import fault_injection as sabotage
-from flanneld_masq.selftest import netns
+from flanneld_masq.process import Completed, ProcessRunner
+from flanneld_masq.reconcile.reconciler import DesiredState
+from flanneld_masq.selftest import fault_injection, netns
 from flanneld_masq.selftest.commit_log import Commits
 from flanneld_masq.selftest.fault_injection import Tools
 
@@ -42,7 +41,7 @@ LOCK = Path("/run/xtables.lock")
 LOCK_HELD_SECONDS = lasting(0, 60)
 
 
-class Recorder(Runner):
+class Recorder(ProcessRunner):
     """Runs programs and notes their pids."""
 
     def __init__(self) -> None:
@@ -61,13 +60,13 @@ class Recorder(Runner):
         return Completed(argv, stdout, stderr)
 
 
-def tools_of(node: Node, name: str, family: Family, run: Optional[Runner] = None) -> Tools:
-    found = sabotage.tools(name, family, run or node.run)
+def tools_of(node: Node, name: str, family: Family, run: Optional[ProcessRunner] = None) -> Tools:
+    found = fault_injection.tools(name, family, run or node.run)
     assert found is not None
     return found
 
 
-def damages(tools: Tools, name: str, family: Family, run: Runner) -> dict[str, Callable[[], object]]:
+def damages(tools: Tools, name: str, family: Family, run: ProcessRunner) -> dict[str, Callable[[], object]]:
     """Those of the self-test, and some that it has no need of."""
 
     def nft(command: str) -> Callable[[], object]:
@@ -92,9 +91,9 @@ def repairs(daemon: Daemon, family: Family) -> int:
     return int(daemon.status()["families"][str(family)]["repairs"])
 
 
-def in_order(node: Node, tools: Tools, golden: Sequence[str]) -> bool:
+def in_order(node: Node, tools: Tools, verified_state: Sequence[str]) -> bool:
     with node.entered():
-        return tools.ours() == golden
+        return tools.ours() == verified_state
 
 
 # ---- repair by events
@@ -110,19 +109,19 @@ def test_each_damage_is_heard_and_undone_and_its_author_named(node: Node, name: 
     with node.running() as daemon:
         daemon.reached("synced")
         with node.entered():
-            golden, foreign = tools.ours(), tools.foreign()
+            verified_state, foreign = tools.ours(), tools.foreign()
         for what, damage in damages(tools, name, family, run).items():
             done, earlier = repairs(daemon, family), len(run.pids)
             with node.entered():
                 damage()
             eventually(lambda done=done: repairs(daemon, family) > done)
-            eventually(lambda: in_order(node, tools, golden))
+            eventually(lambda: in_order(node, tools, verified_state))
             last = daemon.status()["families"][str(family)]["last_repair"]
             assert last["drift"], what
             # the end of a damage before may have been heard together with this one
             assert {culprit["pid"] for culprit in last["culprits"]} & set(run.pids[earlier:]), what
             for culprit in last["culprits"]:
-                assert culprit["name"] in sabotage.PROGRAMS, what
+                assert culprit["name"] in fault_injection.PROGRAMS, what
                 assert culprit["pid"] in run.pids, what
                 assert daemon.lines("drift repaired", f" {culprit['name']} (pid {culprit['pid']}"), what
         with node.entered():
@@ -174,13 +173,13 @@ def test_legacy_tables_are_polled_and_nobody_can_be_named(node: Node, family: Fa
     with node.running() as daemon:
         daemon.reached("synced")
         with node.entered():
-            golden, foreign = tools.ours(), tools.foreign()
+            verified_state, foreign = tools.ours(), tools.foreign()
         for what, damage in tools.damages.items():
             done = repairs(daemon, family)
             with node.entered():
                 damage()
             eventually(lambda done=done: repairs(daemon, family) > done)
-            eventually(lambda: in_order(node, tools, golden))
+            eventually(lambda: in_order(node, tools, verified_state))
             assert daemon.status()["families"][str(family)]["last_repair"]["culprits"] == [], what
         with node.entered():
             assert tools.foreign() == foreign
@@ -237,7 +236,7 @@ def test_our_own_commits_lead_to_no_further_ones(node: Node, name: str) -> None:
     with contextlib.closing(commits), node.running() as daemon:
         daemon.reached("synced")
         with node.entered():
-            golden = {family: each.ours() for family, each in tools.items()}
+            verified_state = {family: each.ours() for family, each in tools.items()}
         started = generation(node)
         for _ in range(3):
             for family in Family:
@@ -248,7 +247,7 @@ def test_our_own_commits_lead_to_no_further_ones(node: Node, name: str) -> None:
         node.tool("nft", "add table inet other")
         node.write_subnet(node.subnet_file.read_text().replace("10.244.1.1/24", "10.244.9.1/24"))
         daemon.logged("ipv4: rules applied", "subnet file changed")
-        assert in_order(node, tools[Family.IPV6], golden[Family.IPV6])
+        assert in_order(node, tools[Family.IPV6], verified_state[Family.IPV6])
         assert repairs(daemon, Family.IPV4) == repairs(daemon, Family.IPV6) == 3
         assert daemon.stop() == 0
         hits = replays = 6  # each in one transaction, for the kernel's form of the rules is known by then
@@ -311,23 +310,23 @@ def test_a_restore_that_flushes_table_after_table_comes_to_its_end(node: Node, f
     with node.running() as daemon:
         daemon.reached("synced")
         with node.entered():
-            golden = tools.ours()
+            verified_state = tools.ours()
         for turn in range(4):
             node.tool(f"{family.data.tools}-nft-restore", "-w", "-n", stdin=text)
             eventually(lambda turn=turn: repairs(daemon, family) > turn)  # type: ignore[misc]
-            eventually(lambda: in_order(node, tools, golden))
+            eventually(lambda: in_order(node, tools, verified_state))
 
 
 class Quiet:
     """An owner of a loop that has nothing else to do."""
 
-    def __init__(self, wish: Wish) -> None:
-        self.settings = wish.settings
+    def __init__(self, desired_state: DesiredState) -> None:
+        self.settings = desired_state.settings
         self.events: list[Event] = []
-        self._wish = wish
+        self._desired_state = desired_state
 
-    def wish(self) -> Wish:
-        return self._wish
+    def desired_state(self) -> DesiredState:
+        return self._desired_state
 
     def resync(self, family: Family) -> None:
         raise AssertionError(f"the resync of {family} is not due")
@@ -348,15 +347,15 @@ def test_a_loop_that_is_told_of_lost_events_verifies(node: Node, name: str, fami
     tools = tools_of(node, name, family)
 
     async def scenario() -> None:
-        owner = Quiet(node.wish())
+        owner = Quiet(node.desired_state())
         loop = FamilyLoop(family, node.reconciler(family), owner)
         task = asyncio.create_task(loop.run())
         await until(lambda: loop.state == "synced")
-        golden = tools.ours()
+        verified_state = tools.ours()
         tools.damages["chain flushed"]()
         loop.ruleset_changed((), lost=True)
         await until(lambda: loop.repairs == 1)
-        assert tools.ours() == golden
+        assert tools.ours() == verified_state
         assert owner.events[-1].reason == "ruleset events lost"
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

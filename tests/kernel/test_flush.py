@@ -8,7 +8,7 @@ import pytest
 
 from flanneld_masq.model import Family, Packet
 from flanneld_masq.selftest import packets
-from flanneld_masq.selftest.topology import Lab
+from flanneld_masq.selftest.topology import Topology
 
 from ..common import eventually
 from .conftest import Node
@@ -21,15 +21,15 @@ PER_SECOND = 1000
 
 @pytest.mark.parametrize("name", BY_EVENTS)
 def test_a_flushed_ruleset_lets_few_of_a_thousand_packets_a_second_through(
-    lab: Lab, lab_node: Node, name: str, capsys: pytest.CaptureFixture[str]
+    topology: Topology, lab_node: Node, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each packet is a new connection, for one that is known to conntrack keeps its address anyway."""
     lab_node.configure(BY_EVENTS_ALONE, backend=name)
     with lab_node.running() as daemon, ExitStack() as stack:
         daemon.reached("synced")
-        for of in lab.addresses:
-            packets.udp(lab.pod, lab.outside, Packet(of.pod, of.far))
-        flows = {of: stack.enter_context(Flow(lab, of, per_second=PER_SECOND)) for of in lab.addresses}
+        for of in topology.addresses:
+            packets.udp(topology.pod, topology.outside, Packet(of.pod, of.far))
+        flows = {of: stack.enter_context(Flow(topology, of, per_second=PER_SECOND)) for of in topology.addresses}
         for turn in range(FLUSHES):
             for flow in flows.values():
                 flow.more(PER_SECOND // 2)

@@ -8,10 +8,9 @@ from contextlib import ExitStack
 import pytest
 
 from flanneld_masq.model import Family, Group, Packet, Settings
-from flanneld_masq.selftest import packet_cases as cases
-from flanneld_masq.selftest import packets
+from flanneld_masq.selftest import packet_cases, packets
 from flanneld_masq.selftest.packets import PacketError
-from flanneld_masq.selftest.topology import Addresses, Lab
+from flanneld_masq.selftest.topology import Addresses, Topology
 
 from ..common import eventually
 from .conftest import Daemon, Node
@@ -53,29 +52,29 @@ def reach(daemon: Daemon, group: Group, backend: str) -> None:
     daemon.reached("synced")
 
 
-def crosses(lab: Lab, of: Addresses) -> bool:
+def crosses(topology: Topology, of: Addresses) -> bool:
     try:
-        packets.udp(lab.pod, lab.outside, Packet(of.pod, of.far), deadline=0.3)
+        packets.udp(topology.pod, topology.outside, Packet(of.pod, of.far), deadline=0.3)
     except PacketError:
         return False
     return True
 
 
-def assert_packets_pass(lab: Lab, node: Node) -> None:
+def assert_packets_pass(topology: Topology, node: Node) -> None:
     """All of them, for everything that crosses the node comes from a pod or goes to one."""
-    hosts = {"pod": lab.pod, "node": lab.node, "remote": lab.remote, "outside": lab.outside}
-    for of in lab.addresses:
-        for case in cases.cases(of):
+    hosts = {"pod": topology.pod, "node": topology.node, "remote": topology.remote, "outside": topology.outside}
+    for of in topology.addresses:
+        for case in packet_cases.cases(of):
             for send in (packets.udp, packets.tcp)[: len(case.transports)]:
-                expected = cases.expect(Settings(), (node.lease(),), of, case.packet)
+                expected = packet_cases.expect(Settings(), (node.lease(),), of, case.packet)
                 found = send(hosts[case.sender], hosts[case.receiver], case.packet, device=case.device)
                 assert found == expected.source, case
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_pod_traffic_crosses_a_node_whose_forward_chain_drops(lab: Lab, node: Node, flavour: str) -> None:
+def test_pod_traffic_crosses_a_node_whose_forward_chain_drops(topology: Topology, node: Node, flavour: str) -> None:
     set_policy(node, flavour, "DROP")
-    assert not any(crosses(lab, of) for of in lab.addresses)
+    assert not any(crosses(topology, of) for of in topology.addresses)
     node.configure(BY_EVENTS_ALONE, backend="nft")
     with node.running() as daemon:
         daemon.reached("synced")
@@ -83,11 +82,11 @@ def test_pod_traffic_crosses_a_node_whose_forward_chain_drops(lab: Lab, node: No
             assert backend_of(daemon, Group.MASQUERADE, family) == "nft"
             assert backend_of(daemon, Group.FORWARD, family) == flavour
             assert daemon.lines(f"{family} forward: backend {flavour}, {evidence(flavour, family)}")
-        assert_packets_pass(lab, node)
+        assert_packets_pass(topology, node)
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_the_choice_is_made_anew_when_the_evidence_comes_and_goes(lab: Lab, node: Node, flavour: str) -> None:
+def test_the_choice_is_made_anew_when_the_evidence_comes_and_goes(topology: Topology, node: Node, flavour: str) -> None:
     node.configure(BY_EVENTS_ALONE if flavour == "iptables-nft" else BY_RESYNC, backend="nft")
     if flavour == "iptables-legacy":
         set_policy(node, flavour, "ACCEPT")
@@ -98,7 +97,7 @@ def test_the_choice_is_made_anew_when_the_evidence_comes_and_goes(lab: Lab, node
         for times in (1, 2):
             set_policy(node, flavour, "DROP")
             reach(daemon, Group.FORWARD, flavour)
-            assert_packets_pass(lab, node)
+            assert_packets_pass(topology, node)
             for family in Family:
                 table = node.tool("nft", f"list table {family.data.nft} flanneld-masq")
                 assert "chain postrouting" in table
@@ -107,7 +106,7 @@ def test_the_choice_is_made_anew_when_the_evidence_comes_and_goes(lab: Lab, node
                 assert len(lines) == times
             set_policy(node, flavour, "ACCEPT")
             reach(daemon, Group.FORWARD, "nft")
-            assert_packets_pass(lab, node)
+            assert_packets_pass(topology, node)
             for family in Family:
                 lines = daemon.lines(f"{family} forward: backend nft, goes with the masquerade group")
                 assert len(lines) == 1 + times
@@ -118,13 +117,13 @@ def test_the_choice_is_made_anew_when_the_evidence_comes_and_goes(lab: Lab, node
         assert "FLANNELD-MASQ" not in node.ruleset()
 
 
-def test_no_packet_leaves_without_nat_while_the_backend_changes(lab: Lab, node: Node) -> None:
+def test_no_packet_leaves_without_nat_while_the_backend_changes(topology: Topology, node: Node) -> None:
     node.configure(BY_EVENTS_ALONE, backend="nft")
     with node.running() as daemon:
         daemon.reached("synced")
-        for of in lab.addresses:  # who is on the link is known by then, so that no packet waits for it
-            packets.udp(lab.pod, lab.outside, Packet(of.pod, of.far))
-        flows = [Flow(lab, of) for of in lab.addresses]
+        for of in topology.addresses:  # who is on the link is known by then, so that no packet waits for it
+            packets.udp(topology.pod, topology.outside, Packet(of.pod, of.far))
+        flows = [Flow(topology, of) for of in topology.addresses]
         with ExitStack() as stack:
             for flow in flows:
                 stack.enter_context(flow)
@@ -138,7 +137,7 @@ def test_no_packet_leaves_without_nat_while_the_backend_changes(lab: Lab, node: 
             for flow in flows:
                 flow.more(20)
                 arrived = flow.finish()
-                of = lab.addresses[flows.index(flow)]
+                of = topology.addresses[flows.index(flow)]
                 assert set(arrived) == {str(of.node)}
                 assert len(arrived) == flow.sent
         assert "FLANNELD-MASQ" not in node.ruleset()

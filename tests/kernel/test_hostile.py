@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from nftables import Nftables
 
-from flanneld_masq import plugin_loader as plugins
+from flanneld_masq import plugin_loader
 from flanneld_masq.errors import CommandError, RulesetError
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.model import BackendName, Family
-from flanneld_masq.process import Completed, Runner
+from flanneld_masq.process import Completed, ProcessRunner
 from flanneld_masq.reconcile.reconciler import Reconciler
-from flanneld_masq.state_directory import Store
+from flanneld_masq.state_directory import StateDirectory
 
 from .conftest import Node, at_once, eventually
 from .mutations import Nft, add_foreign, legacy_snapshot
@@ -43,7 +43,7 @@ def ours(node: Node, family: Family) -> tuple[str, ...]:
 
 
 def in_order(node: Node, reconciler: Reconciler) -> bool:
-    return not any(plan.changes for plan in reconciler.plan(node.wish()))
+    return not any(plan.changes for plan in reconciler.plan(node.desired_state()))
 
 
 def flavour_of(name: BackendName) -> str:
@@ -173,7 +173,7 @@ def test_tools_of_both_flavours_side_by_side_are_told_apart(
         assert versions["iptables-legacy"][0].endswith("(legacy)")
 
 
-class Broken(Runner):
+class Broken(ProcessRunner):
     """Its listings come out as `distort` makes them, and it notes what is restored."""
 
     def __init__(self, distort: Callable[[str], str]) -> None:
@@ -209,21 +209,21 @@ def test_a_listing_that_cannot_be_read_is_an_error_and_no_write_follows(
 ) -> None:
     node.configure("", backend=backend_name)
     with node.entered():
-        node.reconciler(family).reconcile(node.wish())
+        node.reconciler(family).reconcile(node.desired_state())
         before = ours(node, family)
         broken = Broken(distort)
-        backend = plugins.load().create(family, Host(broken))[backend_name]
-        reconciler = Reconciler(family, {backend_name: backend}, Store(node.state))
+        backend = plugin_loader.load().create(family, Host(broken))[backend_name]
+        reconciler = Reconciler(family, {backend_name: backend}, StateDirectory(node.state))
         for call in (reconciler.plan, reconciler.reconcile):
             with pytest.raises(CommandError, match="-save"):
-                call(node.wish())
+                call(node.desired_state())
         _, errors = reconciler.remove_everything()
         assert [type(error) for error in errors] == [CommandError]
         assert not broken.restored
         assert ours(node, family) == before
 
 
-class Idle(Runner):
+class Idle(ProcessRunner):
     """Says that it restored, and did nothing."""
 
     def __call__(self, argv: tuple[str, ...], **options: object) -> Completed:
@@ -238,10 +238,10 @@ def test_a_tool_that_succeeds_without_doing_anything_ends_in_an_error(
 ) -> None:
     node.configure("", backend=backend_name)
     with node.entered():
-        backend = plugins.load().create(family, Host(Idle()))[backend_name]
-        reconciler = Reconciler(family, {backend_name: backend}, Store(node.state))
+        backend = plugin_loader.load().create(family, Host(Idle()))[backend_name]
+        reconciler = Reconciler(family, {backend_name: backend}, StateDirectory(node.state))
         with pytest.raises(RulesetError, match=rf"{backend_name} wrote the rules .* {NAT}"):
-            reconciler.reconcile(node.wish())
+            reconciler.reconcile(node.desired_state())
 
 
 # ---- our names are taken
@@ -282,7 +282,7 @@ def test_a_chain_with_our_name_and_the_rules_of_others_is_replaced(
         restore(node, family, flavour, "*nat", f":{NAT} - [0:0]", f"-A {NAT} -j ACCEPT", f"-A {NAT} -j FOREIGN")
         restore(node, family, flavour, "*filter", f":{FORWARD} - [0:0]", f"-A {FORWARD} -j DROP")
         reconciler = node.reconciler(family)
-        reconciler.reconcile(node.wish())
+        reconciler.reconcile(node.desired_state())
         assert in_order(node, reconciler)
         assert not [line for line in saved(node, family, backend_name) if line.startswith(f"-A {NAT} -j")]
         assert foreign(node, family) == before
@@ -298,9 +298,9 @@ def test_a_foreign_jump_to_our_chain_stays_and_cleanup_leaves_the_chain_empty(
     with node.entered():
         restore(node, family, flavour, "*nat", f":{NAT} - [0:0]", ":THEIRS - [0:0]", f"-A {NAT} -j ACCEPT", jump)
         reconciler = node.reconciler(family)
-        reconciler.reconcile(node.wish())
+        reconciler.reconcile(node.desired_state())
         assert in_order(node, reconciler)
-        assert reconciler.reconcile(node.wish()).repairs == ()
+        assert reconciler.reconcile(node.desired_state()).repairs == ()
         assert jump in saved(node, family, backend_name)
         _, errors = reconciler.remove_everything()
         assert len(errors) == 1
@@ -322,7 +322,7 @@ def test_a_table_with_our_name_and_the_chains_of_others_is_replaced(
         before = foreign(node, family)
         node.tool("nft", f"table {table} {{ chain postrouting {{ accept; }}; chain x {{ jump postrouting; }}; }}")
         reconciler = node.reconciler(family)
-        reconciler.reconcile(node.wish())
+        reconciler.reconcile(node.desired_state())
         assert in_order(node, reconciler)
         assert foreign(node, family) == before
 
@@ -343,10 +343,10 @@ def test_a_dormant_table_of_others_is_an_error_with_its_remedy_and_stays_asleep(
         reconciler = node.reconciler(family)
         for call in (reconciler.plan, reconciler.reconcile):
             with pytest.raises(RulesetError, match=f"table {name} is dormant.*nft add table {name}"):
-                call(node.wish())
+                call(node.desired_state())
         assert node.tool("nft", "-a", "list", "ruleset") == before
         node.tool("nft", f"add table {name}")
-        reconciler.reconcile(node.wish())
+        reconciler.reconcile(node.desired_state())
         assert in_order(node, reconciler)
 
 
@@ -355,7 +355,7 @@ def test_our_dormant_table_is_woken(node: Node, family: Family) -> None:
     with node.entered():
         node.tool("nft", f"add table {family.data.nft} flanneld-masq {{ flags dormant; }}")
         reconciler = node.reconciler(family)
-        reconciler.reconcile(node.wish())
+        reconciler.reconcile(node.desired_state())
         assert in_order(node, reconciler)
         assert "dormant" not in node.ruleset()
 
@@ -374,9 +374,9 @@ def test_a_table_owned_by_another_process_is_an_error_until_that_process_ends(
         reconciler = node.reconciler(family)
         for call in (reconciler.plan, reconciler.reconcile):
             with pytest.raises(RulesetError, match=f"table {family.data.nft} {table} is owned by another program"):
-                call(node.wish())
+                call(node.desired_state())
         del owner
-        reconciler.reconcile(node.wish())
+        reconciler.reconcile(node.desired_state())
         assert in_order(node, reconciler)
 
 
@@ -399,7 +399,7 @@ def test_flannels_chains_half_deleted_are_left_alone(
         restore(node, family, flavour, "*filter", ":FLANNEL-FWD - [0:0]", "-A FORWARD -j ACCEPT")
         before = foreign_rules(node, family)
         reconciler = node.reconciler(family)
-        reconciler.reconcile(node.wish())
+        reconciler.reconcile(node.desired_state())
         assert in_order(node, reconciler)
         assert foreign_rules(node, family) == before
         reconciler.remove_everything()
@@ -432,11 +432,11 @@ def test_rules_that_iptables_cannot_read_stay_and_are_worked_around(
         node.run(("nft", "-f", "-"), stdin="".join(f"{line}\n" for line in (*made, *rules)))
         before = foreign(node, family)
         reconciler = node.reconciler(family)
-        reconciler.reconcile(node.wish())
+        reconciler.reconcile(node.desired_state())
         assert in_order(node, reconciler)
         damage(node, family, backend_name)
         assert not in_order(node, reconciler)
-        reconciler.reconcile(node.wish())
+        reconciler.reconcile(node.desired_state())
         assert in_order(node, reconciler)
         assert foreign(node, family) == before
         _, errors = reconciler.remove_everything()

@@ -14,7 +14,7 @@ import pytest
 from flanneld_masq_iptables.rules import PLACES
 from flanneld_masq_nft import render
 
-from flanneld_masq.cli import main as cli
+from flanneld_masq.cli import main
 from flanneld_masq.kernel.expressions import jump_target
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.model import BackendName, Family, Group
@@ -69,7 +69,7 @@ def apply(node: Node) -> int:
     with suppress(BaseException):
         os.setpgid(0, 0)
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            status = cli.main(["--config", str(node.config_file), "apply"])
+            status = main.main(["--config", str(node.config_file), "apply"])
     os._exit(status)
 
 

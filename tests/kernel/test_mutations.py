@@ -11,9 +11,8 @@ import pytest
 from flanneld_masq.errors import MasqError
 from flanneld_masq.model import BackendName, Change, Family, Group
 from flanneld_masq.reconcile.reconciler import Reconciler
-from flanneld_masq.ruleset import backend_choice as choice
-from flanneld_masq.ruleset import policy
-from flanneld_masq.state_directory import Store
+from flanneld_masq.ruleset import backend_choice, policy
+from flanneld_masq.state_directory import StateDirectory
 
 from .conftest import Node, at_once
 from .mutations import (
@@ -33,9 +32,9 @@ class Bench:
     def __init__(self, node: Node, family: Family, name: BackendName) -> None:
         self._node = node
         self._family = family
-        self._wish = node.wish()
+        self._desired_state = node.desired_state()
         backend = node.backends(family)[name]
-        self._reconciler = Reconciler(family, {name: backend}, Store(node.state))
+        self._reconciler = Reconciler(family, {name: backend}, StateDirectory(node.state))
         self.subject: Subject = (NftSubject if name == "nft" else IptablesSubject)(family, backend, node.run)
         self.desired = policy.desired(node.settings, (node.lease(),), family, frozenset(Group))
         self._before = Snapshot()
@@ -43,7 +42,7 @@ class Bench:
         self._reset()
 
     def plan(self) -> tuple[Change, ...]:
-        return self._reconciler.plan(self._wish)[0].changes
+        return self._reconciler.plan(self._desired_state)[0].changes
 
     def survey(self, mutations: Iterable[Mutation]) -> list[str]:
         """Undergo them all; what went otherwise than it should."""
@@ -63,16 +62,16 @@ class Bench:
         return failures
 
     def _undergo(self, mutation: Mutation) -> Iterator[str]:
-        before, seen = self._before, self._reconciler.glance()
+        before, seen = self._before, self._reconciler.fingerprint()
         mutation.do()
-        if any(seen) and self._reconciler.glance() == seen:
+        if any(seen) and self._reconciler.fingerprint() == seen:
             yield "a glance does not see it"
         changes = self.plan()
         self._jump_changed = any(change.place in self.subject.bases for change in changes)
         if not any(_names(change, mutation) for change in changes):
             yield f"the plan does not name it: {changes}"
         damaged = before if mutation.foreign_stays else self.subject.snapshot()
-        self._reconciler.reconcile(self._wish)
+        self._reconciler.reconcile(self._desired_state)
         left = self.plan()
         if left:
             yield f"the next plan is not empty: {left}"
@@ -88,7 +87,7 @@ class Bench:
     def _reset(self) -> None:
         remove_all(self._family, self._node.run)
         add_foreign(self._family, self._node.run)
-        self._reconciler.reconcile(self._wish)
+        self._reconciler.reconcile(self._desired_state)
         self.subject.settle()
 
     def _settled(self) -> Snapshot:
@@ -118,7 +117,7 @@ def _survey(make_node: Callable[[], Node], name: BackendName, position: str = "l
             found = bench.survey(each for each in mutations if position == "last" or " jump: " in each.name)
             return [f"{family}: {failure}" for failure in found]
 
-    families = [family for family in Family if not choice.missing_family(Path("/"), family)]
+    families = [family for family in Family if not backend_choice.missing_family(Path("/"), family)]
     results = at_once(*(partial(survey, family, make_node()) for family in families))
     return [failure for found in results for failure in found]
 

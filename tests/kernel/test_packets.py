@@ -12,28 +12,26 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flanneld_masq import plugin_loader as plugins
+from flanneld_masq import plugin_loader
 from flanneld_masq.hookspecs import Host
-from flanneld_masq.inputs import config
-from flanneld_masq.inputs import subnet_env as subnetenv
+from flanneld_masq.inputs import config, subnet_env
 from flanneld_masq.model import Address, BackendName, Family, Network, Packet, Settings, Verdict
-from flanneld_masq.process import Runner
-from flanneld_masq.reconcile.reconciler import Reconciler, Wish
+from flanneld_masq.process import ProcessRunner
+from flanneld_masq.reconcile.reconciler import DesiredState, Reconciler
 from flanneld_masq.ruleset import policy
-from flanneld_masq.selftest import packet_cases as cases
-from flanneld_masq.selftest import packets
+from flanneld_masq.selftest import packet_cases, packets
 from flanneld_masq.selftest.packet_cases import Case
 from flanneld_masq.selftest.packets import PacketError, Wire
-from flanneld_masq.selftest.topology import Addresses, Lab, families
-from flanneld_masq.state_directory import Store
+from flanneld_masq.selftest.topology import Addresses, Topology, families
+from flanneld_masq.state_directory import StateDirectory
 
 from .conftest import BACKENDS, unable
 
 
-def reconcilers(state: Path, run: Runner) -> dict[Family, Reconciler]:
+def reconcilers(state: Path, run: ProcessRunner) -> dict[Family, Reconciler]:
     """Use them in one network namespace only: their sockets belong to the first that they were used in."""
-    found = plugins.load()
-    return {family: Reconciler(family, found.create(family, Host(run)), Store(state)) for family in families()}
+    found = plugin_loader.load()
+    return {family: Reconciler(family, found.create(family, Host(run)), StateDirectory(state)) for family in families()}
 
 
 def insist_on(each: Reconciler, name: str) -> None:
@@ -70,28 +68,33 @@ COMMIT
 class Proof:
     """A lab whose node holds one ruleset at a time. What was seen of each is remembered."""
 
-    def __init__(self, lab: Lab, run: Runner, state: Path) -> None:
-        self._lab = lab
+    def __init__(self, topology: Topology, run: ProcessRunner, state: Path) -> None:
+        self._topology = topology
         self._run = run
-        self._hosts = {"pod": lab.pod, "node": lab.node, "remote": lab.remote, "outside": lab.outside}
+        self._hosts = {
+            "pod": topology.pod,
+            "node": topology.node,
+            "remote": topology.remote,
+            "outside": topology.outside,
+        }
         self._reconcilers = reconcilers(state, run)
         self._seen: dict[tuple[str, Settings, Family], Seen] = {}
-        self.leases = (subnetenv.parse("".join(each.subnet_lines() for each in lab.addresses).encode(), "/lab"),)
+        self.leases = (subnet_env.parse("".join(each.subnet_lines() for each in topology.addresses).encode(), "/lab"),)
 
     def of(self, family: Family) -> Addresses:
-        return self._lab.of(family)
+        return self._topology.of(family)
 
     def seen(self, ruleset: str, wanted: Settings, family: Family) -> Seen:
         """By case and transport: the source that the receiver saw, or why it saw nothing."""
         if (ruleset, wanted, family) not in self._seen:
-            with self._lab.node.entered():
+            with self._topology.node.entered():
                 self._install(ruleset, wanted)
-            for each in self._lab.addresses:
+            for each in self._topology.addresses:
                 self._seen[ruleset, wanted, each.family] = dict(self._send_all(each))
         return self._seen[ruleset, wanted, family]
 
     def _install(self, ruleset: str, wanted: Settings) -> None:
-        for each in self._lab.addresses:
+        for each in self._topology.addresses:
             reconciler = self._reconcilers[each.family]
             insist_on(reconciler, FLANNEL.get(ruleset, ruleset))
             reconciler.remove_everything()
@@ -100,13 +103,13 @@ class Proof:
             if ruleset in FLANNEL:
                 self._restore(each, FLANNEL[ruleset], flannel_rules(each))
             else:
-                reconciler.reconcile(Wish(replace(wanted, backend=BackendName(ruleset)), self.leases))
+                reconciler.reconcile(DesiredState(replace(wanted, backend=BackendName(ruleset)), self.leases))
 
     def _restore(self, of: Addresses, tools: str, text: str) -> None:
         self._run((f"{of.family.data.tools}-{tools.partition('-')[2]}-restore",), stdin=text)
 
     def _send_all(self, of: Addresses) -> Iterator[tuple[tuple[str, str], str]]:
-        for case in cases.cases(of):
+        for case in packet_cases.cases(of):
             for transport in case.transports:
                 yield (case.name, transport), self._send(case, transport)
 
@@ -120,22 +123,22 @@ class Proof:
 
 @pytest.fixture(scope="module")
 def proof(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proof]:
-    run = Runner()
-    with Lab(prefix="packets-", run=run) as lab:
-        yield Proof(lab, run, tmp_path_factory.mktemp("proof"))
+    run = ProcessRunner()
+    with Topology(prefix="packets-", run=run) as topology:
+        yield Proof(topology, run, tmp_path_factory.mktemp("proof"))
 
 
 def excepting(of: Addresses) -> Settings:
     """Settings under which pods keep their address on the way to some destinations."""
-    text = f'[masquerade]\nnon_masquerade_cidrs = ["{cases.excepted(of)}"]\nmasquerade_link_local = false\n'
+    text = f'[masquerade]\nnon_masquerade_cidrs = ["{packet_cases.excepted(of)}"]\nmasquerade_link_local = false\n'
     return config.parse(text, "the test")
 
 
 def expected(proof: Proof, wanted: Settings, family: Family) -> Seen:
     of = proof.of(family)
     return {
-        (case.name, transport): str(cases.expect(wanted, proof.leases, of, case.packet).source)
-        for case in cases.cases(of)
+        (case.name, transport): str(packet_cases.expect(wanted, proof.leases, of, case.packet).source)
+        for case in packet_cases.cases(of)
         for transport in case.transports
     }
 
@@ -164,9 +167,9 @@ def test_the_backends_agree_with_each_other_and_with_flannel(proof: Proof, famil
 def test_the_cases_reach_every_row_of_the_policy(proof: Proof, family: Family) -> None:
     of = proof.of(family)
     rows = {
-        cases.expect(wanted, proof.leases, of, case.packet).row
+        packet_cases.expect(wanted, proof.leases, of, case.packet).row
         for wanted in (Settings(), excepting(of))
-        for case in cases.cases(of)
+        for case in packet_cases.cases(of)
     }
     assert rows >= set("1234567")
 
@@ -189,9 +192,9 @@ class Situation:
     subnet_files: tuple[str, ...]
     packets: tuple[Packet, ...]
 
-    def wish(self) -> Wish:
-        leases = (subnetenv.parse(text.encode(), f"/subnet{n}.env") for n, text in enumerate(self.subnet_files))
-        return Wish(config.parse(self.config, "the test"), tuple(leases))
+    def desired_state(self) -> DesiredState:
+        leases = (subnet_env.parse(text.encode(), f"/subnet{n}.env") for n, text in enumerate(self.subnet_files))
+        return DesiredState(config.parse(self.config, "the test"), tuple(leases))
 
 
 def network_of(value: int, width: int, length: int) -> Network:
@@ -316,17 +319,17 @@ class Wired:
     def __init__(self, wire: Wire, name: str, state: Path) -> None:
         self._wire = wire
         self._name = BackendName(name)
-        self._reconcilers = reconcilers(state, Runner())
+        self._reconcilers = reconcilers(state, ProcessRunner())
         with wire.node.entered():
             for each in self._reconcilers.values():
                 insist_on(each, name)
 
-    def install(self, wish: Wish) -> None:
-        wish = replace(wish, settings=replace(wish.settings, backend=self._name))
+    def install(self, desired_state: DesiredState) -> None:
+        desired_state = replace(desired_state, settings=replace(desired_state.settings, backend=self._name))
         with self._wire.node.entered():
             for each in self._reconcilers.values():
-                each.reconcile(wish)
-                assert each.reconcile(wish).repairs == (), f"{self._name}: not in order after its own write"
+                each.reconcile(desired_state)
+                assert each.reconcile(desired_state).repairs == (), f"{self._name}: not in order after its own write"
 
     def source_of(self, packet: Packet) -> Address:
         return self._wire.observe(packet)
@@ -350,12 +353,12 @@ def wired(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Wir
 )
 @given(situations())
 def test_any_packet_leaves_with_the_source_that_explain_says(wired: Mapping[str, Wired], situation: Situation) -> None:
-    wish = situation.wish()
+    desired_state = situation.desired_state()
     for name, node in wired.items():
-        node.install(wish)
+        node.install(desired_state)
         for packet in situation.packets:
             family = Family.IPV4 if packet.src.version == 4 else Family.IPV6
-            rules = next(iter(policy.group_rules(wish.settings, wish.leases, family)), None)
+            rules = next(iter(policy.group_rules(desired_state.settings, desired_state.leases, family)), None)
             rule = policy.decide(rules.rules, packet) if rules else None
             masquerade = rule is not None and rule.verdict is Verdict.MASQUERADE
             wanted = node.node_address(family, packet) if masquerade else packet.src

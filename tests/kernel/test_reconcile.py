@@ -49,19 +49,19 @@ def test_another_backend_takes_over_and_the_first_one_is_cleared(node: Node, fam
         reconciler = node.reconciler(family)
         for name in ("iptables-legacy", "nft", "iptables-nft", "nft"):
             node.configure("", backend=name)
-            outcome = reconciler.reconcile(node.wish())
+            outcome = reconciler.reconcile(node.desired_state())
             assert {chosen.backend for chosen in outcome.choices.values()} == {name}
             assert outcome.repairs[0].plan.backend == name, "the new rules come first"
-            assert not any(plan.changes for plan in reconciler.plan(node.wish()))
+            assert not any(plan.changes for plan in reconciler.plan(node.desired_state()))
 
 
 def test_a_pass_with_nothing_changed_starts_no_process(node: Node, family: Family, backend_name: BackendName) -> None:
     node.configure("", backend=backend_name)
     with node.entered():
         reconciler = node.reconciler(family)
-        reconciler.reconcile(node.wish())
+        reconciler.reconcile(node.desired_state())
         node.run.stop()  # from here on, starting any program is an error
-        assert reconciler.reconcile(node.wish()).repairs == ()
+        assert reconciler.reconcile(node.desired_state()).repairs == ()
         node.run.resume()
 
 
@@ -74,13 +74,13 @@ def test_legacy_rules_are_listed_when_what_the_listing_shows_has_changed(node: N
         node.tool(tool, "-t", "nat", "-N", "KUBE-SERVICES")
         node.tool(tool, "-t", "nat", "-A", "POSTROUTING", "-j", "KUBE-SERVICES")
         node.tool(tool, "-t", "nat", "-A", "POSTROUTING", "-m", "mark", "--mark", "1")
-        reconciler.reconcile(node.wish())
+        reconciler.reconcile(node.desired_state())
         for number in range(3):
             node.tool(tool, "-t", "nat", "-N", f"A-CHAIN-{number}")
             node.tool(tool, "-t", "nat", "-A", "KUBE-SERVICES", "-m", "mark", "--mark", "1", "-j", f"A-CHAIN-{number}")
             node.tool(tool, "-t", "nat", "-I", "OUTPUT", "-j", "RETURN")
             node.run.stop()
-            assert reconciler.reconcile(node.wish()).repairs == ()
+            assert reconciler.reconcile(node.desired_state()).repairs == ()
             node.run.resume()
         backend = IptablesLegacy(family, Host(node.run))
         before = backend.observe((Group.MASQUERADE,))
@@ -100,8 +100,8 @@ def test_legacy_rules_are_listed_when_what_the_listing_shows_has_changed(node: N
 
 KEPT = """
 from pathlib import Path
-from flanneld_masq import lean
-from flanneld_masq_nft.library import Nftables
+from flanneld_masq import footprint
+from flanneld_masq_nft.libnftables import Nftables
 
 def resident():  # megabytes
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
@@ -112,7 +112,7 @@ def use(library, table):
 
 used = Nftables()
 use(used, "one")
-lean.trim()
+footprint.trim()
 before = resident()
 used.commit("".join(f"add chain ip one c{number}\\n" for number in range(20000)))
 libraries = [Nftables(), Nftables(), used]
@@ -132,7 +132,7 @@ def test_a_legacy_table_that_always_changes_while_it_is_asked_for_is_listed(
 ) -> None:
     node.configure("", backend="iptables-legacy")
     with node.entered():
-        node.reconciler(family).reconcile(node.wish())
+        node.reconciler(family).reconcile(node.desired_state())
         expected = IptablesLegacy(family, Host(node.run)).observe(tuple(Group))
         read = TableInfo.read
         monkeypatch.setattr(TableInfo, "read", lambda self, table: read(self, table)[:-4] + b"\0\1\0\0")  # the size
@@ -147,7 +147,7 @@ def test_a_legacy_table_that_changes_while_a_look_is_made_counts_as_changed_unti
 ) -> None:
     node.configure("", backend="iptables-legacy")
     with node.entered():
-        node.reconciler(family).reconcile(node.wish())
+        node.reconciler(family).reconcile(node.desired_state())
         backend = IptablesLegacy(family, Host(node.run))
         mask = Entries.mask
 

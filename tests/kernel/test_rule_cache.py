@@ -8,10 +8,10 @@ from flanneld_masq.errors import CommandError, KernelError
 from flanneld_masq.kernel.expressions import comment
 from flanneld_masq.kernel.nfnetlink import Nfnetlink, following
 from flanneld_masq.kernel.rule_cache import Replay
-from flanneld_masq.model import BackendName, Family, Golden
+from flanneld_masq.model import BackendName, Family, VerifiedState
 from flanneld_masq.ruleset import policy
-from flanneld_masq.selftest import fault_injection as sabotage
-from flanneld_masq.state_directory import Store
+from flanneld_masq.selftest import fault_injection
+from flanneld_masq.state_directory import StateDirectory
 
 from .conftest import Node
 
@@ -31,21 +31,21 @@ def test_a_repair_starts_no_program_and_leaves_the_same_ruleset(
     node: Node, family: Family, name: str, damage: str, position: str
 ) -> None:
     node.configure(f'[masquerade]\nposition = "{position}"', backend=name)
-    tools = sabotage.tools(name, family, node.run)
+    tools = fault_injection.tools(name, family, node.run)
     assert tools is not None
     with node.entered():
         reconciler = node.reconciler(family)
         tools.add_foreign()
-        reconciler.reconcile(node.wish())
+        reconciler.reconcile(node.desired_state())
         before = node.ruleset()
         tools.damages[damage]()
         assert node.ruleset() != before
         node.run.stop()  # from here on, starting any program is an error
-        (repair,) = reconciler.reconcile(node.wish()).repairs
+        (repair,) = reconciler.reconcile(node.desired_state()).repairs
         node.run.resume()
         assert repair.plan.backend == name
         assert node.ruleset() == before
-        assert not any(plan.changes for plan in reconciler.plan(node.wish()))
+        assert not any(plan.changes for plan in reconciler.plan(node.desired_state()))
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -54,10 +54,10 @@ def test_a_repair_writes_no_chain_that_is_in_order(node: Node, family: Family, n
     node.configure("", backend=name)
     with node.entered():
         reconciler, netlink = node.reconciler(family), Nfnetlink()
-        reconciler.reconcile(node.wish())
+        reconciler.reconcile(node.desired_state())
         before = [netlink.rules(family, *chain) for chain in CHAINS[name]]
         node.tool("nft", "flush", "chain", family.data.nft, *CHAINS[name][hit])
-        reconciler.reconcile(node.wish())
+        reconciler.reconcile(node.desired_state())
         after = [netlink.rules(family, *chain) for chain in CHAINS[name]]
         assert after[not hit] == before[not hit]  # with the handles that they had
         assert [rule.raw for rule in after[hit]] == [rule.raw for rule in before[hit]]
@@ -70,14 +70,14 @@ def test_what_changes_between_the_look_and_the_write_is_not_taken_for_ours(
 ) -> None:
     """One chain is flushed, and before it is written somebody forges a rule of the other one."""
     node.configure("", backend=name)
-    golden = Store.golden
+    verified_state = StateDirectory.verified_state
     with node.entered():
         reconciler, netlink = node.reconciler(family), Nfnetlink()
-        reconciler.reconcile(node.wish())
+        reconciler.reconcile(node.desired_state())
         before = [rule.raw for rule in netlink.rules(family, *CHAINS[name][1])]
 
-        def forge_and_compare(store: Store, backend: BackendName, family: Family) -> Golden | None:
-            monkeypatch.setattr(Store, "golden", golden)
+        def forge_and_compare(store: StateDirectory, backend: BackendName, family: Family) -> VerifiedState | None:
+            monkeypatch.setattr(StateDirectory, "verified_state", verified_state)
             rule = netlink.rules(family, *CHAINS[name][1])[0]
             source = "198.51.100.0/24" if family is Family.IPV4 else "2001:db8::/32"
             if name == "nft":
@@ -89,12 +89,12 @@ def test_what_changes_between_the_look_and_the_write_is_not_taken_for_ours(
                 node.tool(
                     f"{family.data.tools}-nft", "-t", table, "-R", chain, "1", "-s", source, *said, "-j", "ACCEPT"
                 )
-            return golden(store, backend, family)
+            return verified_state(store, backend, family)
 
-        monkeypatch.setattr(Store, "golden", forge_and_compare)
+        monkeypatch.setattr(StateDirectory, "verified_state", forge_and_compare)
         node.tool("nft", "flush", "chain", family.data.nft, *CHAINS[name][0])
-        reconciler.reconcile(node.wish())
-        reconciler.reconcile(node.wish())
+        reconciler.reconcile(node.desired_state())
+        reconciler.reconcile(node.desired_state())
         assert [rule.raw for rule in netlink.rules(family, *CHAINS[name][1])] == before
 
 
@@ -103,16 +103,16 @@ def test_rules_of_another_lease_are_written_by_the_tool_and_then_known(node: Nod
     node.configure("", backend=name)
     with node.entered():
         reconciler = node.reconciler(family)
-        reconciler.reconcile(node.wish())
+        reconciler.reconcile(node.desired_state())
         text = node.subnet_file.read_text()
         node.write_subnet(text.replace("10.244.1.1/24", "10.244.9.1/24").replace("244:1::1/64", "244:9::1/64"))
-        reconciler.reconcile(node.wish())
+        reconciler.reconcile(node.desired_state())
         before = node.ruleset()
         assert "10.244.9.0/24" in before or "244:9::/64" in before
         table, chain = CHAINS[name][0]
         node.tool("nft", "flush", "chain", family.data.nft, table, chain)
         node.run.stop()
-        reconciler.reconcile(node.wish())
+        reconciler.reconcile(node.desired_state())
         node.run.resume()
         assert node.ruleset() == before
 
@@ -126,11 +126,11 @@ def test_a_repair_of_hundreds_of_rules_leaves_the_socket_in_order(node: Node, fa
     node.configure(f"[masquerade]\nnon_masquerade_cidrs = [{many}]", backend=name)
     with node.entered():
         reconciler = node.reconciler(family)
-        reconciler.reconcile(node.wish())
+        reconciler.reconcile(node.desired_state())
         before = node.ruleset()
         for _ in range(3):
             node.tool("nft", "flush", "chain", family.data.nft, *CHAINS[name][0])
-            (repair,) = reconciler.reconcile(node.wish()).repairs
+            (repair,) = reconciler.reconcile(node.desired_state()).repairs
             assert repair.plan.backend == name
             assert node.ruleset() == before
 
@@ -157,7 +157,7 @@ def test_iptables_tables_and_chains_that_are_gone_are_made_without_the_tool(
         reconciler = node.reconciler(family)
         if gone != "tables":
             node.tool(tool, "-t", "filter", "-P", "FORWARD", "DROP")
-        reconciler.reconcile(node.wish())
+        reconciler.reconcile(node.desired_state())
         before = node.ruleset()
         if gone == "tables":
             node.tool("nft", "flush", "ruleset")
@@ -165,7 +165,7 @@ def test_iptables_tables_and_chains_that_are_gone_are_made_without_the_tool(
             node.tool(tool, "-t", table, "-F")
             node.tool(tool, "-t", table, "-X")
         node.run.stop()
-        reconciler.reconcile(node.wish())
+        reconciler.reconcile(node.desired_state())
         node.run.resume()
         assert sorted(node.ruleset().splitlines()) == sorted(before.splitlines())
 
@@ -174,18 +174,18 @@ def test_a_base_chain_of_another_priority_is_left_to_the_tool(node: Node, family
     node.configure("", backend="iptables-nft")
     with node.entered():
         reconciler = node.reconciler(family)
-        reconciler.reconcile(node.wish())
+        reconciler.reconcile(node.desired_state())
         node.tool("nft", "flush", "ruleset")
         base = "{ type nat hook postrouting priority 99; }"
         node.tool("nft", f"add table {family.data.nft} nat; add chain {family.data.nft} nat POSTROUTING {base}")
         before = node.ruleset()
         if "v1.8.7 " in node.tool("iptables-nft", "--version"):  # takes the chain as it is
-            reconciler.reconcile(node.wish())
+            reconciler.reconcile(node.desired_state())
             assert "priority srcnat - 1;" in node.ruleset()
             assert "jump FLANNELD-MASQ\n" in node.ruleset()
             return
         with pytest.raises(CommandError, match="tables-restore"):
-            reconciler.reconcile(node.wish())
+            reconciler.reconcile(node.desired_state())
         assert node.ruleset() == before
 
 
@@ -195,7 +195,7 @@ def test_nothing_is_learnt_of_a_ruleset_that_somebody_else_wrote_to_as_well(
 ) -> None:
     node.configure("", backend=name)
     with node.entered():
-        node.reconciler(family).reconcile(node.wish())
+        node.reconciler(family).reconcile(node.desired_state())
         netlink = Nfnetlink()
         table, chain = CHAINS[name][0]
         masquerade, _ = policy.group_rules(node.settings, (node.lease(),), family)

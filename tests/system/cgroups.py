@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from flanneld_masq.process import Runner
+from flanneld_masq.process import ProcessRunner
 
 _MOUNT = Path("/sys/fs/cgroup")
 # Waits for the end of its input, which comes by `close` or with the end of the tests, however they end.
@@ -18,7 +18,7 @@ cd / && find "$0" -depth -type d -exec rmdir {} \\;
 """
 
 
-def mount(run: Runner) -> None:
+def mount(run: ProcessRunner) -> None:
     """Put the unified hierarchy in its usual place. Only in a private mount namespace."""
     run(("mount", "-t", "cgroup2", "cgroup2", str(_MOUNT)))
 

@@ -35,7 +35,7 @@ from typing import Any, Protocol
 import pytest
 
 from flanneld_masq.errors import MasqError
-from flanneld_masq.process import Runner
+from flanneld_masq.process import ProcessRunner
 from flanneld_masq.selftest import netns
 
 from ..common import unable
@@ -111,7 +111,7 @@ def workshop() -> Path:
         unable("systemd-nspawn is missing; `make setup` installs it")
     try:
         netns.enter()
-        cgroups.mount(Runner())
+        cgroups.mount(ProcessRunner())
     except MasqError as error:
         unable(str(error))
     directory = netns.DIRECTORY / "machines"
@@ -135,7 +135,7 @@ def deb(workshop: Path) -> Path:
     )
     if lacking.returncode:
         unable(f"{lacking.stderr.strip()}; `scripts/setup-packaging deb` installs them")
-    return build_deb(workshop / "deb", Runner())
+    return build_deb(workshop / "deb", ProcessRunner())
 
 
 @pytest.fixture(scope="session")
@@ -144,8 +144,8 @@ def installed(deb: Path, workshop: Path) -> Callable[[str], Path]:
 
     @cache
     def install_into(release: str) -> Path:
-        overlay = Overlay(workshop / f"project-{release}", (RECIPES[release].directory,), Runner())
-        install(deb, overlay.root, Runner())
+        overlay = Overlay(workshop / f"project-{release}", (RECIPES[release].directory,), ProcessRunner())
+        install(deb, overlay.root, ProcessRunner())
         overlay.unmount()
         return overlay.written
 

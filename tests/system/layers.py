@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from flanneld_masq.process import Runner
+from flanneld_masq.process import ProcessRunner
 
 _TREE = Path(__file__).parents[2]
 _BUILD_SECONDS = 120.0
@@ -15,7 +15,7 @@ _BUILD_SECONDS = 120.0
 class Overlay:
     """Layers as one tree, at `root`. What is written goes into a layer of its own, which ends with it."""
 
-    def __init__(self, directory: Path, below: Sequence[Path], run: Runner) -> None:
+    def __init__(self, directory: Path, below: Sequence[Path], run: ProcessRunner) -> None:
         """`below` are directories that stay as they are, the topmost first. `directory` is made."""
         self._directory = directory
         self._run = run
@@ -36,14 +36,14 @@ class Overlay:
         shutil.rmtree(self._directory)
 
 
-def build_deb(directory: Path, run: Runner) -> Path:
+def build_deb(directory: Path, run: ProcessRunner) -> Path:
     """The Debian package of this tree, as it is now. Raises CommandError."""
     run((str(_TREE / "packaging/build-deb"), str(directory)), timeout=_BUILD_SECONDS)
     (found,) = directory.glob("*.deb")
     return found
 
 
-def install(deb: Path, root: Path, run: Runner) -> None:
+def install(deb: Path, root: Path, run: ProcessRunner) -> None:
     """Have the root's own dpkg do it; nothing is started. Raises CommandError, for a missing dependency too."""
     copy = root / "var/tmp" / deb.name
     shutil.copy(deb, copy)

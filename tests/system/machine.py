@@ -25,12 +25,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Optional
 
-from flanneld_masq.process import Runner
+from flanneld_masq.process import ProcessRunner
 
 from ..common import eventually
 from .cgroups import Cgroup
 from .layers import Overlay
-from .site import SUBNET_FILE, Site, subnet_env
+from .site import SUBNET_FILE, Site, subnet_file_text
 
 BOOT_SECONDS = 30.0
 TIMEOUT = 30.0
@@ -49,7 +49,7 @@ class Machine:
     def __init__(self, name: str, release: str, layers: Sequence[Path], directory: Path) -> None:
         self.name = name
         self.release = release
-        self._run = Runner()
+        self._run = ProcessRunner()
         self._directory = directory / name
         self._overlay = Overlay(self._directory, layers, self._run)
         self._console = self._directory / "console"
@@ -211,7 +211,7 @@ class Machine:
 
     def write_subnet(self) -> None:
         """What flannel would write for the subnets of the site."""
-        self.write(SUBNET_FILE, subnet_env())
+        self.write(SUBNET_FILE, subnet_file_text())
 
     # ---- its journal
 

@@ -14,8 +14,8 @@ from flanneld_masq_nft import render
 from flanneld_masq.kernel.expressions import jump_target
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.model import BackendName, Family, Group
-from flanneld_masq.process import Runner
-from flanneld_masq.selftest.topology import Lab
+from flanneld_masq.process import ProcessRunner
+from flanneld_masq.selftest.topology import Topology
 
 from ..common import eventually
 
@@ -28,14 +28,14 @@ class NftRules:
 
     pause = 0.001  # seconds between two looks
 
-    def __init__(self, lab: Lab, backend: BackendName) -> None:
-        with lab.node.entered():
+    def __init__(self, topology: Topology, backend: BackendName) -> None:
+        with topology.node.entered():
             self._netlink = Nfnetlink()
         self._own = (render.TABLE, render.CHAINS[Group.MASQUERADE].name)
         self._base = ""
         if backend != "nft":
             self._own, self._base = (_PLACE.table, _PLACE.chain), _PLACE.base
-        self._families = tuple(each.family for each in lab.addresses)
+        self._families = tuple(each.family for each in topology.addresses)
 
     def look(self) -> tuple[Hashable, ...]:
         """All that makes the rules of each family what they are, but for their handles."""
@@ -60,15 +60,15 @@ class LegacyRules:
 
     pause = 0.01
 
-    def __init__(self, lab: Lab) -> None:
-        self._lab = lab
-        self._run = Runner()
+    def __init__(self, topology: Topology) -> None:
+        self._topology = topology
+        self._run = ProcessRunner()
 
     def look(self) -> tuple[Hashable, ...]:
-        return tuple(self._lines(each.family) for each in self._lab.addresses)
+        return tuple(self._lines(each.family) for each in self._topology.addresses)
 
     def _lines(self, family: Family) -> Hashable:
-        with self._lab.node.entered():
+        with self._topology.node.entered():
             saved = self._run((f"{family.data.tools}-legacy-save", "-t", _PLACE.table)).stdout
         return tuple(line for line in saved.splitlines() if line.startswith("-A") and _PLACE.chain in line)
 
@@ -76,8 +76,8 @@ class LegacyRules:
 Rules = Union[NftRules, LegacyRules]
 
 
-def rules_of(lab: Lab, backend: BackendName) -> Rules:
-    return LegacyRules(lab) if backend == "iptables-legacy" else NftRules(lab, backend)
+def rules_of(topology: Topology, backend: BackendName) -> Rules:
+    return LegacyRules(topology) if backend == "iptables-legacy" else NftRules(topology, backend)
 
 
 class Outages:

@@ -15,7 +15,7 @@ from .conftest import MakeMachine, Tell
 from .machine import UNIT, Machine
 from .rules import BACKENDS, Outages, rules_of
 
-MOST_MILLISECONDS = 1000.0
+MAX_MILLISECONDS = 1000.0
 FOREIGN = "203.0.113.9"
 
 
@@ -55,7 +55,7 @@ class Watched:
         self._outages: list[str] = []
         self._machine = machine
         self._backend = backend
-        self._rules = rules_of(machine.site.lab, backend)
+        self._rules = rules_of(machine.site.topology, backend)
 
     def run(self, *argv: str, until: Callable[[], bool] = lambda: True) -> None:
         """A command, and whatever it set off until something holds."""
@@ -69,7 +69,7 @@ class Watched:
         longest = max(outages.milliseconds, default=0.0)
         if longest:
             self._outages.append(f"{' '.join(argv)} {longest:.0f} ms")
-        assert longest < MOST_MILLISECONDS, self._outages
+        assert longest < MAX_MILLISECONDS, self._outages
         self._machine.site.assert_masqueraded()
 
     def repairs(self) -> int:

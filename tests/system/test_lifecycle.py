@@ -15,7 +15,7 @@ from ..common import eventually
 from .conftest import MakeMachine
 from .machine import UNIT, Machine
 from .rules import BACKENDS, NftRules, rules_of
-from .site import subnet_env
+from .site import subnet_file_text
 
 NON_MASQUERADE = '[masquerade]\nnon_masquerade_cidrs = ["192.0.2.0/24", "198.51.100.0/24", "2001:db8::/32"]'
 
@@ -128,7 +128,7 @@ def test_a_reload_brings_the_new_configuration_into_force(machine: Machine) -> N
 
 def test_a_reload_of_a_wrong_configuration_keeps_the_running_settings(machine: Machine) -> None:
     started(machine)
-    pid, rules = machine.show("MainPID"), NftRules(machine.site.lab, BackendName("nft"))
+    pid, rules = machine.show("MainPID"), NftRules(machine.site.topology, BackendName("nft"))
     before = rules.look(), rules.generation()
     machine.configure(f"{NON_MASQUERADE}\nno_such_key = 1", backend="nft")
     machine.systemctl("reload", UNIT)
@@ -154,7 +154,7 @@ def test_a_reload_of_a_wrong_configuration_keeps_the_running_settings(machine: M
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_stop_leaves_the_rules_or_removes_them_as_configured(machine: Machine, backend: BackendName) -> None:
     started(machine, backend)
-    rules = rules_of(machine.site.lab, backend)
+    rules = rules_of(machine.site.topology, backend)
     before = rules.look()
     machine.systemctl("stop", UNIT)
     assert (machine.show("ActiveState"), machine.show("Result")) == ("inactive", "success")
@@ -243,7 +243,7 @@ def test_booted_with_a_subnet_file_it_masquerades(make_machine: MakeMachine) -> 
     machine = make_machine()
     machine.configure(backend="nft")
     machine.systemctl("enable", UNIT, "nftables.service", "netfilter-persistent.service")
-    machine.write("/etc/subnet.env", subnet_env())
+    machine.write("/etc/subnet.env", subnet_file_text())
     machine.write("/etc/tmpfiles.d/flannel.conf", "d /run/flannel\nC /run/flannel/subnet.env - - - - /etc/subnet.env\n")
     machine.boot()
     assert machine.systemctl("is-system-running").strip() == "running"

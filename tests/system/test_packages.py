@@ -18,7 +18,7 @@ import pytest
 from flanneld_masq import __version__
 from flanneld_masq.dbus.manager1 import MANAGER, NAME, PATH
 from flanneld_masq.model import BackendName
-from flanneld_masq.process import Runner
+from flanneld_masq.process import ProcessRunner
 from flanneld_masq.service import journal
 
 from ..common import eventually, unable
@@ -26,7 +26,7 @@ from .layers import Overlay
 from .machine import UNIT, Machine
 from .roots import RECIPES
 from .rules import BACKENDS, NftRules, rules_of
-from .site import subnet_env
+from .site import subnet_file_text
 from .traffic import Traffic
 
 TREE = Path(__file__).parents[2]
@@ -305,10 +305,10 @@ def test_removal_in_a_chroot_leaves_the_rules_of_the_host(
     machine: Machine, installed: Callable[[str], Path], workshop: Path, release: str, rpms: Packages, proc: bool
 ) -> None:
     enabled(machine, BackendName("nft"))
-    rules = rules_of(machine.site.lab, BackendName("nft"))
+    rules = rules_of(machine.site.topology, BackendName("nft"))
     assert isinstance(rules, NftRules)
     before = rules.handles(), rules.generation()
-    overlay = Overlay(workshop / "chroot", (installed(release), RECIPES[release].directory), Runner())
+    overlay = Overlay(workshop / "chroot", (installed(release), RECIPES[release].directory), ProcessRunner())
     said = ""
     with ExitStack() as stack:
         stack.callback(overlay.close)
@@ -350,11 +350,11 @@ def test_without_systemd_it_is_installed_and_removed_with_its_rules(
         nft list ruleset >/root/ruleset
         test ! -e /run/flanneld-masq
     """
-    overlay = Overlay(workshop / "nosystemd", (RECIPES[release].directory,), Runner())
+    overlay = Overlay(workshop / "nosystemd", (RECIPES[release].directory,), ProcessRunner())
     with ExitStack() as stack:
         stack.callback(overlay.close)
         shutil.copy(package, overlay.root / "root")
-        (overlay.root / "root/subnet.env").write_text(subnet_env())
+        (overlay.root / "root/subnet.env").write_text(subnet_file_text())
         argv = (
             *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--private-network", "--console=pipe"),
             *("--capability=CAP_NET_ADMIN", f"--directory={overlay.root}", "--as-pid2", "sh", "-c", script),
@@ -463,11 +463,11 @@ def assert_gone(machine: Machine, before: tuple[set[str], str]) -> None:
 def assert_replaced(machine: Machine, backend: BackendName, version: str, replace: Callable[[], str]) -> None:
     """Have the package replaced while packets flow. None is lost or leaves with a pod's address, and the rules stay as
     they are, as does the configuration."""
-    lab = machine.site.lab
-    rules = rules_of(lab, backend)
+    topology = machine.site.topology
+    rules = rules_of(topology, backend)
     configuration = machine.path(CONFIGURATION).read_text()
     before, pid = rules.look(), machine.show("MainPID")
-    flows = [Traffic(lab, of) for of in lab.addresses]
+    flows = [Traffic(topology, of) for of in topology.addresses]
     with ExitStack() as stack:
         for traffic in flows:
             stack.enter_context(traffic.flowing())
@@ -478,7 +478,7 @@ def assert_replaced(machine: Machine, backend: BackendName, version: str, replac
     assert (machine.masq("--version").stdout, machine.status()["version"]) == (f"flanneld-masq {version}\n", version)
     assert state(machine) == ("enabled", "active")
     assert machine.path(CONFIGURATION).read_text() == configuration
-    for traffic, of in zip(flows, lab.addresses):
+    for traffic, of in zip(flows, topology.addresses):
         assert traffic.missing() == ()
         assert {source for source in traffic.sources if not source.is_link_local} == {of.node}
     assert rules.look() == before

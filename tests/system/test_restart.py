@@ -25,18 +25,18 @@ def test_a_restart_under_traffic_loses_nothing_and_writes_nothing(machine: Machi
     machine.write_subnet()
     machine.systemctl("start", UNIT)
     machine.reached("synced")
-    lab = machine.site.lab
-    rules = rules_of(lab, backend)
+    topology = machine.site.topology
+    rules = rules_of(topology, backend)
     pid, cursor = machine.show("MainPID"), machine.cursor()
     before = (rules.look(), written(machine), *numbers(rules))
-    flows = [Traffic(lab, of) for of in lab.addresses]
+    flows = [Traffic(topology, of) for of in topology.addresses]
     with ExitStack() as stack:
         for traffic in flows:
             stack.enter_context(traffic.flowing())
         machine.systemctl("restart", UNIT)
         machine.reached("synced")
     assert machine.show("MainPID") != pid
-    for traffic, of in zip(flows, lab.addresses):
+    for traffic, of in zip(flows, topology.addresses):
         assert traffic.missing() == ()
         assert traffic.streamed > 1_000_000
         assert {source for source in traffic.sources if not source.is_link_local} == {of.node}

@@ -16,9 +16,9 @@ from ..common import eventually
 from .conftest import Tell
 from .machine import UNIT, Machine
 from .rules import BACKENDS
-from .site import SUBNET_FILE, subnet_env
+from .site import SUBNET_FILE, subnet_file_text
 
-MOST_EXPOSED = 1.6
+MAX_EXPOSED = 1.6
 USER = "flanneld-masq"
 SELFTEST_SECONDS = 120.0
 LOCK = "/run/xtables.lock"
@@ -88,7 +88,7 @@ def test_how_exposed_it_is(machine: Machine, tell: Tell) -> None:
     (figure,) = re.findall(r"Overall exposure level for \S+ (\d+\.\d)", said)
     version = machine.run("systemctl", "--version").stdout.split()[1]
     tell(f"{machine.release}, systemd {version}: exposure {figure}")
-    assert float(figure) <= MOST_EXPOSED
+    assert float(figure) <= MAX_EXPOSED
 
 
 def test_all_backends_pass_the_selftest_in_it(machine: Machine, tell: Tell) -> None:
@@ -146,7 +146,7 @@ def test_a_subnet_file_is_followed_when_its_directory_comes_back(machine: Machin
     start(machine)
     shutil.rmtree(machine.path("/run/flannel"))
     machine.logged("/run/flannel/subnet.env is gone")
-    machine.write(SUBNET_FILE, subnet_env().replace("10.244.1.1/24", "10.244.9.1/24"))
+    machine.write(SUBNET_FILE, subnet_file_text().replace("10.244.1.1/24", "10.244.9.1/24"))
     eventually(lambda: "10.244.9.0/24" in machine.show("StatusText"))
 
 
@@ -173,7 +173,7 @@ def test_root_and_the_daemon_share_the_state(machine: Machine) -> None:
     """Commands of an administrator before the first start, and beside a daemon that has not passed yet."""
     machine.configure(backend="nft")
     machine.systemctl("start", UNIT)
-    machine.write("/root/subnet.env", subnet_env())
+    machine.write("/root/subnet.env", subnet_file_text())
     machine.masq("apply", "--subnet-file", "/root/subnet.env")
     machine.write_subnet()
     machine.reached("synced")

@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from flanneld_masq.model import Address
-from flanneld_masq.selftest.topology import Addresses, Lab
+from flanneld_masq.selftest.topology import Addresses, Topology
 
 from ..common import eventually
 
@@ -29,22 +29,22 @@ class Traffic:
     A long flow keeps the source that its first packet got; a new one shows what the rules say now.
     """
 
-    def __init__(self, lab: Lab, of: Addresses) -> None:
+    def __init__(self, topology: Topology, of: Addresses) -> None:
         self.sent: set[bytes] = set()
         self.received: set[bytes] = set()
         self.sources: set[Address] = set()  # of all packets that came to the outside by its device
         self.streamed = 0  # bytes
         self.arrived = bytearray()
-        self._lab, self._of = lab, of
+        self._topology, self._of = topology, of
         self._numbers = itertools.count()
         self._stack = contextlib.ExitStack()
-        with lab.outside.entered():
+        with topology.outside.entered():
             self._ear = self._keep(socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM))
             self._ear.bind(("eth0", _PROTOCOLS[of.pod.version]))
             self._sink = self._keep(self._bound(socket.SOCK_DGRAM, of.far))
             listener = self._keep(self._bound(socket.SOCK_STREAM, of.far))
             listener.listen(1)
-        with lab.pod.entered():
+        with topology.pod.entered():
             self._long = self._keep(self._bound(socket.SOCK_DGRAM, of.pod))
             self._stream = self._keep(self._bound(socket.SOCK_STREAM, of.pod))
         self._stream.connect_ex(listener.getsockname())
@@ -97,7 +97,7 @@ class Traffic:
     def _flow(self) -> None:
         while not self._end.wait(_TICK_SECONDS):
             self._send(self._long)
-            with self._lab.pod.entered():
+            with self._topology.pod.entered():
                 fresh = self._bound(socket.SOCK_DGRAM, self._of.pod)
             with fresh:
                 self._send(fresh)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_masq.cli import main as cli
+from flanneld_masq.cli import main
 
 COMPLETIONS = Path(__file__).parents[2] / "completions"
 ZSH = (COMPLETIONS / "_flanneld-masq").read_text()
@@ -20,7 +20,7 @@ BACKENDS = ["auto", "nft", "iptables-nft", "iptables-legacy"]
 
 
 def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    top = cli.parser()
+    top = main.parser()
     for action in top._actions:
         if isinstance(action, argparse._SubParsersAction):
             yield from action.choices.items()
@@ -51,7 +51,7 @@ def test_bash_offers_the_commands() -> None:
 
 
 def test_bash_offers_the_options_before_a_command() -> None:
-    assert sorted(bash("--")) == sorted(options(cli.parser()))
+    assert sorted(bash("--")) == sorted(options(main.parser()))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

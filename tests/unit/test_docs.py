@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_masq import hookspecs
-from flanneld_masq import plugin_loader as plugins
+from flanneld_masq import hookspecs, plugin_loader
 from flanneld_masq.hookspecs import Backend, Event, HookSpecs, Host
 from flanneld_masq.model import Family, Settings
-from flanneld_masq.process import Runner
+from flanneld_masq.process import ProcessRunner
 from flanneld_masq.testing import BackendConformance
 
 ROOT = Path(__file__).parents[2]
@@ -77,11 +76,11 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 def test_the_example_of_a_backend_is_found(installed: Path) -> None:
-    found = plugins.load()
+    found = plugin_loader.load()
     assert [failure for failure in found.failures if failure.plugin == "paper"] == []
     assert found.owners[found.backends["paper"].name] == "paper"  # type: ignore[index]
     (installed / "root").mkdir()
-    backend = found.create(Family.IPV4, Host(Runner(), installed / "root"))["paper"]  # type: ignore[index]
+    backend = found.create(Family.IPV4, Host(ProcessRunner(), installed / "root"))["paper"]  # type: ignore[index]
     assert backend.probe().remedy == "mount a tmpfs there"
 
 
@@ -106,7 +105,7 @@ def test_the_other_examples_do_as_they_say(installed: Path, monkeypatch: pytest.
     import count  # type: ignore[import-not-found]
     import ranges  # type: ignore[import-not-found]
 
-    found = plugins.load({"ranges": ranges, "count": count})
+    found = plugin_loader.load({"ranges": ranges, "count": count})
     monkeypatch.setattr(ranges, "FILE", installed / "ranges.txt")
     assert found.non_masquerade_cidrs(Settings()) == ((), ())
     (installed / "ranges.txt").write_text("10.0.0.0/8\nfd00::/8\n")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_masq.cli import main as cli
+from flanneld_masq.cli import main
 from flanneld_masq.dbus.manager1 import MANAGER, NAME, PATH
 from flanneld_masq.errors import ConfigError
 from flanneld_masq.hookspecs import HookSpecs
@@ -40,7 +40,7 @@ def terms(text: str) -> list[str]:
 
 
 def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    top = cli.parser()
+    top = main.parser()
     yield "", top
     for action in top._actions:
         if isinstance(action, argparse._SubParsersAction):

@@ -15,23 +15,22 @@ from typing import Any, ClassVar
 import pluggy
 import pytest
 
-from flanneld_masq import hookspecs
-from flanneld_masq import plugin_loader as plugins
+from flanneld_masq import hookspecs, plugin_loader
 from flanneld_masq.errors import KernelError, PluginError
 from flanneld_masq.hookspecs import Backend, BackendType, Event, Host, hookimpl
 from flanneld_masq.model import BackendName, Desired, Family, Network, Observation, Probe, Settings
 from flanneld_masq.plugin_loader import Plugins
-from flanneld_masq.process import Runner
+from flanneld_masq.process import ProcessRunner
 from flanneld_masq.testing import MemoryBackend, MemoryKernel, memory_backend_type
 
-HOST = Host(Runner())
+HOST = Host(ProcessRunner())
 NETWORKS = (ip_network("192.168.0.0/16"), ip_network("fd99::/64"))
 
 
 @pytest.fixture(autouse=True)
 def only_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """No plugin but those that a test brings."""
-    monkeypatch.setattr(plugins, "_entry_points", lambda: iter(()))
+    monkeypatch.setattr(plugin_loader, "_entry_points", lambda: iter(()))
 
 
 class Offers:
@@ -71,7 +70,7 @@ class Answers:
 
 
 def load(**named: object) -> Plugins:
-    return plugins.load(named)
+    return plugin_loader.load(named)
 
 
 def failures(found: Plugins) -> list[tuple[str, str]]:
@@ -152,7 +151,7 @@ class TestLoading:
 
     def test_a_name_that_is_taken_names_both(self) -> None:
         first, second = memory_backend_type("twice"), memory_backend_type("twice")
-        found = plugins.load({"one": Offers(first), "two": Offers(second)})
+        found = plugin_loader.load({"one": Offers(first), "two": Offers(second)})
         assert found.backends == {"twice": first} or found.backends == {"twice": second}
         (failure,) = found.failures
         loser = failure.plugin
@@ -162,7 +161,7 @@ class TestLoading:
 
     def test_a_plugin_of_a_name_that_is_taken_does_not_unseat_the_first(self, monkeypatch: pytest.MonkeyPatch) -> None:
         entry = Entry("nft", lambda: Offers(memory_backend_type("first")))
-        monkeypatch.setattr(plugins, "_entry_points", lambda: iter((entry,)))
+        monkeypatch.setattr(plugin_loader, "_entry_points", lambda: iter((entry,)))
         found = load(nft=Offers(memory_backend_type("second")))
         assert failures(found) == [("nft", "registration")]
         assert list(found.backends) == ["first"]
@@ -184,7 +183,7 @@ def test_a_plugin_that_raises_on_import_is_named(error: BaseException, monkeypat
         raise error
 
     entries = (Entry("bad", fail), Entry("good", lambda: Offers(memory_backend_type("good"))))
-    monkeypatch.setattr(plugins, "_entry_points", lambda: iter(entries))
+    monkeypatch.setattr(plugin_loader, "_entry_points", lambda: iter(entries))
     found = load()
     assert failures(found) == [("bad", "loading")]
     assert repr(error) in str(found.failures[0])
@@ -259,7 +258,7 @@ class TestGuardedBackend:
             return self.answer
 
         probe = wanted = render = observe = replace = generation = _answer
-        poll = drops_forwarding = survey = remove = glance = _answer
+        poll = drops_forwarding = survey = remove = fingerprint = _answer
 
     CALLS: ClassVar[dict[str, Callable[[Backend], object]]] = {
         "wanted": lambda backend: backend.wanted(Desired(Family.IPV4)),
@@ -269,7 +268,7 @@ class TestGuardedBackend:
         "drops_forwarding": lambda backend: backend.drops_forwarding(),
         "survey": lambda backend: backend.survey(None),
         "remove": lambda backend: backend.remove(()),
-        "glance": lambda backend: backend.glance(()),
+        "fingerprint": lambda backend: backend.fingerprint(()),
         "generation": lambda backend: backend.generation(),
         "poll": lambda backend: backend.poll(),
     }
@@ -354,7 +353,7 @@ class TestEntryPoints:
         return tmp_path
 
     def names(self) -> list[str]:
-        return [found.name for found in plugins._entry_points()]
+        return [found.name for found in plugin_loader._entry_points()]
 
     def test_none(self, site: Path) -> None:
         assert self.names() == []

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from flanneld_masq.errors import CommandError
-from flanneld_masq.process import SYSTEM_PATH, Completed, Runner, search_path
+from flanneld_masq.process import SYSTEM_PATH, Completed, ProcessRunner, search_path
 
-run = Runner()
+run = ProcessRunner()
 
 
-def failed(*argv: str, runner: Runner = run, **options: object) -> CommandError:
+def failed(*argv: str, runner: ProcessRunner = run, **options: object) -> CommandError:
     with pytest.raises(CommandError) as caught:
         runner(argv, **options)  # type: ignore[arg-type]
     assert caught.value.argv == argv
@@ -59,7 +59,7 @@ def test_another_name_for_itself() -> None:
 def test_the_environment_is_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
     monkeypatch.setenv("XTABLES_LIBDIR", "/tmp")
-    found = Runner(("/usr/bin", "/bin"))((shutil.which("env") or "env",)).stdout
+    found = ProcessRunner(("/usr/bin", "/bin"))((shutil.which("env") or "env",)).stdout
     assert sorted(found.split()) == ["LC_ALL=C", "PATH=/usr/bin:/bin"]
 
 
@@ -92,8 +92,8 @@ def test_a_program_is_looked_for_on_the_given_path_alone(tmp_path: Path) -> None
     program = tmp_path / "only-here"
     program.write_text("#!/bin/sh\necho found\n")
     program.chmod(0o755)
-    assert Runner((str(tmp_path), *SYSTEM_PATH))(("only-here",)).stdout == "found\n"
-    failed("only-here", runner=Runner(SYSTEM_PATH))
+    assert ProcessRunner((str(tmp_path), *SYSTEM_PATH))(("only-here",)).stdout == "found\n"
+    failed("only-here", runner=ProcessRunner(SYSTEM_PATH))
 
 
 def test_timeout() -> None:
@@ -108,7 +108,7 @@ def test_output_that_is_not_text() -> None:
 
 
 def test_stop_ends_what_runs_and_refuses_what_comes(tmp_path: Path) -> None:
-    runner = Runner()
+    runner = ProcessRunner()
     errors = []
     os.mkfifo(tmp_path / "started")
 
@@ -132,10 +132,10 @@ def test_no_child_is_left_behind() -> None:
     script = """
 import os, sys
 from flanneld_masq.errors import CommandError
-from flanneld_masq.process import Runner
+from flanneld_masq.process import ProcessRunner
 for argv in ("true",), ("false",), ("sleep", "60"), ("printf", "\\\\377"), ("no-such-program",):
     try:
-        Runner()(argv, timeout=0.05 if argv[0] == "sleep" else 20)
+        ProcessRunner()(argv, timeout=0.05 if argv[0] == "sleep" else 20)
     except CommandError:
         pass
 try:

@@ -18,13 +18,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flanneld_masq import state_directory as store
+from flanneld_masq import state_directory
 from flanneld_masq.errors import AlreadyRunning, MasqError, StateError
-from flanneld_masq.model import BackendName, Family, Golden, Holder, Item, Neighbours
-from flanneld_masq.state_directory import Store
+from flanneld_masq.model import BackendName, Family, Holder, Item, Neighbours, VerifiedState
+from flanneld_masq.state_directory import StateDirectory
 
 NFT = BackendName("nft")
-GOLDEN = Golden(
+GOLDEN = VerifiedState(
     "f1",
     (Item("chain", "ip t", "chain c", raw="c"), Item("rule", "ip t c", 'a "b" \\ ü', raw="00ff", tag="t1")),
     (Neighbours("ip t", ("a", "b"), ("c",)),),
@@ -52,47 +52,47 @@ def held(path: Path, text: str = "") -> Iterator[None]:
 
 class TestGolden:
     def test_none_at_first(self, directory: Path) -> None:
-        assert Store(directory).golden(NFT, Family.IPV4) is None
+        assert StateDirectory(directory).verified_state(NFT, Family.IPV4) is None
         assert not directory.exists(), "looking makes nothing"
 
     def test_comes_back_here_and_in_another_process(self, directory: Path) -> None:
-        kept = Store(directory)
+        kept = StateDirectory(directory)
         kept.remember(NFT, Family.IPV4, GOLDEN)
-        for reader in (kept, kept, Store(directory)):
-            assert reader.golden(NFT, Family.IPV4) == GOLDEN
+        for reader in (kept, kept, StateDirectory(directory)):
+            assert reader.verified_state(NFT, Family.IPV4) == GOLDEN
 
     def test_each_backend_and_family_by_itself(self, directory: Path) -> None:
-        kept = Store(directory)
+        kept = StateDirectory(directory)
         kept.remember(NFT, Family.IPV4, GOLDEN)
-        assert kept.golden(NFT, Family.IPV6) is None
-        assert kept.golden(BackendName("iptables-nft"), Family.IPV4) is None
+        assert kept.verified_state(NFT, Family.IPV6) is None
+        assert kept.verified_state(BackendName("iptables-nft"), Family.IPV4) is None
 
     def test_handles_are_not_kept(self, directory: Path) -> None:
-        kept = Store(directory)
-        kept.remember(NFT, Family.IPV4, Golden("f", (Item("rule", "p", "t", handle=7),)))
-        assert kept.golden(NFT, Family.IPV4) == Golden("f", (Item("rule", "p", "t"),))
+        kept = StateDirectory(directory)
+        kept.remember(NFT, Family.IPV4, VerifiedState("f", (Item("rule", "p", "t", handle=7),)))
+        assert kept.verified_state(NFT, Family.IPV4) == VerifiedState("f", (Item("rule", "p", "t"),))
 
     def test_the_same_again_is_not_written_again(self, directory: Path) -> None:
-        kept = Store(directory)
+        kept = StateDirectory(directory)
         kept.remember(NFT, Family.IPV4, GOLDEN)
         before = (directory / "nft-ipv4.json").stat()
         kept.remember(NFT, Family.IPV4, GOLDEN)
         assert (directory / "nft-ipv4.json").stat() == before
 
     def test_another_process_s_is_seen(self, directory: Path) -> None:
-        one, two = Store(directory), Store(directory)
+        one, two = StateDirectory(directory), StateDirectory(directory)
         one.remember(NFT, Family.IPV4, GOLDEN)
-        assert two.golden(NFT, Family.IPV4) == GOLDEN
-        changed = Golden("f2", GOLDEN.items)
+        assert two.verified_state(NFT, Family.IPV4) == GOLDEN
+        changed = VerifiedState("f2", GOLDEN.items)
         one.remember(NFT, Family.IPV4, changed)
-        assert two.golden(NFT, Family.IPV4) == changed
+        assert two.verified_state(NFT, Family.IPV4) == changed
 
     def test_forgotten(self, directory: Path) -> None:
-        kept = Store(directory)
+        kept = StateDirectory(directory)
         kept.remember(NFT, Family.IPV4, GOLDEN)
         kept.forget(NFT, Family.IPV4)
         kept.forget(NFT, Family.IPV4)
-        assert kept.golden(NFT, Family.IPV4) is None
+        assert kept.verified_state(NFT, Family.IPV4) is None
         assert list(directory.iterdir()) == []
 
     @pytest.mark.parametrize(
@@ -118,43 +118,43 @@ class TestGolden:
     )
     def test_a_corrupt_file_is_as_good_as_none(self, text: str, directory: Path) -> None:
         write(directory / "nft-ipv4.json", text)
-        assert Store(directory).golden(NFT, Family.IPV4) is None
+        assert StateDirectory(directory).verified_state(NFT, Family.IPV4) is None
 
     @settings(max_examples=25)
     @given(cut=st.integers(0, 400), junk=st.binary(max_size=4))
     def test_a_file_that_was_cut_or_overwritten(self, cut: int, junk: bytes, tmp_path_factory: Any) -> None:
         directory = tmp_path_factory.mktemp("state")
-        Store(directory).remember(NFT, Family.IPV4, GOLDEN)
+        StateDirectory(directory).remember(NFT, Family.IPV4, GOLDEN)
         path = directory / "nft-ipv4.json"
         data = path.read_bytes()
         path.write_bytes(data[:cut] + junk + data[cut + len(junk) :] if junk else data[:cut])
-        found = Store(directory).golden(NFT, Family.IPV4)
-        assert found is None or isinstance(found, Golden)
+        found = StateDirectory(directory).verified_state(NFT, Family.IPV4)
+        assert found is None or isinstance(found, VerifiedState)
         if not junk and cut < len(data) - 1:
             assert found is None
 
     def test_a_directory_in_its_place(self, directory: Path) -> None:
         (directory / "nft-ipv4.json").mkdir(parents=True)
-        kept = Store(directory)
-        assert kept.golden(NFT, Family.IPV4) is None
+        kept = StateDirectory(directory)
+        assert kept.verified_state(NFT, Family.IPV4) is None
         with pytest.raises(StateError, match=r"nft-ipv4\.json cannot be written"):
             kept.remember(NFT, Family.IPV4, GOLDEN)
         assert [found.name for found in directory.iterdir()] == ["nft-ipv4.json"], "no half-written file is left"
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file away")
     def test_a_file_of_somebody_else_is_not_believed(self, directory: Path) -> None:
-        Store(directory).remember(NFT, Family.IPV4, GOLDEN)
+        StateDirectory(directory).remember(NFT, Family.IPV4, GOLDEN)
         os.chown(directory / "nft-ipv4.json", 65534, 65534)
-        assert Store(directory).golden(NFT, Family.IPV4) is None
+        assert StateDirectory(directory).verified_state(NFT, Family.IPV4) is None
 
 
 class TestDirectory:
     def test_is_made_with_those_above_it(self, directory: Path) -> None:
-        Store(directory).write_status({})
+        StateDirectory(directory).write_status({})
         assert stat.S_IMODE(directory.stat().st_mode) == 0o755
 
     def test_files_can_be_read_by_all_and_are_whole(self, directory: Path) -> None:
-        Store(directory).remember(NFT, Family.IPV4, GOLDEN)
+        StateDirectory(directory).remember(NFT, Family.IPV4, GOLDEN)
         (found,) = directory.iterdir()
         assert found.name == "nft-ipv4.json"
         assert stat.S_IMODE(found.stat().st_mode) == 0o644
@@ -164,7 +164,7 @@ class TestDirectory:
     def test_one_that_others_can_write_is_refused(self, mode: int, directory: Path) -> None:
         directory.mkdir(parents=True)
         directory.chmod(mode)
-        kept = Store(directory)
+        kept = StateDirectory(directory)
         attempts = (
             lambda: kept.write_status({}),
             lambda: kept.remember(NFT, Family.IPV4, GOLDEN),
@@ -181,12 +181,12 @@ class TestDirectory:
         directory.mkdir(parents=True)
         os.chown(directory, 65534, 65534)
         with pytest.raises(StateError, match="can be written by others than root"):
-            Store(directory).write_status({})
+            StateDirectory(directory).write_status({})
 
     def test_a_file_in_its_place(self, tmp_path: Path) -> None:
         write(tmp_path / "state", "")
         with pytest.raises(StateError, match=r"cannot be made: File exists; ") as caught:
-            Store(tmp_path / "state").write_status({})
+            StateDirectory(tmp_path / "state").write_status({})
         assert caught.value.lasting
 
     @pytest.mark.parametrize(
@@ -204,18 +204,18 @@ class TestDirectory:
         def refuse(*_: object, **__: object) -> None:
             raise OSError(number, os.strerror(number))
 
-        monkeypatch.setattr(store, "SERVICE_USER", "nobody")
+        monkeypatch.setattr(state_directory, "SERVICE_USER", "nobody")
         monkeypatch.setattr(Path, "mkdir", refuse)
         monkeypatch.setattr(os, "geteuid", lambda: user)
         with pytest.raises(StateError, match=f"cannot be made: {os.strerror(number)}; ") as caught:
-            Store(directory).write_status({})
+            StateDirectory(directory).write_status({})
         assert (caught.value.lasting, remedy in str(caught.value)) == (lasting, True)
 
     def test_a_lock_that_is_a_link_is_refused(self, directory: Path, tmp_path: Path) -> None:
         write(tmp_path / "precious", "precious")
         directory.mkdir(parents=True)
         (directory / "lock").symlink_to(tmp_path / "precious")
-        with pytest.raises(StateError, match="cannot be opened"), Store(directory).instance():
+        with pytest.raises(StateError, match="cannot be opened"), StateDirectory(directory).instance():
             pass
         assert (tmp_path / "precious").read_text() == "precious"
 
@@ -223,7 +223,7 @@ class TestDirectory:
 class TestLocks:
     def test_are_for_their_owner_alone(self, directory: Path) -> None:
         """Whoever can open one can hold it."""
-        kept = Store(directory)
+        kept = StateDirectory(directory)
         with kept.instance(), kept.exclusive(Family.IPV4):
             assert {stat.S_IMODE(found.stat().st_mode) for found in directory.iterdir()} == {0o600}
 
@@ -234,22 +234,22 @@ class TestUserOfTheService:
 
     @pytest.fixture(autouse=True)
     def nobody(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(store, "SERVICE_USER", "nobody")
+        monkeypatch.setattr(state_directory, "SERVICE_USER", "nobody")
         directory.mkdir(parents=True)
         os.chown(directory, 65534, 65534)
 
     def test_what_it_wrote_is_believed(self, directory: Path) -> None:
-        Store(directory).remember(NFT, Family.IPV4, GOLDEN)
+        StateDirectory(directory).remember(NFT, Family.IPV4, GOLDEN)
         os.chown(directory / "nft-ipv4.json", 65534, 65534)
-        assert Store(directory).golden(NFT, Family.IPV4) == GOLDEN
+        assert StateDirectory(directory).verified_state(NFT, Family.IPV4) == GOLDEN
 
     def test_what_somebody_else_wrote_is_not(self, directory: Path) -> None:
-        Store(directory).remember(NFT, Family.IPV4, GOLDEN)
+        StateDirectory(directory).remember(NFT, Family.IPV4, GOLDEN)
         os.chown(directory / "nft-ipv4.json", 1, 1)
-        assert Store(directory).golden(NFT, Family.IPV4) is None
+        assert StateDirectory(directory).verified_state(NFT, Family.IPV4) is None
 
     def test_a_lock_that_root_makes_is_its_own(self, directory: Path) -> None:
-        with Store(directory).exclusive(Family.IPV4):
+        with StateDirectory(directory).exclusive(Family.IPV4):
             found = (directory / "ipv4.lock").stat()
             assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (65534, 65534, 0o600)
 
@@ -257,27 +257,27 @@ class TestUserOfTheService:
         """A link would have root give it somebody's file."""
         write(tmp_path / "precious", "precious")
         os.link(tmp_path / "precious", directory / "ipv4.lock")
-        with Store(directory).exclusive(Family.IPV4):
+        with StateDirectory(directory).exclusive(Family.IPV4):
             assert (tmp_path / "precious").stat().st_uid == 0
 
 
 class TestStatus:
     def test_round_trip(self, directory: Path) -> None:
-        assert Store(directory).status() is None
-        Store(directory).write_status({"state": "synced", "pid": 5})
-        assert Store(directory).status() == {"state": "synced", "pid": 5}
+        assert StateDirectory(directory).status() is None
+        StateDirectory(directory).write_status({"state": "synced", "pid": 5})
+        assert StateDirectory(directory).status() == {"state": "synced", "pid": 5}
 
     @pytest.mark.parametrize("text", ["", "[]", "{", "\x00", "nonsense"])
     def test_a_corrupt_one_is_none(self, text: str, directory: Path) -> None:
         write(directory / "status.json", text)
-        assert Store(directory).status() is None
+        assert StateDirectory(directory).status() is None
 
 
 class TestInstance:
     def test_the_second_is_refused_and_the_first_is_named(self, directory: Path) -> None:
-        with Store(directory).instance():
-            assert Store(directory).holder() == Holder(True, os.getpid(), f"{directory}/lock is held")
-            with pytest.raises(AlreadyRunning) as caught, Store(directory).instance():
+        with StateDirectory(directory).instance():
+            assert StateDirectory(directory).holder() == Holder(True, os.getpid(), f"{directory}/lock is held")
+            with pytest.raises(AlreadyRunning) as caught, StateDirectory(directory).instance():
                 pass
         assert f"pid {os.getpid()} (" in str(caught.value)
         assert "python" in str(caught.value), "with its command line"
@@ -287,11 +287,11 @@ class TestInstance:
         entered = threading.Event()
 
         def enter() -> None:
-            with Store(directory).instance(60):
+            with StateDirectory(directory).instance(60):
                 entered.set()
 
         thread = threading.Thread(target=enter)
-        with Store(directory).instance():
+        with StateDirectory(directory).instance():
             thread.start()
             assert not entered.wait(0.03)
         assert entered.wait(5)
@@ -299,33 +299,33 @@ class TestInstance:
 
     def test_the_next_is_welcome(self, directory: Path) -> None:
         for _ in range(2):
-            with Store(directory).instance():
+            with StateDirectory(directory).instance():
                 assert (directory / "lock").read_text() == f"{os.getpid()}\n"
-        assert Store(directory).holder().runs is False
+        assert StateDirectory(directory).holder().runs is False
 
     def test_a_pid_that_was_left_behind_is_no_daemon(self, directory: Path) -> None:
         write(directory / "lock", "1\n")
-        assert Store(directory).holder().runs is False
-        with Store(directory).instance():
+        assert StateDirectory(directory).holder().runs is False
+        with StateDirectory(directory).instance():
             assert (directory / "lock").read_text() == f"{os.getpid()}\n"
 
     @pytest.mark.parametrize(("text", "shown"), [("", "pid "), ("nonsense", "pid nonsense"), ("99999999", "99999999")])
     def test_a_holder_that_cannot_be_named(self, text: str, shown: str, directory: Path) -> None:
         with held(directory / "lock", text):
-            with pytest.raises(AlreadyRunning, match=shown), Store(directory).instance():
+            with pytest.raises(AlreadyRunning, match=shown), StateDirectory(directory).instance():
                 pass
-            holder = Store(directory).holder()
+            holder = StateDirectory(directory).holder()
             assert (holder.runs, str(holder.pid)) == (True, text if text.isdigit() else "0")
 
     def test_no_directory_no_daemon(self, directory: Path) -> None:
-        assert Store(directory).holder().runs is False
+        assert StateDirectory(directory).holder().runs is False
         assert not directory.exists()
 
     def test_those_who_ask_are_not_taken_for_a_daemon(self, directory: Path) -> None:
         write(directory / "lock", "1\n")
         with (directory / "lock").open() as file:
             fcntl.flock(file, fcntl.LOCK_SH)  # as another command does for a moment
-            assert Store(directory).holder().runs is False
+            assert StateDirectory(directory).holder().runs is False
 
 
 class TestALockForRootAlone:
@@ -344,46 +344,46 @@ class TestALockForRootAlone:
         monkeypatch.setattr(Path, "open", refuse)
 
     def test_it_runs(self, directory: Path) -> None:
-        Store(directory).write_status({"state": "synced", "pid": os.getpid()})
-        holder = Store(directory).holder()
+        StateDirectory(directory).write_status({"state": "synced", "pid": os.getpid()})
+        holder = StateDirectory(directory).holder()
         assert (holder.runs, holder.pid) == (True, os.getpid())
 
     def test_it_was_stopped(self, directory: Path) -> None:
-        Store(directory).write_status({"state": "stopped", "pid": os.getpid()})
-        assert Store(directory).holder() == Holder(False, 0, f"{directory}/status.json says so")
+        StateDirectory(directory).write_status({"state": "stopped", "pid": os.getpid()})
+        assert StateDirectory(directory).holder() == Holder(False, 0, f"{directory}/status.json says so")
 
     @pytest.mark.parametrize("pid", [99999999, 0, -1, None, "nonsense"])
     def test_it_was_killed(self, pid: object, directory: Path) -> None:
-        Store(directory).write_status({"state": "synced", "pid": pid})
-        assert Store(directory).holder().runs is False
+        StateDirectory(directory).write_status({"state": "synced", "pid": pid})
+        assert StateDirectory(directory).holder().runs is False
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to start a process of another user")
     def test_its_pid_is_somebody_else_s_now(self, directory: Path) -> None:
         with subprocess.Popen(("sleep", "60"), user=65534) as stranger:
             try:
-                Store(directory).write_status({"state": "synced", "pid": stranger.pid})
-                assert Store(directory).holder().runs is False
+                StateDirectory(directory).write_status({"state": "synced", "pid": stranger.pid})
+                assert StateDirectory(directory).holder().runs is False
             finally:
                 stranger.kill()
 
     def test_nothing_is_known(self, directory: Path) -> None:
-        holder = Store(directory).holder()
+        holder = StateDirectory(directory).holder()
         assert (holder.runs, holder.pid) == (None, 0)
         assert f"{directory}/lock cannot be opened: Permission denied" in holder.why
 
 
 class TestPassLock:
     def test_the_families_do_not_wait_for_each_other(self, directory: Path) -> None:
-        kept = Store(directory)
+        kept = StateDirectory(directory)
         with kept.exclusive(Family.IPV4), kept.exclusive(Family.IPV6):
             assert sorted(found.name for found in directory.iterdir()) == ["ipv4.lock", "ipv6.lock"]
 
     def test_one_that_is_never_released_is_named(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(store, "PASS_LOCK_SECONDS", 0.02)
+        monkeypatch.setattr(state_directory, "PASS_LOCK_SECONDS", 0.02)
         with (
             held(directory / "ipv4.lock"),
             pytest.raises(StateError, match=r"ipv4\.lock was held by another flanneld-masq for 0\.0"),
-            Store(directory).exclusive(Family.IPV4),
+            StateDirectory(directory).exclusive(Family.IPV4),
         ):
             pass
 
@@ -393,11 +393,11 @@ class TestPassLock:
 
         def enter() -> None:
             waiting.set()
-            with Store(directory).exclusive(Family.IPV4):
+            with StateDirectory(directory).exclusive(Family.IPV4):
                 entered.set()
 
         thread = threading.Thread(target=enter)
-        with Store(directory).exclusive(Family.IPV4):
+        with StateDirectory(directory).exclusive(Family.IPV4):
             thread.start()
             assert waiting.wait(5)
             assert not entered.wait(0.03)
@@ -405,7 +405,7 @@ class TestPassLock:
         assert entered.is_set()
 
     def test_stop_ends_the_waiting_until_resume(self, directory: Path) -> None:
-        kept = Store(directory)
+        kept = StateDirectory(directory)
         failures: list[MasqError] = []
 
         def enter() -> None:
@@ -428,7 +428,7 @@ class TestPassLock:
             pass
 
     def test_is_released_when_the_work_fails(self, directory: Path) -> None:
-        kept = Store(directory)
+        kept = StateDirectory(directory)
         with pytest.raises(ZeroDivisionError), kept.exclusive(Family.IPV4):
             raise ZeroDivisionError
         with kept.exclusive(Family.IPV4):

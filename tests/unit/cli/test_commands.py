@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from flanneld_masq import __version__
-from flanneld_masq.cli import commands
-from flanneld_masq.cli import main as cli
+from flanneld_masq.cli import commands, main
 from flanneld_masq.inputs import config
 from flanneld_masq.model import Holder
 from flanneld_masq.service import journal
-from flanneld_masq.state_directory import Store
+from flanneld_masq.state_directory import StateDirectory
 
 COMMANDS = (
     "run",
@@ -77,7 +76,7 @@ class Program:
         argv = [*(["--config", str(self.config_file)] if options else []), *shlex.split(line)]
         self.capsys.readouterr()
         try:
-            status = cli.main(argv)
+            status = main.main(argv)
         except SystemExit as ended:
             status = int(ended.code or 0)
         return Done(status, *self.capsys.readouterr())
@@ -316,19 +315,19 @@ class TestStatus:
         monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent/bus")
 
     @pytest.fixture
-    def store(self, masq: Program) -> Store:
+    def store(self, masq: Program) -> StateDirectory:
         masq.subnet_file.unlink()  # so the kernel is left alone
-        return Store(masq.directory / "state")
+        return StateDirectory(masq.directory / "state")
 
     def test_a_running_daemon_whose_lock_is_for_root_alone(
-        self, masq: Program, store: Store, monkeypatch: pytest.MonkeyPatch
+        self, masq: Program, store: StateDirectory, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         store.write_status({"state": "synced", "pid": os.getpid(), "families": {}})
-        monkeypatch.setattr(Store, "holder", lambda _: Holder(True, os.getpid(), "status.json says so"))
+        monkeypatch.setattr(StateDirectory, "holder", lambda _: Holder(True, os.getpid(), "status.json says so"))
         assert masq("status").out == f"flanneld-masq: synced, pid {os.getpid()}\n"
 
-    def test_it_cannot_tell(self, masq: Program, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(Store, "holder", lambda _: Holder(None, 0, "the lock is for root"))
+    def test_it_cannot_tell(self, masq: Program, store: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(StateDirectory, "holder", lambda _: Holder(None, 0, "the lock is for root"))
         done = masq("status")
         assert (done.status, done.out.splitlines()[0]) == (0, "flanneld-masq: unknown")
         assert "whether the daemon runs cannot be told: the lock is for root; " in done.out
@@ -336,7 +335,7 @@ class TestStatus:
     @pytest.mark.parametrize(
         "left", [None, {"state": "stopped", "pid": 7, "families": {}}, {"state": "synced", "pid": 7}]
     )
-    def test_a_daemon_that_has_said_nothing_yet(self, left: Any, masq: Program, store: Store) -> None:
+    def test_a_daemon_that_has_said_nothing_yet(self, left: Any, masq: Program, store: StateDirectory) -> None:
         if left is not None:  # by the one before
             store.write_status(left)
         with store.instance():
@@ -344,7 +343,9 @@ class TestStatus:
         assert (done.status, done.out.splitlines()[0]) == (0, f"flanneld-masq: unknown, pid {os.getpid()}")
         assert f"trouble: the daemon says nothing of itself: {masq.directory}/state/lock is held; " in done.out
 
-    def test_a_wrong_configuration_is_a_trouble_of_the_daemon_that_goes_on(self, masq: Program, store: Store) -> None:
+    def test_a_wrong_configuration_is_a_trouble_of_the_daemon_that_goes_on(
+        self, masq: Program, store: StateDirectory
+    ) -> None:
         lines = [f"flanneld-masq: synced, pid {os.getpid()}", f"  trouble: {masq.config_file}: colour: unknown key"]
         status = {"state": "synced", "pid": os.getpid(), "troubles": [], "families": {}}
         masq.configure("colour = 1\n")
@@ -358,7 +359,7 @@ class TestStatus:
             assert masq("status").out.splitlines()[1:] == [f"  trouble: {refused}"], "it is not said twice"
             assert masq("status --json").json["troubles"] == [refused]
 
-    def test_a_wrong_configuration_and_no_daemon(self, masq: Program, store: Store) -> None:
+    def test_a_wrong_configuration_and_no_daemon(self, masq: Program, store: StateDirectory) -> None:
         masq.configure("colour = 1\n")
         done = masq("status")
         assert (done.status, done.err, done.out.splitlines()[0]) == (2, "", "flanneld-masq: stopped")
@@ -368,7 +369,7 @@ class TestStatus:
         done = masq("status --backend ipfw")
         assert (done.status, done.out) == (2, "")
 
-    def test_doctor_goes_on_with_the_daemon(self, masq: Program, store: Store) -> None:
+    def test_doctor_goes_on_with_the_daemon(self, masq: Program, store: StateDirectory) -> None:
         family = {"ipv4": {"state": "degraded", "last_error": "nft said no"}}
         masq.configure("colour = 1\n")
         with store.instance():
@@ -380,7 +381,7 @@ class TestStatus:
         assert said[0][1].startswith(f"{masq.config_file}: colour: unknown key")
         assert said[1] == ("the daemon is degraded", "nft said no")
 
-    def test_what_a_daemon_did_is_told_after_its_end(self, masq: Program, store: Store) -> None:
+    def test_what_a_daemon_did_is_told_after_its_end(self, masq: Program, store: StateDirectory) -> None:
         culprit = {"name": "nft", "pid": 8426, "command": "nft flush ruleset", "unit": "nftables.service"}
         last = {"time": "then", "backend": "nft", "reason": "ruleset changed", "drift": True, "duration_us": 1000}
         family = {"state": "synced", "last_error": "", "groups": {}, "repairs": 3}
@@ -403,7 +404,7 @@ class TestEnds:
             raise error
 
         monkeypatch.setattr(commands, "status", fail)
-        return cli.main(["status"])
+        return main.main(["status"])
 
     def test_interrupted(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert self.ends(KeyboardInterrupt(), monkeypatch) == 130
@@ -414,7 +415,7 @@ class TestEnds:
 
     def test_a_reader_that_went_away(self, masq: Program) -> None:
         argv = (sys.executable, "-m", "flanneld_masq", "--config", str(masq.config_file), "render", "--json")
-        root = str(Path(cli.__file__).parents[2])
+        root = str(Path(main.__file__).parents[2])
         reader, writer = os.pipe()
         os.close(reader)
         try:
@@ -458,7 +459,7 @@ class TestTheDaemonEnds:
         assert message.startswith(f"{masq.config_file}: colour: ")
 
     def test_by_another_instance(self, masq: Program, entries: Entries) -> None:
-        with Store(masq.directory / "state").instance():
+        with StateDirectory(masq.directory / "state").instance():
             assert masq("run") == Done(1, "", "")
         ((level, message_id, message),) = entries.found
         assert (level, message_id) == (logging.ERROR, journal.MESSAGE_IDS["failed"])
@@ -471,23 +472,23 @@ class TestTheDaemonEnds:
         assert message.startswith(f"{masq.config_file}: state_directory: state directory {masq.directory}/state cannot")
 
     def test_by_a_bug(self, masq: Program, entries: Entries, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(commands.plugins, "load", lambda: 1 / 0)
+        monkeypatch.setattr(commands.plugin_loader, "load", lambda: 1 / 0)
         assert masq("run") == Done(1, "", "")
         ((level, message_id, message),) = entries.found
         assert (level, message_id) == (logging.ERROR, journal.MESSAGE_IDS["failed"])
         assert message.startswith("internal error: ZeroDivisionError('division by zero')\nTraceback (most recent")
 
     def test_at_a_terminal(self, masq: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-        with Store(masq.directory / "state").instance():
+        with StateDirectory(masq.directory / "state").instance():
             done = masq("run")
         assert (done.status, done.err.count("another flanneld-masq runs")) == (1, 1)
-        monkeypatch.setattr(commands.plugins, "load", lambda: 1 / 0)
+        monkeypatch.setattr(commands.plugin_loader, "load", lambda: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             masq("run")
 
 
 def test_the_default_configuration_is_the_documented_one() -> None:
-    options = cli.parser().parse_args(["status"])
+    options = main.parser().parse_args(["status"])
     assert options.config == "/etc/flanneld-masq/config.toml"
     assert (options.backend, options.subnet_file) == (None, None)
     assert config.with_overrides(config.parse("", "x"), options.backend, options.subnet_file or ()) == config.parse(

@@ -17,10 +17,10 @@ from typing import Any, Optional
 import pytest
 
 from flanneld_masq.cli import monitor
-from flanneld_masq.dbus import connection as dbus
+from flanneld_masq.dbus import connection
 from flanneld_masq.dbus.manager1 import MANAGER, PATH, STATE_CHANGED
 from flanneld_masq.dbus.object_server import PROPERTIES, Message
-from flanneld_masq.dbus.publisher import Presence
+from flanneld_masq.dbus.publisher import BusPublisher
 
 from ...bus import Bus
 from ..dbus.test_publisher import DEADLINE, DRIFT, STATUS, Plain, changed
@@ -151,19 +151,19 @@ def test_it_follows_a_daemon_that_comes_and_goes(bus: Bus) -> None:
     async def story() -> None:
         async with watching("--json") as watcher:
             assert await watcher.event() == {"event": "not-running"}
-            presence = Presence(Plain(), print)
+            publisher = BusPublisher(Plain(), print)
             running = await watcher.event()
             assert running.pop("backends")[0]["backend"] == "nft"
             assert running.pop("lease")[0]["subnet"] == "10.244.1.0/24"
             assert running == {"event": "running", "version": "1.2.3", "state": "synced", "last_error": ""}
-            presence.tell(DRIFT)
+            publisher.tell(DRIFT)
             repaired = await watcher.event()
             assert (repaired["event"], repaired["culprit"], repaired["culprit_pid"]) == ("repaired", "nft", 77)
-            presence.publish(changed(STATUS, "ipv6", state="degraded", last_error="oh", groups={"forward": GROUP}))
+            publisher.publish(changed(STATUS, "ipv6", state="degraded", last_error="oh", groups={"forward": GROUP}))
             state, backends = await watcher.event(), await watcher.event()
             assert state == {"event": "state", "family": "ipv6", "old": "synced", "new": "degraded", "error": "oh"}
             assert backends["backends"][2] == {"family": "ipv6", "group": "forward", **GROUP}
-            await presence.close()
+            await publisher.close()
             assert await watcher.event() == {"event": "not-running"}
 
     play(story)
@@ -174,15 +174,15 @@ GROUP = {"backend": "nft", "why": "", "rules": 1}
 
 def test_text_to_a_pipe_is_without_colour(bus: Bus) -> None:
     async def story() -> None:
-        presence = Presence(Plain(), print)
+        publisher = BusPublisher(Plain(), print)
         async with watching() as watcher:
             while "1.2.3 runs: synced" not in await watcher.line():
                 continue  # it may have been quicker than the presence
-            presence.tell(DRIFT)
+            publisher.tell(DRIFT)
             line = await watcher.line()
             assert line[13:] == "ipv4: drift repaired, by nft (pid 77)\n"
             assert datetime.strptime(line[:12], "%H:%M:%S.%f")
-        await presence.close()
+        await publisher.close()
 
     play(story)
 
@@ -191,21 +191,23 @@ def test_an_impostor_is_not_shown(bus: Bus) -> None:
     """Anyone may send a signal to the monitor alone."""
 
     async def story() -> None:
-        presence = Presence(Plain(), print)
-        impostor = await dbus.connect()
+        publisher = BusPublisher(Plain(), print)
+        impostor = await connection.connect()
         async with watching("--json") as watcher:
             while (await watcher.event())["event"] != "running":
                 continue  # it may have been quicker than the presence
             for name in (await impostor.ask_bus("ListNames"))[0]:
                 if await impostor.ask_bus("GetConnectionUnixProcessID", name) == (watcher.process.pid,):
-                    packet = dbus._Packet.new_signal(PATH, MANAGER.name, STATE_CHANGED, "ssss", ["", "a", "b", ""])
+                    packet = connection._Packet.new_signal(
+                        PATH, MANAGER.name, STATE_CHANGED, "ssss", ["", "a", "b", ""]
+                    )
                     packet.destination = name  # ours have no addressee
                     await impostor._bus.send(packet)
             await impostor.sent(DEADLINE)
-            presence.tell(DRIFT)
+            publisher.tell(DRIFT)
             assert (await watcher.event())["event"] == "repaired"
         impostor.close()
-        await presence.close()
+        await publisher.close()
 
     play(story)
 
@@ -269,7 +271,7 @@ def test_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_reader_that_goes_away_ends_it(bus: Bus) -> None:
     async def story() -> None:
-        presence = Presence(Plain(), print)
+        publisher = BusPublisher(Plain(), print)
         read, write = os.pipe()
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "flanneld_masq", "monitor"), stdout=write, stderr=subprocess.PIPE
@@ -279,11 +281,11 @@ def test_a_reader_that_goes_away_ends_it(bus: Bus) -> None:
             await asyncio.get_running_loop().run_in_executor(None, lines.readline)
         try:
             while process.returncode is None:
-                presence.tell(DRIFT)
+                publisher.tell(DRIFT)
                 await asyncio.sleep(0.005)
         finally:
             _, said = await process.communicate()
         assert (process.returncode, said) == (1, b"")
-        await presence.close()
+        await publisher.close()
 
     play(story)

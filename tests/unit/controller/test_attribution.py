@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_masq.controller.attribution import MOST_NAMED, Culprit, identify, suspects
+from flanneld_masq.controller.attribution import MAX_NAMED, Culprit, identify, suspects
 from flanneld_masq.kernel.ruleset_events import Transaction
 
 
@@ -121,7 +121,7 @@ def test_each_program_is_named_once_by_its_latest_transaction(proc: Proc) -> Non
 
 def test_of_many_the_latest_are_named(proc: Proc) -> None:
     found = suspects(transactions("a", "b", "c", "d", "a"), root=proc.root)
-    assert len(found) == MOST_NAMED
+    assert len(found) == MAX_NAMED
     assert [culprit.name for culprit in found] == ["c", "d", "a"]
 
 

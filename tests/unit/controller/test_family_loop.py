@@ -14,9 +14,8 @@ from typing import NoReturn
 
 import pytest
 
-from flanneld_masq import plugin_loader as plugins
-from flanneld_masq.controller import backoff as budget
-from flanneld_masq.controller import family_loop as loop
+from flanneld_masq import plugin_loader
+from flanneld_masq.controller import backoff, family_loop
 from flanneld_masq.controller.family_loop import FamilyLoop
 from flanneld_masq.errors import KernelError, MasqError
 from flanneld_masq.hookspecs import Event, Host
@@ -31,10 +30,10 @@ from flanneld_masq.model import (
     ReconcileSettings,
     Settings,
 )
-from flanneld_masq.process import Runner
-from flanneld_masq.reconcile.reconciler import Outcome, Reconciler, Wish
+from flanneld_masq.process import ProcessRunner
+from flanneld_masq.reconcile.reconciler import DesiredState, Outcome, Reconciler
 from flanneld_masq.service.daemon import Daemon
-from flanneld_masq.state_directory import Store
+from flanneld_masq.state_directory import StateDirectory
 from flanneld_masq.testing import MemoryKernel, memory_backend_type
 
 from ...common import until
@@ -55,13 +54,13 @@ class Owner:
     published: str = ""
     said: list[tuple[str, str]] = field(default_factory=list)  # each event, and the state that was published by then
 
-    def wish(self) -> Wish:
+    def desired_state(self) -> DesiredState:
         subnet = FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1"))
-        return Wish(self.settings, (Lease("/run/flannel/subnet.env", subnet),))
+        return DesiredState(self.settings, (Lease("/run/flannel/subnet.env", subnet),))
 
     def resync(self, family: Family) -> None:
         assert self.found is not None
-        self.found.mark(loop.RESYNC)
+        self.found.mark(family_loop.RESYNC)
 
     def hear(self) -> None: ...
 
@@ -109,9 +108,9 @@ def play_two(tmp_path: Path, kernel: MemoryKernel) -> Play:
 
 def player(tmp_path: Path, kernel: MemoryKernel, *names: BackendName) -> Play:
     async def run(scene: Scene) -> None:
-        backends = {name: memory_backend_type(name, kernel=kernel).create(V4, Host(Runner())) for name in names}
+        backends = {name: memory_backend_type(name, kernel=kernel).create(V4, Host(ProcessRunner())) for name in names}
         owner = Owner()
-        found = owner.found = FamilyLoop(V4, Reconciler(V4, backends, Store(tmp_path / "state")), owner)
+        found = owner.found = FamilyLoop(V4, Reconciler(V4, backends, StateDirectory(tmp_path / "state")), owner)
         task = asyncio.create_task(found.run())
         try:
             await scene(Stage(kernel, owner, found))
@@ -186,7 +185,7 @@ def test_a_failure_that_lasts_is_told_once(play: Play, kernel: MemoryKernel) -> 
 def test_a_line_that_tells_of_a_state_comes_when_the_status_says_the_same(
     play: Play, kernel: MemoryKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(budget, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(backoff, "QUIET_SECONDS", 0.0)
     kernel.fail("observe", KernelError("reading", "no"))
 
     async def scene(stage: Stage) -> None:
@@ -214,7 +213,7 @@ def test_what_comes_behind_the_back_of_a_first_pass_or_of_the_one_that_ends_a_fa
     play: Play, kernel: MemoryKernel, monkeypatch: pytest.MonkeyPatch, failures: int
 ) -> None:
     kernel.fail("observe", *(KernelError("reading", "no"),) * failures)
-    last_look = Reconciler._first_glance
+    last_look = Reconciler._first_fingerprint
 
     async def scene(stage: Stage) -> None:
         here = asyncio.get_running_loop()
@@ -224,12 +223,12 @@ def test_what_comes_behind_the_back_of_a_first_pass_or_of_the_one_that_ends_a_fa
 
         def look(reconciler: Reconciler) -> tuple[bytes | None, ...]:
             """All has been looked at, and the event comes before the pass is over."""
-            monkeypatch.setattr(Reconciler, "_first_glance", last_look)
+            monkeypatch.setattr(Reconciler, "_first_fingerprint", last_look)
             kernel.flush(V4, OURS)
             asyncio.run_coroutine_threadsafe(hear(), here).result(DEADLINE)
             return last_look(reconciler)
 
-        monkeypatch.setattr(Reconciler, "_first_glance", look)
+        monkeypatch.setattr(Reconciler, "_first_fingerprint", look)
         await until(lambda: "drift-repaired" in stage.owner.kinds())
         assert kernel.chain(V4, OURS)
         assert stage.owner.last("drift-repaired").culprit == "nft"
@@ -240,11 +239,11 @@ def test_what_comes_behind_the_back_of_a_first_pass_or_of_the_one_that_ends_a_fa
 def test_without_a_subnet_file_nothing_that_others_commit_is_kept(play: Play) -> None:
     async def scene(stage: Stage) -> None:
         await until(lambda: stage.loop.state == "synced")
-        stage.owner.wish = lambda: None  # type: ignore[assignment,method-assign,return-value]
+        stage.owner.desired_state = lambda: None  # type: ignore[assignment,method-assign,return-value]
         for _ in range(3):
             stage.kernel.append(V4, "elsewhere", "rule")
             commits(stage, "nft")
-        assert not stage.loop._trail.heard
+        assert not stage.loop._suspects.heard
         assert not stage.loop._dirty.up
 
     play(scene)
@@ -504,26 +503,26 @@ def test_what_was_of_no_concern_is_held_against_nobody_later(
     play: Play, kernel: MemoryKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also if it was heard while a pass ran."""
-    monkeypatch.setitem(loop.SETTLE_SECONDS, "iptables-restor", 60.0)
-    monkeypatch.setattr(loop, "MOST_SETTLE_SECONDS", 60.0)
+    monkeypatch.setitem(family_loop.SETTLE_SECONDS, "iptables-restor", 60.0)
+    monkeypatch.setattr(family_loop, "MAX_SETTLE_SECONDS", 60.0)
 
     async def scene(stage: Stage) -> None:
         await at_rest(stage)
         here = asyncio.get_running_loop()
-        last_look = Reconciler._first_glance
+        last_look = Reconciler._first_fingerprint
 
         async def hear() -> None:
             stage.loop.ruleset_changed([Transaction(kernel.generation + 1, 4_000_000, "kube-proxy")], False)
 
         def look(reconciler: Reconciler) -> tuple[bytes | None, ...]:
-            monkeypatch.setattr(Reconciler, "_first_glance", last_look)
+            monkeypatch.setattr(Reconciler, "_first_fingerprint", last_look)
             seen = last_look(reconciler)
             asyncio.run_coroutine_threadsafe(hear(), here).result(DEADLINE)
             return seen
 
-        monkeypatch.setattr(Reconciler, "_first_glance", look)
+        monkeypatch.setattr(Reconciler, "_first_fingerprint", look)
         await asyncio.wait_for(stage.loop.look("test"), DEADLINE)
-        await until(lambda: not stage.loop._dirty.up and not stage.loop._trail.heard)
+        await until(lambda: not stage.loop._dirty.up and not stage.loop._suspects.heard)
         kernel.append(V4, "elsewhere", "rule")
         kernel.flush(V4, OURS)
         commits(stage, "evil")
@@ -537,7 +536,7 @@ def test_events_that_were_lost_while_it_holds_back_are_looked_for(play: Play, ke
     async def scene(stage: Stage) -> None:
         await at_rest(stage)
         kernel.append(V4, "elsewhere", "rule")
-        stage.loop.mark(loop._RULESET_CHANGED)
+        stage.loop.mark(family_loop._RULESET_CHANGED)
         kernel.flush(V4, OURS)
         stage.loop.ruleset_changed((), True)
         await until(lambda: stage.loop.repairs)
@@ -550,13 +549,13 @@ def test_what_cannot_be_seen_of_others_is_told_once(play: Play, kernel: MemoryKe
         await at_rest(stage)
         for _ in range(3):
             kernel.fail("survey", KernelError("reading", "no"))
-            await asyncio.wait_for(stage.loop.look(loop.RESYNC), DEADLINE)
+            await asyncio.wait_for(stage.loop.look(family_loop.RESYNC), DEADLINE)
         assert [event.message for event, _ in stage.owner.events if event.kind == "notice"] == [
             "ipv4: what others keep cannot be seen, or flannel's of it not be removed: reading: no"
         ]
-        await asyncio.wait_for(stage.loop.look(loop.RESYNC), DEADLINE)
+        await asyncio.wait_for(stage.loop.look(family_loop.RESYNC), DEADLINE)
         kernel.fail("survey", KernelError("reading", "no"))
-        await asyncio.wait_for(stage.loop.look(loop.RESYNC), DEADLINE)
+        await asyncio.wait_for(stage.loop.look(family_loop.RESYNC), DEADLINE)
         assert stage.owner.kinds().count("notice") == 2
 
     play(scene)
@@ -610,7 +609,7 @@ def test_a_kernel_that_cannot_be_polled_is_a_failure_as_any_other(play: Play, mo
     ],
 )
 def test_a_poll_that_is_late_does_not_skip_the_next_turn(now: float, pause: float, every: float, turn: float) -> None:
-    assert loop.next_turn(now, pause, every) == pytest.approx(turn)
+    assert family_loop.next_turn(now, pause, every) == pytest.approx(turn)
     assert now + pause <= turn <= now + pause + 1.1 * every
 
 
@@ -722,7 +721,7 @@ def test_who_asks_gets_the_error_of_the_pass(play: Play, kernel: MemoryKernel) -
 def test_who_asks_before_there_is_a_subnet_file_is_told_so(play: Play) -> None:
     async def scene(stage: Stage) -> None:
         await until(lambda: stage.loop.state == "synced")
-        stage.owner.wish = lambda: None  # type: ignore[assignment,method-assign,return-value]
+        stage.owner.desired_state = lambda: None  # type: ignore[assignment,method-assign,return-value]
         with pytest.raises(MasqError, match="no subnet file"):
             await asyncio.wait_for(stage.loop.look("Reconcile called"), DEADLINE)
 
@@ -761,8 +760,8 @@ def test_the_daemon_tells_of_all_families_that_failed(tmp_path: Path) -> None:
     """Of one error as it is, of several in one."""
 
     async def answers(*errors: MasqError) -> MasqError:
-        daemon = Daemon(lambda: Settings(state_directory=str(tmp_path)), plugins.load())
-        loops = [FamilyLoop(family, Reconciler(family, {}, Store(tmp_path)), Owner()) for family in Family]
+        daemon = Daemon(lambda: Settings(state_directory=str(tmp_path)), plugin_loader.load())
+        loops = [FamilyLoop(family, Reconciler(family, {}, StateDirectory(tmp_path)), Owner()) for family in Family]
         daemon._loops = tuple(loops)
         asking = asyncio.ensure_future(daemon.reconcile())
         await asyncio.sleep(0)

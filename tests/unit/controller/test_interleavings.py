@@ -28,9 +28,9 @@ from flanneld_masq.model import (
     ReconcileSettings,
     Settings,
 )
-from flanneld_masq.process import Runner
-from flanneld_masq.reconcile.reconciler import OwnCommits, Reconciler, Wish
-from flanneld_masq.state_directory import Store
+from flanneld_masq.process import ProcessRunner
+from flanneld_masq.reconcile.reconciler import DesiredState, OwnCommits, Reconciler
+from flanneld_masq.state_directory import StateDirectory
 from flanneld_masq.testing import MemoryKernel, memory_backend_type
 from flanneld_masq.testing.fake_backend import Chains
 
@@ -45,7 +45,7 @@ LEASE = Lease(
 SETTINGS = Settings(
     masquerade=MasqueradeSettings(position=Position.FIRST), reconcile=ReconcileSettings(resync_seconds=60.0)
 )
-WISH = Wish(SETTINGS, (LEASE,))
+WISH = DesiredState(SETTINGS, (LEASE,))
 MASQUERADES, FORWARDS = BackendName("masquerades"), BackendName("forwards")
 OURS = ("masquerades masquerade", "forwards forward")
 BASES = ("postrouting", "forward")
@@ -140,11 +140,11 @@ class Stage:
         commits = OwnCommits()
         self.loops = []
         for family in Family:
-            backends = {found.name: found.create(family, Host(Runner())) for found in types}
-            reconciler = Reconciler(family, backends, Store(directory), commits=commits)
+            backends = {found.name: found.create(family, Host(ProcessRunner())) for found in types}
+            reconciler = Reconciler(family, backends, StateDirectory(directory), commits=commits)
             self.loops.append(FamilyLoop(family, reconciler, self))
 
-    def wish(self) -> Wish:
+    def desired_state(self) -> DesiredState:
         return WISH
 
     def resync(self, family: Family) -> None: ...

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from flanneld_masq.controller.log_throttle import BURST, REFILL_PER_SECOND, Complaints
+from flanneld_masq.controller.log_throttle import BURST, REFILL_PER_SECOND, LogThrottle
 
 
 def test_a_failure_that_lasts_is_told_once() -> None:
-    found = Complaints()
+    found = LogThrottle()
     assert found.line("the kernel said no", 0.0) == "the kernel said no"
     assert [found.line("the kernel said no", float(now)) for now in range(1, 10_000, 60)] == [None] * 167
     assert found.over()
@@ -14,14 +14,14 @@ def test_a_failure_that_lasts_is_told_once() -> None:
 
 
 def test_numbers_make_no_new_failure_but_words_do() -> None:
-    found = Complaints()
+    found = LogThrottle()
     assert found.line("held for 10.1 s by pid 8426", 0.0)
     assert found.line("held for 9.8 s by pid 8427", 0.1) is None
     assert found.line("the kernel said no", 0.2)
 
 
 def test_it_is_told_again_when_it_comes_back() -> None:
-    found = Complaints()
+    found = LogThrottle()
     assert found.line("no", 0.0)
     assert found.over()
     assert found.line("no", 1.0)
@@ -29,7 +29,7 @@ def test_it_is_told_again_when_it_comes_back() -> None:
 
 def test_failures_that_come_and_go_are_not_told_for_ever() -> None:
     """Twice a second for an hour."""
-    found = Complaints()
+    found = LogThrottle()
     said = []
     for half_second in range(7200):
         said.append(found.line("no", half_second / 2))
@@ -41,7 +41,7 @@ def test_failures_that_come_and_go_are_not_told_for_ever() -> None:
 
 
 def test_one_that_was_left_out_and_stays_is_told_later() -> None:
-    found = Complaints()
+    found = LogThrottle()
     for _ in range(5):
         assert found.line("no", 0.0)
         found.over()

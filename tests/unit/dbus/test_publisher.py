@@ -17,14 +17,11 @@ from typing import Any, Optional, TypeVar
 import pytest
 
 from flanneld_masq import errors
-from flanneld_masq.dbus import client as remote
-from flanneld_masq.dbus import connection as dbus
-from flanneld_masq.dbus import manager1 as manager
-from flanneld_masq.dbus import reload_signals as hearsay
+from flanneld_masq.dbus import client, connection, manager1, reload_signals
 from flanneld_masq.dbus.connection import Connection
 from flanneld_masq.dbus.manager1 import MANAGER, NAME, PATH
 from flanneld_masq.dbus.object_server import PROPERTIES, Interface, Message, Object, Variant
-from flanneld_masq.dbus.publisher import BACK, Presence
+from flanneld_masq.dbus.publisher import BACK, BusPublisher
 from flanneld_masq.dbus.reload_signals import FIREWALLD, FIREWALLD_PATH, SYSTEMD, SYSTEMD_PATH, UNITS
 from flanneld_masq.errors import BusError, ConfigError, KernelError, MasqError
 from flanneld_masq.hookspecs import Event
@@ -115,23 +112,23 @@ class Scene:
         self.bus = bus
         self.plain = Plain()
         self.said: list[str] = []
-        self.presence: Optional[Presence] = None
+        self.publisher: Optional[BusPublisher] = None
         self.connections: list[Connection] = []
 
-    def begin(self) -> Presence:
-        self.presence = Presence(self.plain, self.said.append)
-        return self.presence
+    def begin(self) -> BusPublisher:
+        self.publisher = BusPublisher(self.plain, self.said.append)
+        return self.publisher
 
     async def connect(self) -> Connection:
-        self.connections.append(await dbus.connect())
+        self.connections.append(await connection.connect())
         return self.connections[-1]
 
-    async def present(self) -> tuple[Presence, Connection]:
+    async def present(self) -> tuple[BusPublisher, Connection]:
         """The presence, with its name, and somebody else's connection."""
-        presence = self.begin()
+        publisher = self.begin()
         client = await self.connect()
         await soon(lambda: client.owner(NAME))
-        return presence, client
+        return publisher, client
 
     async def hears(self, client: Connection) -> list[Message]:
         """What the daemon says from now on."""
@@ -141,10 +138,10 @@ class Scene:
         return heard
 
     async def end(self) -> None:
-        if self.presence is not None:
-            await self.presence.close()
-        for connection in self.connections:
-            connection.close()
+        if self.publisher is not None:
+            await self.publisher.close()
+        for each in self.connections:
+            each.close()
 
 
 async def soon(condition: Callable[[], Any]) -> Any:
@@ -274,7 +271,7 @@ def test_reconcile_says_what_was_changed(scene: Scene) -> None:
         return await call(client, "Reconcile")
 
     (answer,) = play(scene, story)
-    assert manager.repairs(answer) == list(REPAIRS)
+    assert manager1.repairs(answer) == list(REPAIRS)
     shown = (("missing", "ip nat POSTROUTING", "a jump", ""), ("changed", "ip nat", "wanted", "found"))
     assert answer == (("ipv4", "nft", 2345, shown),)
 
@@ -384,9 +381,9 @@ def test_a_text_that_the_bus_would_refuse_is_made_one_that_it_takes(scene: Scene
     odd = "a\0b \udcff c"
 
     async def story(scene: Scene) -> Any:
-        presence, client = await scene.present()
+        publisher, client = await scene.present()
         heard = await scene.hears(client)
-        presence.tell(dataclasses.replace(DRIFT, message=odd, culprit=odd))
+        publisher.tell(dataclasses.replace(DRIFT, message=odd, culprit=odd))
         scene.plain.problem = MasqError(odd)
         with pytest.raises(BusError) as raised:
             await call(client, "Reconcile")
@@ -408,10 +405,10 @@ def changed(status: dict[str, Any], family: str, **to: Any) -> dict[str, Any]:
 
 def test_a_repair_is_told(scene: Scene) -> None:
     async def story(scene: Scene) -> list[Message]:
-        presence, client = await scene.present()
+        publisher, client = await scene.present()
         heard = await scene.hears(client)
-        presence.tell(Event("rules-applied", "not this"))
-        presence.tell(DRIFT)
+        publisher.tell(Event("rules-applied", "not this"))
+        publisher.tell(DRIFT)
         await soon(lambda: heard)
         return heard
 
@@ -431,12 +428,12 @@ def test_a_repair_is_told(scene: Scene) -> None:
 
 def test_a_change_of_state_is_told_with_the_properties_that_changed(scene: Scene) -> None:
     async def story(scene: Scene) -> list[Message]:
-        presence, client = await scene.present()
+        publisher, client = await scene.present()
         heard = await scene.hears(client)
         degraded = {**changed(STATUS, "ipv4", state="degraded", last_error="no nft"), "state": "degraded"}
-        presence.publish(degraded)
-        presence.publish(degraded)
-        presence.publish(changed(degraded, "ipv4", repairs=4, state="degraded"))
+        publisher.publish(degraded)
+        publisher.publish(degraded)
+        publisher.publish(changed(degraded, "ipv4", repairs=4, state="degraded"))
         await soon(lambda: len(heard) == 4)
         return heard
 
@@ -450,11 +447,11 @@ def test_a_change_of_state_is_told_with_the_properties_that_changed(scene: Scene
 
 def test_what_has_not_changed_is_not_told(scene: Scene) -> None:
     async def story(scene: Scene) -> list[Message]:
-        presence, client = await scene.present()
+        publisher, client = await scene.present()
         heard = await scene.hears(client)
-        presence.publish(STATUS)
-        presence.publish(changed(STATUS, "ipv4", last_repair={"time": "now"}))  # no property tells of that
-        presence.tell(DRIFT)
+        publisher.publish(STATUS)
+        publisher.publish(changed(STATUS, "ipv4", last_repair={"time": "now"}))  # no property tells of that
+        publisher.tell(DRIFT)
         await soon(lambda: heard)
         return heard
 
@@ -463,11 +460,11 @@ def test_what_has_not_changed_is_not_told(scene: Scene) -> None:
 
 def test_what_was_told_goes_out_before_it_leaves(scene: Scene) -> None:
     async def story(scene: Scene) -> list[str]:
-        presence, client = await scene.present()
+        publisher, client = await scene.present()
         heard = await scene.hears(client)
-        await client.follow(sender=dbus.BUS, member="NameOwnerChanged", arg0=NAME)
-        presence.publish({**STATUS, "state": "stopped"})
-        await presence.close()
+        await client.follow(sender=connection.BUS, member="NameOwnerChanged", arg0=NAME)
+        publisher.publish({**STATUS, "state": "stopped"})
+        await publisher.close()
         await soon(lambda: len(heard) == 3)
         return [signal.member for signal in heard]
 
@@ -478,10 +475,10 @@ def test_what_cannot_be_said_on_a_bus_is_logged_and_stops_nobody(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def story(scene: Scene) -> list[Message]:
-        presence, client = await scene.present()
+        publisher, client = await scene.present()
         heard = await scene.hears(client)
-        presence.tell(dataclasses.replace(DRIFT, duration_us=-1))
-        presence.tell(DRIFT)
+        publisher.tell(dataclasses.replace(DRIFT, duration_us=-1))
+        publisher.tell(DRIFT)
         await soon(lambda: heard)
         return heard
 
@@ -494,10 +491,10 @@ def test_what_cannot_be_said_on_a_bus_is_logged_and_stops_nobody(
 
 def test_there_need_be_no_bus_and_one_that_comes_later_is_joined(bus: Bus) -> None:
     async def story(scene: Scene) -> None:
-        presence = scene.begin()
+        publisher = scene.begin()
         await soon(lambda: scene.said)
-        presence.publish({**STATUS, "state": "degraded"})
-        presence.tell(DRIFT)
+        publisher.publish({**STATUS, "state": "degraded"})
+        publisher.tell(DRIFT)
         scene.bus.start()
         client = await scene.connect()
         await soon(lambda: client.owner(NAME))
@@ -515,17 +512,17 @@ def test_there_need_be_no_bus_and_one_that_comes_later_is_joined(bus: Bus) -> No
 
 def test_a_bus_that_is_killed_and_started_anew_is_joined_again(scene: Scene) -> None:
     async def story(scene: Scene) -> None:
-        presence, _ = await scene.present()
+        publisher, _ = await scene.present()
         assert scene.plain.reasons == []
         for number in (1, 2):
             scene.bus.stop()
             await soon(lambda: len(scene.said) == 2 * number - 1)  # noqa: B023  it is asked within the turn
-            presence.tell(DRIFT)
+            publisher.tell(DRIFT)
             scene.bus.start()
             client = await scene.connect()
             await soon(lambda: client.owner(NAME))  # noqa: B023
             heard = await scene.hears(client)
-            presence.tell(DRIFT)
+            publisher.tell(DRIFT)
             await soon(lambda: heard)  # noqa: B023
             assert [signal.member for signal in heard] == ["Repaired"], "what nobody heard is not told later"
 
@@ -567,23 +564,23 @@ def test_a_bus_with_no_room_for_us_is_no_bus(bus: Bus, tmp_path: Path, monkeypat
         full.listen(0)
         first.connect(str(tmp_path / "bus"))
         with pytest.raises(BusError, match="temporarily unavailable"):
-            asyncio.run(dbus.connect())
+            asyncio.run(connection.connect())
 
 
 def test_a_bus_that_does_not_answer_is_given_up(bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dbus, "CONNECT_SECONDS", 0.05)
+    monkeypatch.setattr(connection, "CONNECT_SECONDS", 0.05)
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(tmp_path / "bus"))
         silent.listen(1)
         with pytest.raises(BusError, match=r"no answer within 0\.05 s"):
-            asyncio.run(dbus.connect())
+            asyncio.run(connection.connect())
 
 
 @pytest.mark.parametrize("address", ["nonsense", "tcp:host=localhost,port=1", "unix:runtime=yes", "unix:path=/a+b", ""])
 def test_an_address_that_is_none_of_ours(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", address)
     with pytest.raises(BusError, match="connecting to the system bus"):
-        asyncio.run(dbus.connect())
+        asyncio.run(connection.connect())
 
 
 def test_the_first_address_that_answers_is_taken(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -597,11 +594,11 @@ def test_the_first_address_that_answers_is_taken(scene: Scene, monkeypatch: pyte
 
 def test_a_bus_that_does_not_read_costs_no_memory_without_end(scene: Scene) -> None:
     async def story(scene: Scene) -> None:
-        presence, _ = await scene.present()
+        publisher, _ = await scene.present()
         scene.bus.freeze()
         try:
-            for _ in range(10 * dbus.MOST_UNSENT):
-                presence.tell(DRIFT)
+            for _ in range(10 * connection.MAX_UNSENT):
+                publisher.tell(DRIFT)
                 await asyncio.sleep(0)
             await soon(lambda: scene.said)
         finally:
@@ -615,11 +612,11 @@ def test_a_bus_that_does_not_read_costs_no_memory_without_end(scene: Scene) -> N
 
 def test_it_leaves_in_time_though_the_bus_hangs(scene: Scene) -> None:
     async def story(scene: Scene) -> float:
-        presence, _ = await scene.present()
+        publisher, _ = await scene.present()
         loop = asyncio.get_running_loop()
         scene.bus.freeze()
         began = loop.time()
-        await presence.close()
+        await publisher.close()
         scene.bus.thaw()
         return loop.time() - began
 
@@ -634,10 +631,10 @@ def test_a_name_that_another_has_is_said_once_and_ours_when_that_one_leaves(scen
         other, client = await scene.connect(), await scene.connect()
         assert await other.own(NAME)
         firewalld = await scene.connect()
-        presence = scene.begin()
+        publisher = scene.begin()
         await soon(lambda: scene.said)
-        presence.tell(DRIFT)
-        presence.publish({**STATUS, "state": "degraded"})
+        publisher.tell(DRIFT)
+        publisher.publish({**STATUS, "state": "degraded"})
         await firewalld.own(FIREWALLD)
         firewalld.close()
         await soon(lambda: "firewalld stopped" in scene.plain.reasons)
@@ -716,7 +713,7 @@ def test_others_may_read_and_root_may_call(strict_bus: Bus, arguments: tuple[str
 
 
 def test_nobody_else_may_have_the_name(strict_bus: Bus) -> None:
-    request = ("call", dbus.BUS, dbus.BUS_PATH, dbus.BUS, "RequestName", "su", NAME, "0")
+    request = ("call", connection.BUS, connection.BUS_PATH, connection.BUS, "RequestName", "su", NAME, "0")
     assert strict_bus.ctl(*request).returncode == 0
     refused = strict_bus.ctl(*request, user=65534)
     assert refused.returncode != 0
@@ -789,7 +786,7 @@ def test_a_firewalld_that_ends_counts_at_once_also_while_it_is_waited_for(scene:
 
 
 def test_a_firewalld_that_never_answers_counts_all_the_same(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hearsay, "ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(reload_signals, "ANSWER_SECONDS", 0.05)
 
     async def story(scene: Scene) -> None:
         await scene.present()
@@ -845,7 +842,7 @@ def test_the_bus_sends_us_no_job_of_other_units(scene: Scene) -> None:
         client = await scene.connect()
         systemd = await systemd_of(scene)
         heard: list[Message] = []
-        listener = hearsay.Hearsay(client, lambda _: None)
+        listener = reload_signals.ReloadSignals(client, lambda _: None)
         client.listen(heard.append)
         await listener.start()
         await soon(lambda: systemd.subscribed)
@@ -884,10 +881,10 @@ def test_an_impostor_is_not_heard(scene: Scene) -> None:
         for path, interface, member, signature, body in (
             (FIREWALLD_PATH, FIREWALLD, "Reloaded", "", []),
             (SYSTEMD_PATH, f"{SYSTEMD}.Manager", "JobRemoved", "uoss", [1, "/job", "ufw.service", "done"]),
-            (dbus.BUS_PATH, dbus.BUS, "NameOwnerChanged", "sss", [FIREWALLD, ":1.0", ""]),
+            (connection.BUS_PATH, connection.BUS, "NameOwnerChanged", "sss", [FIREWALLD, ":1.0", ""]),
         ):
             # the library's own message, for ours has no addressee
-            packet = dbus._Packet.new_signal(path, interface, member, signature, body)
+            packet = connection._Packet.new_signal(path, interface, member, signature, body)
             packet.destination = owner
             await impostor._bus.send(packet)
         await impostor.sent(DEADLINE)
@@ -909,20 +906,20 @@ def test_a_command_asks_the_daemon_that_it_means(scene: Scene) -> None:
 
     async def story(scene: Scene) -> Any:
         await scene.present()
-        return [await in_thread(ask, each) for ask in (remote.status, remote.reconcile) for each in meant]
+        return [await in_thread(ask, each) for ask in (client.status, client.reconcile) for each in meant]
 
     answers = play(scene, story)
     assert answers == [STATUS, None, STATUS, None, list(REPAIRS), None, list(REPAIRS), None]
 
 
 def test_a_command_finds_no_daemon_and_starts_none(scene: Scene) -> None:
-    assert remote.status(MINE) is None
-    assert remote.reconcile(MINE) is None
+    assert client.status(MINE) is None
+    assert client.reconcile(MINE) is None
 
 
 def test_a_command_finds_no_bus(bus: Bus) -> None:
-    assert remote.status(MINE) is None
-    assert remote.reconcile(MINE) is None
+    assert client.status(MINE) is None
+    assert client.reconcile(MINE) is None
 
 
 def test_a_command_gets_the_error_that_the_daemon_met(scene: Scene) -> None:
@@ -930,7 +927,7 @@ def test_a_command_gets_the_error_that_the_daemon_met(scene: Scene) -> None:
         await scene.present()
         scene.plain.problem = KernelError("asking", "no", 1)
         with pytest.raises(BusError) as raised:
-            await in_thread(remote.reconcile, MINE)
+            await in_thread(client.reconcile, MINE)
         return raised.value
 
     error = play(scene, story)
@@ -959,7 +956,7 @@ def test_nothing_is_started_by_a_call(bus: Bus, tmp_path: Path) -> None:
                 await client.call(name, path, PROPERTIES, "GetAll", name)
 
     play(Scene(bus), story)
-    assert remote.status(MINE) is None
+    assert client.status(MINE) is None
     assert not (tmp_path / FIREWALLD).exists() and not (tmp_path / NAME).exists()
 
 
@@ -978,7 +975,7 @@ def test_a_call_on_a_connection_that_is_gone_fails_at_once(scene: Scene) -> None
 def test_who_waits_for_an_answer_when_the_bus_goes_is_told(scene: Scene) -> None:
     async def story(scene: Scene) -> None:
         _, answers = await firewalld_of(scene)
-        client = await dbus.connect()
+        client = await connection.connect()
         waiting = asyncio.ensure_future(client.call(FIREWALLD, FIREWALLD_PATH, PROPERTIES, "Get", FIREWALLD, "state"))
         await soon(lambda: answers.calls)
         scene.bus.stop()

@@ -27,8 +27,8 @@ class Watched:
     def __init__(self, *paths: Path) -> None:
         self.paths = tuple(map(str, paths))
         self.calls: queue.Queue[None] = queue.Queue()
-        self.complaints: list[str] = []
-        self.watch = FileWatch(lambda: self.calls.put(None), self.complaints.append)
+        self.throttle: list[str] = []
+        self.watch = FileWatch(lambda: self.calls.put(None), self.throttle.append)
         self.watch.start(self.paths)
 
     def told(self) -> bool:
@@ -229,21 +229,21 @@ class TestWhatCannotBeWatched:
         watched = Watched(file)
         try:
             watched.watch.refresh()
-            assert sorted(message.split(": ")[0] for message in watched.complaints) == [
+            assert sorted(message.split(": ")[0] for message in watched.throttle) == [
                 f"{file.parents[1]} cannot be watched",
                 f"{file.parent} cannot be watched",
             ]
             assert all(
                 f"inotify limit reached; changes there are found at the resync only; raise it with sysctl, "
                 f"fs.inotify.{setting}, then" in message
-                for message in watched.complaints
+                for message in watched.throttle
             )
             limit.clear()
             watched.watch.follow(watched.paths)
             watched.settle()
             file.write_text("y")
             assert watched.told(), "a reload tries again"
-            assert len(watched.complaints) == 2
+            assert len(watched.throttle) == 2
         finally:
             watched.watch.stop()
 
@@ -252,7 +252,7 @@ class TestWhatCannotBeWatched:
         limit.append(OSError(number, "gone"))
         watched = Watched(file)
         watched.watch.stop()
-        assert watched.complaints == []
+        assert watched.throttle == []
 
 
 class TestDirectories:

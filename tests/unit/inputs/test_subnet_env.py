@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flanneld_masq.errors import SubnetFileError
-from flanneld_masq.inputs import subnet_env as subnetenv
+from flanneld_masq.inputs import subnet_env
 from flanneld_masq.model import Family, FamilyLease, Lease, Network, family_of
 
 PATH = "/run/flannel/subnet.env"
@@ -26,7 +26,7 @@ LEASE_V6 = FamilyLease(
 
 
 def parse(text: str | bytes) -> Lease:
-    return subnetenv.parse(text if isinstance(text, bytes) else text.encode(), PATH)
+    return subnet_env.parse(text if isinstance(text, bytes) else text.encode(), PATH)
 
 
 def networks(text: str) -> list[str]:
@@ -242,21 +242,21 @@ class TestRead:
     def test_a_file(self, tmp_path: Path) -> None:
         file = tmp_path / "subnet.env"
         file.write_text(V4)
-        assert subnetenv.read(file) == Lease(str(file), LEASE_V4)
+        assert subnet_env.read(file) == Lease(str(file), LEASE_V4)
 
     def test_none(self, tmp_path: Path) -> None:
-        assert subnetenv.read(tmp_path / "missing" / "subnet.env") is None
+        assert subnet_env.read(tmp_path / "missing" / "subnet.env") is None
 
     def test_a_link_to_none(self, tmp_path: Path) -> None:
         link = tmp_path / "subnet.env"
         link.symlink_to(tmp_path / "missing")
-        assert subnetenv.read(link) is None
+        assert subnet_env.read(link) is None
 
     def test_refusals_name_the_file(self, tmp_path: Path) -> None:
         file = tmp_path / "subnet.env"
         file.write_text("FLANNEL_NETWORK=x\n")
         with pytest.raises(SubnetFileError, match=r"subnet\.env, line 1: FLANNEL_NETWORK: 'x' has no prefix"):
-            subnetenv.read(file)
+            subnet_env.read(file)
 
     @pytest.mark.parametrize("kind", ["directory", "fifo", "device", "large", "below a file", "loop"])
     def test_what_is_no_subnet_file(self, kind: str, tmp_path: Path) -> None:
@@ -279,19 +279,19 @@ class TestRead:
             path.symlink_to(path)
             reason = "Too many levels of symbolic links"
         with pytest.raises(SubnetFileError, match=reason) as caught:
-            subnetenv.read(path)
+            subnet_env.read(path)
         assert (caught.value.path, caught.value.line) == (str(path), 0)
 
     def test_as_large_as_it_may_be(self, tmp_path: Path) -> None:
         file = tmp_path / "subnet.env"
         file.write_text(V4 + "#" * (65536 - len(V4)))
-        assert subnetenv.read(file) == Lease(str(file), LEASE_V4)
+        assert subnet_env.read(file) == Lease(str(file), LEASE_V4)
 
     def test_no_descriptor_stays_open(self, tmp_path: Path) -> None:
         before = set(Path("/proc/self/fd").iterdir())
         for path in (tmp_path, Path("/dev/null")):
             with pytest.raises(SubnetFileError):
-                subnetenv.read(path)
+                subnet_env.read(path)
         assert set(Path("/proc/self/fd").iterdir()) == before
 
 

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flanneld_masq.errors import KernelError
-from flanneld_masq.kernel import nfnetlink as netlink
+from flanneld_masq.kernel import nfnetlink
 from flanneld_masq.kernel.nfnetlink import Expression, KernelRule, attributes, text, u32
 from flanneld_masq.model import Family
 
@@ -20,7 +20,7 @@ PAIRS = st.lists(st.tuples(st.sampled_from([0, 1, 7, 0x3FFF]), st.binary(max_siz
 
 
 def encoded(pairs: list[tuple[int, bytes]]) -> bytes:
-    return b"".join(netlink._attribute(kind, value) for kind, value in pairs)
+    return b"".join(nfnetlink._attribute(kind, value) for kind, value in pairs)
 
 
 def read(data: bytes) -> list[tuple[int, bytes]]:
@@ -78,7 +78,7 @@ class TestAttributes:
         cut = draw.draw(st.integers(0, len(data)))
         ends = [0]
         for kind, value in pairs:
-            ends.append(ends[-1] + len(netlink._attribute(kind, value)))
+            ends.append(ends[-1] + len(nfnetlink._attribute(kind, value)))
         try:
             found = read(data[:cut])
         except KernelError:
@@ -103,7 +103,7 @@ class TestValues:
 
 
 def expression(name: str, data: bytes) -> tuple[int, bytes]:
-    return (1, netlink._attribute(1, name.encode() + b"\0") + netlink._attribute(2, data))
+    return (1, nfnetlink._attribute(1, name.encode() + b"\0") + nfnetlink._attribute(2, data))
 
 
 def reply(*expressions: tuple[int, bytes], handle: int = 7, userdata: bytes = b"") -> bytes:
@@ -113,33 +113,33 @@ def reply(*expressions: tuple[int, bytes], handle: int = 7, userdata: bytes = b"
 
 class TestRules:
     def test_are_read(self) -> None:
-        table, rule = netlink._rule(reply(expression("cmp", b"abcd"), expression("masq", b""), userdata=b"\0\1x"))
+        table, rule = nfnetlink._rule(reply(expression("cmp", b"abcd"), expression("masq", b""), userdata=b"\0\1x"))
         assert table == "nat"
         expected = (Expression("cmp", b"abcd"), Expression("masq", b""))
         assert rule == KernelRule("POSTROUTING", 7, expected, b"\0\1x")
 
     def test_without_expressions(self) -> None:
-        assert netlink._rule(reply())[1].expressions == ()
+        assert nfnetlink._rule(reply())[1].expressions == ()
 
     def test_raw_is_all_but_handle_and_counters(self) -> None:
         def raw(count: bytes, handle: int = 7, value: bytes = b"abcd", userdata: bytes = b"\0\1x") -> str:
             found = reply(expression("counter", count), expression("cmp", value), handle=handle, userdata=userdata)
-            return netlink._rule(found)[1].raw
+            return nfnetlink._rule(found)[1].raw
 
         assert raw(b"\0" * 8, handle=8) == raw(b"\1" * 8)
         assert raw(b"", value=b"abce") != raw(b"")
         assert raw(b"", userdata=b"\0\1y") != raw(b"")
 
     def test_a_counter_is_there_or_not(self) -> None:
-        one = netlink._rule(reply(expression("counter", b""), expression("cmp", b"")))[1]
-        other = netlink._rule(reply(expression("cmp", b"")))[1]
+        one = nfnetlink._rule(reply(expression("counter", b""), expression("cmp", b"")))[1]
+        other = nfnetlink._rule(reply(expression("cmp", b"")))[1]
         assert one.raw != other.raw
 
     @settings(max_examples=25)
     @given(st.binary(max_size=80))
     def test_whatever_the_bytes_a_rule_or_a_typed_error(self, data: bytes) -> None:
         try:
-            _, rule = netlink._rule(data)
+            _, rule = nfnetlink._rule(data)
         except KernelError:
             return
         assert isinstance(rule.raw, str)
@@ -148,12 +148,12 @@ class TestRules:
 class TestErrors:
     def fail(self, code: int, rest: bytes = b"", flags: int = 0) -> str:
         with pytest.raises(KernelError) as caught:
-            netlink._raise_error("asking", flags, struct.pack("=i", -code) + rest)
+            nfnetlink._raise_error("asking", flags, struct.pack("=i", -code) + rest)
         assert caught.value.errno == code
         return str(caught.value)
 
     def test_zero_is_an_acknowledgement(self) -> None:
-        netlink._raise_error("asking", 0, struct.pack("=i", 0))
+        nfnetlink._raise_error("asking", 0, struct.pack("=i", 0))
 
     @pytest.mark.parametrize("code", [errno.ENOENT, errno.EPERM, errno.EBUSY])
     def test_the_reason_is_in_words(self, code: int) -> None:
@@ -161,10 +161,10 @@ class TestErrors:
 
     def test_with_the_kernel_s_own_words(self) -> None:
         header = struct.pack("=IHHII", 24, 0, 0, 0, 0)
-        message = netlink._attribute(1, b"Chain is busy\0")
-        said = self.fail(errno.EBUSY, header + b"\0" * 8 + message, netlink._NLM_F_ACK_TLVS)
+        message = nfnetlink._attribute(1, b"Chain is busy\0")
+        said = self.fail(errno.EBUSY, header + b"\0" * 8 + message, nfnetlink._NLM_F_ACK_TLVS)
         assert said.endswith("(Chain is busy)")
-        capped = self.fail(errno.EBUSY, header + message, netlink._NLM_F_ACK_TLVS | netlink._NLM_F_CAPPED)
+        capped = self.fail(errno.EBUSY, header + message, nfnetlink._NLM_F_ACK_TLVS | nfnetlink._NLM_F_CAPPED)
         assert capped == said
 
 
@@ -194,12 +194,12 @@ def message(kind: int, body: bytes, sequence: int = 1, flags: int = 0) -> bytes:
     return struct.pack("=IHHII", 16 + len(body), kind, flags, sequence, 0) + body + b"\0" * (-len(body) % 4)
 
 
-GENERATION = b"\2\0\0\0" + netlink._attribute(1, (5).to_bytes(4, "big"))
+GENERATION = b"\2\0\0\0" + nfnetlink._attribute(1, (5).to_bytes(4, "big"))
 
 
 class TestAnswers:
-    def over(self, *datagrams: bytes) -> netlink.Nfnetlink:
-        found = netlink.Nfnetlink.__new__(netlink.Nfnetlink)
+    def over(self, *datagrams: bytes) -> nfnetlink.Nfnetlink:
+        found = nfnetlink.Nfnetlink.__new__(nfnetlink.Nfnetlink)
         found._socket = Socket(*datagrams)  # type: ignore[assignment]
         found._sequence = 0
         return found
@@ -208,7 +208,7 @@ class TestAnswers:
         assert self.over(message(0x0A0F, GENERATION)).generation() == 5
 
     def test_answers_to_other_questions_are_passed_over(self) -> None:
-        other = message(0x0A0F, b"\2\0\0\0" + netlink._attribute(1, (9).to_bytes(4, "big")), sequence=99)
+        other = message(0x0A0F, b"\2\0\0\0" + nfnetlink._attribute(1, (9).to_bytes(4, "big")), sequence=99)
         assert self.over(other + message(0x0A0F, GENERATION)).generation() == 5
 
     def test_errors_of_other_questions_are_passed_over_even_where_they_come_alone(self) -> None:

@@ -8,13 +8,11 @@ from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
-from flanneld_masq_iptables import binaries as programs
-from flanneld_masq_iptables import legacy_backend as legacy
-from flanneld_masq_iptables import rules as iptables
+from flanneld_masq_iptables import binaries, legacy_backend, rules
 from flanneld_masq_iptables.legacy_backend import IptablesLegacy
 from flanneld_masq_iptables.nft_backend import IptablesNft
 from flanneld_masq_iptables.rules import PLACES
-from flanneld_masq_nft import render as nft
+from flanneld_masq_nft import render
 from flanneld_masq_nft.backend import NftBackend
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,8 +32,8 @@ from flanneld_masq.model import (
     Rule,
     Verdict,
 )
-from flanneld_masq.process import Completed, Runner
-from flanneld_masq.ruleset import diff as plan
+from flanneld_masq.process import Completed, ProcessRunner
+from flanneld_masq.ruleset import diff
 
 V4, V6 = Family.IPV4, Family.IPV6
 POD, CLUSTER = ip_network("10.244.1.0/24"), ip_network("10.244.0.0/16")
@@ -76,7 +74,7 @@ class TestRestoreInput:
 
     @pytest.fixture(params=[IptablesNft, IptablesLegacy])
     def backend(self, request: pytest.FixtureRequest) -> IptablesNft | IptablesLegacy:
-        found: IptablesNft | IptablesLegacy = request.param(V4, Host(Runner(path=())))
+        found: IptablesNft | IptablesLegacy = request.param(V4, Host(ProcessRunner(path=())))
         return found
 
     def test_all_of_it(self, backend: IptablesNft | IptablesLegacy) -> None:
@@ -138,16 +136,16 @@ table ip flanneld-masq {
 """
 
     def test_all_of_it(self) -> None:
-        assert nft.render(BOTH) == self.BLOCK
-        assert NftBackend(V4, Host(Runner(path=()))).render(BOTH) == self.BLOCK
+        assert render.render(BOTH) == self.BLOCK
+        assert NftBackend(V4, Host(ProcessRunner(path=()))).render(BOTH) == self.BLOCK
 
     def test_position_means_nothing_to_it(self) -> None:
-        assert nft.render(replace(BOTH, position=Position.FIRST)) == self.BLOCK
+        assert render.render(replace(BOTH, position=Position.FIRST)) == self.BLOCK
 
     def test_ipv6(self) -> None:
         network = ip_network("fd00:10:244::/56")
         group = GroupRules(Group.FORWARD, (Rule("x", "", Verdict.ACCEPT, dst=network, tag="aa"),))
-        assert nft.render(Desired(V6, (group,))).splitlines() == [
+        assert render.render(Desired(V6, (group,))).splitlines() == [
             "table ip6 flanneld-masq {",
             "\tchain forward {",
             "\t\ttype filter hook forward priority 0; policy accept;",
@@ -157,19 +155,19 @@ table ip flanneld-masq {
         ]
 
     def test_nothing(self) -> None:
-        assert nft.render(NOTHING) == ""
-        assert nft.items(NOTHING) == ()
+        assert render.render(NOTHING) == ""
+        assert render.items(NOTHING) == ()
 
     def test_chains_are_emptied_by_name(self) -> None:
-        assert nft.flush(BOTH) == lines(
+        assert render.flush(BOTH) == lines(
             "flush chain ip flanneld-masq postrouting", "flush chain ip flanneld-masq forward"
         )
 
     def test_removal_works_whether_it_is_there_or_not(self) -> None:
-        assert nft.removal(V6) == lines("add table ip6 flanneld-masq", "delete table ip6 flanneld-masq")
+        assert render.removal(V6) == lines("add table ip6 flanneld-masq", "delete table ip6 flanneld-masq")
 
     def test_what_is_wanted_is_what_is_written(self) -> None:
-        wanted = nft.items(BOTH)
+        wanted = render.items(BOTH)
         assert [item.kind for item in wanted] == ["table", "chain", *["rule"] * 4, "chain", "rule"]
         assert all(item.text in self.BLOCK for item in wanted if item.kind != "table")
         assert wanted[0].text == "table ip flanneld-masq holding 2 chains, sets and objects"
@@ -196,17 +194,17 @@ class TestJumps:
     )
     def test_which_stay(self, found: list[Item], needed: bool, stale: list[Item]) -> None:
         observed = Observation(tuple(found))
-        assert iptables.jumps_to_replace(NAT, MASQUERADE, observed, ()) == (needed, tuple(stale))
+        assert rules.jumps_to_replace(NAT, MASQUERADE, observed, ()) == (needed, tuple(stale))
 
     def test_one_that_was_moved_goes(self) -> None:
         observed = Observation((self.RIGHT,))
         moved = Change("moved", NAT.jump, "first", "behind")
-        assert iptables.jumps_to_replace(NAT, MASQUERADE, observed, (moved,)) == (True, (self.RIGHT,))
+        assert rules.jumps_to_replace(NAT, MASQUERADE, observed, (moved,)) == (True, (self.RIGHT,))
         elsewhere = Change("moved", FILTER.jump, "first", "behind")
-        assert iptables.jumps_to_replace(NAT, MASQUERADE, observed, (elsewhere,)) == (False, ())
+        assert rules.jumps_to_replace(NAT, MASQUERADE, observed, (elsewhere,)) == (False, ())
 
 
-class Tools(Runner):
+class Tools(ProcessRunner):
     """iptables-save prints what a test says; what iptables-restore is fed is kept."""
 
     def __init__(self, **printed: str) -> None:
@@ -242,8 +240,8 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(legacy.TableInfo, "read", lambda self, table: b"")
-    monkeypatch.setattr(legacy.TableInfo, "look", lambda self, table: Quiet())
+    monkeypatch.setattr(legacy_backend.TableInfo, "read", lambda self, table: b"")
+    monkeypatch.setattr(legacy_backend.TableInfo, "look", lambda self, table: Quiet())
     monkeypatch.setattr(IptablesLegacy, "_fingerprint", lambda self, place: b"")  # so a listing is read each time
 
 
@@ -260,7 +258,7 @@ class TestListing:
     def backend(self, root: Path, printed: str) -> tuple[IptablesLegacy, Tools]:
         tools = Tools(nat=printed)
         backend = IptablesLegacy(V4, Host(tools, root))
-        backend._found = programs.Program("/multi", "legacy", (1, 8, 9))
+        backend._found = binaries.Program("/multi", "legacy", (1, 8, 9))
         return backend, tools
 
     def observe(self, root: Path, printed: str) -> Observation:
@@ -275,8 +273,8 @@ class TestListing:
 
     def test_ours_is_found_as_it_was_written(self, root: Path) -> None:
         observed = self.observe(root, saved(*self.OURS, NAT_JUMP))
-        wanted = iptables.items(Desired(V4, (MASQUERADE,)))
-        assert plan.unmet(wanted, observed) == ""
+        wanted = rules.items(Desired(V4, (MASQUERADE,)))
+        assert diff.unmet(wanted, observed) == ""
         assert [item.text for item in observed.items] == [item.text for item in wanted]
 
     def test_where_nothing_of_ours_is(self, root: Path) -> None:
@@ -379,8 +377,8 @@ class TestListing:
 
     @given(st.text(alphabet='ab"\\\n', max_size=40))
     def test_the_quick_way_to_split_a_listing_is_the_slow_one_s_equal(self, text: str) -> None:
-        joined = [line for line in legacy._joined(text.split("\n")) if line]
-        assert [line for line in legacy._logical_lines(text) if line] == joined
+        joined = [line for line in legacy_backend._joined(text.split("\n")) if line]
+        assert [line for line in legacy_backend._logical_lines(text) if line] == joined
 
     def test_what_is_written_removes_just_what_was_read(self, root: Path) -> None:
         stale = '-A POSTROUTING -m comment --comment "flanneld-masq:old" -j FLANNELD-MASQ'
@@ -405,7 +403,7 @@ class TestListing:
 class TestPrograms:
     """Which binary is taken: by what it says of itself, not by its name."""
 
-    class Versions(Runner):
+    class Versions(ProcessRunner):
         def __init__(self, directory: Path, **said: str) -> None:
             super().__init__(path=(str(directory),))
             self.said = said
@@ -432,8 +430,8 @@ class TestPrograms:
             xtables_legacy_multi="iptables v1.8.9 (legacy)",
         )
         for flavour, name in (("nf_tables", "xtables-nft-multi"), ("legacy", "xtables-legacy-multi")):
-            found = programs.find(flavour, legacy.NAME, run)
-            assert found == programs.Program(str(tmp_path / name), flavour, (1, 8, 9))
+            found = binaries.find(flavour, legacy_backend.NAME, run)
+            assert found == binaries.Program(str(tmp_path / name), flavour, (1, 8, 9))
             assert str(found) == f"iptables 1.8.9 ({flavour})"
 
     def test_a_name_says_nothing(self, tmp_path: Path) -> None:
@@ -442,15 +440,15 @@ class TestPrograms:
         run = self.Versions(
             tmp_path, xtables_nft_multi="iptables v1.8.4 (legacy)", iptables="iptables v1.8.4 (nf_tables)"
         )
-        assert programs.find("nf_tables", legacy.NAME, run).path == str(tmp_path / "iptables")
+        assert binaries.find("nf_tables", legacy_backend.NAME, run).path == str(tmp_path / "iptables")
 
     def test_scripts_and_things_that_cannot_be_started_are_passed_over(self, tmp_path: Path) -> None:
         self.binary(tmp_path / "iptables", b"#!/bin/sh\n")
         self.binary(tmp_path / "xtables-nft-multi")
         (tmp_path / "xtables-nft-multi").chmod(0o644)
         (tmp_path / "xtables-legacy-multi").mkdir()
-        with pytest.raises(programs.BackendUnavailable, match="no iptables program of flavour legacy was found"):
-            programs.find("legacy", legacy.NAME, self.Versions(tmp_path))
+        with pytest.raises(binaries.BackendUnavailable, match="no iptables program of flavour legacy was found"):
+            binaries.find("legacy", legacy_backend.NAME, self.Versions(tmp_path))
 
     @pytest.mark.parametrize(
         ("said", "flavour", "version", "random"),
@@ -463,13 +461,13 @@ class TestPrograms:
     )
     def test_versions(self, said: str, flavour: str, version: tuple[int, ...], random: bool, tmp_path: Path) -> None:
         self.binary(tmp_path / "xtables-multi")
-        found = programs.find(flavour, legacy.NAME, self.Versions(tmp_path, xtables_multi=said))
+        found = binaries.find(flavour, legacy_backend.NAME, self.Versions(tmp_path, xtables_multi=said))
         assert (found.version, found.random_fully) == (version, random)
 
     @pytest.mark.parametrize("said", ["", "nftables v1.0.6", "iptables"])
     def test_what_was_found_instead_is_said(self, said: str, tmp_path: Path) -> None:
         self.binary(tmp_path / "iptables")
-        with pytest.raises(programs.BackendUnavailable) as caught:
-            programs.find("legacy", legacy.NAME, self.Versions(tmp_path, iptables=said))
+        with pytest.raises(binaries.BackendUnavailable) as caught:
+            binaries.find("legacy", legacy_backend.NAME, self.Versions(tmp_path, iptables=said))
         assert f"(found instead: {tmp_path}/iptables is not iptables)" in caught.value.reason
         assert "install the package iptables" in caught.value.remedy

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import pytest
 
-from flanneld_masq import plugin_loader as plugins
+from flanneld_masq import plugin_loader
 from flanneld_masq.errors import BackendUnavailable, KernelError, PluginError, RulesetError, StateError
 from flanneld_masq.hookspecs import BackendType, Host, hookimpl
 from flanneld_masq.model import (
@@ -28,9 +28,9 @@ from flanneld_masq.model import (
     Settings,
     Survey,
 )
-from flanneld_masq.process import Runner
-from flanneld_masq.reconcile.reconciler import WRITE_TRIES, OwnCommits, Reconciler, Wish, describe
-from flanneld_masq.state_directory import Store
+from flanneld_masq.process import ProcessRunner
+from flanneld_masq.reconcile.reconciler import WRITE_TRIES, DesiredState, OwnCommits, Reconciler, describe
+from flanneld_masq.state_directory import StateDirectory
 from flanneld_masq.testing import MemoryBackend, MemoryKernel, memory_backend_type
 from flanneld_masq.testing.fake_backend import FLANNEL_COMMENT
 
@@ -46,17 +46,17 @@ OTHER = replace(
 DUAL = replace(
     LEASE, ipv6=FamilyLease((ip_network("fd00:244::/56"),), ip_network("fd00:244:0:1::/64"), ip_address("fd00:244::1"))
 )
-WISH = Wish(Settings(), (LEASE,))
+WISH = DesiredState(Settings(), (LEASE,))
 OURS = "one masquerade"
 
 
-def wish(backend: str = "auto", forward: str = "auto", *leases: Lease, **masquerade: object) -> Wish:
+def desired_state(backend: str = "auto", forward: str = "auto", *leases: Lease, **masquerade: object) -> DesiredState:
     settings = Settings(
         backend=BackendName(backend),
         forward=ForwardSettings(backend=BackendName(forward)),
         masquerade=MasqueradeSettings(**masquerade),  # type: ignore[arg-type]
     )
-    return Wish(settings, leases or (LEASE,))
+    return DesiredState(settings, leases or (LEASE,))
 
 
 class Bench:
@@ -75,12 +75,12 @@ class Bench:
         return self.of(V4)
 
     def of(self, family: Family) -> Reconciler:
-        backends = {found.name: found.create(family, Host(Runner())) for found in self._types}
+        backends = {found.name: found.create(family, Host(ProcessRunner())) for found in self._types}
         ticks = iter(range(10_000))
         return Reconciler(
             family,
             backends,
-            Store(self.directory),
+            StateDirectory(self.directory),
             missing=lambda: self.missing,
             commits=self.commits,
             clock=lambda: next(ticks) * 0.001,
@@ -89,14 +89,14 @@ class Bench:
     def calls(self, method: str) -> list[BackendName]:
         return [backend for name, backend, _ in self.kernel.log if name == method]
 
-    def reconcile(self, wished: Wish = WISH) -> list[BackendName]:
+    def reconcile(self, wished: DesiredState = WISH) -> list[BackendName]:
         """One pass; the backends that were written, in order."""
         self.kernel.log.clear()
         repaired = [repair.plan.backend for repair in self.reconciler.reconcile(wished).repairs]
         assert list(dict.fromkeys(self.calls("replace"))) == list(dict.fromkeys(repaired))
         return list(dict.fromkeys(repaired))
 
-    def in_sync(self, wished: Wish = WISH) -> bool:
+    def in_sync(self, wished: DesiredState = WISH) -> bool:
         return not any(found.changes for found in self.reconciler.plan(wished))
 
 
@@ -147,7 +147,7 @@ class TestAPass:
     def test_a_family_without_a_lease_holds_nothing(self, bench: Bench) -> None:
         bench.reconcile()
         empty = replace(LEASE, ipv4=None)
-        outcome = bench.reconciler.reconcile(wish("auto", "auto", empty))
+        outcome = bench.reconciler.reconcile(desired_state("auto", "auto", empty))
         assert outcome.choices == {}
         assert bench.kernel.chains(V4) == {"postrouting": (), "forward": ()}
 
@@ -158,13 +158,13 @@ class TestAPass:
 
     def test_without_its_record_it_writes_anew(self, bench: Bench) -> None:
         bench.reconcile()
-        Store(bench.directory).forget(ONE, V4)
+        StateDirectory(bench.directory).forget(ONE, V4)
         bench.reconciler = bench.restarted()
         assert bench.reconcile() == [ONE]
 
     def test_another_lease_is_written(self, bench: Bench) -> None:
         bench.reconcile()
-        assert bench.reconcile(wish("auto", "auto", OTHER)) == [ONE]
+        assert bench.reconcile(desired_state("auto", "auto", OTHER)) == [ONE]
         assert "10.42" in str(bench.kernel.chains(V4)) and "10.244" not in str(bench.kernel.chains(V4))
 
     @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ class TestAPass:
         assert not bench.directory.exists()
 
     def test_a_first_position_is_kept(self, bench: Bench) -> None:
-        wished = wish(position=Position.FIRST)
+        wished = desired_state(position=Position.FIRST)
         bench.reconcile(wished)
         bench.kernel.prepend(V4, "postrouting", "somebody")
         (found, *_) = bench.reconciler.plan(wished)
@@ -239,7 +239,9 @@ class TestInterference:
         assert bench.calls("replace") == [ONE] * WRITE_TRIES
         assert f"one wrote the rules {WRITE_TRIES} times" in str(caught.value)
         assert "object 2 should be rule " in str(caught.value)
-        assert Store(bench.directory).golden(ONE, V4) is None, "what was read then is not taken for ours"
+        assert StateDirectory(bench.directory).verified_state(ONE, V4) is None, (
+            "what was read then is not taken for ours"
+        )
 
     def test_a_body_changed_under_its_comment_is_not_remembered_as_ours(self, bench: Bench) -> None:
         def forge() -> None:
@@ -261,7 +263,7 @@ class TestInterference:
         assert bench.reconcile() == []
 
     def test_who_comes_ahead_of_our_jump_meanwhile_is_answered(self, bench: Bench) -> None:
-        first = wish(position=Position.FIRST)
+        first = desired_state(position=Position.FIRST)
         self.sometimes(bench, 1, lambda: bench.kernel.prepend(V4, "postrouting", "docker's"))
         assert bench.reconcile(first) == [ONE]
         assert [rule.text for rule in bench.kernel.chain(V4, "postrouting") or ()] == [f"jump {OURS}", "docker's"]
@@ -286,7 +288,7 @@ class TestInterference:
         assert bench.in_sync()
         if known:
             assert outcome.generation == bench.kernel.generation
-            assert outcome.glance, "so the next commit of others costs a glance and not a pass"
+            assert outcome.fingerprint, "so the next commit of others costs a glance and not a pass"
 
     @pytest.mark.parametrize("generation", [0, 0xFFFFFFFF - 2])
     def test_what_our_other_family_commits_after_the_look_costs_no_second_write(
@@ -294,7 +296,7 @@ class TestInterference:
     ) -> None:
         bench.kernel.generation = generation
         other = bench.of(Family.IPV6)
-        after_the_look(monkeypatch, lambda: other.reconcile(wish("auto", "auto", DUAL)))
+        after_the_look(monkeypatch, lambda: other.reconcile(desired_state("auto", "auto", DUAL)))
         bench.reconciler.reconcile(WISH)
         written = [family for name, _, family in bench.kernel.log if name == "replace"]
         assert written == [Family.IPV6, V4]
@@ -321,22 +323,22 @@ class TestInterference:
         assert bench.kernel.generation == generation
 
     def test_of_two_backends_one_that_fails_does_not_stop_the_other(self, bench: Bench) -> None:
-        bench.reconcile(wish("one", "two"))
+        bench.reconcile(desired_state("one", "two"))
         for chain in (OURS, "two forward"):
             bench.kernel.flush(V4, chain)
         bench.reconciler.reprobe()
         bench.kernel.fail("observe", KernelError("reading", "no"))
         with pytest.raises(KernelError):
-            bench.reconciler.reconcile(wish("one", "two"))
+            bench.reconciler.reconcile(desired_state("one", "two"))
         assert bench.kernel.chain(V4, "two forward")
         assert [(repair.plan.backend, repair.drift) for repair in bench.reconciler.repairs] == [(TWO, True)]
 
     def test_what_is_not_in_its_new_place_stays_in_the_old_one(self, bench: Bench) -> None:
-        bench.reconcile(wish("one"))
+        bench.reconcile(desired_state("one"))
         held = bench.kernel.chains(V4)
         bench.kernel.fail("replace", KernelError("writing", "no"))
         with pytest.raises(KernelError):
-            bench.reconciler.reconcile(wish("two"))
+            bench.reconciler.reconcile(desired_state("two"))
         assert bench.kernel.chains(V4) == held
 
     def test_the_pass_lock_is_held_while_writing(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,7 +346,7 @@ class TestInterference:
         refused = []
 
         def interfere() -> None:
-            with pytest.raises(StateError), Store(bench.directory).exclusive(V4):
+            with pytest.raises(StateError), StateDirectory(bench.directory).exclusive(V4):
                 pass
             refused.append(1)
 
@@ -355,19 +357,19 @@ class TestInterference:
 
 class TestChoice:
     def test_a_switch_writes_the_new_before_it_removes_the_old(self, bench: Bench) -> None:
-        bench.reconcile(wish("one"))
+        bench.reconcile(desired_state("one"))
         seen = []
         bench.kernel.interfere = lambda: seen.append(set(bench.kernel.chains(V4)))
-        assert bench.reconcile(wish("two")) == [TWO, ONE]
+        assert bench.reconcile(desired_state("two")) == [TWO, ONE]
         assert {"one masquerade", "two masquerade"} <= seen[0], "for a moment both are there"
         assert "one masquerade" not in bench.kernel.chains(V4)
-        assert bench.in_sync(wish("two"))
+        assert bench.in_sync(desired_state("two"))
 
     def test_each_group_where_it_was_asked_for(self, bench: Bench) -> None:
-        assert bench.reconcile(wish("one", "two")) == [ONE, TWO]
+        assert bench.reconcile(desired_state("one", "two")) == [ONE, TWO]
         names = {"one masquerade", "two forward"}
         assert set(bench.kernel.chains(V4)) == names | {"postrouting", "forward"}
-        assert bench.reconcile(wish("two", "one")) == [TWO, ONE]
+        assert bench.reconcile(desired_state("two", "one")) == [TWO, ONE]
         assert set(bench.kernel.chains(V4)) == {"two masquerade", "one forward", "postrouting", "forward"}
 
     def test_the_forward_group_goes_where_packets_are_dropped(self, bench: Bench) -> None:
@@ -379,10 +381,10 @@ class TestChoice:
 
     @pytest.mark.parametrize("then", [("two", "one"), ("one", "one"), ("two", "two"), ("three", "one")])
     def test_at_no_time_a_group_is_nowhere(self, then: tuple[str, str], bench: Bench) -> None:
-        bench.reconcile(wish("one", "two"))
+        bench.reconcile(desired_state("one", "two"))
         bench.kernel.interfere = lambda: seen.append(bench.kernel.chains(V4))
         seen: list[Mapping[str, tuple[str, ...]]] = []
-        bench.reconcile(wish(*then))
+        bench.reconcile(desired_state(*then))
         assert seen
         for chains in seen:
             for base, group in (("postrouting", "masquerade"), ("forward", "forward")):
@@ -432,7 +434,7 @@ class TestChoice:
         for drift in (False, True, True):
             bench.kernel.flush(V4, OURS)
             with pytest.raises(KernelError):
-                bench.reconciler.reconcile(wish("one", "two"))
+                bench.reconciler.reconcile(desired_state("one", "two"))
             assert [(repair.plan.backend, repair.drift) for repair in bench.reconciler.repairs] == [(ONE, drift)]
 
     def test_what_moves_is_no_drift_and_what_was_taken_is(self, bench: Bench) -> None:
@@ -448,9 +450,9 @@ class TestChoice:
         assert [repair.drift for repair in repairs if repair.plan.backend == ONE] == [True, False]
 
     def test_the_first_pass_clears_what_another_backend_still_holds(self, bench: Bench) -> None:
-        bench.reconcile(wish("three"))
+        bench.reconcile(desired_state("three"))
         bench.reconciler = bench.restarted()
-        assert bench.reconcile(wish("one")) == [ONE, THREE]
+        assert bench.reconcile(desired_state("one")) == [ONE, THREE]
 
     def test_rules_of_a_backend_that_lost_its_tools_are_removed_if_the_kernel_does_it(self, bench: Bench) -> None:
         bench.reconcile()
@@ -527,17 +529,17 @@ class TestObstacles:
 
 class TestRemoval:
     def test_of_everything_in_every_backend(self, bench: Bench) -> None:
-        bench.reconcile(wish("one", "two"))
+        bench.reconcile(desired_state("one", "two"))
         bench.kernel.append(V4, "postrouting", "somebody")
         bench.kernel.append(V4, "three forward", "stale")
         repairs, errors = bench.reconciler.remove_everything()
         assert ([repair.plan.backend for repair in repairs], errors) == ([ONE, TWO, THREE], ())
         assert bench.kernel.chains(V4) == {"postrouting": ("somebody",), "forward": ()}
-        assert Store(bench.directory).golden(ONE, V4) is None
+        assert StateDirectory(bench.directory).verified_state(ONE, V4) is None
         assert bench.reconciler.remove_everything() == ((), ())
 
     def test_one_that_fails_does_not_stop_the_rest(self, bench: Bench) -> None:
-        bench.reconcile(wish("one", "two"))
+        bench.reconcile(desired_state("one", "two"))
         error = KernelError("reading", "no")
         bench.kernel.fail("observe", error)
         repairs, errors = bench.reconciler.remove_everything()
@@ -554,10 +556,10 @@ def test_an_unexpected_exception_of_a_backend_names_its_plugin(tmp_path: Path, m
         def flanneld_masq_backends(self) -> object:
             return [BackendType(ONE, "", lambda family, host: Broken(ONE, family, MemoryKernel()), 1)]
 
-    monkeypatch.setattr(plugins, "_entry_points", lambda: iter(()))
-    backends = plugins.load({"mine": Plugin()}).create(V4, Host(Runner()))
+    monkeypatch.setattr(plugin_loader, "_entry_points", lambda: iter(()))
+    backends = plugin_loader.load({"mine": Plugin()}).create(V4, Host(ProcessRunner()))
     with pytest.raises(PluginError, match=r"plugin mine failed in one\.observe: ZeroDivisionError\('oops'\)"):
-        Reconciler(V4, backends, Store(tmp_path)).reconcile(WISH)
+        Reconciler(V4, backends, StateDirectory(tmp_path)).reconcile(WISH)
 
 
 class TestLookingLess:
@@ -567,25 +569,25 @@ class TestLookingLess:
         for _ in range(2):
             outcome = bench.reconciler.reconcile(WISH)
             assert outcome.generation == bench.kernel.generation
-            assert len(outcome.glance) == 3
-            assert outcome.glance == bench.reconciler.glance()
+            assert len(outcome.fingerprint) == 3
+            assert outcome.fingerprint == bench.reconciler.fingerprint()
 
     @pytest.mark.parametrize("chain", [OURS, "one forward", "postrouting", "forward"])
     def test_a_glance_changes_with_whatever_is_ours(self, chain: str, bench: Bench) -> None:
-        seen = bench.reconciler.reconcile(WISH).glance
+        seen = bench.reconciler.reconcile(WISH).fingerprint
         bench.kernel.append(V4, "elsewhere", "rule")
-        assert bench.reconciler.glance() == seen
+        assert bench.reconciler.fingerprint() == seen
         bench.kernel.flush(V4, chain)
-        assert bench.reconciler.glance() != seen
+        assert bench.reconciler.fingerprint() != seen
 
     def test_a_pass_that_was_disturbed_knows_no_glance(self, bench: Bench) -> None:
         bench.kernel.interfere = lambda: bench.kernel.append(V4, "elsewhere", "rule")
-        assert bench.reconciler.reconcile(WISH).glance == ()
+        assert bench.reconciler.reconcile(WISH).fingerprint == ()
 
     def test_of_two_backends_the_earlier_generation_counts(self, bench: Bench) -> None:
-        outcome = bench.reconciler.reconcile(wish("one", "two"))
+        outcome = bench.reconciler.reconcile(desired_state("one", "two"))
         assert outcome.generation == bench.kernel.generation, "nobody but us has committed"
-        assert outcome.glance
+        assert outcome.fingerprint
 
         def once() -> None:
             bench.kernel.interfere = None
@@ -593,18 +595,18 @@ class TestLookingLess:
 
         bench.kernel.flush(V4, OURS)
         bench.kernel.interfere = once
-        outcome = bench.reconciler.reconcile(wish("one", "two"))
+        outcome = bench.reconciler.reconcile(desired_state("one", "two"))
         assert outcome.generation is not None and outcome.generation < bench.kernel.generation
-        assert outcome.glance == (), "what somebody else did may have been seen by nobody"
-        again = bench.reconciler.reconcile(wish("one", "two"))
+        assert outcome.fingerprint == (), "what somebody else did may have been seen by nobody"
+        again = bench.reconciler.reconcile(desired_state("one", "two"))
         assert again.generation == bench.kernel.generation
-        assert again.glance
+        assert again.fingerprint
 
     def test_without_a_generation_there_is_no_glance_but_a_poll(self, tmp_path: Path) -> None:
         bench = Bench(tmp_path / "state", counted=False)
         assert not bench.reconciler.polls(), "no backend is in use yet"
         outcome = bench.reconciler.reconcile(WISH)
-        assert (outcome.generation, outcome.glance) == (None, ())
+        assert (outcome.generation, outcome.fingerprint) == (None, ())
         assert bench.reconciler.polls()
         assert not bench.reconciler.poll()
         bench.kernel.flush(V4, OURS)
@@ -619,7 +621,7 @@ class TestLookingLess:
     def test_what_drops_is_asked_only_where_it_matters(self, bench: Bench) -> None:
         bench.reconcile()
         assert bench.calls("drops_forwarding") == [ONE, TWO, THREE]
-        bench.reconcile(wish("one", "two"))
+        bench.reconcile(desired_state("one", "two"))
         assert bench.calls("drops_forwarding") == []
         off = replace(WISH, settings=replace(WISH.settings, forward=ForwardSettings(enabled=False)))
         bench.reconcile(off)
@@ -662,7 +664,7 @@ class TestFlannelsRules:
                 asked.append(leases)
                 return super().survey(leases)
 
-        reconciler = Reconciler(V4, {ONE: Asked(ONE, V4, MemoryKernel())}, Store(tmp_path))
+        reconciler = Reconciler(V4, {ONE: Asked(ONE, V4, MemoryKernel())}, StateDirectory(tmp_path))
         for leases in ((), (replace(LEASE, ipv4=None),), (LEASE, replace(LEASE, ipv4=None), LEASE)):
             reconciler.survey(leases)
         assert asked == [(), (), (LEASE.ipv4, LEASE.ipv4)]
@@ -677,7 +679,7 @@ class TestRender:
         assert bench.kernel.log == []
 
     def test_each_group_where_it_was_asked_for(self, bench: Bench) -> None:
-        rendered = dict(bench.reconciler.render(wish("two", "three")))
+        rendered = dict(bench.reconciler.render(desired_state("two", "three")))
         assert list(rendered) == [TWO, THREE]
         assert "two masquerade" in rendered[TWO] and "forward" not in rendered[TWO]
         assert "three forward" in rendered[THREE] and "masquerade" not in rendered[THREE]

@@ -9,7 +9,7 @@ import pytest
 
 from flanneld_masq.errors import BackendUnavailable, ConfigError, PluginError
 from flanneld_masq.model import AUTO, BackendName, Family, ForwardSettings, Group, Probe, Settings
-from flanneld_masq.ruleset import backend_choice as choice
+from flanneld_masq.ruleset import backend_choice
 from flanneld_masq.ruleset.backend_choice import Choice, choose
 
 NFT, IPTABLES, LEGACY = map(BackendName, ("nft", "iptables-nft", "iptables-legacy"))
@@ -126,12 +126,12 @@ class TestByName:
 class TestNames:
     def test_known_ones(self) -> None:
         for name in (*PROBES, AUTO):
-            choice.check_names(wished(backend=name, forward=name), PROBES)
+            backend_choice.check_names(wished(backend=name, forward=name), PROBES)
 
     @pytest.mark.parametrize(("settings", "key"), [(wished("ipfw"), "backend"), (wished(forward="ipfw"), "forward.")])
     def test_unknown_ones(self, settings: Settings, key: str) -> None:
         with pytest.raises(ConfigError) as caught:
-            choice.check_names(settings, PROBES)
+            backend_choice.check_names(settings, PROBES)
         assert caught.value.key.startswith(key)
         assert 'no plugin offers a backend "ipfw"' in caught.value.reason
         assert all(f'"{name}"' in caught.value.reason for name in (AUTO, *PROBES))
@@ -139,8 +139,8 @@ class TestNames:
     def test_a_plugin_that_failed_may_be_why(self) -> None:
         failure = PluginError("elsewhere", "loading", "no luck")
         with pytest.raises(ConfigError, match=r"there are .*; plugin elsewhere failed in loading: no luck"):
-            choice.check_names(wished("ipfw"), PROBES, [failure])
-        choice.check_names(wished(), PROBES, [failure])
+            backend_choice.check_names(wished("ipfw"), PROBES, [failure])
+        backend_choice.check_names(wished(), PROBES, [failure])
 
 
 class TestNetConf:
@@ -158,24 +158,24 @@ class TestNetConf:
     )
     def test_what_it_says(self, text: str, expected: bool, tmp_path: Path) -> None:
         (tmp_path / "net-conf.json").write_text(text)
-        assert choice.flannel_uses_nftables(tmp_path / "net-conf.json") is expected
+        assert backend_choice.flannel_uses_nftables(tmp_path / "net-conf.json") is expected
 
     def test_a_missing_one_says_nothing(self, tmp_path: Path) -> None:
-        assert choice.flannel_uses_nftables(tmp_path / "net-conf.json") is False
+        assert backend_choice.flannel_uses_nftables(tmp_path / "net-conf.json") is False
 
     @pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[" * 100_000], ids=["empty", "cut", "binary", "deep"])
     def test_a_bad_one_is_named(self, data: bytes, tmp_path: Path) -> None:
         (tmp_path / "net-conf.json").write_bytes(data)
         with pytest.raises(ConfigError, match="cannot be read as JSON") as caught:
-            choice.flannel_uses_nftables(tmp_path / "net-conf.json")
+            backend_choice.flannel_uses_nftables(tmp_path / "net-conf.json")
         assert caught.value.source == str(tmp_path / "net-conf.json")
 
     def test_a_directory_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="cannot be read"):
-            choice.flannel_uses_nftables(tmp_path)
+            backend_choice.flannel_uses_nftables(tmp_path)
 
 
 def test_a_kernel_without_a_family(tmp_path: Path) -> None:
     (tmp_path / "proc/sys/net/ipv4").mkdir(parents=True)
-    assert choice.missing_family(tmp_path, Family.IPV4) == ""
-    assert "runs without ipv6 (/proc/sys/net/ipv6 is missing)" in choice.missing_family(tmp_path, Family.IPV6)
+    assert backend_choice.missing_family(tmp_path, Family.IPV4) == ""
+    assert "runs without ipv6 (/proc/sys/net/ipv6 is missing)" in backend_choice.missing_family(tmp_path, Family.IPV6)

@@ -9,8 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flanneld_masq.model import BackendName, Change, Family, Golden, Item, Neighbours, Observation, Plan, Position
-from flanneld_masq.ruleset import diff as plan
+from flanneld_masq.model import (
+    BackendName,
+    Change,
+    Family,
+    Item,
+    Neighbours,
+    Observation,
+    Plan,
+    Position,
+    VerifiedState,
+)
+from flanneld_masq.ruleset import diff
 
 CHAIN, BASE = "nat OURS", "nat BASE"
 LAST, FIRST = Position.LAST, Position.FIRST
@@ -44,22 +54,22 @@ def observation(*items: Item, before: tuple[str, ...] = (), after: tuple[str, ..
     return Observation(items, (Neighbours(BASE, before, after),))
 
 
-GOLDEN = plan.golden_of(WANTED, LAST, observation(*HELD))
+GOLDEN = diff.verified_state_of(WANTED, LAST, observation(*HELD))
 
 
 def changes(
     *items: Item,
     wanted: tuple[Item, ...] = WANTED,
-    golden: Golden | None = GOLDEN,
+    verified_state: VerifiedState | None = GOLDEN,
     position: Position = LAST,
 ) -> list[tuple[str, str, str, str]]:
-    found = plan.differences(wanted, position, golden, observation(*items))
+    found = diff.differences(wanted, position, verified_state, observation(*items))
     return [(change.kind, change.place, change.wanted, change.found) for change in found]
 
 
 def test_nothing_to_do() -> None:
     assert changes(*HELD) == []
-    assert changes(wanted=(), golden=None) == []
+    assert changes(wanted=(), verified_state=None) == []
 
 
 def test_handles_do_not_count() -> None:
@@ -121,45 +131,45 @@ class TestWithAGoldenObservation:
 
 class TestWithoutOne:
     def test_right_tags_prove_nothing(self) -> None:
-        assert changes(*HELD, golden=None) == [("unverified", CHAIN, f"chain {CHAIN}", f"chain {CHAIN}")]
+        assert changes(*HELD, verified_state=None) == [("unverified", CHAIN, f"chain {CHAIN}", f"chain {CHAIN}")]
 
     def test_a_backend_without_chains_is_no_exception(self) -> None:
         wanted = (rule("a"), rule("b"))
         held = tuple(map(kernel, wanted))
-        assert [kind for kind, *_ in changes(*held, wanted=wanted, golden=None)] == ["unverified"]
+        assert [kind for kind, *_ in changes(*held, wanted=wanted, verified_state=None)] == ["unverified"]
 
     def test_one_of_other_rules_is_none(self) -> None:
-        other = plan.golden_of((*WANTED[:-1], rule("d")), LAST, observation(*HELD))
-        assert [kind for kind, *_ in changes(*HELD, golden=other)] == ["unverified"]
+        other = diff.verified_state_of((*WANTED[:-1], rule("d")), LAST, observation(*HELD))
+        assert [kind for kind, *_ in changes(*HELD, verified_state=other)] == ["unverified"]
 
     def test_one_of_the_other_position_is_none(self) -> None:
         assert [kind for kind, *_ in changes(*HELD, position=FIRST)] == ["unverified"]
 
     def test_one_that_was_cut_is_none(self) -> None:
         cut = replace(GOLDEN, items=GOLDEN.items[:-1])
-        assert [kind for kind, *_ in changes(*HELD, golden=cut)] == ["unverified"]
+        assert [kind for kind, *_ in changes(*HELD, verified_state=cut)] == ["unverified"]
 
     def test_tags_are_compared(self) -> None:
         old = kernel(replace(rule("b"), tag="tag-old"))
-        assert changes(HELD[0], HELD[1], old, HELD[3], HELD[4], golden=None) == [
+        assert changes(HELD[0], HELD[1], old, HELD[3], HELD[4], verified_state=None) == [
             ("changed", CHAIN, "rule b", "as read: rule b")
         ]
 
     def test_nothing_there(self) -> None:
-        assert changes(golden=None) == [("missing", item.place, item.text, "") for item in WANTED]
+        assert changes(verified_state=None) == [("missing", item.place, item.text, "") for item in WANTED]
 
 
 def test_where_nothing_is_wanted_everything_is_too_much() -> None:
     assert changes(*HELD, wanted=()) == [("extra", item.place, "", item.text) for item in HELD]
-    assert changes(*HELD, wanted=(), golden=None) == changes(*HELD, wanted=())
+    assert changes(*HELD, wanted=(), verified_state=None) == changes(*HELD, wanted=())
 
 
 class TestMoved:
     def moved(
-        self, position: Position, observed: Neighbours, *golden: Neighbours, wanted: tuple[Item, ...] = WANTED
+        self, position: Position, observed: Neighbours, *verified_state: Neighbours, wanted: tuple[Item, ...] = WANTED
     ) -> list[tuple[str, str, str]]:
-        remembered = Golden(plan.fingerprint(wanted, position), HELD, golden)
-        found = plan.differences(wanted, position, remembered, Observation(HELD, (observed,)))
+        remembered = VerifiedState(diff.fingerprint(wanted, position), HELD, verified_state)
+        found = diff.differences(wanted, position, remembered, Observation(HELD, (observed,)))
         return [(change.kind, change.place, change.found) for change in found]
 
     def test_first_and_nothing_before_it(self) -> None:
@@ -170,43 +180,46 @@ class TestMoved:
         assert self.moved(FIRST, Neighbours(BASE, before, ())) == [("moved", BASE, f"our jump behind {text}")]
 
     def test_last_and_somebody_appended_later(self) -> None:
-        golden = Neighbours(BASE, ("x",), ())
-        assert self.moved(LAST, Neighbours(BASE, ("x",), ("new", "newer")), golden) == []
+        verified_state = Neighbours(BASE, ("x",), ())
+        assert self.moved(LAST, Neighbours(BASE, ("x",), ("new", "newer")), verified_state) == []
 
     def test_last_and_before_what_it_was_behind(self) -> None:
-        golden = Neighbours(BASE, ("x", "y"), ())
+        verified_state = Neighbours(BASE, ("x", "y"), ())
         for observed, count in ((("y",), 1), ((), 2)):
             after = tuple(name for name in ("x", "y") if name not in observed)
-            found = self.moved(LAST, Neighbours(BASE, observed, after), golden)
+            found = self.moved(LAST, Neighbours(BASE, observed, after), verified_state)
             assert found == [("moved", BASE, f"our jump before {count} of the rules that it was behind")]
 
     def test_last_and_others_removed_or_reordered_their_own(self) -> None:
-        golden = Neighbours(BASE, ("x", "y"), ("z",))
+        verified_state = Neighbours(BASE, ("x", "y"), ("z",))
         for before in ((), ("y",), ("y", "x"), ("x", "new", "y"), ("z", "x", "y")):
-            assert self.moved(LAST, Neighbours(BASE, before, ()), golden) == []
+            assert self.moved(LAST, Neighbours(BASE, before, ()), verified_state) == []
 
     def test_a_doubled_foreign_rule_is_no_move(self) -> None:
-        golden = Neighbours(BASE, ("x",), ())
-        assert self.moved(LAST, Neighbours(BASE, ("x",), ("x",)), golden) == []
+        verified_state = Neighbours(BASE, ("x",), ())
+        assert self.moved(LAST, Neighbours(BASE, ("x",), ("x",)), verified_state) == []
 
     def test_another_place_is_another_matter(self) -> None:
-        golden = Neighbours("nat ELSEWHERE", ("x",), ())
-        assert self.moved(LAST, Neighbours(BASE, (), ("x",)), golden) == []
+        verified_state = Neighbours("nat ELSEWHERE", ("x",), ())
+        assert self.moved(LAST, Neighbours(BASE, (), ("x",)), verified_state) == []
 
     def test_first_counts_without_a_golden_observation_too(self) -> None:
         observed = Observation(HELD, (Neighbours(BASE, ("x",), ()),))
-        assert [change.kind for change in plan.differences(WANTED, FIRST, None, observed)] == ["moved"]
+        assert [change.kind for change in diff.differences(WANTED, FIRST, None, observed)] == ["moved"]
 
     def test_beside_other_damage(self) -> None:
-        golden = replace(GOLDEN, neighbours=(Neighbours(BASE, ("x",), ()),))
+        verified_state = replace(GOLDEN, neighbours=(Neighbours(BASE, ("x",), ()),))
         observed = Observation(HELD[1:], (Neighbours(BASE, (), ("x",)),))
-        assert [change.kind for change in plan.differences(WANTED, LAST, golden, observed)] == ["missing", "moved"]
+        assert [change.kind for change in diff.differences(WANTED, LAST, verified_state, observed)] == [
+            "missing",
+            "moved",
+        ]
 
 
 class TestUnmet:
     def test_met(self) -> None:
-        assert plan.unmet(WANTED, observation(*HELD)) == ""
-        assert plan.unmet((), Observation()) == ""
+        assert diff.unmet(WANTED, observation(*HELD)) == ""
+        assert diff.unmet((), Observation()) == ""
 
     @pytest.mark.parametrize(
         ("items", "problem"),
@@ -219,12 +232,12 @@ class TestUnmet:
         ],
     )
     def test_not_met(self, items: tuple[Item, ...], problem: str) -> None:
-        assert plan.unmet(WANTED, observation(*items)).startswith(problem)
+        assert diff.unmet(WANTED, observation(*items)).startswith(problem)
 
 
 class TestFingerprint:
     def test_equal_for_equal_rules(self) -> None:
-        assert plan.fingerprint(WANTED, LAST) == plan.fingerprint(tuple(WANTED), LAST)
+        assert diff.fingerprint(WANTED, LAST) == diff.fingerprint(tuple(WANTED), LAST)
 
     @pytest.mark.parametrize(
         "other",
@@ -238,15 +251,15 @@ class TestFingerprint:
         ],
     )
     def test_different_for_others(self, other: tuple[Item, ...]) -> None:
-        assert plan.fingerprint(other, LAST) != plan.fingerprint(WANTED, LAST)
+        assert diff.fingerprint(other, LAST) != diff.fingerprint(WANTED, LAST)
 
     def test_different_at_another_position(self) -> None:
-        assert plan.fingerprint(WANTED, FIRST) != plan.fingerprint(WANTED, LAST)
+        assert diff.fingerprint(WANTED, FIRST) != diff.fingerprint(WANTED, LAST)
 
 
 class TestDiff:
     def text(self, *found: Change) -> list[str]:
-        return list(plan.text_of(Plan(Family.IPV4, BackendName("nft"), found)))
+        return list(diff.text_of(Plan(Family.IPV4, BackendName("nft"), found)))
 
     def test_every_kind(self) -> None:
         assert self.text(

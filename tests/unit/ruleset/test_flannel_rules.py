@@ -7,7 +7,7 @@ import ipaddress
 import pytest
 
 from flanneld_masq.model import Family, FamilyLease, Group
-from flanneld_masq.ruleset import flannel_rules as flannel
+from flanneld_masq.ruleset import flannel_rules
 from flanneld_masq.ruleset.flannel_rules import FlatRule, flat_rules
 
 
@@ -117,6 +117,6 @@ def test_every_rule_has_words_in_both_languages() -> None:
 
 
 def test_the_names_are_those_in_flannel() -> None:
-    assert flannel.CHAINS == {Group.MASQUERADE: "FLANNEL-POSTRTG", Group.FORWARD: "FLANNEL-FWD"}
-    assert flannel.COMMENTS == {Group.MASQUERADE: "flanneld masq", Group.FORWARD: "flanneld forward"}
-    assert flannel.TABLES == {Family.IPV4: "flannel-ipv4", Family.IPV6: "flannel-ipv6"}
+    assert flannel_rules.CHAINS == {Group.MASQUERADE: "FLANNEL-POSTRTG", Group.FORWARD: "FLANNEL-FWD"}
+    assert flannel_rules.COMMENTS == {Group.MASQUERADE: "flanneld masq", Group.FORWARD: "flanneld forward"}
+    assert flannel_rules.TABLES == {Family.IPV4: "flannel-ipv4", Family.IPV6: "flannel-ipv6"}

@@ -8,11 +8,9 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from flanneld_masq.inputs import config
-from flanneld_masq.inputs import subnet_env as subnetenv
+from flanneld_masq.inputs import config, subnet_env
 from flanneld_masq.model import Family, FamilyLease, Lease, Packet, Probe, Settings
-from flanneld_masq.selftest import packets
-from flanneld_masq.selftest import topology as lab
+from flanneld_masq.selftest import packets, topology
 from flanneld_masq.selftest.fault_injection import tools
 from flanneld_masq.selftest.packet_cases import (
     Expectation,
@@ -57,7 +55,7 @@ USABLE = Probe(True, versions=("nft 1.0.6",))
 
 def leases(of: Addresses, *, changed: bool = False) -> tuple[Lease, ...]:
     text = of.subnet_lines(of.next_subnet if changed else None)
-    return (subnetenv.parse(text.encode(), "subnet.env"),)
+    return (subnet_env.parse(text.encode(), "subnet.env"),)
 
 
 def settings(of: Addresses, *, exceptions: bool = False) -> Settings:
@@ -203,10 +201,10 @@ def test_colours_are_for_terminals() -> None:
 
 @pytest.mark.parametrize("backend", ["nft", "iptables-nft", "iptables-legacy"])
 def test_each_backend_of_ours_can_be_damaged(backend: str) -> None:
-    found = tools(backend, Family.IPV6, lab.Runner())
+    found = tools(backend, Family.IPV6, topology.ProcessRunner())
     assert found is not None
     assert {"rule deleted", "rule duplicated", "chain flushed", "ruleset flushed"} < set(found.damages)
-    assert tools("of-a-plugin", Family.IPV6, lab.Runner()) is None
+    assert tools("of-a-plugin", Family.IPV6, topology.ProcessRunner()) is None
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from flanneld_masq.plugin_loader import Plugins, load
 from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.service import journal
 from flanneld_masq.service.daemon import Daemon
-from flanneld_masq.state_directory import Store
+from flanneld_masq.state_directory import StateDirectory
 
 Told = list[tuple[str, int, str]]
 
@@ -55,7 +55,7 @@ def test_a_pass_that_hangs(tmp_path: Path, plugins: Plugins, told: Told, monkeyp
 def test_rules_that_could_not_be_removed(
     tmp_path: Path, plugins: Plugins, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reconciler = Reconciler(Family.IPV4, {}, Store(tmp_path))
+    reconciler = Reconciler(Family.IPV4, {}, StateDirectory(tmp_path))
     monkeypatch.setattr(reconciler, "remove_everything", lambda: ((), [KernelError("removing", "no")]))
     loop = FamilyLoop(Family.IPV4, reconciler, daemon(tmp_path, plugins))
     asyncio.run(loop.remove())
@@ -69,7 +69,7 @@ def test_rules_that_another_instance_keeps_from_being_removed(
     def held() -> NoReturn:
         raise StateError("ipv4.lock was held")
 
-    reconciler = Reconciler(Family.IPV4, {}, Store(tmp_path))
+    reconciler = Reconciler(Family.IPV4, {}, StateDirectory(tmp_path))
     monkeypatch.setattr(reconciler, "remove_everything", held)
     loop = FamilyLoop(Family.IPV4, reconciler, daemon(tmp_path, plugins))
     asyncio.run(loop.remove())

@@ -139,7 +139,7 @@ def test_a_diff_says_what_was_found_and_wanted() -> None:
 def test_a_diff_has_an_end() -> None:
     changes = tuple(Change("extra", "nat FLANNELD-MASQ", found=f"-j X{number}") for number in range(50_000))
     *lines, last = journal.diff_text(Plan(Family.IPV4, BackendName("iptables-nft"), changes)).split("\n")
-    assert (len(lines), last) == (journal.MOST_DIFF_LINES, f"({100_001 - journal.MOST_DIFF_LINES} more lines)")
+    assert (len(lines), last) == (journal.MAX_DIFF_LINES, f"({100_001 - journal.MAX_DIFF_LINES} more lines)")
 
 
 def test_an_event_without_an_id_is_a_bug(records: Records) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flanneld_masq.service import prometheus as metrics
+from flanneld_masq.service import prometheus
 
 STATUS = {
     "state": "degraded",
@@ -14,7 +14,7 @@ STATUS = {
 
 
 def test_each_state_and_each_family_has_its_sample() -> None:
-    lines = metrics.exposition(STATUS).splitlines()
+    lines = prometheus.exposition(STATUS).splitlines()
     assert 'flanneld_masq_state{state="degraded"} 1' in lines
     assert 'flanneld_masq_state{state="synced"} 0' in lines
     assert 'flanneld_masq_family_in_sync{family="ipv4"} 1' in lines
@@ -25,7 +25,7 @@ def test_each_state_and_each_family_has_its_sample() -> None:
 
 def test_every_sample_follows_the_type_of_its_metric() -> None:
     typed: set[str] = set()
-    for line in metrics.exposition(STATUS).splitlines():
+    for line in prometheus.exposition(STATUS).splitlines():
         if line.startswith("# TYPE "):
             typed.add(line.split()[2])
         elif not line.startswith("#"):

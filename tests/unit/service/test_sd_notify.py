@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 
-from flanneld_masq.controller import family_loop as loop
+from flanneld_masq.controller import family_loop
 from flanneld_masq.controller.family_loop import FamilyLoop
 from flanneld_masq.hookspecs import Event, Host
 from flanneld_masq.model import BackendName, Family, FamilyLease, Lease, Settings
-from flanneld_masq.process import Runner
-from flanneld_masq.reconcile.reconciler import Reconciler, Wish
-from flanneld_masq.service.sd_notify import MOST_BYTES, Notifier, Watchdog, status_text
-from flanneld_masq.state_directory import Store
+from flanneld_masq.process import ProcessRunner
+from flanneld_masq.reconcile.reconciler import DesiredState, Reconciler
+from flanneld_masq.service.sd_notify import MAX_BYTES, Notifier, Watchdog, status_text
+from flanneld_masq.state_directory import StateDirectory
 from flanneld_masq.testing import MemoryKernel, memory_backend_type
 
 from ...common import until
@@ -215,7 +215,7 @@ class TestText:
 
     def test_nor_make_it_too_long(self) -> None:
         text = status_text(status("degraded", ipv4=family("degraded", error="错" * 5000)))
-        assert len(text.encode()) <= MOST_BYTES
+        assert len(text.encode()) <= MAX_BYTES
         assert text.startswith("degraded: ipv4: 错错")
         assert text.endswith("错...")
 
@@ -227,9 +227,9 @@ class Owner:
     settings: Settings = field(default_factory=Settings)
     events: list[Event] = field(default_factory=list)
 
-    def wish(self) -> Wish:
+    def desired_state(self) -> DesiredState:
         subnet = FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1"))
-        return Wish(self.settings, (Lease("/run/flannel/subnet.env", subnet),))
+        return DesiredState(self.settings, (Lease("/run/flannel/subnet.env", subnet),))
 
     def resync(self, family: Family) -> None: ...
 
@@ -282,12 +282,12 @@ class TestWatchdog:
         self, systemd: Systemd, notifier: Notifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The event loop goes on meanwhile; when the pass does so too, it is fed again."""
-        monkeypatch.setattr(loop, "LONGEST_STEP_SECONDS", 0.1)
+        monkeypatch.setattr(family_loop, "LONGEST_STEP_SECONDS", 0.1)
         kernel = MemoryKernel()
         release = threading.Event()
         kernel.interfere = lambda: None if release.wait(DEADLINE) else pytest.fail("never released")
-        backend = memory_backend_type(BackendName("memory"), kernel=kernel).create(Family.IPV4, Host(Runner()))
-        reconciler = Reconciler(Family.IPV4, {backend.name: backend}, Store(tmp_path / "state"))
+        backend = memory_backend_type(BackendName("memory"), kernel=kernel).create(Family.IPV4, Host(ProcessRunner()))
+        reconciler = Reconciler(Family.IPV4, {backend.name: backend}, StateDirectory(tmp_path / "state"))
         told: list[str] = []
 
         async def scene() -> None:
@@ -315,13 +315,13 @@ class TestWatchdog:
         assert told == ["ipv4"]
 
     def test_one_of_many_steps_does_not_hang(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(loop, "LONGEST_STEP_SECONDS", 0.05)
+        monkeypatch.setattr(family_loop, "LONGEST_STEP_SECONDS", 0.05)
 
         async def scene() -> None:
-            found = FamilyLoop(Family.IPV4, Reconciler(Family.IPV4, {}, Store(tmp_path / "state")), Owner())
+            found = FamilyLoop(Family.IPV4, Reconciler(Family.IPV4, {}, StateDirectory(tmp_path / "state")), Owner())
             found._expect(0)
             await until(lambda: found.hangs(float("-inf")))
-            runner = Runner()
+            runner = ProcessRunner()
             assert found.hangs(runner.moved)
             runner(("true",))
             assert not found.hangs(runner.moved)

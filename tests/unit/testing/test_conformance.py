@@ -10,7 +10,7 @@ import pytest
 
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.model import BackendName, Change, Desired, Family, Group, Item, Observation, Position
-from flanneld_masq.process import Runner
+from flanneld_masq.process import ProcessRunner
 from flanneld_masq.testing import BackendConformance, Bench, MemoryBackend, MemoryKernel, memory_backend_type
 
 CHECKS = sorted(name for name in dir(BackendConformance) if name.startswith("test_"))
@@ -79,7 +79,7 @@ class TestMemoryBackend(BackendConformance):
     @pytest.fixture(params=list(Family), ids=str)
     def bench(self, request: pytest.FixtureRequest, counted: bool) -> Bench:
         kernel = MemoryKernel()
-        backend = memory_backend_type(kernel=kernel, counted=counted).create(request.param, Host(Runner()))
+        backend = memory_backend_type(kernel=kernel, counted=counted).create(request.param, Host(ProcessRunner()))
         assert isinstance(backend, MemoryBackend)
         return bench_over(backend, kernel)
 
