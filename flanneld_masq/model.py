@@ -266,6 +266,18 @@ class Probe:
     random_fully: bool = True
 
 
+class ItemKind(str, enum.Enum):
+    """The kind of an object in the kernel. The value is what users and state files see."""
+
+    TABLE = "table"
+    CHAIN = "chain"
+    JUMP = "jump"
+    RULE = "rule"
+
+    def __str__(self) -> str:
+        return self.value
+
+
 @dataclass(frozen=True, **SLOTS)
 class Item:
     """One object of ours in the kernel, or something that stands where ours should.
@@ -275,7 +287,7 @@ class Item:
     not compared; 0 where there is none.
     """
 
-    kind: str
+    kind: ItemKind
     place: str
     text: str
     raw: str = ""
@@ -330,11 +342,25 @@ class VerifiedState:
     neighbours: tuple[Neighbours, ...] = ()
 
 
+class ChangeKind(str, enum.Enum):
+    """How the kernel differs from the desired state. The value is what users see, in JSON and on D-Bus."""
+
+    MISSING = "missing"
+    EXTRA = "extra"
+    CHANGED = "changed"
+    MOVED = "moved"
+    UNVERIFIED = "unverified"
+    FLANNEL = "flannel's"
+
+    def __str__(self) -> str:
+        return self.value
+
+
 @dataclass(frozen=True, **SLOTS)
 class Change:
     """One difference. `found` is in the kernel, `wanted` should be; either may be empty."""
 
-    kind: str
+    kind: ChangeKind
     place: str
     wanted: str = ""
     found: str = ""

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from flanneld_masq.errors import AlreadyRunning, StateError
-from flanneld_masq.model import BackendName, Family, Holder, Item, Neighbours, VerifiedState
+from flanneld_masq.model import BackendName, Family, Holder, Item, ItemKind, Neighbours, VerifiedState
 
 SERVICE_USER = "flanneld-masq"
 PASS_LOCK_SECONDS = 10.0
@@ -277,13 +277,13 @@ def _verified_state_from(content: dict[str, Any] | None) -> VerifiedState | None
             return None
         return VerifiedState(
             str(content["fingerprint"]),
-            tuple(Item(**item) for item in content["items"]),
+            tuple(Item(**{**item, "kind": ItemKind(item["kind"])}) for item in content["items"]),
             tuple(
                 Neighbours(str(found["place"]), tuple(found["before"]), tuple(found["after"]), int(found["jump"]))
                 for found in content["neighbours"]
             ),
         )
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         return None
 
 

@@ -17,7 +17,7 @@ from flanneld_masq.errors import BackendUnavailable, BusError, ConfigError, Masq
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.inputs import config, subnet_env
 from flanneld_masq.inputs.leases import as_data
-from flanneld_masq.model import Change, Family, Group, Lease, Packet, Plan, Settings, Verdict, family_of
+from flanneld_masq.model import Change, ChangeKind, Family, Group, Lease, Packet, Plan, Settings, Verdict, family_of
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.reconcile.reconciler import DesiredState, Reconciler, Repair, describe
 from flanneld_masq.ruleset import backend_choice, diff, policy
@@ -185,7 +185,7 @@ def _remove_flannel_rules(session: Session) -> tuple[list[Repair], list[MasqErro
         leases = ()
     found, errors = _each(session, lambda each: (each.family, each.remove_flannel_rules(leases)))
     repairs = [
-        Repair(Plan(family, name, tuple(Change("flannel's", item.place, found=item.text) for item in items)), 0)
+        Repair(Plan(family, name, tuple(Change(ChangeKind.FLANNEL, item.place, found=item.text) for item in items)), 0)
         for family, removed in found
         for name, items in removed
     ]

@@ -10,7 +10,7 @@ from typing import Any
 
 from flanneld_masq.dbus.object_server import Arguments, Interface
 from flanneld_masq.hookspecs import Event
-from flanneld_masq.model import BackendName, Change, Family, Plan
+from flanneld_masq.model import BackendName, Change, ChangeKind, Family, Plan
 from flanneld_masq.reconcile.reconciler import Repair
 
 NAME = "io.github.flanneld_masq"
@@ -109,7 +109,12 @@ def changed(repairs: Iterable[Repair]) -> list[tuple[Any, ...]]:
 def repairs(answer: Iterable[Any]) -> list[Repair]:
     """What Reconcile answered."""
     return [
-        Repair(Plan(Family(family), BackendName(backend), tuple(Change(*change) for change in changes)), duration_us)
+        Repair(
+            Plan(
+                Family(family), BackendName(backend), tuple(Change(ChangeKind(kind), *rest) for kind, *rest in changes)
+            ),
+            duration_us,
+        )
         for family, backend, duration_us, changes in answer
     ]
 

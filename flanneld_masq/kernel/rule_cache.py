@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from flanneld_masq.kernel.expressions import comment
 from flanneld_masq.kernel.nfnetlink import Chain, KernelRule, Nfnetlink
-from flanneld_masq.model import COMMENT_PREFIX, Family, Observation
+from flanneld_masq.model import COMMENT_PREFIX, Family, ItemKind, Observation
 
 
 class Replay:
@@ -41,8 +41,8 @@ class Replay:
 
 def holds(observed: Observation, place: str, rules: tuple[KernelRule, ...]) -> bool:
     """Whether the chain at that place is there, with just these rules."""
-    items = [item for item in observed.items if item.place == place and item.kind != "jump"]
-    raws = [item.raw for item in items if item.kind == "rule"]
+    items = [item for item in observed.items if item.place == place and item.kind is not ItemKind.JUMP]
+    raws = [item.raw for item in items if item.kind is ItemKind.RULE]
     return len(items) == len(raws) + 1 and raws == [rule.raw for rule in rules]
 
 

@@ -17,6 +17,7 @@ from flanneld_masq.model import (
     SLOTS,
     BackendName,
     Change,
+    ChangeKind,
     Desired,
     Family,
     Group,
@@ -458,7 +459,7 @@ class Reconciler:
                     self._commits.note(before, transactions)
             changes = self._differences(target, observed)
             problem = diff.unmet(target.wanted, observed)
-            moved = any(change.kind == "moved" for change in changes)
+            moved = any(change.kind is ChangeKind.MOVED for change in changes)
             ours = not changes or (current and unmixed and not moved)
             if not problem and (ours or not tries_left):
                 self._remember(target, observed)

@@ -14,7 +14,17 @@ from difflib import SequenceMatcher
 from functools import lru_cache
 from itertools import zip_longest
 
-from flanneld_masq.model import Change, Item, Neighbours, Observation, Plan, Position, VerifiedState
+from flanneld_masq.model import (
+    Change,
+    ChangeKind,
+    Item,
+    ItemKind,
+    Neighbours,
+    Observation,
+    Plan,
+    Position,
+    VerifiedState,
+)
 
 _CACHED = 16  # desired states; nearly each pass has the one before
 
@@ -31,7 +41,7 @@ def differences(
 ) -> tuple[Change, ...]:
     """What a reconcile would change, in the order of the kernel's objects; empty where all is as wanted."""
     if not wanted:
-        return tuple(Change("extra", item.place, found=item.text) for item in observed.items)
+        return tuple(Change(ChangeKind.EXTRA, item.place, found=item.text) for item in observed.items)
     if (
         verified_state is None
         or verified_state.fingerprint != fingerprint(wanted, position)
@@ -57,13 +67,13 @@ def moved(
     remembered = {around.place: around for around in verified_state}
     for around in observed:
         if position is Position.FIRST and around.before:
-            yield Change("moved", around.place, "our jump before all other rules", _behind(len(around.before)))
+            yield Change(ChangeKind.MOVED, around.place, "our jump before all other rules", _behind(len(around.before)))
         then = remembered.get(around.place, Neighbours(around.place))
         passed = set(then.before) & set(around.after) - set(around.before)
         stayed = then.jump != 0 and then.jump == around.jump
         if position is Position.LAST and passed and not stayed:
             found = f"our jump before {len(passed)} of the rules that it was behind"
-            yield Change("moved", around.place, "our jump behind the rules that were there first", found)
+            yield Change(ChangeKind.MOVED, around.place, "our jump behind the rules that were there first", found)
 
 
 def unmet(wanted: tuple[Item, ...], observed: Observation) -> str:
@@ -88,7 +98,7 @@ def text_of(plan: Plan) -> Iterator[str]:
             place = change.place
             yield f"@@ {plan.family} {plan.backend}: {place} @@"
         yield f"# {change.kind}"
-        if change.kind == "unverified":
+        if change.kind is ChangeKind.UNVERIFIED:
             yield f"  {change.found}"
             continue
         if change.found:
@@ -119,8 +129,8 @@ def _tag(item: Item) -> str:
 
 def _unverified(wanted: tuple[Item, ...]) -> Iterator[Change]:
     """All tags are right, but without a record of our own write that proves nothing of the rules."""
-    heads = [item for item in wanted if item.kind == "chain"] or wanted[:1]
-    return (Change("unverified", item.place, item.text, item.text) for item in heads)
+    heads = [item for item in wanted if item.kind is ItemKind.CHAIN] or wanted[:1]
+    return (Change(ChangeKind.UNVERIFIED, item.place, item.text, item.text) for item in heads)
 
 
 def _translated(observed: tuple[Item, ...], reference: tuple[Item, ...]) -> tuple[Item, ...]:
@@ -151,8 +161,8 @@ def _changes_by(
 def _changes(wanted: list[Item], found: list[Item]) -> Iterator[Change]:
     for expected, actual in zip_longest(wanted, found):
         if expected is None:
-            yield Change("extra", actual.place, found=actual.text)
+            yield Change(ChangeKind.EXTRA, actual.place, found=actual.text)
         elif actual is None:
-            yield Change("missing", expected.place, wanted=expected.text)
+            yield Change(ChangeKind.MISSING, expected.place, wanted=expected.text)
         else:
-            yield Change("changed", expected.place, wanted=expected.text, found=actual.text)
+            yield Change(ChangeKind.CHANGED, expected.place, wanted=expected.text, found=actual.text)

@@ -18,12 +18,14 @@ from flanneld_masq.model import (
     SLOTS,
     BackendName,
     Change,
+    ChangeKind,
     Desired,
     Family,
     FamilyLease,
     Group,
     GroupRules,
     Item,
+    ItemKind,
     Neighbours,
     Observation,
     Position,
@@ -206,7 +208,7 @@ class MemoryBackend:
     def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
         self._kernel.called("survey", self.name, self.family)
         found = [
-            _item("rule", chain, rule)
+            _item(ItemKind.RULE, chain, rule)
             for chain in BASE_CHAINS.values()
             for rule in self._kernel.chain(self.family, chain) or ()
             if rule.comment == FLANNEL_COMMENT
@@ -225,19 +227,19 @@ class MemoryBackend:
         own, base, jump = self.own_chain(group.group), BASE_CHAINS[group.group], self._jump(group)
         rules = map(_memory_rule, group.rules)
         return (
-            Item("chain", own, f"chain {own}", raw=f"chain {own}"),
-            *(Item("rule", own, rule.raw, tag=rule.tag) for rule in rules),
-            Item("jump", base, jump.raw, tag=jump.tag),
+            Item(ItemKind.CHAIN, own, f"chain {own}", raw=f"chain {own}"),
+            *(Item(ItemKind.RULE, own, rule.raw, tag=rule.tag) for rule in rules),
+            Item(ItemKind.JUMP, base, jump.raw, tag=jump.tag),
         )
 
     def _observe(self, group: Group) -> tuple[tuple[Item, ...], Neighbours]:
         own, base = self.own_chain(group), BASE_CHAINS[group]
         rules = self._kernel.chain(self.family, own)
-        items = [] if rules is None else [Item("chain", own, f"chain {own}", raw=f"chain {own}")]
-        items += [_item("rule", own, rule) for rule in rules or ()]
+        items = [] if rules is None else [Item(ItemKind.CHAIN, own, f"chain {own}", raw=f"chain {own}")]
+        items += [_item(ItemKind.RULE, own, rule) for rule in rules or ()]
         around = self._base(group)
         jumps = [index for index, rule in enumerate(around) if self._is_jump(rule, group)]
-        items += [_item("jump", base, around[index]) for index in jumps]
+        items += [_item(ItemKind.JUMP, base, around[index]) for index in jumps]
         if not jumps:
             return tuple(items), Neighbours(base)
         before = tuple(rule.raw for rule in around[: jumps[0]])
@@ -247,7 +249,7 @@ class MemoryBackend:
     def _addition(self, group: GroupRules, position: Position, changes: tuple[Change, ...]) -> Chains:
         own, base, jump = self.own_chain(group.group), BASE_CHAINS[group.group], self._jump(group)
         around = self._base(group.group)
-        moved = any(change.kind == "moved" and change.place == base for change in changes)
+        moved = any(change.kind is ChangeKind.MOVED and change.place == base for change in changes)
         kept = None if moved else next((rule for rule in around if rule.raw == jump.raw), None)
         others = tuple(rule for rule in around if rule is kept or not self._is_jump(rule, group.group))
         if kept is None:
@@ -296,5 +298,5 @@ def _memory_rule(rule: Rule) -> MemoryRule:
     return MemoryRule(" ".join([*words, rule.verdict.value]) + random, rule.comment)
 
 
-def _item(kind: str, place: str, rule: MemoryRule) -> Item:
+def _item(kind: ItemKind, place: str, rule: MemoryRule) -> Item:
     return Item(kind, place, rule.raw, raw=rule.raw, tag=rule.tag, handle=rule.handle)

@@ -28,6 +28,7 @@ from flanneld_masq.model import (
     Group,
     GroupRules,
     Item,
+    ItemKind,
     Neighbours,
     Observation,
     Probe,
@@ -118,10 +119,10 @@ class IptablesLegacy:
 
     def _remove(self, place: Place, observed: Observation, stuck: list[str]) -> int:
         items = [item for item in observed.items if item.place.split(" ", 1)[0] == place.table]
-        lines = [f"*{place.table}", *(_deletion(item) for item in items if item.kind == "jump")]
+        lines = [f"*{place.table}", *(_deletion(item) for item in items if item.kind is ItemKind.JUMP)]
         if not items:
             return 0
-        if not any(item.kind == "chain" for item in items):
+        if not any(item.kind is ItemKind.CHAIN for item in items):
             self._restore("\n".join([*lines, "COMMIT", ""]))
             return 1
         emptied = [*lines, f"-F {place.chain}"]
@@ -161,8 +162,8 @@ class IptablesLegacy:
     def remove(self, items: tuple[Item, ...]) -> None:
         for place in PLACES.values():
             there = [item for item in items if item.place.startswith(f"{place.table} ")]
-            lines = [_deletion(item) for item in there if item.kind == "rule"]
-            lines += [f"-X {item.place.split(' ', 1)[1]}" for item in there if item.kind == "chain"]
+            lines = [_deletion(item) for item in there if item.kind is ItemKind.RULE]
+            lines += [f"-X {item.place.split(' ', 1)[1]}" for item in there if item.kind is ItemKind.CHAIN]
             if lines:
                 text = "\n".join([f"*{place.table}", *lines, "COMMIT", ""])
                 self._program.restore(self._host.run, self.family.data.tools, text)
@@ -248,7 +249,9 @@ class IptablesLegacy:
             jumping = place.chain in line and _jumps_to(line, place.chain)
             commented = COMMENT_PREFIX in line and rules.is_ours(_comment(line))
             if (jumping or commented) if chain == place.base else (jumping and commented):
-                jumps.append(Item("jump", f"{place.table} {chain}", line, raw=line, tag=rules.tag_of(_comment(line))))
+                jumps.append(
+                    Item(ItemKind.JUMP, f"{place.table} {chain}", line, raw=line, tag=rules.tag_of(_comment(line)))
+                )
                 first = len(base) if chain == place.base and first < 0 else first
             elif chain == place.base and not line.startswith(":"):
                 base.append(hashlib.sha256(line.encode("utf-8", "surrogateescape")).hexdigest()[:16])
@@ -266,11 +269,11 @@ def _flannel(
         start, _, rest = line.partition(f"-A {place.base} ")
         in_base = not start and bool(rest)
         if in_base and (rest in flat or _comment(line) == flannel_rules.COMMENTS[group] or _jumps_to(line, chain)):
-            yield Item("rule", place.jump, line, raw=line)
+            yield Item(ItemKind.RULE, place.jump, line, raw=line)
         elif line.startswith(f"-A {chain} "):
-            yield Item("rule", f"{place.table} {chain}", line, raw=line)
+            yield Item(ItemKind.RULE, f"{place.table} {chain}", line, raw=line)
     if any(line.startswith(f":{chain} ") for line in lines):
-        yield Item("chain", f"{place.table} {chain}", f"chain {chain}")
+        yield Item(ItemKind.CHAIN, f"{place.table} {chain}", f"chain {chain}")
 
 
 def _masquerades_pods(line: str, leases: tuple[FamilyLease, ...]) -> bool:
@@ -315,8 +318,8 @@ def _table_lines(printed: Completed, table: str) -> Iterator[str]:
 
 def _own_item(place: Place, line: str) -> Item:
     if line.startswith(":"):
-        return Item("chain", place.own, rules.chain_text(place), raw=rules.chain_text(place))
-    return Item("rule", place.own, line, raw=line, tag=rules.tag_of(_comment(line)))
+        return Item(ItemKind.CHAIN, place.own, rules.chain_text(place), raw=rules.chain_text(place))
+    return Item(ItemKind.RULE, place.own, line, raw=line, tag=rules.tag_of(_comment(line)))
 
 
 def _words(line: str) -> list[str]:

@@ -26,6 +26,7 @@ from flanneld_masq.model import (
     Group,
     GroupRules,
     Item,
+    ItemKind,
     Neighbours,
     Observation,
     Position,
@@ -134,8 +135,8 @@ class IptablesNft:
     def remove(self, items: tuple[Item, ...]) -> None:
         for place in PLACES.values():
             there = [item for item in items if item.place.startswith(f"{place.table} ")]
-            chains = [item.place.split(" ", 1)[1] for item in there if item.kind == "chain"]
-            self._delete(place, tuple(item for item in there if item.kind == "rule"), next(iter(chains), None))
+            chains = [item.place.split(" ", 1)[1] for item in there if item.kind is ItemKind.CHAIN]
+            self._delete(place, tuple(item for item in there if item.kind is ItemKind.RULE), next(iter(chains), None))
 
     def _flannel(self, group: Group, leases: tuple[FamilyLease, ...]) -> Iterator[Item]:
         place, chain = PLACES[group], flannel_rules.CHAINS[group]
@@ -145,11 +146,11 @@ class IptablesNft:
         for rule in self._netlink.rules(self.family, place.table, place.base):
             theirs = comment(rule) == flannel_rules.COMMENTS[group] or jump_target(rule) == chain
             if theirs or describe(rule, self.family) in flat:
-                yield self._item("rule", place, rule)
+                yield self._item(ItemKind.RULE, place, rule)
         if self._netlink.chain(self.family, place.table, chain) is not None:
             for rule in self._netlink.rules(self.family, place.table, chain):
-                yield self._item("rule", place, rule)
-            yield Item("chain", f"{place.table} {chain}", f"chain {chain}")
+                yield self._item(ItemKind.RULE, place, rule)
+            yield Item(ItemKind.CHAIN, f"{place.table} {chain}", f"chain {chain}")
 
     def fingerprint(self, groups: Collection[Group]) -> bytes:
         forward = PLACES[Group.FORWARD]
@@ -216,8 +217,8 @@ class IptablesNft:
         items = tuple(item for item in observed.items if item.place.split(" ", 1)[0] == place.table)
         if not items:
             return 0
-        chain = place.chain if any(item.kind == "chain" for item in items) else None
-        removable = tuple(item for item in items if item.kind != "chain")
+        chain = place.chain if any(item.kind is ItemKind.CHAIN for item in items) else None
+        removable = tuple(item for item in items if item.kind is not ItemKind.CHAIN)
         try:
             return self._delete(place, removable, chain)
         except KernelError as error:
@@ -261,11 +262,11 @@ class IptablesNft:
         chain = self._netlink.chain(self.family, place.table, place.chain)
         if chain is not None and chain.hook is None:
             own = self._netlink.rules(self.family, place.table, place.chain)
-            items.append(Item("chain", place.own, rules.chain_text(place), raw=_chain_raw(place, chain)))
-            items.extend(self._item("rule", place, rule) for rule in own)
+            items.append(Item(ItemKind.CHAIN, place.own, rules.chain_text(place), raw=_chain_raw(place, chain)))
+            items.extend(self._item(ItemKind.RULE, place, rule) for rule in own)
             if chain.use != len(own) + sum(jump_target(rule) == place.chain for rule in jumps):
                 jumps.extend(self._strays(place))
-        items.extend(self._item("jump", place, rule) for rule in jumps)
+        items.extend(self._item(ItemKind.JUMP, place, rule) for rule in jumps)
         return tuple(items), _neighbours(place, base, positions)
 
     def _strays(self, place: Place) -> Iterator[KernelRule]:
@@ -275,7 +276,7 @@ class IptablesNft:
             if rule.chain != place.base and jump_target(rule) == place.chain and rules.is_ours(comment(rule)):
                 yield rule
 
-    def _item(self, kind: str, place: Place, rule: KernelRule) -> Item:
+    def _item(self, kind: ItemKind, place: Place, rule: KernelRule) -> Item:
         tag = rules.tag_of(comment(rule))
         text = describe(rule, self.family)
         if kind == "jump" and jump_target(rule) == place.chain and _is_plain_jump(rule):

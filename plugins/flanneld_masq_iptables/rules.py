@@ -10,11 +10,13 @@ from flanneld_masq.model import (
     COMMENT_PREFIX,
     SLOTS,
     Change,
+    ChangeKind,
     Desired,
     FamilyLease,
     Group,
     GroupRules,
     Item,
+    ItemKind,
     Observation,
     Position,
     Rule,
@@ -110,8 +112,8 @@ def jumps_to_replace(
     The one jump that is as wanted stays, unless it was moved. Of several like it none stays: a tool that deletes
     by text takes the first of them, whichever was meant.
     """
-    found = [item for item in observed.items if item.kind == "jump" and item.place.startswith(f"{place.table} ")]
-    moved = any(change.kind == "moved" and change.place == place.jump for change in changes)
+    found = [item for item in observed.items if item.kind is ItemKind.JUMP and item.place.startswith(f"{place.table} ")]
+    moved = any(change.kind is ChangeKind.MOVED and change.place == place.jump for change in changes)
     wanted = (place.jump, jump_line(place, group))
     right = [item for item in found if (item.place, item.text) == wanted]
     kept = right[0] if len(right) == 1 and not moved else None
@@ -128,10 +130,10 @@ def still_referenced(place: Place, table: str, listing: str) -> str:
 
 def _group_items(group: GroupRules) -> Iterator[Item]:
     place = PLACES[group.group]
-    yield Item("chain", place.own, chain_text(place), raw=chain_text(place))
+    yield Item(ItemKind.CHAIN, place.own, chain_text(place), raw=chain_text(place))
     for rule in group.rules:
-        yield Item("rule", place.own, rule_line(place, rule), tag=rule.tag)
-    yield Item("jump", place.jump, jump_line(place, group), tag=group.jump_tag)
+        yield Item(ItemKind.RULE, place.own, rule_line(place, rule), tag=rule.tag)
+    yield Item(ItemKind.JUMP, place.jump, jump_line(place, group), tag=group.jump_tag)
 
 
 def _table(group: GroupRules, jumps: list[str]) -> str:

@@ -20,6 +20,7 @@ from flanneld_masq.model import (
     Group,
     GroupRules,
     Item,
+    ItemKind,
     Observation,
     Probe,
     Rule,
@@ -103,7 +104,7 @@ class NftBackend:
     def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
         name = flannel_rules.TABLES[self.family]
         place = f"{self.family.data.nft} {name}"
-        found = (Item("table", place, f"table {place}"),) if self._netlink.table(self.family, name) else ()
+        found = (Item(ItemKind.TABLE, place, f"table {place}"),) if self._netlink.table(self.family, name) else ()
         masquerades = f"table inet {_CNI_TABLE}" if self._netlink.has_inet_table(_CNI_TABLE) else ""
         return Survey(found, masquerades)
 
@@ -156,7 +157,7 @@ class NftBackend:
 
     def _items(self, table: Table, groups: Collection[Group]) -> Iterator[Item]:
         found = render.describe_table(self.family, table.use, table.flags, table.owner) + _commented(table.comment)
-        yield Item("table", render.table_place(self.family), found, raw=found)
+        yield Item(ItemKind.TABLE, render.table_place(self.family), found, raw=found)
         rules = self._netlink.rules(self.family, render.TABLE)  # of all chains at once: 20 us less than one by one
         for group in Group:
             if group in groups:
@@ -168,11 +169,11 @@ class NftBackend:
         if chain is None:
             return
         found = _describe(chain)
-        yield Item("chain", place, found, raw=found, handle=chain.handle)
+        yield Item(ItemKind.CHAIN, place, found, raw=found, handle=chain.handle)
         for rule in (rule for rule in rules if rule.chain == name):
             tag = comment(rule)
             tag = tag[len(COMMENT_PREFIX) :] if tag.startswith(COMMENT_PREFIX) else ""
-            yield Item("rule", place, describe(rule, self.family), raw=rule.raw, tag=tag, handle=rule.handle)
+            yield Item(ItemKind.RULE, place, describe(rule, self.family), raw=rule.raw, tag=tag, handle=rule.handle)
 
     def _obstacle(self, table: Table) -> str:
         if not table.owner:
@@ -209,7 +210,7 @@ def _commented(comment: str) -> str:
 
 def _structure(items: tuple[Item, ...]) -> list[tuple[str, str, str]]:
     """Tables and chains: where these are as wanted, only rules are written, and no hook is unregistered."""
-    return [(item.kind, item.place, item.raw) for item in items if item.kind != "rule"]
+    return [(item.kind, item.place, item.raw) for item in items if item.kind is not ItemKind.RULE]
 
 
 def _scenario(family: Family) -> Desired:

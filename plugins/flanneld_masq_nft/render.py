@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from flanneld_masq.model import SLOTS, Desired, Family, Group, GroupRules, Item, Rule, Verdict
+from flanneld_masq.model import SLOTS, Desired, Family, Group, GroupRules, Item, ItemKind, Rule, Verdict
 
 TABLE = "flanneld-masq"
 
@@ -60,7 +60,9 @@ def items(desired: Desired) -> tuple[Item, ...]:
     table, *chains = structure(desired)
     found = [table]
     for chain, group in zip(chains, desired.groups):
-        rules = (Item("rule", chain.place, rule_text(desired.family, rule), tag=rule.tag) for rule in group.rules)
+        rules = (
+            Item(ItemKind.RULE, chain.place, rule_text(desired.family, rule), tag=rule.tag) for rule in group.rules
+        )
         found += [chain, *rules]
     return tuple(found)
 
@@ -69,7 +71,7 @@ def structure(desired: Desired) -> tuple[Item, ...]:
     """The table and its chains, as an observation has them."""
     table = describe_table(desired.family, len(desired.groups))
     return (
-        Item("table", table_place(desired.family), table, raw=table),
+        Item(ItemKind.TABLE, table_place(desired.family), table, raw=table),
         *(_chain_item(desired.family, group.group) for group in desired.groups),
     )
 
@@ -94,7 +96,7 @@ def flush(desired: Desired) -> str:
 
 def _chain_item(family: Family, group: Group) -> Item:
     declaration = CHAINS[group].declaration
-    return Item("chain", chain_place(family, group), declaration, raw=declaration)
+    return Item(ItemKind.CHAIN, chain_place(family, group), declaration, raw=declaration)
 
 
 def _block(family: Family, group: GroupRules) -> str:

@@ -29,6 +29,7 @@ from flanneld_masq.model import (
     Group,
     GroupRules,
     Item,
+    ItemKind,
     Mark,
     Neighbours,
     Position,
@@ -171,7 +172,7 @@ class NftSubject(Subject):
 
         def step(name: str, naming: Iterable[str], *commands: str) -> Mutation:
             def do() -> None:
-                handles = [item.handle for item in self.observed(place) if item.kind == "rule"]
+                handles = [item.handle for item in self.observed(place) if item.kind is ItemKind.RULE]
                 following = handles[index + 1] if index + 1 < len(handles) else 0
                 self.nft(*(line.format(place=place, handle=handles[index], following=following) for line in commands))
 

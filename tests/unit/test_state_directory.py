@@ -20,13 +20,16 @@ from hypothesis import strategies as st
 
 from flanneld_masq import state_directory
 from flanneld_masq.errors import AlreadyRunning, MasqError, StateError
-from flanneld_masq.model import BackendName, Family, Holder, Item, Neighbours, VerifiedState
+from flanneld_masq.model import BackendName, Family, Holder, Item, ItemKind, Neighbours, VerifiedState
 from flanneld_masq.state_directory import StateDirectory
 
 NFT = BackendName("nft")
 GOLDEN = VerifiedState(
     "f1",
-    (Item("chain", "ip t", "chain c", raw="c"), Item("rule", "ip t c", 'a "b" \\ ü', raw="00ff", tag="t1")),
+    (
+        Item(ItemKind.CHAIN, "ip t", "chain c", raw="c"),
+        Item(ItemKind.RULE, "ip t c", 'a "b" \\ ü', raw="00ff", tag="t1"),
+    ),
     (Neighbours("ip t", ("a", "b"), ("c",)),),
 )
 
@@ -69,8 +72,8 @@ class TestGolden:
 
     def test_handles_are_not_kept(self, directory: Path) -> None:
         kept = StateDirectory(directory)
-        kept.remember(NFT, Family.IPV4, VerifiedState("f", (Item("rule", "p", "t", handle=7),)))
-        assert kept.verified_state(NFT, Family.IPV4) == VerifiedState("f", (Item("rule", "p", "t"),))
+        kept.remember(NFT, Family.IPV4, VerifiedState("f", (Item(ItemKind.RULE, "p", "t", handle=7),)))
+        assert kept.verified_state(NFT, Family.IPV4) == VerifiedState("f", (Item(ItemKind.RULE, "p", "t"),))
 
     def test_the_same_again_is_not_written_again(self, directory: Path) -> None:
         kept = StateDirectory(directory)

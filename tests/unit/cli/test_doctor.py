@@ -9,7 +9,18 @@ from typing import Any
 import pytest
 
 from flanneld_masq.cli.doctor import Facts, FamilyFacts, Severity, examine, text_of
-from flanneld_masq.model import BackendName, Family, FamilyLease, ForwardSettings, Holder, Item, Lease, Settings, Survey
+from flanneld_masq.model import (
+    BackendName,
+    Family,
+    FamilyLease,
+    ForwardSettings,
+    Holder,
+    Item,
+    ItemKind,
+    Lease,
+    Settings,
+    Survey,
+)
 
 NFT = BackendName("nft")
 SUBNET = FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1"))
@@ -24,7 +35,7 @@ NODE = Facts(
     families=(HEALTHY,),
     conntrack=(100, 1000),
 )
-LEFT = Survey(flannel=(Item("chain", "nat FLANNEL-POSTRTG", "chain FLANNEL-POSTRTG"),))
+LEFT = Survey(flannel=(Item(ItemKind.CHAIN, "nat FLANNEL-POSTRTG", "chain FLANNEL-POSTRTG"),))
 UNFORWARDED = Settings(forward=ForwardSettings(enabled=False))
 
 

@@ -25,7 +25,7 @@ from flanneld_masq.dbus.publisher import BACK, BusPublisher
 from flanneld_masq.dbus.reload_signals import FIREWALLD, FIREWALLD_PATH, SYSTEMD, SYSTEMD_PATH, UNITS
 from flanneld_masq.errors import BusError, ConfigError, KernelError, MasqError
 from flanneld_masq.hookspecs import Event
-from flanneld_masq.model import BackendName, Change, Family, Plan
+from flanneld_masq.model import BackendName, Change, ChangeKind, Family, Plan
 from flanneld_masq.reconcile.reconciler import Repair
 from flanneld_masq.service.journal import LOGGER
 
@@ -65,7 +65,10 @@ STATUS: dict[str, Any] = {
         "ipv6": {"state": "synced", "last_error": "", "groups": {}, "repairs": 4, "last_repair": None},
     },
 }
-CHANGES = (Change("missing", "ip nat POSTROUTING", wanted="a jump"), Change("changed", "ip nat", "wanted", "found"))
+CHANGES = (
+    Change(ChangeKind.MISSING, "ip nat POSTROUTING", wanted="a jump"),
+    Change(ChangeKind.CHANGED, "ip nat", "wanted", "found"),
+)
 REPAIRS = (Repair(Plan(Family.IPV4, BackendName("nft"), CHANGES), 2345),)
 DRIFT = Event(
     "drift-repaired",

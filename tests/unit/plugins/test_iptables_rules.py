@@ -21,11 +21,13 @@ from flanneld_masq.errors import CommandError
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.model import (
     Change,
+    ChangeKind,
     Desired,
     Family,
     Group,
     GroupRules,
     Item,
+    ItemKind,
     Mark,
     Observation,
     Position,
@@ -113,7 +115,7 @@ class TestRestoreInput:
         wanted = backend.wanted(BOTH)
         assert [item.kind for item in wanted] == ["chain", *["rule"] * 4, "jump", "chain", "rule", "jump"]
         written = [line for line in backend.render(BOTH).splitlines() if line.startswith("-A")]
-        assert [item.text for item in wanted if item.kind != "chain"] == written
+        assert [item.text for item in wanted if item.kind is not ItemKind.CHAIN] == written
         assert {item.place for item in wanted} == {NAT.own, NAT.jump, FILTER.own, FILTER.jump}
 
 
@@ -169,15 +171,15 @@ table ip flanneld-masq {
     def test_what_is_wanted_is_what_is_written(self) -> None:
         wanted = render.items(BOTH)
         assert [item.kind for item in wanted] == ["table", "chain", *["rule"] * 4, "chain", "rule"]
-        assert all(item.text in self.BLOCK for item in wanted if item.kind != "table")
+        assert all(item.text in self.BLOCK for item in wanted if item.kind is not ItemKind.TABLE)
         assert wanted[0].text == "table ip flanneld-masq holding 2 chains, sets and objects"
 
 
 class TestJumps:
-    RIGHT = Item("jump", NAT.jump, NAT_JUMP, raw=NAT_JUMP, handle=1)
-    OTHER = Item("jump", NAT.jump, NAT_JUMP.replace(":ee", ":old"), raw="old", handle=2)
-    STRAY = Item("jump", "nat PREROUTING", NAT_JUMP.replace("POSTROUTING", "PREROUTING"), raw="stray", handle=3)
-    FILTERS = Item("jump", FILTER.jump, FORWARD_JUMP, raw=FORWARD_JUMP, handle=4)
+    RIGHT = Item(ItemKind.JUMP, NAT.jump, NAT_JUMP, raw=NAT_JUMP, handle=1)
+    OTHER = Item(ItemKind.JUMP, NAT.jump, NAT_JUMP.replace(":ee", ":old"), raw="old", handle=2)
+    STRAY = Item(ItemKind.JUMP, "nat PREROUTING", NAT_JUMP.replace("POSTROUTING", "PREROUTING"), raw="stray", handle=3)
+    FILTERS = Item(ItemKind.JUMP, FILTER.jump, FORWARD_JUMP, raw=FORWARD_JUMP, handle=4)
 
     @pytest.mark.parametrize(
         ("found", "needed", "stale"),
@@ -189,7 +191,7 @@ class TestJumps:
             ([RIGHT, OTHER, STRAY], False, [OTHER, STRAY]),
             ([RIGHT, RIGHT], True, [RIGHT, RIGHT]),
             ([FILTERS], True, []),
-            ([Item("rule", NAT.jump, NAT_JUMP)], True, []),
+            ([Item(ItemKind.RULE, NAT.jump, NAT_JUMP)], True, []),
         ],
     )
     def test_which_stay(self, found: list[Item], needed: bool, stale: list[Item]) -> None:
@@ -198,9 +200,9 @@ class TestJumps:
 
     def test_one_that_was_moved_goes(self) -> None:
         observed = Observation((self.RIGHT,))
-        moved = Change("moved", NAT.jump, "first", "behind")
+        moved = Change(ChangeKind.MOVED, NAT.jump, "first", "behind")
         assert rules.jumps_to_replace(NAT, MASQUERADE, observed, (moved,)) == (True, (self.RIGHT,))
-        elsewhere = Change("moved", FILTER.jump, "first", "behind")
+        elsewhere = Change(ChangeKind.MOVED, FILTER.jump, "first", "behind")
         assert rules.jumps_to_replace(NAT, MASQUERADE, observed, (elsewhere,)) == (False, ())
 
 
@@ -338,7 +340,7 @@ class TestListing:
     def test_a_foreign_rule_in_our_chain(self, root: Path) -> None:
         foreign = "-A FLANNELD-MASQ -s 1.1.1.1/32 -j DROP"
         observed = self.observe(root, saved(*self.OURS, foreign, NAT_JUMP))
-        assert [item.text for item in observed.items if not item.tag and item.kind == "rule"] == [foreign]
+        assert [item.text for item in observed.items if not item.tag and item.kind is ItemKind.RULE] == [foreign]
 
     @pytest.mark.parametrize("cut", range(1, 8))
     def test_a_listing_that_was_cut_is_never_an_answer(self, cut: int, root: Path) -> None:

@@ -16,6 +16,7 @@ from flanneld_masq.hookspecs import BackendType, Host, hookimpl
 from flanneld_masq.model import (
     BackendName,
     Change,
+    ChangeKind,
     Family,
     FamilyLease,
     ForwardSettings,
@@ -687,9 +688,9 @@ class TestRender:
 
 class TestDescription:
     def test_few_changes_are_told_each(self) -> None:
-        changes = (Change("missing", "nat A", "rule a"), Change("extra", "nat A", found="drop"))
+        changes = (Change(ChangeKind.MISSING, "nat A", "rule a"), Change(ChangeKind.EXTRA, "nat A", found="drop"))
         assert describe(changes) == "missing in nat A: rule a; extra in nat A: drop"
 
     def test_many_are_counted(self) -> None:
-        changes = (*(Change("missing", "nat A", "rule a"),) * 3, Change("moved", "nat B", "x", "y"))
+        changes = (*(Change(ChangeKind.MISSING, "nat A", "rule a"),) * 3, Change(ChangeKind.MOVED, "nat B", "x", "y"))
         assert describe(changes) == "3 missing in nat A; 1 moved in nat B"

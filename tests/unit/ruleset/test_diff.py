@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from flanneld_masq.model import (
     BackendName,
     Change,
+    ChangeKind,
     Family,
     Item,
+    ItemKind,
     Neighbours,
     Observation,
     Plan,
@@ -27,16 +29,16 @@ LAST, FIRST = Position.LAST, Position.FIRST
 
 
 def chain(name: str = CHAIN, raw: str = "a chain") -> Item:
-    return Item("chain", name, f"chain {name}", raw=raw)
+    return Item(ItemKind.CHAIN, name, f"chain {name}", raw=raw)
 
 
 def rule(name: str, *, place: str = CHAIN) -> Item:
     """As it is wanted: the kernel's form is not known."""
-    return Item("rule", place, f"rule {name}", tag=f"tag-{name}")
+    return Item(ItemKind.RULE, place, f"rule {name}", tag=f"tag-{name}")
 
 
 def jump() -> Item:
-    return Item("jump", BASE, "jump OURS", tag="tag-jump")
+    return Item(ItemKind.JUMP, BASE, "jump OURS", tag="tag-jump")
 
 
 def kernel(item: Item, *, handle: int = 7, **changed: str) -> Item:
@@ -92,7 +94,7 @@ class TestWithAGoldenObservation:
         assert found == [("extra", WANTED[index].place, "", WANTED[index].text)]
 
     def test_foreign_rule_between(self) -> None:
-        foreign = Item("rule", CHAIN, "drop", raw="bytes of drop")
+        foreign = Item(ItemKind.RULE, CHAIN, "drop", raw="bytes of drop")
         assert changes(*HELD[:2], foreign, *HELD[2:]) == [("extra", CHAIN, "", "drop")]
 
     @pytest.mark.parametrize("index", range(len(HELD)))
@@ -124,7 +126,7 @@ class TestWithAGoldenObservation:
         assert found == [("missing", CHAIN, "rule a", ""), ("missing", BASE, "jump OURS", "")]
 
     @settings(max_examples=25)
-    @given(st.lists(st.sampled_from((*HELD, Item("rule", CHAIN, "drop", raw="drop"))), max_size=8))
+    @given(st.lists(st.sampled_from((*HELD, Item(ItemKind.RULE, CHAIN, "drop", raw="drop"))), max_size=8))
     def test_in_sync_exactly_if_the_bytes_are_those_of_the_golden_one(self, items: list[Item]) -> None:
         assert (changes(*items) == []) == (tuple(items) == HELD)
 
@@ -263,11 +265,11 @@ class TestDiff:
 
     def test_every_kind(self) -> None:
         assert self.text(
-            Change("missing", "nat OURS", wanted="rule a"),
-            Change("extra", "nat OURS", found="drop"),
-            Change("changed", "nat OURS", wanted="rule b", found="rule x"),
-            Change("moved", "nat BASE", wanted="first", found="behind 2"),
-            Change("unverified", "nat OURS", wanted="chain OURS", found="chain OURS"),
+            Change(ChangeKind.MISSING, "nat OURS", wanted="rule a"),
+            Change(ChangeKind.EXTRA, "nat OURS", found="drop"),
+            Change(ChangeKind.CHANGED, "nat OURS", wanted="rule b", found="rule x"),
+            Change(ChangeKind.MOVED, "nat BASE", wanted="first", found="behind 2"),
+            Change(ChangeKind.UNVERIFIED, "nat OURS", wanted="chain OURS", found="chain OURS"),
         ) == [
             "@@ ipv4 nft: nat OURS @@",
             "# missing",
@@ -290,5 +292,5 @@ class TestDiff:
         assert self.text() == []
 
     def test_summaries(self) -> None:
-        assert Change("missing", "nat OURS", wanted="rule a").summary == "missing in nat OURS: rule a"
-        assert Change("changed", "nat OURS", wanted="a", found="b").summary == "changed in nat OURS: b"
+        assert Change(ChangeKind.MISSING, "nat OURS", wanted="rule a").summary == "missing in nat OURS: rule a"
+        assert Change(ChangeKind.CHANGED, "nat OURS", wanted="a", found="b").summary == "changed in nat OURS: b"

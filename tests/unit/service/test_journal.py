@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from flanneld_masq.hookspecs import Event
-from flanneld_masq.model import BackendName, Change, Family, Plan
+from flanneld_masq.model import BackendName, Change, ChangeKind, Family, Plan
 from flanneld_masq.service import journal
 
 
@@ -130,14 +130,14 @@ def test_an_event_carries_its_fields(records: Records) -> None:
 
 
 def test_a_diff_says_what_was_found_and_wanted() -> None:
-    changes = (Change("changed", "ip flanneld-masq postrouting", wanted="return", found="accept"),)
+    changes = (Change(ChangeKind.CHANGED, "ip flanneld-masq postrouting", wanted="return", found="accept"),)
     assert journal.diff_text(Plan(Family.IPV4, BackendName("nft"), changes)) == (
         "@@ ipv4 nft: ip flanneld-masq postrouting @@\n# changed\n- accept\n+ return"
     )
 
 
 def test_a_diff_has_an_end() -> None:
-    changes = tuple(Change("extra", "nat FLANNELD-MASQ", found=f"-j X{number}") for number in range(50_000))
+    changes = tuple(Change(ChangeKind.EXTRA, "nat FLANNELD-MASQ", found=f"-j X{number}") for number in range(50_000))
     *lines, last = journal.diff_text(Plan(Family.IPV4, BackendName("iptables-nft"), changes)).split("\n")
     assert (len(lines), last) == (journal.MAX_DIFF_LINES, f"({100_001 - journal.MAX_DIFF_LINES} more lines)")
 

@@ -9,7 +9,7 @@ from typing import Any, Callable
 import pytest
 
 from flanneld_masq.hookspecs import Host
-from flanneld_masq.model import BackendName, Change, Desired, Family, Group, Item, Observation, Position
+from flanneld_masq.model import BackendName, Change, Desired, Family, Group, Item, ItemKind, Observation, Position
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.testing import BackendConformance, Bench, MemoryBackend, MemoryKernel, memory_backend_type
 
@@ -87,7 +87,7 @@ class TestMemoryBackend(BackendConformance):
 class ForgetsTheJump(MemoryBackend):
     def observe(self, groups: Collection[Group]) -> Observation:
         found = super().observe(groups)
-        return dataclasses.replace(found, items=tuple(item for item in found.items if item.kind != "jump"))
+        return dataclasses.replace(found, items=tuple(item for item in found.items if item.kind is not ItemKind.JUMP))
 
 
 class SeesNothing(MemoryBackend):
