@@ -19,7 +19,8 @@ from flanneld_masq.inputs import config, subnet_env
 from flanneld_masq.inputs.leases import as_data
 from flanneld_masq.model import Change, ChangeKind, Family, Group, Lease, Packet, Plan, Settings, Verdict, family_of
 from flanneld_masq.process import ProcessRunner
-from flanneld_masq.reconcile.reconciler import DesiredState, Reconciler, Repair, describe
+from flanneld_masq.reconcile.reconciler import Reconciler
+from flanneld_masq.reconcile.values import DesiredState, Repair, describe
 from flanneld_masq.ruleset import backend_choice, diff, policy
 from flanneld_masq.service import journal
 from flanneld_masq.state_directory import StateDirectory

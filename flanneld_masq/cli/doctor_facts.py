@@ -13,7 +13,8 @@ from flanneld_masq.errors import MasqError
 from flanneld_masq.inputs.leases import Leases
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.model import Family, Network, Settings
-from flanneld_masq.reconcile.reconciler import DesiredState, Reconciler, describe
+from flanneld_masq.reconcile.reconciler import Reconciler
+from flanneld_masq.reconcile.values import DesiredState, describe
 from flanneld_masq.ruleset import backend_choice
 from flanneld_masq.state_directory import StateDirectory
 

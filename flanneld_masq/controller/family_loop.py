@@ -22,7 +22,8 @@ from flanneld_masq.errors import MasqError, RulesetError
 from flanneld_masq.hookspecs import Event
 from flanneld_masq.kernel.ruleset_events import Transaction
 from flanneld_masq.model import BackendName, Family, Settings
-from flanneld_masq.reconcile.reconciler import DesiredState, Outcome, Reconciler, Removed, Repair, Surveys, describe
+from flanneld_masq.reconcile.reconciler import Reconciler
+from flanneld_masq.reconcile.values import DesiredState, Outcome, Removed, Repair, Surveys, describe
 from flanneld_masq.service import journal
 
 FIRST_RETRY_SECONDS = 0.2

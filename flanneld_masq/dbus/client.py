@@ -12,7 +12,7 @@ from flanneld_masq.dbus import manager1
 from flanneld_masq.dbus.manager1 import MANAGER, NAME, PATH
 from flanneld_masq.dbus.object_server import ERROR
 from flanneld_masq.errors import BusError
-from flanneld_masq.reconcile.reconciler import Repair
+from flanneld_masq.reconcile.values import Repair
 
 if TYPE_CHECKING:
     from flanneld_masq.dbus.connection import Connection

@@ -11,7 +11,7 @@ from typing import Any
 from flanneld_masq.dbus.object_server import Arguments, Interface
 from flanneld_masq.hookspecs import Event
 from flanneld_masq.model import BackendName, Change, ChangeKind, Family, Plan
-from flanneld_masq.reconcile.reconciler import Repair
+from flanneld_masq.reconcile.values import Repair
 
 NAME = "io.github.flanneld_masq"
 PATH = "/io/github/flanneld_masq"

@@ -17,7 +17,7 @@ from flanneld_masq.dbus.object_server import ERROR, PROPERTIES, Message, Object
 from flanneld_masq.dbus.reload_signals import ReloadSignals
 from flanneld_masq.errors import BusError
 from flanneld_masq.hookspecs import Event
-from flanneld_masq.reconcile.reconciler import Repair
+from flanneld_masq.reconcile.values import Repair
 from flanneld_masq.service.journal import LOGGER
 
 BACK = "system bus back"

@@ -5,31 +5,26 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 
 from flanneld_masq.errors import KernelError, MasqError, RulesetError
 from flanneld_masq.hookspecs import Backend
 from flanneld_masq.kernel.nfnetlink import following, is_after
 from flanneld_masq.model import (
     AUTO,
-    SLOTS,
     BackendName,
     Change,
     ChangeKind,
     Desired,
     Family,
     Group,
-    Item,
     Lease,
-    Network,
     Observation,
     Plan,
     Probe,
     Settings,
-    Survey,
 )
+from flanneld_masq.reconcile.values import Assignment, DesiredState, Outcome, Removed, Repair, Surveys, Target
 from flanneld_masq.ruleset import backend_choice, diff, policy
 from flanneld_masq.ruleset.backend_choice import Choice
 from flanneld_masq.state_directory import StateDirectory
@@ -37,43 +32,6 @@ from flanneld_masq.state_directory import StateDirectory
 WRITE_TRIES = 4
 COMMIT_WAIT_SECONDS = 0.1
 REMEMBERED_COMMITS = 256  # for as long as their events may be on their way
-Surveys = tuple[tuple[Backend, Survey], ...]
-Removed = tuple[tuple[BackendName, tuple[Item, ...]], ...]
-
-
-@dataclass(frozen=True, **SLOTS)
-class DesiredState:
-    """What is to hold: the input of a pass. `exceptions` are the networks that plugins add."""
-
-    settings: Settings
-    leases: tuple[Lease, ...] = ()
-    exceptions: tuple[Network, ...] = ()
-    flannel_uses_nftables: bool = False
-
-
-@dataclass(frozen=True, **SLOTS)
-class Repair:
-    """What one backend was found to lack and now holds. `duration_us` counts from the first look; `found_at`
-    is the generation of the ruleset then, None where the kernel counts none; `drift` if that backend held what is
-    wanted before, so that somebody has changed it since."""
-
-    plan: Plan
-    duration_us: int
-    found_at: int | None = None
-    drift: bool = False
-
-
-@dataclass(frozen=True, **SLOTS)
-class Outcome:
-    """What came of a pass. `rules` counts what the kernel now holds for us, jumps left out; `generation` is
-    the one up to which the ruleset is known to be right, None where the kernel counts none; `fingerprint` is what a
-    fingerprint saw in that generation, empty where somebody was quicker."""
-
-    choices: Mapping[Group, Choice]
-    repairs: tuple[Repair, ...]
-    rules: Mapping[Group, int]
-    generation: int | None = None
-    fingerprint: tuple[bytes | None, ...] = ()
 
 
 class Lazy(Mapping[BackendName, Probe]):
@@ -96,15 +54,6 @@ class Lazy(Mapping[BackendName, Probe]):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-@dataclass(frozen=True, **SLOTS)
-class Target:
-    """What one backend shall hold, and the items that an observation of it has."""
-
-    backend: Backend
-    desired: Desired
-    wanted: tuple[Item, ...]
 
 
 class OwnCommits:
@@ -148,14 +97,14 @@ class Reconciler:
         self._clock = clock
         self._probes = Lazy(tuple(backends), self._probe)
         self._thorough = True
-        self._assignment: Mapping[BackendName, frozenset[Group]] = {}
+        self._assignment: Assignment = {}
         self._verified: int | None = None  # in which generation all that was looked at is right
         self._held: dict[BackendName, Target] = {}  # what each backend was last seen to hold
         self._evidence: dict[BackendName, str] = {}  # what dropped forwarded packets when it could last be read
         self._unread: MasqError | None = None  # why evidence is missing that never could be read
         self.repairs: list[Repair] = []  # of the last pass, also of one that failed in the end
         # of the last desired state, for most passes have the same
-        self._targets: tuple[DesiredState, Mapping[BackendName, frozenset[Group]], tuple[Target, ...]] | None = None
+        self._targets: tuple[DesiredState, Assignment, tuple[Target, ...]] | None = None
 
     def probes(self) -> Mapping[BackendName, Probe]:
         """Whether each backend can be used, in the order of preference; each is asked once, when it is looked up."""
@@ -224,7 +173,7 @@ class Reconciler:
         with contextlib.suppress(MasqError):
             self._converge(list(self._unwanted(assignment, usable=False)))
 
-    def _growing(self, desired_state: DesiredState, assignment: Mapping[BackendName, frozenset[Group]]) -> list[Target]:
+    def _growing(self, desired_state: DesiredState, assignment: Assignment) -> list[Target]:
         """Of backends that take over one group and shall lose the other: both, until the other is in its new place."""
         both = {name: groups | self._assignment.get(name, frozenset()) for name, groups in assignment.items()}
         return (
@@ -363,9 +312,7 @@ class Reconciler:
         """Whether the backend masquerades to fully random ports here."""
         return self.probes()[backend].random_fully
 
-    def _wanted(
-        self, desired_state: DesiredState, assignment: Mapping[BackendName, frozenset[Group]]
-    ) -> tuple[Target, ...]:
+    def _wanted(self, desired_state: DesiredState, assignment: Assignment) -> tuple[Target, ...]:
         """The backends that shall hold something, and what."""
         if self._targets is None or self._targets[:2] != (desired_state, assignment):
             self._targets = (
@@ -504,14 +451,6 @@ class Reconciler:
             self._store.forget(target.backend.name, self.family)
 
 
-def describe(changes: tuple[Change, ...], limit: int = 2) -> str:
-    """In one line: each difference if they are few, else how many of each kind there are in which place."""
-    if len(changes) <= limit:
-        return "; ".join(change.summary for change in changes)
-    counts = Counter((change.place, change.kind) for change in changes)
-    return "; ".join(f"{count} {kind} in {place}" for (place, kind), count in counts.items())
-
-
-def _assignment(choices: Mapping[Group, Choice]) -> Mapping[BackendName, frozenset[Group]]:
+def _assignment(choices: Mapping[Group, Choice]) -> Assignment:
     names = dict.fromkeys(chosen.backend for chosen in choices.values())
     return {name: frozenset(group for group, chosen in choices.items() if chosen.backend == name) for name in names}

@@ -10,7 +10,8 @@ from flanneld_masq.hookspecs import Host
 from flanneld_masq.inputs import config, subnet_env
 from flanneld_masq.model import Family
 from flanneld_masq.process import ProcessRunner
-from flanneld_masq.reconcile.reconciler import DesiredState, Reconciler
+from flanneld_masq.reconcile.reconciler import Reconciler
+from flanneld_masq.reconcile.values import DesiredState
 from flanneld_masq.state_directory import StateDirectory
 
 from .clock import DEADLINE, LOOK_SECONDS, BenchError, now, pause, progress, until

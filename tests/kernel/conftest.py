@@ -26,7 +26,8 @@ from flanneld_masq.hookspecs import Backend, Host
 from flanneld_masq.inputs import config, subnet_env
 from flanneld_masq.model import BackendName, Family, Lease, Settings
 from flanneld_masq.process import ProcessRunner
-from flanneld_masq.reconcile.reconciler import DesiredState, Reconciler
+from flanneld_masq.reconcile.reconciler import Reconciler
+from flanneld_masq.reconcile.values import DesiredState
 from flanneld_masq.ruleset import backend_choice
 from flanneld_masq.selftest import netns
 from flanneld_masq.selftest.netns import Netns

@@ -26,7 +26,7 @@ from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.kernel.ruleset_events import RulesetEvents
 from flanneld_masq.model import Family, Group
 from flanneld_masq.process import Completed, ProcessRunner
-from flanneld_masq.reconcile.reconciler import DesiredState
+from flanneld_masq.reconcile.values import DesiredState
 from flanneld_masq.selftest import fault_injection, netns
 from flanneld_masq.selftest.commit_log import Commits
 from flanneld_masq.selftest.fault_injection import Tools

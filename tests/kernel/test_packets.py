@@ -17,7 +17,8 @@ from flanneld_masq.hookspecs import Host
 from flanneld_masq.inputs import config, subnet_env
 from flanneld_masq.model import Address, BackendName, Family, Network, Packet, Settings, Verdict
 from flanneld_masq.process import ProcessRunner
-from flanneld_masq.reconcile.reconciler import DesiredState, Reconciler
+from flanneld_masq.reconcile.reconciler import Reconciler
+from flanneld_masq.reconcile.values import DesiredState
 from flanneld_masq.ruleset import policy
 from flanneld_masq.selftest import packet_cases, packets
 from flanneld_masq.selftest.packet_cases import Case

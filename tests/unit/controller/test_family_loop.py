@@ -31,7 +31,8 @@ from flanneld_masq.model import (
     Settings,
 )
 from flanneld_masq.process import ProcessRunner
-from flanneld_masq.reconcile.reconciler import DesiredState, Outcome, Reconciler
+from flanneld_masq.reconcile.reconciler import Reconciler
+from flanneld_masq.reconcile.values import DesiredState, Outcome
 from flanneld_masq.service.daemon import Daemon
 from flanneld_masq.state_directory import StateDirectory
 from flanneld_masq.testing import MemoryKernel, memory_backend_type

@@ -26,7 +26,7 @@ from flanneld_masq.dbus.reload_signals import FIREWALLD, FIREWALLD_PATH, SYSTEMD
 from flanneld_masq.errors import BusError, ConfigError, KernelError, MasqError
 from flanneld_masq.hookspecs import Event
 from flanneld_masq.model import BackendName, Change, ChangeKind, Family, Plan
-from flanneld_masq.reconcile.reconciler import Repair
+from flanneld_masq.reconcile.values import Repair
 from flanneld_masq.service.journal import LOGGER
 
 from ...bus import POLICY, Bus

@@ -30,7 +30,8 @@ from flanneld_masq.model import (
     Survey,
 )
 from flanneld_masq.process import ProcessRunner
-from flanneld_masq.reconcile.reconciler import WRITE_TRIES, DesiredState, OwnCommits, Reconciler, describe
+from flanneld_masq.reconcile.reconciler import WRITE_TRIES, OwnCommits, Reconciler
+from flanneld_masq.reconcile.values import DesiredState, describe
 from flanneld_masq.state_directory import StateDirectory
 from flanneld_masq.testing import MemoryBackend, MemoryKernel, memory_backend_type
 from flanneld_masq.testing.fake_backend import FLANNEL_COMMENT

@@ -21,7 +21,8 @@ from flanneld_masq.controller.family_loop import FamilyLoop
 from flanneld_masq.hookspecs import Event, Host
 from flanneld_masq.model import BackendName, Family, FamilyLease, Lease, Settings
 from flanneld_masq.process import ProcessRunner
-from flanneld_masq.reconcile.reconciler import DesiredState, Reconciler
+from flanneld_masq.reconcile.reconciler import Reconciler
+from flanneld_masq.reconcile.values import DesiredState
 from flanneld_masq.service.sd_notify import MAX_BYTES, Notifier, Watchdog, status_text
 from flanneld_masq.state_directory import StateDirectory
 from flanneld_masq.testing import MemoryKernel, memory_backend_type

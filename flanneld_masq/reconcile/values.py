@@ -1,0 +1,85 @@
+"""Values that a pass takes and returns. Nothing here reads, writes or decides."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flanneld_masq.hookspecs import Backend
+from flanneld_masq.model import (
+    SLOTS,
+    BackendName,
+    Change,
+    Desired,
+    Group,
+    Item,
+    Lease,
+    Network,
+    Plan,
+    Settings,
+    Survey,
+)
+from flanneld_masq.ruleset.backend_choice import Choice
+
+Assignment = Mapping[BackendName, frozenset[Group]]  # the groups that each backend in use carries
+Surveys = tuple[tuple[Backend, Survey], ...]
+Removed = tuple[tuple[BackendName, tuple[Item, ...]], ...]
+
+
+@dataclass(frozen=True, **SLOTS)
+class DesiredState:
+    """The input of a pass. `exceptions` are the networks that plugins add to `non_masquerade_cidrs`."""
+
+    settings: Settings
+    leases: tuple[Lease, ...] = ()
+    exceptions: tuple[Network, ...] = ()
+    flannel_uses_nftables: bool = False
+
+
+@dataclass(frozen=True, **SLOTS)
+class Target:
+    """The desired state of one backend. `wanted` are the items that an observation of it must have."""
+
+    backend: Backend
+    desired: Desired
+    wanted: tuple[Item, ...]
+
+
+@dataclass(frozen=True, **SLOTS)
+class Repair:
+    """The changes that one pass made to one backend.
+
+    `duration_us` is the time in microseconds from the first read to the read-back. `found_at` is the generation in
+    which the pass found the differences, None where the kernel counts none. `drift` is True if this process saw the
+    backend hold the same rules before, so that another program must have changed them.
+    """
+
+    plan: Plan
+    duration_us: int
+    found_at: int | None = None
+    drift: bool = False
+
+
+@dataclass(frozen=True, **SLOTS)
+class Outcome:
+    """The result of a pass.
+
+    `rules` counts the rules that the kernel now holds for each group, without the jumps. `generation` is the last
+    generation in which the ruleset is known to be right, None where the kernel counts none. `fingerprint` was taken
+    in that generation; it is empty if another program committed before it could be taken.
+    """
+
+    choices: Mapping[Group, Choice]
+    repairs: tuple[Repair, ...]
+    rules: Mapping[Group, int]
+    generation: int | None = None
+    fingerprint: tuple[bytes | None, ...] = ()
+
+
+def describe(changes: tuple[Change, ...], limit: int = 2) -> str:
+    """Return one line: each change if there are at most `limit`, else the count of each kind in each place."""
+    if len(changes) <= limit:
+        return "; ".join(change.summary for change in changes)
+    counts = Counter((change.place, change.kind) for change in changes)
+    return "; ".join(f"{count} {kind} in {place}" for (place, kind), count in counts.items())
