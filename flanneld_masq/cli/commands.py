@@ -20,6 +20,7 @@ from flanneld_masq.inputs.leases import as_data
 from flanneld_masq.model import Change, ChangeKind, Family, Group, Lease, Packet, Plan, Settings, Verdict, family_of
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.reconcile.reconciler import Reconciler
+from flanneld_masq.reconcile.selection import missing_family
 from flanneld_masq.reconcile.values import DesiredState, Repair, describe
 from flanneld_masq.ruleset import backend_choice, diff, policy
 from flanneld_masq.service import journal
@@ -79,7 +80,7 @@ class Session:
     def reconcilers(self) -> Iterator[Reconciler]:
         host = Host(ProcessRunner(), self.root)
         for family in Family:
-            reason = backend_choice.missing_family(self.root, family)
+            reason = missing_family(self.root, family)
             backends = self.plugins.create(family, host)
             yield Reconciler(family, backends, self.store, missing=lambda reason=reason: reason)  # type: ignore[misc]
 
@@ -294,7 +295,7 @@ def backends(options: argparse.Namespace) -> int:
     found: dict[str, Any] = {}
     for reconciler in session.reconcilers():
         try:
-            chosen, why = reconciler.candidates(session.settings, uses_nftables), ""
+            chosen, why = reconciler.selector.candidates(session.settings, uses_nftables), ""
         except BackendUnavailable as error:
             chosen, why = {}, str(error)
         found[str(reconciler.family)] = {
@@ -303,7 +304,7 @@ def backends(options: argparse.Namespace) -> int:
             "groups": {str(group): dataclasses.asdict(named) for group, named in chosen.items()},
             "backends": [
                 {"name": name, "summary": session.plugins.backends[name].summary, **dataclasses.asdict(probe)}
-                for name, probe in reconciler.probes().items()
+                for name, probe in reconciler.selector.probes().items()
             ],
         }
     failures = [str(failure) for failure in session.plugins.failures]
@@ -367,7 +368,7 @@ def _in_kernel(reconciler: Reconciler, desired_state: DesiredState) -> dict[str,
     try:
         found["groups"] = {
             str(group): {"backend": chosen.backend, "why": chosen.why}
-            for group, chosen in reconciler.choices(desired_state).items()
+            for group, chosen in reconciler.selector.choices(desired_state).items()
         }
         changes = [change for plan_of in reconciler.plan(desired_state) for change in plan_of.changes]
         found["kernel"] = describe(tuple(changes)) if changes else "holds what is wanted"

@@ -54,7 +54,7 @@ def _family(reconciler: Reconciler, desired_state: DesiredState, root: Path) -> 
     unusable = differs = ""
     surveys = {}
     try:
-        reconciler.choices(desired_state)
+        reconciler.selector.choices(desired_state)
     except MasqError as error:
         unusable = str(error)
     else:
@@ -69,7 +69,7 @@ def _family(reconciler: Reconciler, desired_state: DesiredState, root: Path) -> 
         None if forwarding is None else forwarding > 0,
         unusable,
         differs,
-        reconciler.drops(),
+        reconciler.selector.drops(),
         surveys,
         _has_legacy_tables(root, family) and _has_nft_tables(family),
     )

@@ -354,7 +354,7 @@ class FamilyLoop:
 
     def _reconcile(self, desired_state: DesiredState, reprobe: bool) -> Outcome:
         if reprobe:
-            self._reconciler.reprobe()
+            self._reconciler.selector.reprobe()
         started = _worked()
         try:
             return self._reconciler.reconcile(desired_state)
@@ -513,7 +513,7 @@ class FamilyLoop:
 
     def _report_random(self, backend: BackendName) -> None:
         wanted = self._owner.settings.masquerade
-        if wanted.enabled and wanted.random_fully and not self._reconciler.randomises(backend):
+        if wanted.enabled and wanted.random_fully and not self._reconciler.selector.randomises(backend):
             message = f"{self.family}: {backend} cannot choose fully random ports here; masquerading without"
             self._event("notice", message, backend=backend)
 

@@ -21,39 +21,15 @@ from flanneld_masq.model import (
     Lease,
     Observation,
     Plan,
-    Probe,
-    Settings,
 )
+from flanneld_masq.reconcile.selection import BackendSelector, assignment_of
 from flanneld_masq.reconcile.values import Assignment, DesiredState, Outcome, Removed, Repair, Surveys, Target
-from flanneld_masq.ruleset import backend_choice, diff, policy
-from flanneld_masq.ruleset.backend_choice import Choice
+from flanneld_masq.ruleset import diff, policy
 from flanneld_masq.state_directory import StateDirectory
 
 WRITE_TRIES = 4
 COMMIT_WAIT_SECONDS = 0.1
 REMEMBERED_COMMITS = 256  # for as long as their events may be on their way
-
-
-class Lazy(Mapping[BackendName, Probe]):
-    """Asks for a value when it is first looked up. The rules must not wait for backends that nobody chose."""
-
-    def __init__(self, names: tuple[BackendName, ...], ask: Callable[[BackendName], Probe]) -> None:
-        self._names = names
-        self._ask = ask
-        self._known: dict[BackendName, Probe] = {}
-
-    def __getitem__(self, name: BackendName) -> Probe:
-        if name not in self._known:
-            if name not in self._names:
-                raise KeyError(name)
-            self._known[name] = self._ask(name)
-        return self._known[name]
-
-    def __iter__(self) -> Iterator[BackendName]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 class OwnCommits:
@@ -90,44 +66,22 @@ class Reconciler:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.family = family
+        self.selector = BackendSelector(family, backends, missing)
         self._backends = backends
         self._store = store
-        self._missing = missing
         self._commits = commits or OwnCommits()
         self._clock = clock
-        self._probes = Lazy(tuple(backends), self._probe)
-        self._thorough = True
-        self._assignment: Assignment = {}
         self._verified: int | None = None  # in which generation all that was looked at is right
         self._held: dict[BackendName, Target] = {}  # what each backend was last seen to hold
-        self._evidence: dict[BackendName, str] = {}  # what dropped forwarded packets when it could last be read
-        self._unread: MasqError | None = None  # why evidence is missing that never could be read
         self.repairs: list[Repair] = []  # of the last pass, also of one that failed in the end
         # of the last desired state, for most passes have the same
         self._targets: tuple[DesiredState, Assignment, tuple[Target, ...]] | None = None
 
-    def probes(self) -> Mapping[BackendName, Probe]:
-        """Whether each backend can be used, in the order of preference; each is asked once, when it is looked up."""
-        return self._probes
-
-    def _probe(self, name: BackendName) -> Probe:
-        missing = self._missing()
-        if missing:
-            return Probe(False, missing, "boot a kernel with it, or leave the family out of the subnet file")
-        return self._backends[name].probe()
-
-    def reprobe(self) -> None:
-        """Ask the backends anew, and look at all of them once more: tools come and go."""
-        self._probes = Lazy(tuple(self._backends), self._probe)
-        self._targets = None
-        self._thorough = True
-
     def plan(self, desired_state: DesiredState) -> tuple[Plan, ...]:
         """What `reconcile` would change, in every backend. Changes nothing."""
         plans = []
-        assignment = _assignment(self.choices(desired_state))
-        if self._unread is not None:
-            raise self._unread
+        assignment = assignment_of(self.selector.choices(desired_state))
+        self.selector.check_evidence()
         for target in (*self._wanted(desired_state, assignment), *self._unwanted(assignment)):
             _, changes = self._compare(target, tuple(Group))
             plans.append(Plan(self.family, target.backend.name, changes))
@@ -144,18 +98,17 @@ class Reconciler:
         first = self._undisputed(desired_state)
         self._converge(first)
         self._known(self.generation())
-        choices = self.choices(desired_state)
-        assignment = _assignment(choices)
-        if self._thorough or assignment != self._assignment:
-            first, self._thorough = (), True
+        choices = self.selector.choices(desired_state)
+        assignment = assignment_of(choices)
+        if self.selector.unsettled or assignment != self.selector.assignment:
+            first, self.selector.unsettled = (), True
             self._converge(self._growing(desired_state, assignment))
         targets = self._wanted(desired_state, assignment)
         self._converge([target for target in targets if target not in first])
-        if self._unread is not None:
-            raise self._unread  # all that is known to be wanted is there by now, and nothing is removed
-        if self._thorough:
+        self.selector.check_evidence()  # all rules that are known to be wanted are in place, and none is removed
+        if self.selector.unsettled:
             self._clear(assignment)
-        self._thorough, self._assignment = False, assignment
+        self.selector.adopt(assignment)
         if not targets:
             self._verified = None  # of a family that no lease names nothing that others do matters
         return Outcome(
@@ -175,7 +128,7 @@ class Reconciler:
 
     def _growing(self, desired_state: DesiredState, assignment: Assignment) -> list[Target]:
         """Of backends that take over one group and shall lose the other: both, until the other is in its new place."""
-        both = {name: groups | self._assignment.get(name, frozenset()) for name, groups in assignment.items()}
+        both = {name: groups | self.selector.assignment.get(name, frozenset()) for name, groups in assignment.items()}
         return (
             [self._target(desired_state, name, groups) for name, groups in both.items()] if both != assignment else []
         )
@@ -185,9 +138,15 @@ class Reconciler:
 
         No change of the ruleset makes that another one, so it does not wait until the evidence for `forward` is read.
         """
-        if self._thorough or self._targets is None or self._targets[:2] != (desired_state, self._assignment):
-            return ()
-        return tuple(target for target in self._targets[2] if Group.MASQUERADE in self._assignment[target.backend.name])
+        assignment = self.selector.assignment
+        targets = self._kept(desired_state, assignment) or ()
+        return tuple(target for target in targets if Group.MASQUERADE in assignment[target.backend.name])
+
+    def _kept(self, desired_state: DesiredState, assignment: Assignment) -> tuple[Target, ...] | None:
+        """Return the targets of the last pass if they still hold. A probe may have changed them after `reprobe`."""
+        if self.selector.unsettled or self._targets is None or self._targets[:2] != (desired_state, assignment):
+            return None
+        return self._targets[2]
 
     def _first_fingerprint(self) -> tuple[bytes | None, ...]:
         if self._verified is None:
@@ -212,7 +171,7 @@ class Reconciler:
 
     def poll(self) -> bool:
         """Whether rules may have moved, in a backend whose interface tells nobody. Not while a pass runs."""
-        return any(self._backends[name].poll() for name in self._assignment)
+        return any(self._backends[name].poll() for name in self.selector.assignment)
 
     def fingerprint(self) -> tuple[bytes | None, ...]:
         """What differs whenever a pass would find a difference in a backend with events. Not while a pass runs."""
@@ -223,7 +182,7 @@ class Reconciler:
 
         Backends that carry our rules come first. Not while a pass runs."""
         found = dict(zip(self._backends, seen))
-        for name in sorted(found, key=lambda name: name not in self._assignment):
+        for name in sorted(found, key=lambda name: name not in self.selector.assignment):
             now = self._fingerprint(name)
             if now != found[name]:
                 found[name] = now
@@ -232,13 +191,13 @@ class Reconciler:
 
     def _fingerprint(self, name: BackendName) -> bytes | None:
         """Of a backend that carries nothing only the evidence counts, and where that cannot be read there is none."""
-        with contextlib.nullcontext() if name in self._assignment else contextlib.suppress(MasqError):
-            return self._backends[name].fingerprint(self._assignment.get(name, frozenset()))
+        with contextlib.nullcontext() if name in self.selector.assignment else contextlib.suppress(MasqError):
+            return self._backends[name].fingerprint(self.selector.assignment.get(name, frozenset()))
         return None
 
     def polls(self) -> bool:
         """Whether there is such a backend in use."""
-        return any(self._backends[name].poll() is not None for name in self._assignment)
+        return any(self._backends[name].poll() is not None for name in self.selector.assignment)
 
     def render(self, desired_state: DesiredState) -> Iterator[tuple[BackendName, str]]:
         """What each backend would write into an empty kernel. Asks neither the kernel nor the tools: `auto`
@@ -267,17 +226,10 @@ class Reconciler:
                     errors.append(error)
         return tuple(repairs), tuple(errors)
 
-    def choices(self, desired_state: DesiredState) -> Mapping[Group, Choice]:
-        """The backend of each group; none for a family that no lease names. Raises what `choose` raises."""
-        if not any(lease.of(self.family) for lease in desired_state.leases):
-            return {}
-        return self.candidates(desired_state.settings, desired_state.flannel_uses_nftables)
-
     def survey(self, leases: tuple[Lease, ...]) -> Surveys:
         """What flannel and the CNI bridge plugin keep, in every backend that can be used."""
         found = tuple(lease for each in leases if (lease := each.of(self.family)) is not None)
-        usable = [self._backends[name] for name, probe in self.probes().items() if probe.usable]
-        return tuple((backend, backend.survey(found)) for backend in usable)
+        return tuple((backend, backend.survey(found)) for backend in self.selector.usable())
 
     def remove_flannel_rules(self, leases: tuple[Lease, ...]) -> Removed:
         """Remove what flannel wrote, of each of its generations; what was removed, by backend."""
@@ -288,39 +240,13 @@ class Reconciler:
                 removed.append((backend.name, survey.flannel))
         return tuple(removed)
 
-    def candidates(self, settings: Settings, flannel_uses_nftables: bool) -> Mapping[Group, Choice]:
-        """The backend that each group would get if a lease named the family."""
-        self._unread = None
-        drops = self.drops() if settings.forward.enabled and settings.forward.backend == AUTO else {}
-        return backend_choice.choose(settings, self.probes(), flannel_uses_nftables=flannel_uses_nftables, drops=drops)
-
-    def drops(self) -> dict[BackendName, str]:
-        """What drops forwarded packets, by backend. Each pass asks, for docker and the like come and go.
-
-        What cannot be read is as it was when it could be. Where that never was, nothing is known, and nothing must
-        be removed for it.
-        """
-        for name, backend in self._backends.items() if not self._missing() else ():
-            try:
-                self._evidence[name] = backend.drops_forwarding()
-            except MasqError as error:
-                if name not in self._evidence and self._probes[name].usable:
-                    self._unread = error
-        return {name: what for name, what in self._evidence.items() if what and self._probes[name].usable}
-
-    def randomises(self, backend: BackendName) -> bool:
-        """Whether the backend masquerades to fully random ports here."""
-        return self.probes()[backend].random_fully
-
     def _wanted(self, desired_state: DesiredState, assignment: Assignment) -> tuple[Target, ...]:
         """The backends that shall hold something, and what."""
-        if self._targets is None or self._targets[:2] != (desired_state, assignment):
-            self._targets = (
-                desired_state,
-                assignment,
-                tuple(self._target(desired_state, name, groups) for name, groups in assignment.items()),
-            )
-        return self._targets[2]
+        targets = self._kept(desired_state, assignment)
+        if targets is None:
+            targets = tuple(self._target(desired_state, name, groups) for name, groups in assignment.items())
+            self._targets = (desired_state, assignment, targets)
+        return targets
 
     def _target(self, desired_state: DesiredState, name: BackendName, groups: frozenset[Group]) -> Target:
         desired = policy.desired(
@@ -328,7 +254,7 @@ class Reconciler:
             desired_state.leases,
             self.family,
             groups,
-            random_fully=self.randomises(name),
+            random_fully=self.selector.randomises(name),
             exceptions=desired_state.exceptions,
         )
         return Target(self._backends[name], desired, self._backends[name].wanted(desired))
@@ -336,7 +262,7 @@ class Reconciler:
     def _unwanted(self, assignment: Collection[BackendName], *, usable: bool = True) -> Iterator[Target]:
         """The other backends, those that can be used or those that cannot: nothing of ours shall be in them."""
         for name, backend in self._backends.items():
-            if name not in assignment and self._probes[name].usable is usable:
+            if name not in assignment and self.selector.probe(name).usable is usable:
                 yield Target(backend, Desired(self.family), ())
 
     def _compare(self, target: Target, groups: tuple[Group, ...]) -> tuple[Observation, tuple[Change, ...]]:
@@ -364,7 +290,9 @@ class Reconciler:
     def _converge_one(self, target: Target) -> tuple[Repair, ...]:
         """Observe, plan, apply, verify; none where nothing was to do."""
         started = self._clock()
-        groups = tuple(Group) if self._thorough or not target.wanted else tuple(g.group for g in target.desired.groups)
+        groups = tuple(group.group for group in target.desired.groups)
+        if self.selector.unsettled or not target.wanted:
+            groups = tuple(Group)
         looked_at = target.backend.generation()
         observed, changes = self._compare(target, groups)
         drift = self._held.get(target.backend.name) == target
@@ -449,8 +377,3 @@ class Reconciler:
             self._store.remember(target.backend.name, self.family, verified_state)
         else:
             self._store.forget(target.backend.name, self.family)
-
-
-def _assignment(choices: Mapping[Group, Choice]) -> Assignment:
-    names = dict.fromkeys(chosen.backend for chosen in choices.values())
-    return {name: frozenset(group for group, chosen in choices.items() if chosen.backend == name) for name in names}

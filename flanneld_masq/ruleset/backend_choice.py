@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 from flanneld_masq.errors import BackendUnavailable, ConfigError, PluginError
-from flanneld_masq.model import AUTO, SLOTS, BackendName, Family, Group, Probe, Settings
+from flanneld_masq.model import AUTO, SLOTS, BackendName, Group, Probe, Settings
 
 NFT = BackendName("nft")
 
@@ -24,24 +24,26 @@ class Choice:
 
 def choose(
     settings: Settings,
-    probes: Mapping[BackendName, Probe],
+    names: Collection[BackendName],
+    probe: Callable[[BackendName], Probe],
     *,
     flannel_uses_nftables: bool = False,
     drops: Mapping[BackendName, str] = MappingProxyType({}),
 ) -> dict[Group, Choice]:
-    """The backend of each group. `probes` are in the order of preference; `drops` says of backends what drops
-    forwarded packets there, for an accept elsewhere cannot save them.
+    """Return the backend of each group.
 
-    Raises ConfigError for a name that no plugin offers, BackendUnavailable where the one asked for, or
-    all, cannot be used.
+    `names` are the backends in the order of preference. `probe` is called only for those that the choice depends on,
+    because a probe may start programs. `drops` maps a backend to what drops forwarded packets there: an accept rule
+    elsewhere cannot save them. Raise BackendUnavailable if the backend that the settings name, or every one, cannot
+    be used.
     """
-    masquerade = _masquerade(settings, probes, flannel_uses_nftables)
+    masquerade = _masquerade(settings, names, probe, flannel_uses_nftables)
     forward = Choice(masquerade.backend, "goes with the masquerade group")
     if settings.forward.backend != AUTO and settings.forward.enabled:
-        forward = _named(settings.forward.backend, "forward.backend", probes)
+        forward = _named(settings.forward.backend, "forward.backend", names, probe)
     elif masquerade.backend not in drops:
-        found = next((name for name in drops if name in probes and probes[name].usable), None)
-        forward = Choice(found, drops[found]) if found else forward
+        dropping = next((name for name in drops if name in names and probe(name).usable), None)
+        forward = Choice(dropping, drops[dropping]) if dropping else forward
     return {Group.MASQUERADE: masquerade, Group.FORWARD: forward}
 
 
@@ -68,35 +70,36 @@ def flannel_uses_nftables(net_conf: Path) -> bool:
     return isinstance(content, dict) and content.get("EnableNFTables") is True
 
 
-def missing_family(root: Path, family: Family) -> str:
-    """Why this kernel cannot carry the family at all; empty where it can."""
-    if (root / family.data.proc).exists():
-        return ""
-    return f"the kernel runs without {family} (/{family.data.proc} is missing)"
-
-
-def _masquerade(settings: Settings, probes: Mapping[BackendName, Probe], flannel_uses_nftables: bool) -> Choice:
+def _masquerade(
+    settings: Settings,
+    names: Collection[BackendName],
+    probe: Callable[[BackendName], Probe],
+    flannel_uses_nftables: bool,
+) -> Choice:
     if settings.backend != AUTO:
-        return _named(settings.backend, "backend", probes)
+        return _named(settings.backend, "backend", names, probe)
     if flannel_uses_nftables:
-        return Choice(_usable(NFT, probes), f"{settings.net_conf} says EnableNFTables")
+        return Choice(_usable(NFT, names, probe), f"{settings.net_conf} says EnableNFTables")
     passed: list[str] = []
-    for name, probe in probes.items():
-        if probe.usable:
+    for name in names:
+        answer = probe(name)
+        if answer.usable:
             why = f"because {'; '.join(passed)}" if passed else "the first choice of auto"
             return Choice(name, why)
-        passed.append(f"{name} cannot be used ({probe.reason})")
+        passed.append(f"{name} cannot be used ({answer.reason})")
     raise BackendUnavailable(AUTO, "; ".join(passed) or "no plugin offers one", "see `flanneld-masq backends`")
 
 
-def _named(name: BackendName, key: str, probes: Mapping[BackendName, Probe]) -> Choice:
-    return Choice(_usable(name, probes), f'{key} = "{name}"')
+def _named(
+    name: BackendName, key: str, names: Collection[BackendName], probe: Callable[[BackendName], Probe]
+) -> Choice:
+    return Choice(_usable(name, names, probe), f'{key} = "{name}"')
 
 
-def _usable(name: BackendName, probes: Mapping[BackendName, Probe]) -> BackendName:
-    probe = probes.get(name)
-    if probe is None:
+def _usable(name: BackendName, names: Collection[BackendName], probe: Callable[[BackendName], Probe]) -> BackendName:
+    if name not in names:
         raise BackendUnavailable(name, "no plugin offers it", "see `flanneld-masq backends`")
-    if not probe.usable:
-        raise BackendUnavailable(name, probe.reason, probe.remedy)
+    answer = probe(name)
+    if not answer.usable:
+        raise BackendUnavailable(name, answer.reason, answer.remedy)
     return name

@@ -24,6 +24,7 @@ from flanneld_masq.model import Family, Network, Settings
 from flanneld_masq.plugin_loader import Plugins
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.reconcile.reconciler import OwnCommits, Reconciler
+from flanneld_masq.reconcile.selection import missing_family
 from flanneld_masq.reconcile.values import DesiredState, Repair
 from flanneld_masq.ruleset import backend_choice
 from flanneld_masq.service import journal, prometheus
@@ -250,7 +251,7 @@ class Daemon:
             family,
             backends,
             self._store,
-            missing=lambda: backend_choice.missing_family(self._root, family),
+            missing=lambda: missing_family(self._root, family),
             commits=self._commits,
         )
         return FamilyLoop(family, reconciler, self)

@@ -27,8 +27,8 @@ from flanneld_masq.inputs import config, subnet_env
 from flanneld_masq.model import BackendName, Family, Lease, Settings
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.reconcile.reconciler import Reconciler
+from flanneld_masq.reconcile.selection import missing_family
 from flanneld_masq.reconcile.values import DesiredState
-from flanneld_masq.ruleset import backend_choice
 from flanneld_masq.selftest import netns
 from flanneld_masq.selftest.netns import Netns
 from flanneld_masq.selftest.topology import Topology, batch
@@ -95,8 +95,8 @@ def no_bus_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=list(Family), ids=str)
 def family(request: pytest.FixtureRequest) -> Family:
     found: Family = request.param
-    if backend_choice.missing_family(Path("/"), found):
-        unable(backend_choice.missing_family(Path("/"), found))
+    if missing_family(Path("/"), found):
+        unable(missing_family(Path("/"), found))
     return found
 
 

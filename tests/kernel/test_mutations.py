@@ -11,7 +11,8 @@ import pytest
 from flanneld_masq.errors import MasqError
 from flanneld_masq.model import BackendName, Change, Family, Group
 from flanneld_masq.reconcile.reconciler import Reconciler
-from flanneld_masq.ruleset import backend_choice, policy
+from flanneld_masq.reconcile.selection import missing_family
+from flanneld_masq.ruleset import policy
 from flanneld_masq.state_directory import StateDirectory
 
 from .conftest import Node, at_once
@@ -117,7 +118,7 @@ def _survey(make_node: Callable[[], Node], name: BackendName, position: str = "l
             found = bench.survey(each for each in mutations if position == "last" or " jump: " in each.name)
             return [f"{family}: {failure}" for failure in found]
 
-    families = [family for family in Family if not backend_choice.missing_family(Path("/"), family)]
+    families = [family for family in Family if not missing_family(Path("/"), family)]
     results = at_once(*(partial(survey, family, make_node()) for family in families))
     return [failure for found in results for failure in found]
 

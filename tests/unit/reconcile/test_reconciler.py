@@ -328,7 +328,7 @@ class TestInterference:
         bench.reconcile(desired_state("one", "two"))
         for chain in (OURS, "two forward"):
             bench.kernel.flush(V4, chain)
-        bench.reconciler.reprobe()
+        bench.reconciler.selector.reprobe()
         bench.kernel.fail("observe", KernelError("reading", "no"))
         with pytest.raises(KernelError):
             bench.reconciler.reconcile(desired_state("one", "two"))
@@ -459,7 +459,7 @@ class TestChoice:
     def test_rules_of_a_backend_that_lost_its_tools_are_removed_if_the_kernel_does_it(self, bench: Bench) -> None:
         bench.reconcile()
         bench.kernel.probes[ONE] = Probe(False, "python3-nftables is gone", "install it")
-        bench.reconciler.reprobe()
+        bench.reconciler.selector.reprobe()
         assert bench.reconcile() == [TWO, ONE]
         assert OURS not in bench.kernel.chains(V4)
 
@@ -470,7 +470,7 @@ class TestChoice:
             bench.reconciler.reconcile(WISH)
         assert bench.reconcile() == [TWO]
         bench.kernel.append(V4, OURS, "stale")
-        bench.reconciler.reprobe()
+        bench.reconciler.selector.reprobe()
         bench.kernel.fail("replace", KernelError("writing", "no"))
         assert bench.reconciler.reconcile(WISH).repairs == ()
         assert OURS in bench.kernel.chains(V4)
@@ -479,7 +479,7 @@ class TestChoice:
         bench.reconcile()
         bench.kernel.append(V4, "two masquerade", "stale")
         assert bench.reconcile() == []
-        bench.reconciler.reprobe()
+        bench.reconciler.selector.reprobe()
         assert bench.reconcile() == [TWO]
 
     def test_backends_are_asked_once_until_reprobe(self, bench: Bench) -> None:
@@ -487,7 +487,7 @@ class TestChoice:
             bench.reconciler.reconcile(WISH)
         assert bench.calls("probe") == [ONE, TWO, THREE]
         bench.kernel.probes[ONE] = Probe(False, "gone", "bring it back")
-        bench.reconciler.reprobe()
+        bench.reconciler.selector.reprobe()
         outcome = bench.reconciler.reconcile(WISH)
         assert outcome.choices[Group.MASQUERADE].backend == TWO
         assert "one cannot be used (gone)" in outcome.choices[Group.MASQUERADE].why

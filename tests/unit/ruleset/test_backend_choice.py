@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
 from flanneld_masq.errors import BackendUnavailable, ConfigError, PluginError
-from flanneld_masq.model import AUTO, BackendName, Family, ForwardSettings, Group, Probe, Settings
+from flanneld_masq.model import AUTO, BackendName, ForwardSettings, Group, Probe, Settings
 from flanneld_masq.ruleset import backend_choice
-from flanneld_masq.ruleset.backend_choice import Choice, choose
+from flanneld_masq.ruleset.backend_choice import Choice
 
 NFT, IPTABLES, LEGACY = map(BackendName, ("nft", "iptables-nft", "iptables-legacy"))
 YES = Probe(True)
@@ -23,6 +23,10 @@ def no(reason: str, remedy: str = "") -> Probe:
 
 def wished(backend: str = AUTO, forward: str = AUTO) -> Settings:
     return Settings(backend=BackendName(backend), forward=ForwardSettings(backend=BackendName(forward)))
+
+
+def choose(settings: Settings, probes: dict[BackendName, Probe] = PROBES, **evidence: Any) -> dict[Group, Choice]:
+    return backend_choice.choose(settings, probes, probes.__getitem__, **evidence)
 
 
 def chosen(
@@ -41,6 +45,10 @@ class TestAuto:
         probes = {NFT: no("no module"), IPTABLES: no("no program"), LEGACY: YES}
         expected = "because nft cannot be used (no module); iptables-nft cannot be used (no program)"
         assert chosen(wished(), probes)[0] == Choice(LEGACY, expected)
+
+    def test_backends_behind_the_first_usable_are_not_probed(self) -> None:
+        probes = {NFT: no("no module"), IPTABLES: YES}
+        assert backend_choice.choose(wished(), PROBES, probes.__getitem__)[Group.MASQUERADE].backend == IPTABLES
 
     def test_follows_the_order_of_the_probes(self) -> None:
         assert chosen(wished(), dict(reversed(list(PROBES.items()))))[0].backend == LEGACY
@@ -102,6 +110,10 @@ class TestByName:
     @pytest.mark.parametrize("name", PROBES)
     def test_is_taken(self, name: BackendName) -> None:
         assert chosen(wished(backend=name), flannel=True)[0] == Choice(name, f'backend = "{name}"')
+
+    def test_no_other_backend_is_probed(self) -> None:
+        answer = backend_choice.choose(wished(backend=LEGACY), PROBES, {LEGACY: YES}.__getitem__)
+        assert answer[Group.MASQUERADE].backend == LEGACY
 
     def test_each_group_by_its_own(self) -> None:
         masquerade, forward = chosen(wished(backend=NFT, forward=LEGACY))
@@ -173,9 +185,3 @@ class TestNetConf:
     def test_a_directory_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="cannot be read"):
             backend_choice.flannel_uses_nftables(tmp_path)
-
-
-def test_a_kernel_without_a_family(tmp_path: Path) -> None:
-    (tmp_path / "proc/sys/net/ipv4").mkdir(parents=True)
-    assert backend_choice.missing_family(tmp_path, Family.IPV4) == ""
-    assert "runs without ipv6 (/proc/sys/net/ipv6 is missing)" in backend_choice.missing_family(tmp_path, Family.IPV6)

@@ -1,0 +1,112 @@
+"""Selects the backend of each group: probes the backends and gathers the evidence for `backend_choice`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from flanneld_masq.errors import MasqError
+from flanneld_masq.hookspecs import Backend
+from flanneld_masq.model import AUTO, BackendName, Family, Group, Probe, Settings
+from flanneld_masq.reconcile.values import Assignment, DesiredState
+from flanneld_masq.ruleset import backend_choice
+from flanneld_masq.ruleset.backend_choice import Choice
+
+
+class BackendSelector:
+    """Selects the backends of one family, for one thread. `backends` are in the order of preference.
+
+    `assignment` has the groups that each backend carries since the last pass that succeeded. `unsettled` is True
+    while backends outside the assignment may hold rules too: at the start, after `reprobe` and during a switch.
+    """
+
+    def __init__(self, family: Family, backends: Mapping[BackendName, Backend], missing: Callable[[], str]) -> None:
+        self.assignment: Assignment = {}
+        self.unsettled = True
+        self._family = family
+        self._backends = backends
+        self._missing = missing
+        self._probes: dict[BackendName, Probe] = {}
+        self._evidence: dict[BackendName, str] = {}  # the last readable answer of each `drops_forwarding`
+        self._unread: MasqError | None = None  # why a backend's evidence is missing that was never readable
+
+    def probe(self, name: BackendName) -> Probe:
+        """Return what the backend said when it was first needed since `reprobe`."""
+        probe = self._probes.get(name)
+        if probe is None:
+            probe = self._probes[name] = self._ask(name)
+        return probe
+
+    def probes(self) -> dict[BackendName, Probe]:
+        """Return the probe of every backend, in the order of preference."""
+        return {name: self.probe(name) for name in self._backends}
+
+    def reprobe(self) -> None:
+        """Forget the probes, because tools come and go. The next pass looks at all backends."""
+        self._probes.clear()
+        self.unsettled = True
+
+    def usable(self) -> tuple[Backend, ...]:
+        """Return the backends that can be used, in the order of preference."""
+        return tuple(backend for name, backend in self._backends.items() if self.probe(name).usable)
+
+    def randomises(self, name: BackendName) -> bool:
+        """Return True if the backend can masquerade to fully random ports here."""
+        return self.probe(name).random_fully
+
+    def choices(self, desired_state: DesiredState) -> Mapping[Group, Choice]:
+        """Return the backend of each group, or nothing for a family that no lease names. Raise what `choose` raises."""
+        if not any(lease.of(self._family) for lease in desired_state.leases):
+            return {}
+        return self.candidates(desired_state.settings, desired_state.flannel_uses_nftables)
+
+    def candidates(self, settings: Settings, flannel_uses_nftables: bool) -> Mapping[Group, Choice]:
+        """Return the backend that each group would get if a lease named the family. Raise what `choose` raises."""
+        self._unread = None
+        drops = self.drops() if settings.forward.enabled and settings.forward.backend == AUTO else {}
+        return backend_choice.choose(
+            settings, self._backends, self.probe, flannel_uses_nftables=flannel_uses_nftables, drops=drops
+        )
+
+    def drops(self) -> dict[BackendName, str]:
+        """Read in each usable backend what drops forwarded packets, because docker and the like come and go.
+
+        An answer that cannot be read is taken to be the last one that could. If there was none, `check_evidence`
+        raises the error.
+        """
+        for name, backend in self._backends.items() if not self._missing() else ():
+            try:
+                self._evidence[name] = backend.drops_forwarding()
+            except MasqError as error:
+                if name not in self._evidence and self.probe(name).usable:
+                    self._unread = error
+        return {name: evidence for name, evidence in self._evidence.items() if evidence and self.probe(name).usable}
+
+    def check_evidence(self) -> None:
+        """Raise the error that left the last choice without evidence: no rule may be removed because of it."""
+        if self._unread is not None:
+            raise self._unread
+
+    def adopt(self, assignment: Assignment) -> None:
+        """Note that a pass has brought all backends to this assignment."""
+        self.assignment = assignment
+        self.unsettled = False
+
+    def _ask(self, name: BackendName) -> Probe:
+        missing = self._missing()
+        if missing:
+            return Probe(False, missing, "boot a kernel with it, or leave the family out of the subnet file")
+        return self._backends[name].probe()
+
+
+def assignment_of(choices: Mapping[Group, Choice]) -> Assignment:
+    """Return the groups of each backend that the choices name."""
+    names = dict.fromkeys(choice.backend for choice in choices.values())
+    return {name: frozenset(group for group, choice in choices.items() if choice.backend == name) for name in names}
+
+
+def missing_family(root: Path, family: Family) -> str:
+    """Return why the kernel cannot carry the family at all; empty if it can."""
+    if (root / family.data.proc).exists():
+        return ""
+    return f"the kernel runs without {family} (/{family.data.proc} is missing)"
