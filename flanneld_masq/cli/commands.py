@@ -21,6 +21,7 @@ from flanneld_masq.model import Change, ChangeKind, Family, Group, Lease, Packet
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.reconcile.selection import missing_family
+from flanneld_masq.reconcile.survey import remove_flannel_rules
 from flanneld_masq.reconcile.values import DesiredState, Repair, describe
 from flanneld_masq.ruleset import backend_choice, diff, policy
 from flanneld_masq.service import journal
@@ -185,7 +186,7 @@ def _remove_flannel_rules(session: Session) -> tuple[list[Repair], list[MasqErro
     except MasqError as error:
         print(f"flanneld-masq: rules of old flannel releases are not looked for: {error}", file=sys.stderr)
         leases = ()
-    found, errors = _each(session, lambda each: (each.family, each.remove_flannel_rules(leases)))
+    found, errors = _each(session, lambda each: (each.family, remove_flannel_rules(each.selector.usable(), leases)))
     repairs = [
         Repair(Plan(family, name, tuple(Change(ChangeKind.FLANNEL, item.place, found=item.text) for item in items)), 0)
         for family, removed in found

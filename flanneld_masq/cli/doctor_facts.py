@@ -14,6 +14,7 @@ from flanneld_masq.inputs.leases import Leases
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.model import Family, Network, Settings
 from flanneld_masq.reconcile.reconciler import Reconciler
+from flanneld_masq.reconcile.survey import survey_backends
 from flanneld_masq.reconcile.values import DesiredState, describe
 from flanneld_masq.ruleset import backend_choice
 from flanneld_masq.state_directory import StateDirectory
@@ -61,7 +62,8 @@ def _family(reconciler: Reconciler, desired_state: DesiredState, root: Path) -> 
         try:
             changes = [change for plan in reconciler.plan(desired_state) for change in plan.changes]
             differs = describe(tuple(changes))
-            surveys = {backend.name: survey for backend, survey in reconciler.survey(desired_state.leases)}
+            surveyed = survey_backends(reconciler.selector.usable(), desired_state.leases)
+            surveys = {backend.name: survey for backend, survey in surveyed}
         except MasqError as error:
             differs = f"that cannot be told: {error}"
     return FamilyFacts(

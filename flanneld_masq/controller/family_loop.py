@@ -23,6 +23,7 @@ from flanneld_masq.hookspecs import Event
 from flanneld_masq.kernel.ruleset_events import Transaction
 from flanneld_masq.model import BackendName, Family, Settings
 from flanneld_masq.reconcile.reconciler import Reconciler
+from flanneld_masq.reconcile.survey import remove_flannel_rules, survey_backends
 from flanneld_masq.reconcile.values import DesiredState, Outcome, Removed, Repair, Surveys, describe
 from flanneld_masq.service import journal
 
@@ -195,26 +196,29 @@ class FamilyLoop:
         if not before:
             return False
         try:
-            self._seen = self._reconciler.fingerprint_again(before)
+            self._seen = self._reconciler.detector.fingerprint_again(before)
         except MasqError:
             return False  # a pass meets the same error, and reports it
         if self._seen == before:
             self._suspects.harmless()
             return True
-        self._suspects.broke(self._reconciler.generation())
+        self._suspects.broke(self._reconciler.detector.generation())
         return False
 
     def _is_over(self) -> bool:
         """Whether what was heard was our own commits, or is of no concern, or seen by the pass before. Then it is
         forgotten."""
-        if all(self._reconciler.made(found.generation) for found in self._suspects.heard):
+        if all(self._reconciler.detector.made(found.generation) for found in self._suspects.heard):
             self._suspects.heard.clear()
             return True
         return self._no_concern()
 
     def _is_ours(self, transaction: Transaction) -> bool:
         """Made by a reconciler of this process, in a write that ended well or in one that did not."""
-        return self._reconciler.made(transaction.generation) or Path(f"/proc/self/task/{transaction.pid}").exists()
+        return (
+            self._reconciler.detector.made(transaction.generation)
+            or Path(f"/proc/self/task/{transaction.pid}").exists()
+        )
 
     async def run(self) -> None:
         while True:
@@ -322,7 +326,7 @@ class FamilyLoop:
         self._passing = True
         try:
             outcome = await self._worker.call(lambda: self._reconcile(desired_state, reprobe))
-            polls = self._reconciler.polls()
+            polls = self._reconciler.detector.polls()
         except MasqError as error:
             self._failed(error, self._because(reasons))
         except Exception as error:  # the top of the loop: a bug must not take the daemon down, nor be hidden
@@ -344,7 +348,7 @@ class FamilyLoop:
     def _poll(self) -> None:
         """Look at what has no events: cheap, and a full look only if it moved. Never while a pass runs."""
         try:
-            moved = self._reconciler.poll()
+            moved = self._reconciler.detector.poll()
         except MasqError:
             moved = True  # the pass that follows meets the same error, and reports it
         if moved:
@@ -390,8 +394,9 @@ class FamilyLoop:
         self._owner.publish()
 
     def _survey(self, desired_state: DesiredState, take_over: bool) -> tuple[Removed, Surveys]:
-        removed = self._reconciler.remove_flannel_rules(desired_state.leases) if take_over else ()
-        return removed, self._reconciler.survey(desired_state.leases)
+        usable = self._reconciler.selector.usable()
+        removed = remove_flannel_rules(usable, desired_state.leases) if take_over else ()
+        return removed, survey_backends(usable, desired_state.leases)
 
     def _because(self, reasons: list[str]) -> str:
         again = _RETRY if self._failures else RESYNC

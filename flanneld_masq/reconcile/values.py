@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Optional
 
 from flanneld_masq.hookspecs import Backend
 from flanneld_masq.model import (
@@ -23,6 +24,7 @@ from flanneld_masq.model import (
 from flanneld_masq.ruleset.backend_choice import Choice
 
 Assignment = Mapping[BackendName, frozenset[Group]]  # the groups that each backend in use carries
+Fingerprint = tuple[Optional[bytes], ...]  # one for each backend, in order; None for one without events
 Surveys = tuple[tuple[Backend, Survey], ...]
 Removed = tuple[tuple[BackendName, tuple[Item, ...]], ...]
 
@@ -74,7 +76,7 @@ class Outcome:
     repairs: tuple[Repair, ...]
     rules: Mapping[Group, int]
     generation: int | None = None
-    fingerprint: tuple[bytes | None, ...] = ()
+    fingerprint: Fingerprint = ()
 
 
 def describe(changes: tuple[Change, ...], limit: int = 2) -> str:

@@ -23,9 +23,10 @@ from flanneld_masq.kernel.ruleset_events import RulesetEvents
 from flanneld_masq.model import Family, Network, Settings
 from flanneld_masq.plugin_loader import Plugins
 from flanneld_masq.process import ProcessRunner
-from flanneld_masq.reconcile.reconciler import OwnCommits, Reconciler
+from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.reconcile.selection import missing_family
 from flanneld_masq.reconcile.values import DesiredState, Repair
+from flanneld_masq.reconcile.writer import OwnCommits
 from flanneld_masq.ruleset import backend_choice
 from flanneld_masq.service import journal, prometheus
 from flanneld_masq.service.sd_notify import Notifier, Watchdog

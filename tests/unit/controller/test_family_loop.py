@@ -31,6 +31,7 @@ from flanneld_masq.model import (
     Settings,
 )
 from flanneld_masq.process import ProcessRunner
+from flanneld_masq.reconcile.change_detector import ChangeDetector
 from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.reconcile.values import DesiredState, Outcome
 from flanneld_masq.service.daemon import Daemon
@@ -214,7 +215,7 @@ def test_what_comes_behind_the_back_of_a_first_pass_or_of_the_one_that_ends_a_fa
     play: Play, kernel: MemoryKernel, monkeypatch: pytest.MonkeyPatch, failures: int
 ) -> None:
     kernel.fail("observe", *(KernelError("reading", "no"),) * failures)
-    last_look = Reconciler._first_fingerprint
+    last_look = ChangeDetector.fingerprint_at
 
     async def scene(stage: Stage) -> None:
         here = asyncio.get_running_loop()
@@ -222,14 +223,14 @@ def test_what_comes_behind_the_back_of_a_first_pass_or_of_the_one_that_ends_a_fa
         async def hear() -> None:
             commits(stage, "nft")
 
-        def look(reconciler: Reconciler) -> tuple[bytes | None, ...]:
+        def look(detector: ChangeDetector, generation: int | None) -> tuple[bytes | None, ...]:
             """All has been looked at, and the event comes before the pass is over."""
-            monkeypatch.setattr(Reconciler, "_first_fingerprint", last_look)
+            monkeypatch.setattr(ChangeDetector, "fingerprint_at", last_look)
             kernel.flush(V4, OURS)
             asyncio.run_coroutine_threadsafe(hear(), here).result(DEADLINE)
-            return last_look(reconciler)
+            return last_look(detector, generation)
 
-        monkeypatch.setattr(Reconciler, "_first_fingerprint", look)
+        monkeypatch.setattr(ChangeDetector, "fingerprint_at", look)
         await until(lambda: "drift-repaired" in stage.owner.kinds())
         assert kernel.chain(V4, OURS)
         assert stage.owner.last("drift-repaired").culprit == "nft"
@@ -510,18 +511,18 @@ def test_what_was_of_no_concern_is_held_against_nobody_later(
     async def scene(stage: Stage) -> None:
         await at_rest(stage)
         here = asyncio.get_running_loop()
-        last_look = Reconciler._first_fingerprint
+        last_look = ChangeDetector.fingerprint_at
 
         async def hear() -> None:
             stage.loop.ruleset_changed([Transaction(kernel.generation + 1, 4_000_000, "kube-proxy")], False)
 
-        def look(reconciler: Reconciler) -> tuple[bytes | None, ...]:
-            monkeypatch.setattr(Reconciler, "_first_fingerprint", last_look)
-            seen = last_look(reconciler)
+        def look(detector: ChangeDetector, generation: int | None) -> tuple[bytes | None, ...]:
+            monkeypatch.setattr(ChangeDetector, "fingerprint_at", last_look)
+            seen = last_look(detector, generation)
             asyncio.run_coroutine_threadsafe(hear(), here).result(DEADLINE)
             return seen
 
-        monkeypatch.setattr(Reconciler, "_first_fingerprint", look)
+        monkeypatch.setattr(ChangeDetector, "fingerprint_at", look)
         await asyncio.wait_for(stage.loop.look("test"), DEADLINE)
         await until(lambda: not stage.loop._dirty.up and not stage.loop._suspects.heard)
         kernel.append(V4, "elsewhere", "rule")
@@ -583,12 +584,12 @@ def test_a_kernel_that_cannot_be_polled_is_a_failure_as_any_other(play: Play, mo
         await until(lambda: stage.loop.state == "synced")
         failing = [KernelError("polling", "no")]
 
-        def polls(reconciler: Reconciler) -> bool:
+        def polls(detector: ChangeDetector) -> bool:
             if failing:
                 raise failing.pop()
             return False
 
-        monkeypatch.setattr(Reconciler, "polls", polls)
+        monkeypatch.setattr(ChangeDetector, "polls", polls)
         with pytest.raises(KernelError, match="polling"):
             await asyncio.wait_for(stage.loop.look("test"), DEADLINE)
         assert (await asyncio.wait_for(stage.loop.look("test"), DEADLINE)).choices

@@ -29,8 +29,9 @@ from flanneld_masq.model import (
     Settings,
 )
 from flanneld_masq.process import ProcessRunner
-from flanneld_masq.reconcile.reconciler import OwnCommits, Reconciler
+from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.reconcile.values import DesiredState
+from flanneld_masq.reconcile.writer import OwnCommits
 from flanneld_masq.state_directory import StateDirectory
 from flanneld_masq.testing import MemoryKernel, memory_backend_type
 from flanneld_masq.testing.fake_backend import Chains

@@ -30,8 +30,10 @@ from flanneld_masq.model import (
     Survey,
 )
 from flanneld_masq.process import ProcessRunner
-from flanneld_masq.reconcile.reconciler import WRITE_TRIES, OwnCommits, Reconciler
+from flanneld_masq.reconcile.reconciler import Reconciler
+from flanneld_masq.reconcile.survey import remove_flannel_rules, survey_backends
 from flanneld_masq.reconcile.values import DesiredState, describe
+from flanneld_masq.reconcile.writer import WRITE_TRIES, OwnCommits
 from flanneld_masq.state_directory import StateDirectory
 from flanneld_masq.testing import MemoryBackend, MemoryKernel, memory_backend_type
 from flanneld_masq.testing.fake_backend import FLANNEL_COMMENT
@@ -572,15 +574,15 @@ class TestLookingLess:
             outcome = bench.reconciler.reconcile(WISH)
             assert outcome.generation == bench.kernel.generation
             assert len(outcome.fingerprint) == 3
-            assert outcome.fingerprint == bench.reconciler.fingerprint()
+            assert outcome.fingerprint == bench.reconciler.detector.fingerprint()
 
     @pytest.mark.parametrize("chain", [OURS, "one forward", "postrouting", "forward"])
     def test_a_glance_changes_with_whatever_is_ours(self, chain: str, bench: Bench) -> None:
         seen = bench.reconciler.reconcile(WISH).fingerprint
         bench.kernel.append(V4, "elsewhere", "rule")
-        assert bench.reconciler.fingerprint() == seen
+        assert bench.reconciler.detector.fingerprint() == seen
         bench.kernel.flush(V4, chain)
-        assert bench.reconciler.fingerprint() != seen
+        assert bench.reconciler.detector.fingerprint() != seen
 
     def test_a_pass_that_was_disturbed_knows_no_glance(self, bench: Bench) -> None:
         bench.kernel.interfere = lambda: bench.kernel.append(V4, "elsewhere", "rule")
@@ -606,19 +608,19 @@ class TestLookingLess:
 
     def test_without_a_generation_there_is_no_glance_but_a_poll(self, tmp_path: Path) -> None:
         bench = Bench(tmp_path / "state", counted=False)
-        assert not bench.reconciler.polls(), "no backend is in use yet"
+        assert not bench.reconciler.detector.polls(), "no backend is in use yet"
         outcome = bench.reconciler.reconcile(WISH)
         assert (outcome.generation, outcome.fingerprint) == (None, ())
-        assert bench.reconciler.polls()
-        assert not bench.reconciler.poll()
+        assert bench.reconciler.detector.polls()
+        assert not bench.reconciler.detector.poll()
         bench.kernel.flush(V4, OURS)
-        assert bench.reconciler.poll()
+        assert bench.reconciler.detector.poll()
 
     def test_with_a_generation_there_is_no_poll(self, bench: Bench) -> None:
         bench.reconcile()
-        assert not bench.reconciler.polls()
+        assert not bench.reconciler.detector.polls()
         bench.kernel.flush(V4, OURS)
-        assert not bench.reconciler.poll()
+        assert not bench.reconciler.detector.poll()
 
     def test_what_drops_is_asked_only_where_it_matters(self, bench: Bench) -> None:
         bench.reconcile()
@@ -632,7 +634,7 @@ class TestLookingLess:
     def test_another_family_s_write_is_waited_for_and_then_not(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("flanneld_masq.reconcile.reconciler.COMMIT_WAIT_SECONDS", 0.01)
+        monkeypatch.setattr("flanneld_masq.reconcile.writer.COMMIT_WAIT_SECONDS", 0.01)
         with bench.commits.turn:
             assert bench.reconcile() == [ONE]
             assert bench.commits.turn.locked(), "what was not acquired is not released"
@@ -648,17 +650,19 @@ class TestFlannelsRules:
         bench.kernel.cni_masquerade[V4] = "rule CNI"
         bench.kernel.probes[THREE] = Probe(False, "gone")
         bench.reconcile()
-        found = {backend.name: survey for backend, survey in bench.reconciler.survey((LEASE,))}
+        found = {
+            backend.name: survey for backend, survey in survey_backends(bench.reconciler.selector.usable(), (LEASE,))
+        }
         assert list(found) == [ONE, TWO]
         assert [item.text for item in found[ONE].flannel] == ['masquerade comment "flannel"']
         assert found[ONE].cni_masquerade == "rule CNI"
-        ((backend, items),) = bench.reconciler.remove_flannel_rules((LEASE,))[:1]
+        ((backend, items),) = remove_flannel_rules(bench.reconciler.selector.usable(), (LEASE,))[:1]
         assert (backend, items) == (ONE, found[ONE].flannel)
         assert bench.kernel.chains(V4)["postrouting"][0] == "somebody"
-        assert bench.reconciler.remove_flannel_rules((LEASE,)) == ()
+        assert remove_flannel_rules(bench.reconciler.selector.usable(), (LEASE,)) == ()
         assert bench.in_sync()
 
-    def test_the_family_s_lease_says_what_they_look_like(self, tmp_path: Path) -> None:
+    def test_the_family_s_lease_says_what_they_look_like(self) -> None:
         asked = []
 
         class Asked(MemoryBackend):
@@ -666,9 +670,9 @@ class TestFlannelsRules:
                 asked.append(leases)
                 return super().survey(leases)
 
-        reconciler = Reconciler(V4, {ONE: Asked(ONE, V4, MemoryKernel())}, StateDirectory(tmp_path))
+        backends = [Asked(ONE, V4, MemoryKernel())]
         for leases in ((), (replace(LEASE, ipv4=None),), (LEASE, replace(LEASE, ipv4=None), LEASE)):
-            reconciler.survey(leases)
+            survey_backends(backends, leases)
         assert asked == [(), (), (LEASE.ipv4, LEASE.ipv4)]
 
 

@@ -1,0 +1,159 @@
+"""Brings one backend to its target: observe, compare, replace, read back, remember."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+from flanneld_masq.errors import RulesetError
+from flanneld_masq.kernel.nfnetlink import following, is_after
+from flanneld_masq.model import BackendName, Change, ChangeKind, Family, Group, Observation, Plan
+from flanneld_masq.reconcile.values import Repair, Target
+from flanneld_masq.ruleset import diff
+from flanneld_masq.state_directory import StateDirectory
+
+WRITE_TRIES = 4
+COMMIT_WAIT_SECONDS = 0.1
+REMEMBERED_COMMITS = 256  # a commit is remembered while its event may be on its way
+
+
+class OwnCommits:
+    """The commits of all reconcilers of one process, so that none takes the commit of another one for drift.
+
+    A reconciler holds the lock `turn` while it writes and reads back.
+    """
+
+    def __init__(self) -> None:
+        self.turn = threading.Lock()
+        self._generations: tuple[int, ...] = ()  # replaced as a whole: another thread may read it
+
+    def note(self, before: int, transactions: int) -> None:
+        """Remember the generations that this number of transactions made after the generation `before`."""
+        made = (following(before, number) for number in range(1, transactions + 1))
+        self._generations = (*self._generations[-REMEMBERED_COMMITS:], *made)
+
+    def __contains__(self, generation: int) -> bool:
+        return generation in self._generations
+
+    def made_all(self, since: int | None, until: int | None) -> bool:
+        """Return True if these reconcilers made every commit after `since` up to `until`, or if nothing counts them."""
+        if since is None or until is None:
+            return True
+        count = (until - since) & 0xFFFFFFFF
+        return count <= REMEMBERED_COMMITS and all(following(since, n) in self for n in range(1, count + 1))
+
+    @contextlib.contextmanager
+    def own_turn(self) -> Iterator[None]:
+        """Wait for the write of another family, but not for one that hangs: at worst the rules are written twice."""
+        acquired = self.turn.acquire(timeout=COMMIT_WAIT_SECONDS)
+        try:
+            yield
+        finally:
+            if acquired:
+                self.turn.release()
+
+
+class Writer:
+    """Writes the rules of one family, for one thread. The caller holds the family's lock in the state directory.
+
+    `verified` is the last generation in which everything that the pass has read so far is right; None if nothing was
+    read yet or the kernel counts no generations.
+    """
+
+    def __init__(self, family: Family, store: StateDirectory, commits: OwnCommits, clock: Callable[[], float]) -> None:
+        self.verified: int | None = None
+        self._family = family
+        self._store = store
+        self._commits = commits
+        self._clock = clock
+        self._held: dict[BackendName, Target] = {}  # the target that each backend last met
+
+    def converge(self, target: Target, *, all_groups: bool) -> Repair | None:
+        """Make the backend hold its target, and return what that changed; None if it held it already.
+
+        Look for leftovers of `all_groups`, or only at the groups of the target; a target without rules means all.
+        Raise MasqError if the kernel, a tool or a plugin refuses.
+        """
+        started = self._clock()
+        groups = tuple(group.group for group in target.desired.groups)
+        if all_groups or not target.wanted:
+            groups = tuple(Group)
+        seen_at = target.backend.generation()
+        observed, changes = self.compare(target, groups)
+        drift = self._held.get(target.backend.name) == target
+        if not changes:
+            self.confirm(seen_at)
+            self._held[target.backend.name] = target
+            return None
+        found_at = target.backend.generation()
+        self._write(target, groups, seen_at, observed, changes)
+        self._held[target.backend.name] = target
+        duration_us = round((self._clock() - started) * 1_000_000)
+        return Repair(Plan(self._family, target.backend.name, changes), duration_us, found_at, drift)
+
+    def compare(self, target: Target, groups: tuple[Group, ...]) -> tuple[Observation, tuple[Change, ...]]:
+        """Read the groups and return what is there and what must change. Raise RulesetError at an obstacle."""
+        observed = target.backend.observe(groups)
+        return observed, self._differences(target, observed)
+
+    def confirm(self, generation: int | None, afterwards: int | None = None) -> None:
+        """Note that a backend is right in `generation`, and still in `afterwards` if only this process committed."""
+        if generation is None:
+            return
+        if self.verified in (None, generation):
+            self.verified = generation if afterwards is None else afterwards
+        elif self.verified is not None and is_after(self.verified, generation):
+            self.verified = generation
+
+    def _differences(self, target: Target, observed: Observation) -> tuple[Change, ...]:
+        if target.wanted and observed.obstacle:
+            raise RulesetError(observed.obstacle)
+        verified_state = self._store.verified_state(target.backend.name, self._family)
+        return diff.differences(target.wanted, target.desired.position, verified_state, observed)
+
+    def _write(
+        self,
+        target: Target,
+        groups: tuple[Group, ...],
+        seen_at: int | None,
+        observed: Observation,
+        changes: tuple[Change, ...],
+    ) -> None:
+        """Replace what was `observed` in the generation `seen_at`, read it back and remember the read-back.
+
+        The read-back is trusted if no other program committed since the observation, or if it equals what the write
+        before left. Otherwise the next try starts from it. Some programs commit without end, so for the last try it
+        is enough that the tags are right.
+        """
+        problem = ""
+        for tries_left in reversed(range(WRITE_TRIES)):
+            with self._commits.own_turn():
+                before = target.backend.generation()
+                current = self._commits.made_all(seen_at, before)
+                transactions = target.backend.replace(target.desired, observed, changes)
+                seen_at = target.backend.generation()
+                observed = target.backend.observe(groups)
+                after = target.backend.generation()
+                unmixed = before is None or after == following(before, transactions)
+                if unmixed and before is not None:
+                    self._commits.note(before, transactions)
+            changes = self._differences(target, observed)
+            problem = diff.unmet(target.wanted, observed)
+            moved = any(change.kind is ChangeKind.MOVED for change in changes)
+            trusted = not changes or (current and unmixed and not moved)
+            if not problem and (trusted or not tries_left):
+                self._remember(target, observed)
+                self.confirm(before, after if trusted and unmixed else before)
+                return
+        raise RulesetError(
+            f"{self._family}: {target.backend.name} wrote the rules {WRITE_TRIES} times, and each time the kernel held "
+            f"something else at once: {problem}; see `flanneld-masq plan`"
+        )
+
+    def _remember(self, target: Target, observed: Observation) -> None:
+        if target.wanted:
+            verified_state = diff.verified_state_of(target.wanted, target.desired.position, observed)
+            self._store.remember(target.backend.name, self._family, verified_state)
+        else:
+            self._store.forget(target.backend.name, self._family)
