@@ -15,7 +15,7 @@ from flanneld_masq import footprint, plugin_loader
 from flanneld_masq.dbus import client
 from flanneld_masq.errors import BackendUnavailable, BusError, ConfigError, MasqError
 from flanneld_masq.hookspecs import Host
-from flanneld_masq.inputs import config, subnet_env
+from flanneld_masq.inputs import config, net_conf, subnet_env
 from flanneld_masq.inputs.leases import as_data
 from flanneld_masq.model import Change, ChangeKind, Family, Group, Lease, Packet, Plan, Settings, Verdict, family_of
 from flanneld_masq.process import ProcessRunner
@@ -65,7 +65,7 @@ class Session:
         networks, failures = self.plugins.non_masquerade_cidrs(self.settings)
         for failure in (*self.plugins.failures, *failures):
             print(f"flanneld-masq: {failure}", file=sys.stderr)
-        uses_nftables = backend_choice.flannel_uses_nftables(Path(self.settings.net_conf))
+        uses_nftables = net_conf.flannel_uses_nftables(Path(self.settings.net_conf))
         return DesiredState(self.settings, self.leases(), networks, uses_nftables)
 
     def leases(self) -> tuple[Lease, ...]:
@@ -292,7 +292,7 @@ def explain(options: argparse.Namespace) -> int:
 
 def backends(options: argparse.Namespace) -> int:
     session = Session.of(options)
-    uses_nftables = backend_choice.flannel_uses_nftables(Path(session.settings.net_conf))
+    uses_nftables = net_conf.flannel_uses_nftables(Path(session.settings.net_conf))
     found: dict[str, Any] = {}
     for reconciler in session.reconcilers():
         try:

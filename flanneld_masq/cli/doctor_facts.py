@@ -10,13 +10,13 @@ from typing import Optional
 
 from flanneld_masq.cli.doctor import Facts, FamilyFacts
 from flanneld_masq.errors import MasqError
+from flanneld_masq.inputs import net_conf
 from flanneld_masq.inputs.leases import Leases
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.model import Family, Network, Settings
 from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.reconcile.survey import survey_backends
 from flanneld_masq.reconcile.values import DesiredState, describe
-from flanneld_masq.ruleset import backend_choice
 from flanneld_masq.state_directory import StateDirectory
 
 _IPTABLES_TABLES = ("nat", "filter")
@@ -103,6 +103,6 @@ def _number(path: Path) -> Optional[int]:
 
 def _flannel_uses_nftables(settings: Settings) -> bool:
     try:
-        return backend_choice.flannel_uses_nftables(Path(settings.net_conf))
+        return net_conf.flannel_uses_nftables(Path(settings.net_conf))
     except MasqError:
         return False  # the daemon takes it so as well, and says it

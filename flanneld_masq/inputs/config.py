@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Callable
 
 from flanneld_masq.errors import ConfigError
-from flanneld_masq.inputs.subnet_env import parse_cidr, read_regular, why
+from flanneld_masq.inputs.text import parse_cidr, read_regular, why
 from flanneld_masq.model import (
     BackendName,
     ForwardSettings,

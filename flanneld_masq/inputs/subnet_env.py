@@ -7,21 +7,16 @@ wrong packets.
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from pathlib import Path
-from typing import Union
 
 from flanneld_masq.errors import SubnetFileError
+from flanneld_masq.inputs.text import Interface, parse_cidr, read_regular, shown, why
 from flanneld_masq.model import SLOTS, Family, FamilyLease, Lease, Network, family_of
 
 MAX_BYTES = 64 * 1024
-
-Interface = Union[IPv4Interface, IPv6Interface]
 
 _FAMILY_KEYS = {
     Family.IPV4: ("FLANNEL_NETWORK", "FLANNEL_SUBNET"),
@@ -97,57 +92,6 @@ def read(path: Path) -> Lease | None:
     except (OSError, ValueError) as error:
         raise SubnetFileError(str(path), 0, f"cannot be read: {why(error)}") from error
     return parse(data, str(path))
-
-
-def read_regular(path: Path, limit: int) -> tuple[bytes, os.stat_result]:
-    """A regular file of at most `limit` bytes, and the status of that very file, not of what replaced it since.
-
-    Raises OSError as `open` does, ValueError for anything that is not a file, or too large.
-    """
-    # Without O_NONBLOCK a FIFO in its place would stop the daemon until somebody writes to it.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        status = os.fstat(descriptor)
-        if stat.S_ISDIR(status.st_mode):
-            raise ValueError("is a directory, not a file")
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("is not a regular file")
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            data = file.read(limit + 1)
-    finally:
-        os.close(descriptor)
-    if len(data) > limit:
-        raise ValueError(f"is larger than {limit // 1024} KiB")
-    return data, status
-
-
-def why(error: OSError | ValueError) -> str:
-    """The reason alone: `str` of an OSError repeats number and path."""
-    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
-
-
-def parse_cidr(text: str) -> Interface:
-    """ADDRESS/LENGTH of either family, host bits kept. Raises ValueError with a reason that quotes the text.
-
-    Stricter than `ipaddress`, like Go's net.ParseCIDR: a length is a must, no netmasks, no zones.
-    """
-    address_text, slash, length = text.partition("/")
-    if not slash:
-        raise ValueError(f"{shown(text)} has no prefix length")
-    try:
-        address = ip_address(address_text)
-    except ValueError:
-        raise ValueError(f"{shown(text)} does not begin with an IP address") from None
-    if "%" in address_text:
-        raise ValueError(f"{shown(text)} names a zone, which a network cannot have")
-    if not re.fullmatch("[0-9]{1,3}", length) or int(length) > address.max_prefixlen:
-        raise ValueError(f"{shown(text)} has a prefix length that is not a number from 0 to {address.max_prefixlen}")
-    return ip_interface(f"{address}/{length}")
-
-
-def shown(text: str, width: int = 60) -> str:
-    """Text from outside as a message may carry it: quoted, on one line, not without end."""
-    return repr(text if len(text) <= width else text[: width - 3] + "...")
 
 
 def _text(data: bytes) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 
 from flanneld_masq.errors import BackendUnavailable, ConfigError, PluginError
@@ -57,17 +55,6 @@ def check_names(settings: Settings, names: Mapping[BackendName, object], failure
             raise ConfigError(
                 "configuration", key, f'no plugin offers a backend "{name}"; there are {accepted}{failed}'
             )
-
-
-def flannel_uses_nftables(net_conf: Path) -> bool:
-    """Whether net-conf.json says EnableNFTables. Raises ConfigError for one that cannot be read."""
-    try:
-        content = json.loads(net_conf.read_text())
-    except FileNotFoundError:
-        return False
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(str(net_conf), "", f"cannot be read as JSON: {error}") from error
-    return isinstance(content, dict) and content.get("EnableNFTables") is True
 
 
 def _masquerade(

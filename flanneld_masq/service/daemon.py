@@ -17,6 +17,7 @@ from flanneld_masq import __version__, footprint
 from flanneld_masq.controller.family_loop import RESYNC, FamilyLoop
 from flanneld_masq.errors import AlreadyRunning, ConfigError, MasqError, StateError
 from flanneld_masq.hookspecs import Event, Host
+from flanneld_masq.inputs import net_conf
 from flanneld_masq.inputs.file_watch import FileWatch
 from flanneld_masq.inputs.leases import Change, Leases, News, as_data
 from flanneld_masq.kernel.ruleset_events import RulesetEvents
@@ -349,7 +350,7 @@ class Daemon:
 
     def _read_net_conf(self) -> bool:
         try:
-            return backend_choice.flannel_uses_nftables(Path(self.settings.net_conf))
+            return net_conf.flannel_uses_nftables(Path(self.settings.net_conf))
         except ConfigError as error:
             self._say_once(Event("notice", f"{error}; taken as if it were not there"), logging.WARNING)
             return self._flannel_uses_nftables

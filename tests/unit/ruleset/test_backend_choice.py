@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -153,35 +152,3 @@ class TestNames:
         with pytest.raises(ConfigError, match=r"there are .*; plugin elsewhere failed in loading: no luck"):
             backend_choice.check_names(wished("ipfw"), PROBES, [failure])
         backend_choice.check_names(wished(), PROBES, [failure])
-
-
-class TestNetConf:
-    @pytest.mark.parametrize(
-        ("text", "expected"),
-        [
-            ('{"Network": "10.244.0.0/16", "EnableNFTables": true}', True),
-            ('{"Network": "10.244.0.0/16", "EnableNFTables": false}', False),
-            ('{"Network": "10.244.0.0/16"}', False),
-            ('{"EnableNFTables": "true"}', False),
-            ('{"EnableNFTables": 1}', False),
-            ("[]", False),
-            ("null", False),
-        ],
-    )
-    def test_what_it_says(self, text: str, expected: bool, tmp_path: Path) -> None:
-        (tmp_path / "net-conf.json").write_text(text)
-        assert backend_choice.flannel_uses_nftables(tmp_path / "net-conf.json") is expected
-
-    def test_a_missing_one_says_nothing(self, tmp_path: Path) -> None:
-        assert backend_choice.flannel_uses_nftables(tmp_path / "net-conf.json") is False
-
-    @pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[" * 100_000], ids=["empty", "cut", "binary", "deep"])
-    def test_a_bad_one_is_named(self, data: bytes, tmp_path: Path) -> None:
-        (tmp_path / "net-conf.json").write_bytes(data)
-        with pytest.raises(ConfigError, match="cannot be read as JSON") as caught:
-            backend_choice.flannel_uses_nftables(tmp_path / "net-conf.json")
-        assert caught.value.source == str(tmp_path / "net-conf.json")
-
-    def test_a_directory_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="cannot be read"):
-            backend_choice.flannel_uses_nftables(tmp_path)
