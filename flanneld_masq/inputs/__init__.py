@@ -1,1 +1,1 @@
-"""How are the files read that the daemon depends on: configuration, subnet files, net-conf.json?"""
+"""How does the daemon read its input files: configuration, subnet files, net-conf.json?"""

@@ -1,4 +1,4 @@
-"""The last good lease of each subnet file. A file that is refused or gone takes nothing away."""
+"""Keeps the last good lease of each subnet file. A file that is refused or vanishes does not end its lease."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from flanneld_masq.model import SLOTS, Family, Lease
 
 
 class Change(enum.Enum):
+    """How a subnet file differs from when it was last read."""
+
     ACCEPTED = "accepted"
     REFUSED = "refused"
     VANISHED = "vanished"
@@ -21,7 +23,7 @@ class Change(enum.Enum):
 
 @dataclass(frozen=True, **SLOTS)
 class News:
-    """Something about a file that was not so when it was last read. Each is told once."""
+    """A change of one subnet file since it was last read. Each change is reported once."""
 
     path: str
     change: Change
@@ -29,6 +31,8 @@ class News:
 
 
 class Leases:
+    """The leases of some subnet files, in the order of `paths`. `read` returns None for a file that does not exist."""
+
     def __init__(self, paths: tuple[str, ...], read: Callable[[Path], Lease | None] = subnet_env.read) -> None:
         self._read = read
         self._paths = paths
@@ -37,22 +41,22 @@ class Leases:
 
     @property
     def good(self) -> tuple[Lease, ...]:
-        """In the order of the files; none for a file that was never good."""
+        """The last good leases, in the order of the files; a file that was never good has none."""
         return tuple(self._good[path] for path in self._paths if path in self._good)
 
     @property
     def troubles(self) -> tuple[str, ...]:
-        """What is wrong with the files now."""
+        """The problems of the files now, in the order of the files."""
         return tuple(self._troubles[path] for path in self._paths if path in self._troubles)
 
     def follow(self, paths: tuple[str, ...]) -> None:
-        """Read these files from now on. The leases of others are given up."""
+        """Read these files from now on, and forget the leases of all others."""
         self._paths = paths
         self._good = {path: lease for path, lease in self._good.items() if path in paths}
-        self._troubles = {path: found for path, found in self._troubles.items() if path in paths}
+        self._troubles = {path: trouble for path, trouble in self._troubles.items() if path in paths}
 
     def refresh(self) -> tuple[News, ...]:
-        """Read all files; what is new."""
+        """Read all files; return what changed."""
         return tuple(news for path in self._paths if (news := self._refresh(path)) is not None)
 
     def _refresh(self, path: str) -> News | None:
@@ -81,17 +85,17 @@ class Leases:
 
 
 def describe(lease: Lease) -> str:
-    """One line: each family's subnet within its networks."""
-    families = [found for found in (lease.ipv4, lease.ipv6) if found is not None]
-    named = (f"subnet {found.subnet} of {', '.join(map(str, found.networks))}" for found in families)
+    """Describe a lease in one line: each family's subnet within its networks."""
+    families = [family for family in (lease.ipv4, lease.ipv6) if family is not None]
+    named = (f"subnet {family.subnet} of {', '.join(map(str, family.networks))}" for family in families)
     return f"{lease.path}: {'; '.join(named)}"
 
 
 def as_data(lease: Lease) -> dict[str, Any]:
-    """A lease for machines: addresses as strings, absent families left out."""
+    """Return a lease as data for JSON: addresses as strings, absent families left out."""
     described: dict[str, Any] = {"path": lease.path, "mtu": lease.mtu, "ipmasq": lease.ipmasq}
     for family in Family:
-        found = lease.of(family)
-        if found is not None:
-            described[str(family)] = {"networks": [str(n) for n in found.networks], "subnet": str(found.subnet)}
+        part = lease.of(family)
+        if part is not None:
+            described[str(family)] = {"networks": [str(n) for n in part.networks], "subnet": str(part.subnet)}
     return described

@@ -1,8 +1,7 @@
-"""The file that flannel writes for its node, read as a lease.
+"""Reads the file that flannel writes for its node, subnet.env, as a lease.
 
-Takes what flannel's own readers take (quotes, `export`, comments, CR, unknown keys, the last of several
-assignments), and refuses the rest with file, line and reason: a lease that was guessed would masquerade the
-wrong packets.
+Accepts what flannel's own readers accept (quotes, `export`, comments, CR, unknown keys, the last of several
+assignments). Refuses the rest with file, line and reason: a guessed lease would masquerade the wrong packets.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _FIRST_WORD = re.compile(r"(?:export[ \t]+)?(?P<word>[A-Za-z0-9_]+)")
 _QUOTED = re.compile(r"""[ \t]*(?P<quote>["'])(?P<value>.*?)(?P=quote)(?:[ \t]+#.*)?""", re.DOTALL)
 _TRAILING_COMMENT = re.compile(r"[ \t]#.*", re.DOTALL)
 
-# The words of Go's strconv.ParseBool, in which flannel writes and reads it.
+# The words that Go's strconv.ParseBool accepts: flannel writes and reads its booleans with it.
 _BOOLEANS = {
     **dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
     **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False"), False),
@@ -41,7 +40,7 @@ _BOOLEANS = {
 
 
 class _Refused(Exception):
-    """Why the file cannot be used; `parse` adds the path. `line` is 1-based, 0 for the whole file."""
+    """The reason why the file cannot be used; `parse` adds the path. `line` is 1-based, 0 for the whole file."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(reason)
@@ -51,8 +50,8 @@ class _Refused(Exception):
 
 @dataclass(frozen=True, **SLOTS)
 class _Entry:
-    """The assignment of a key that counts, as written after its `=`. Unquoted only when it is needed: what
-    stands beside an IPv6 network of ::/0 need not make sense."""
+    """The last assignment of a key, as written after its `=`. Its quotes are removed only when the value is needed:
+    the subnet beside an IPv6 network of ::/0 need not make sense."""
 
     key: str
     line: int
@@ -63,7 +62,7 @@ class _Entry:
 
     @property
     def value(self) -> str:
-        """Without quotes, trailing comment and surrounding blanks. Raises _Refused where a quote is left open."""
+        """The value without quotes, trailing comment and surrounding blanks. Raises _Refused for an open quote."""
         if self.written.lstrip(_BLANKS).startswith(('"', "'")):
             quoted = _QUOTED.fullmatch(self.written)
             if quoted is None:
@@ -73,9 +72,9 @@ class _Entry:
 
 
 def parse(data: bytes, path: str) -> Lease:
-    """The lease that the bytes of a subnet file describe; pure, `path` is for the lease and for messages.
+    """Parse the bytes of a subnet file; pure, `path` is for the lease and for messages.
 
-    Raises SubnetFileError, with the 1-based line where one line is to blame.
+    Raises SubnetFileError, with the 1-based number of the line if one line is wrong.
     """
     try:
         return _lease(_entries(_text(data)), path)
@@ -84,7 +83,7 @@ def parse(data: bytes, path: str) -> Lease:
 
 
 def read(path: Path) -> Lease | None:
-    """The lease in a file of at most 64 KiB; None where there is no file. Raises SubnetFileError."""
+    """Read a file of at most 64 KiB; return None if there is no file. Raises SubnetFileError."""
     try:
         data = read_regular(path, MAX_BYTES)[0]
     except FileNotFoundError:
@@ -110,7 +109,7 @@ def _text(data: bytes) -> str:
 
 def _entries(text: str) -> Mapping[str, _Entry]:
     entries = {}
-    # Not splitlines(), which also breaks lines where neither flannel nor an editor counts one.
+    # Not splitlines(): it also breaks lines at characters that neither flannel nor an editor takes for a line end.
     for number, raw in enumerate(text.split("\n"), start=1):
         line = raw.strip(_BLANKS)
         if not line or line.startswith("#"):
@@ -144,7 +143,7 @@ def _family(family: Family, entries: Mapping[str, _Entry]) -> FamilyLease | None
     interfaces = _interfaces(family, network)
     if network is not None and _says_no_ipv6(interfaces):
         return None
-    networks = tuple(dict.fromkeys(_checked_network(network, found) for found in interfaces)) if network else ()
+    networks = tuple(dict.fromkeys(_checked_network(network, interface) for interface in interfaces)) if network else ()
     subnet = entries.get(subnet_key)
     own = _interfaces(family, subnet)
     if networks and not own:
@@ -159,7 +158,7 @@ def _line(entry: _Entry | None) -> int:
 
 
 def _interfaces(family: Family, entry: _Entry | None) -> tuple[Interface, ...]:
-    """What a key names; nothing where it is absent, or an IPv6 one is empty, which is how 'no IPv6' is written."""
+    """Return the networks that a key lists; none if it is absent, or is an IPv6 key and empty ('no IPv6')."""
     if entry is None or (family is Family.IPV6 and not entry.value):
         return ()
     return tuple(_interface(family, entry, item.strip(_BLANKS)) for item in entry.value.split(","))
@@ -178,7 +177,7 @@ def _interface(family: Family, entry: _Entry, text: str) -> Interface:
 
 
 def _says_no_ipv6(interfaces: tuple[Interface, ...]) -> bool:
-    """k3s writes ::/0 for 'no IPv6'; the same among other networks is an error, as 0.0.0.0/0 is."""
+    """Return True for ::/0 alone, k3s's 'no IPv6'. Among other networks it is an error, like 0.0.0.0/0."""
     return bool(interfaces) and all(str(interface) == "::/0" for interface in interfaces)
 
 
@@ -209,7 +208,7 @@ def _mtu(entries: Mapping[str, _Entry]) -> int | None:
     entry = entries.get(_MTU)
     if entry is None:
         return None
-    # 32 bits and no more sense than that, as in flannel's CNI plugin: no rule depends on it.
+    # Any 32-bit number, as in flannel's CNI plugin: no rule depends on it.
     if not re.fullmatch("[0-9]{1,10}", entry.value) or int(entry.value) >= 2**32:
         raise entry.refused(f"{shown(entry.value)} is not a number of bytes")
     return int(entry.value)
