@@ -76,17 +76,21 @@ class FileWatch:
     def _schedule(self, directory: Directory) -> bool:
         try:
             watch = self._observer.schedule(_Handler(directory, self._changed), directory.path)
-        except (FileNotFoundError, NotADirectoryError):
-            return False  # gone since it was seen; the watch on the directory above it tells
         except OSError as error:
+            self._forget(directory)
+            if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+                return False  # gone since the look-up; the watch on the directory above reports it
             self._hopeless.add(directory)  # each try may cost a file descriptor that watchdog does not close
-            with contextlib.suppress(KeyError):  # watchdog 1.0 keeps what failed, and a later try does nothing
-                self._observer.unschedule(ObservedWatch(directory.path, recursive=False))
             remedy = _REMEDIES.get(error.errno or 0, "")
             self._complain(f"{directory.path} cannot be watched: {error.strerror}{_MEANWHILE}{remedy}")
             return False
         self._watches[directory] = watch
         return True
+
+    def _forget(self, directory: Directory) -> None:
+        """Remove a watch that failed: watchdog 2.1.6 keeps it, and would then ignore the next try."""
+        with contextlib.suppress(KeyError):  # later versions do not keep it
+            self._observer.unschedule(ObservedWatch(directory.path, recursive=False))
 
 
 def directories(paths: Iterable[str]) -> frozenset[Directory]:

@@ -248,11 +248,19 @@ class TestWhatCannotBeWatched:
             watched.watch.stop()
 
     @pytest.mark.parametrize("number", [errno.ENOENT, errno.ENOTDIR])
-    def test_what_is_gone_is_not(self, number: int, file: Path, present: None, limit: list[OSError]) -> None:
+    def test_a_directory_just_gone_is_tried_again_in_silence(
+        self, number: int, file: Path, present: None, limit: list[OSError]
+    ) -> None:
         limit.append(OSError(number, "gone"))
         watched = Watched(file)
-        watched.watch.stop()
-        assert watched.throttle == []
+        try:
+            limit.clear()
+            watched.settle()
+            file.write_text("y")
+            assert watched.told(), "the next refresh tries again"
+            assert watched.throttle == []
+        finally:
+            watched.watch.stop()
 
 
 class TestDirectories:
