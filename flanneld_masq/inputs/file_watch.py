@@ -1,5 +1,6 @@
-"""Tells when a file may have changed, whether it is written, replaced by rename, or comes back with its
-directory. Watches directories, never the file itself; inotify by way of watchdog.
+"""Reports that a file may have changed: it was written, replaced by rename, or appeared with its directory.
+
+Watches directories, never the file itself, with watchdog, which uses inotify.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from watchdog.observers.api import ObservedWatch
 
 from flanneld_masq.model import SLOTS
 
-JOIN_SECONDS = 0.2  # watchdog 1.0 may take a whole second to see that it shall end; no process waits for its threads
+JOIN_SECONDS = 0.2  # watchdog 2.1.6 takes up to 1 s to stop; its threads are daemons, so the process need not wait
 _MEANWHILE = "; changes there are found at the resync only"
 _RAISE = "; raise it with sysctl, fs.inotify.{}, then `systemctl reload flanneld-masq`"
 _REMEDIES = {errno.ENOSPC: _RAISE.format("max_user_watches"), errno.EMFILE: _RAISE.format("max_user_instances")}
-_READS = frozenset({"opened", "closed_no_write"})  # our own reading must not wake us
+_READS = frozenset({"opened", "closed_no_write"})  # the daemon's own reading must not wake it
 
 
 @dataclass(frozen=True, **SLOTS)
 class Directory:
-    """A directory to watch: its device and inode, and the paths in it that are of interest, if not all."""
+    """A directory to watch: its device and inode, and the paths in it that matter; None if all do."""
 
     path: str
     identity: tuple[int, int]
@@ -34,8 +35,9 @@ class Directory:
 
 
 class FileWatch:
-    """Calls `changed` from a thread of its own. After each call `refresh` must follow: it moves the watches
-    to the directories that exist now. All methods are for one thread. `complain` gets what cannot be watched."""
+    """Calls `changed` from a thread of its own. After each call the owner must call `refresh`, which moves the watches
+    to the directories that exist now. All methods are for one thread. `complain` gets a message for each directory
+    that cannot be watched."""
 
     def __init__(self, changed: Callable[[], None], complain: Callable[[str], None]) -> None:
         self._changed = changed
@@ -50,13 +52,13 @@ class FileWatch:
         self.follow(paths)
 
     def follow(self, paths: tuple[str, ...]) -> None:
-        """Watch for these files from now on, and no others. What could not be watched is tried again."""
+        """Watch these files from now on, and no others. Directories that could not be watched are tried again."""
         self._paths = paths
         self._hopeless.clear()
         self.refresh()
 
     def refresh(self) -> None:
-        """Watch what exists now. Repeats until nothing moved, for what appears before its watch is unseen."""
+        """Watch the directories that exist now. Repeats until none is new: a watch does not report the past."""
         while self._update():
             pass
 
@@ -66,11 +68,10 @@ class FileWatch:
 
     def _update(self) -> bool:
         wanted = directories(self._paths) - self._hopeless
-        stale = [found for found in self._watches if found not in wanted]
+        stale = [directory for directory in self._watches if directory not in wanted]
         for directory in stale:
-            with contextlib.suppress(OSError):  # watchdog 1.0 has closed it itself when the directory went
-                self._observer.unschedule(self._watches.pop(directory))
-        fresh = [found for found in wanted if found not in self._watches and self._schedule(found)]
+            self._observer.unschedule(self._watches.pop(directory))
+        fresh = [directory for directory in wanted if directory not in self._watches and self._schedule(directory)]
         return bool(stale or fresh)
 
     def _schedule(self, directory: Directory) -> bool:
@@ -94,10 +95,10 @@ class FileWatch:
 
 
 def directories(paths: Iterable[str]) -> frozenset[Directory]:
-    """For each file its directory, if it exists, and the nearest one above that does.
+    """Return for each file its own directory, if that exists, and the nearest existing one above it.
 
-    In its own directory everything is of interest, for the file may be a link to what changes there; of
-    the one above only the next step on the way down is.
+    In a file's own directory every change matters, for the file may be a link to another file there. In the one above
+    only the next step on the way down matters.
     """
     whole: set[Path] = set()
     steps: dict[Path, set[str]] = {}
@@ -105,19 +106,19 @@ def directories(paths: Iterable[str]) -> frozenset[Directory]:
         below = Path(path).parent
         if below.is_dir():
             whole.add(below)
-        above = next((found for found in below.parents if found.is_dir()), None)
+        above = next((parent for parent in below.parents if parent.is_dir()), None)
         if above is not None:
             step = above / below.relative_to(above).parts[0]
             steps.setdefault(above, set()).add(str(step))
-    found = set()
+    watchable = set()
     for directory in whole | steps.keys():
         try:
             status = directory.stat()
         except OSError:
             continue
         only = None if directory in whole else frozenset(steps[directory])
-        found.add(Directory(str(directory), (status.st_dev, status.st_ino), only))
-    return frozenset(found)
+        watchable.add(Directory(str(directory), (status.st_dev, status.st_ino), only))
+    return frozenset(watchable)
 
 
 class _Handler(FileSystemEventHandler):
@@ -133,6 +134,6 @@ class _Handler(FileSystemEventHandler):
     def _concerns(self, event: FileSystemEvent) -> bool:
         only = self._directory.only
         paths = {os.fsdecode(path) for path in (event.src_path, getattr(event, "dest_path", "")) if path}
-        # whatever happens in a directory is told of itself too, as its modification
+        # inotify reports a change in a directory as a modification of the directory too
         gone = event.event_type != "modified" and self._directory.path in paths
         return only is None or gone or not paths.isdisjoint(only)
