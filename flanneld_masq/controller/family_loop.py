@@ -25,6 +25,7 @@ from flanneld_masq.model import BackendName, Family, Settings
 from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.reconcile.survey import remove_flannel_rules, survey_backends
 from flanneld_masq.reconcile.values import DesiredState, Outcome, Removed, Repair, Surveys, describe
+from flanneld_masq.ruleset.diff import diff_text
 from flanneld_masq.service import journal
 
 FIRST_RETRY_SECONDS = 0.2
@@ -486,7 +487,7 @@ class FamilyLoop:
             backend=repair.plan.backend,
             reason=reason,
             duration_us=repair.duration_us,
-            diff=journal.diff_text(repair.plan),
+            diff=diff_text(repair.plan),
             **_blame(culprits),
         )
         self.repairs += 1 if repair.drift else 0

@@ -26,6 +26,7 @@ from flanneld_masq.model import (
     VerifiedState,
 )
 
+MAX_DIFF_LINES = 200  # another program may have put any number of rules into our chains
 _CACHED = 16  # desired states; nearly each pass has the one before
 
 
@@ -105,6 +106,14 @@ def text_of(plan: Plan) -> Iterator[str]:
             yield f"- {change.found}"
         if change.wanted:
             yield f"+ {change.wanted}"
+
+
+def diff_text(plan: Plan) -> str:
+    """Return the lines of `text_of` as one text, at most MAX_DIFF_LINES of them and the number of those left out."""
+    lines = list(text_of(plan))
+    left_out = len(lines) - MAX_DIFF_LINES
+    more = [f"({left_out} more lines)"] if left_out > 0 else []
+    return "\n".join([*lines[:MAX_DIFF_LINES], *more])
 
 
 def _behind(count: int) -> str:

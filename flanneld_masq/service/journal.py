@@ -9,8 +9,6 @@ from collections.abc import Mapping
 
 from flanneld_masq.errors import MasqError
 from flanneld_masq.hookspecs import Event
-from flanneld_masq.model import Plan
-from flanneld_masq.ruleset import diff
 
 LOGGER = logging.getLogger("flanneld_masq")
 
@@ -38,7 +36,6 @@ MESSAGE_IDS: Mapping[str, str] = {
     "notice": "23969de349bf4122b9d933c3d662c987",
 }
 PREFIX = "FLANNELD_MASQ_"
-MAX_DIFF_LINES = 200  # somebody may have put any number of rules into our chains
 
 
 def emit(event: Event, level: int = logging.INFO, bug: Exception | None = None) -> None:
@@ -65,14 +62,6 @@ def failed(error: Exception) -> None:
         emit(Event("failed", str(error)), logging.ERROR)
     else:
         emit(Event("failed", f"internal error: {error!r}"), logging.ERROR, bug=error)
-
-
-def diff_text(found: Plan) -> str:
-    """The differences in a plan, for the field DIFF: a line each, and not without end."""
-    lines = list(diff.text_of(found))
-    left_out = len(lines) - MAX_DIFF_LINES
-    more = [f"({left_out} more lines)"] if left_out > 0 else []
-    return "\n".join([*lines[:MAX_DIFF_LINES], *more])
 
 
 def set_up(level: str, environ: Mapping[str, str] = os.environ) -> bool:

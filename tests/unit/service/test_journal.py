@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from flanneld_masq.hookspecs import Event
-from flanneld_masq.model import BackendName, Change, ChangeKind, Family, Plan
 from flanneld_masq.service import journal
 
 
@@ -127,19 +126,6 @@ def test_an_event_carries_its_fields(records: Records) -> None:
         "FLANNELD_MASQ_CULPRIT_UNIT": "kube-proxy.service",
         "FLANNELD_MASQ_DIFF": "@@ ipv4 nft: ip flanneld-masq @@\n# missing\n+ table ip flanneld-masq",
     }
-
-
-def test_a_diff_says_what_was_found_and_wanted() -> None:
-    changes = (Change(ChangeKind.CHANGED, "ip flanneld-masq postrouting", wanted="return", found="accept"),)
-    assert journal.diff_text(Plan(Family.IPV4, BackendName("nft"), changes)) == (
-        "@@ ipv4 nft: ip flanneld-masq postrouting @@\n# changed\n- accept\n+ return"
-    )
-
-
-def test_a_diff_has_an_end() -> None:
-    changes = tuple(Change(ChangeKind.EXTRA, "nat FLANNELD-MASQ", found=f"-j X{number}") for number in range(50_000))
-    *lines, last = journal.diff_text(Plan(Family.IPV4, BackendName("iptables-nft"), changes)).split("\n")
-    assert (len(lines), last) == (journal.MAX_DIFF_LINES, f"({100_001 - journal.MAX_DIFF_LINES} more lines)")
 
 
 def test_an_event_without_an_id_is_a_bug(records: Records) -> None:
