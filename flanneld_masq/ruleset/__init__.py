@@ -1,1 +1,1 @@
-"""Which rules are wanted, in which backend, and how do they differ from what the kernel holds? Pure."""
+"""Which rules does the node need, in which backend, and how do they differ from those in the kernel? Pure."""

@@ -1,4 +1,4 @@
-"""Which backend carries which group. Pure; the evidence comes in as values."""
+"""Chooses the backend of each group. Pure: the evidence is passed in as values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NFT = BackendName("nft")
 
 @dataclass(frozen=True, **SLOTS)
 class Choice:
-    """A backend and, for people, why it."""
+    """A backend, and the reason for it in words for people."""
 
     backend: BackendName
     why: str
@@ -46,11 +46,11 @@ def choose(
 
 
 def check_names(settings: Settings, names: Mapping[BackendName, object], failures: Sequence[PluginError] = ()) -> None:
-    """Raises ConfigError for a backend that no plugin offers. `failures` are those of the plugins: one of
-    them may be why."""
+    """Raise ConfigError for a backend that no plugin offers. `failures` are those of the plugins; the message names
+    them, for one of them may be the cause."""
     for key, name in (("backend", settings.backend), ("forward.backend", settings.forward.backend)):
         if name != AUTO and name not in names:
-            accepted = ", ".join(f'"{found}"' for found in (AUTO, *names))
+            accepted = ", ".join(f'"{offered}"' for offered in (AUTO, *names))
             failed = "".join(f"; {failure}" for failure in failures)
             raise ConfigError(
                 "configuration", key, f'no plugin offers a backend "{name}"; there are {accepted}{failed}'

@@ -1,8 +1,7 @@
-"""Desired and observed in, differences out. Pure.
+"""Compares the desired items with the observed ones and returns the differences. Pure.
 
-With a verified state observation of the same rules the comparison is exact: whatever the kernel holds otherwise
-is a difference. Without one, nothing in the kernel counts as verified, and all that is there is to be
-written anew.
+With a verified state of the same rules the comparison is exact: every deviation of the kernel is a difference.
+Without one nothing in the kernel counts as verified, and everything must be written again.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from flanneld_masq.model import (
 )
 
 MAX_DIFF_LINES = 200  # another program may have put any number of rules into our chains
-_CACHED = 16  # desired states; nearly each pass has the one before
+_CACHED = 16  # desired states; nearly every pass has the same one as the pass before
 
 
 @lru_cache(_CACHED)
 def fingerprint(wanted: tuple[Item, ...], position: Position) -> str:
-    """Equal exactly if the same rules are wanted at the same position."""
+    """Return a digest that is equal exactly if the same rules are wanted at the same position."""
     lines = [position.value, *(f"{item.kind} {item.place} {item.text}" for item in wanted)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -40,7 +39,7 @@ def fingerprint(wanted: tuple[Item, ...], position: Position) -> str:
 def differences(
     wanted: tuple[Item, ...], position: Position, verified_state: VerifiedState | None, observed: Observation
 ) -> tuple[Change, ...]:
-    """What a reconcile would change, in the order of the kernel's objects; empty where all is as wanted."""
+    """Return what a reconcile would change, in the order of the kernel's objects; empty if nothing differs."""
     if not wanted:
         return tuple(Change(ChangeKind.EXTRA, item.place, found=item.text) for item in observed.items)
     if (
@@ -53,17 +52,17 @@ def differences(
     if list(map(_identity_now, verified_state.items)) == list(map(_identity_now, observed.items)):
         return tuple(moved(position, verified_state.neighbours, observed.neighbours))
     reference = tuple(_worded(item, ours.text) for item, ours in zip(verified_state.items, wanted))
-    found = _translated(observed.items, reference)
-    return (*_changes_by(_raw, reference, found), *moved(position, verified_state.neighbours, observed.neighbours))
+    held = _translated(observed.items, reference)
+    return (*_changes_by(_raw, reference, held), *moved(position, verified_state.neighbours, observed.neighbours))
 
 
 def moved(
     position: Position, verified_state: tuple[Neighbours, ...], observed: tuple[Neighbours, ...]
 ) -> Iterator[Change]:
-    """Jumps that others changed places with.
+    """Yield the jumps of ours that no longer stand where the position asks for.
 
-    A jump that shall be first has no rule before it. One that shall be last stays behind every rule that
-    it was written behind; rules that others append later, their own old ones too, are theirs to place.
+    At position first no rule may stand before our jump. At position last our jump must stay behind every rule that it
+    was written behind; other programs may append rules later, and move their own ones behind it.
     """
     remembered = {around.place: around for around in verified_state}
     for around in observed:
@@ -73,26 +72,27 @@ def moved(
         passed = set(then.before) & set(around.after) - set(around.before)
         stayed = then.jump != 0 and then.jump == around.jump
         if position is Position.LAST and passed and not stayed:
-            found = f"our jump before {len(passed)} of the rules that it was behind"
-            yield Change(ChangeKind.MOVED, around.place, "our jump behind the rules that were there first", found)
+            now = f"our jump before {len(passed)} of the rules that it was behind"
+            yield Change(ChangeKind.MOVED, around.place, "our jump behind the rules that were there first", now)
 
 
 def unmet(wanted: tuple[Item, ...], observed: Observation) -> str:
-    """What is wrong with an observation made right after a write: empty if it has the items wanted, with
-    the tags wanted, in the order wanted."""
+    """Return what is wrong with the read-back of a write; empty if it holds the wanted items, with their tags, in
+    their order."""
     pairs = zip_longest(map(_identity, wanted), map(_identity, observed.items))
-    for index, (expected, found) in enumerate(pairs):
-        if expected != found:
-            return f"object {index + 1} should be {expected or 'none'} and is {found or 'none'}"
+    for index, (expected, actual) in enumerate(pairs):
+        if expected != actual:
+            return f"object {index + 1} should be {expected or 'none'} and is {actual or 'none'}"
     return ""
 
 
 def verified_state_of(wanted: tuple[Item, ...], position: Position, observed: Observation) -> VerifiedState:
+    """Make the verified state of an observation that was read back right after our own write."""
     return VerifiedState(fingerprint(wanted, position), observed.items, observed.neighbours)
 
 
 def text_of(plan: Plan) -> Iterator[str]:
-    """A diff for people: what the kernel holds and should not (-), what it should and does not (+)."""
+    """Yield the lines of a diff for people: what the kernel holds and should not (-), what it lacks (+)."""
     place = ""
     for change in plan.changes:
         if change.place != place:
@@ -137,13 +137,13 @@ def _tag(item: Item) -> str:
 
 
 def _unverified(wanted: tuple[Item, ...]) -> Iterator[Change]:
-    """All tags are right, but without a record of our own write that proves nothing of the rules."""
+    """Yield a change for each chain: all tags are right, but without a verified state that proves nothing."""
     heads = [item for item in wanted if item.kind is ItemKind.CHAIN] or wanted[:1]
     return (Change(ChangeKind.UNVERIFIED, item.place, item.text, item.text) for item in heads)
 
 
 def _translated(observed: tuple[Item, ...], reference: tuple[Item, ...]) -> tuple[Item, ...]:
-    """The observed items, those that are known to the byte in our own words instead of the reader's."""
+    """Return the observed items; an item whose bytes are known gets the text of the desired one."""
     words = {_raw(item): item.text for item in reference}
     return tuple(_worded(item, words.get(_raw(item), item.text)) for item in observed)
 
@@ -157,18 +157,18 @@ def _changes_by(
 ) -> Iterator[Change]:
     for place in dict.fromkeys(item.place for item in (*reference, *observed)):
         wanted = [item for item in reference if item.place == place]
-        found = [item for item in observed if item.place == place]
-        keys, found_keys = list(map(key, wanted)), list(map(key, found))
-        if keys == found_keys:
+        held = [item for item in observed if item.place == place]
+        wanted_keys, held_keys = list(map(key, wanted)), list(map(key, held))
+        if wanted_keys == held_keys:
             continue
-        matcher = SequenceMatcher(None, keys, found_keys, autojunk=False)
+        matcher = SequenceMatcher(None, wanted_keys, held_keys, autojunk=False)
         for operation, left, left_end, right, right_end in matcher.get_opcodes():
             if operation != "equal":
-                yield from _changes(wanted[left:left_end], found[right:right_end])
+                yield from _changes(wanted[left:left_end], held[right:right_end])
 
 
-def _changes(wanted: list[Item], found: list[Item]) -> Iterator[Change]:
-    for expected, actual in zip_longest(wanted, found):
+def _changes(wanted: list[Item], held: list[Item]) -> Iterator[Change]:
+    for expected, actual in zip_longest(wanted, held):
         if expected is None:
             yield Change(ChangeKind.EXTRA, actual.place, found=actual.text)
         elif actual is None:

@@ -1,4 +1,4 @@
-"""What flannel itself writes into the kernel, in each of its generations. Pure.
+"""Knows the rules that flannel itself writes into the kernel, in each of its generations. Pure.
 
 Sources: flannel's pkg/trafficmngr/iptables and nftables; before release 0.20 its network/iptables.go and
 pkg/iptables wrote flat rules into POSTROUTING and FORWARD, before 0.17 without a comment.
@@ -28,12 +28,12 @@ class FlatRule:
     dst_not: bool = False
 
     def iptables(self) -> str:
-        """The matches and the target, as iptables-save prints them."""
+        """Return the matches and the target as iptables-save prints them."""
         parts = [_iptables(letter, value, inverted) for letter, value, inverted in self._sides("-s", "-d")]
         return " ".join([*parts, "-j", self.target])
 
     def nft(self, family: Family) -> str:
-        """The same in the words of `expressions.describe`."""
+        """Return the rule as `expressions.describe` writes it."""
         sides = self._sides("saddr", "daddr")
         parts = [f"{family.data.nft} {field} {'!= ' if inverted else ''}{value}" for field, value, inverted in sides]
         return " ".join([*parts, _NFT_TARGETS[self.target]])
@@ -54,7 +54,7 @@ _NFT_TARGETS = {
 
 
 def flat_rules(group: Group, family: Family, lease: FamilyLease) -> tuple[FlatRule, ...]:
-    """The rules without a comment that old releases wrote for this lease."""
+    """Return the rules without a comment that releases before 0.17 wrote for this lease."""
     return tuple(rule for network in lease.networks for rule in _flat(group, family, network, lease.subnet))
 
 

@@ -1,10 +1,10 @@
-"""The ruleset: settings and leases in, rule objects out. Pure; `explain` and the tests ask the same objects.
+"""Makes the rules out of settings and leases. Pure; `explain` and the tests use the same rule objects.
 
-The rows are those of the design:
+The rows of the design:
 
     1  mark & mask == value                      return      kube-proxy masquerades these itself
     2  src in subnet, dst in networks            return      pod to pod
-    3  dst in subnet                             return      anybody to a local pod
+    3  dst in subnet                             return      outside, host or remote pod to a local pod
     4  src in networks, dst in an excepted range return      setting
     5  src in networks, dst link-local           return      setting
     6  src in networks, dst not multicast        masquerade  pods to the world
@@ -45,11 +45,11 @@ def desired(
     random_fully: bool = True,
     exceptions: tuple[Network, ...] = (),
 ) -> Desired:
-    """What a backend that carries `groups` shall hold for `family`."""
+    """Return what a backend that carries `groups` must hold for `family`."""
     rules = group_rules(settings, leases, family, random_fully=random_fully, exceptions=exceptions)
     return Desired(
         family,
-        tuple(found for found in rules if found.group in groups),
+        tuple(group for group in rules if group.group in groups),
         settings.masquerade.position,
     )
 
@@ -62,12 +62,12 @@ def group_rules(
     random_fully: bool = True,
     exceptions: tuple[Network, ...] = (),
 ) -> tuple[GroupRules, ...]:
-    """The rules of each group that is switched on; none for a family that no lease names.
+    """Return the rules of each enabled group; none for a family that no lease names.
 
-    `random_fully` says whether the backend can do it; `exceptions` are destinations that plugins add
-    to `non_masquerade_cidrs`.
+    `random_fully` is True if the backend supports it. `exceptions` are destinations that plugins add to
+    `non_masquerade_cidrs`.
     """
-    named = tuple(found for lease in leases if (found := lease.of(family)) is not None)
+    named = tuple(part for lease in leases if (part := lease.of(family)) is not None)
     if not named:
         return ()
     groups = []
@@ -81,7 +81,7 @@ def group_rules(
 
 
 def decide(rules: tuple[Rule, ...], packet: Packet) -> Rule | None:
-    """The first rule that matches, which is the one that decides; None where none does."""
+    """Return the first rule that matches, which decides; None if no rule does."""
     return next((rule for rule in rules if rule.matches(packet)), None)
 
 
@@ -107,7 +107,7 @@ def _masquerade(
     for subnet in subnets:
         why = f"whoever talks to a pod of this node ({subnet}) keeps the address it has"
         yield Rule("3", why, Verdict.RETURN, dst=subnet)
-    for exception in _distinct(found for found in exceptions if family_of(found) is family):
+    for exception in _distinct(network for network in exceptions if family_of(network) is family):
         for network in networks:
             why = f"{exception} is in non_masquerade_cidrs, so pods keep their address on the way there"
             yield Rule("4", why, Verdict.RETURN, src=network, dst=exception)
@@ -137,7 +137,7 @@ def _distinct(networks: Iterable[Network]) -> tuple[Network, ...]:
 
 
 def _tagged(group: Group, rules: Iterable[Rule]) -> GroupRules:
-    """Each tag hashes its rule and the tag before it, so it also says what the rules before were."""
+    """Give each rule its tag: a hash of the rule and of the tag before it, so that it covers all rules before."""
     tag = _hash("", group.value)
     jump_tag = _hash(tag, "jump")
     tagged = []
@@ -148,7 +148,7 @@ def _tagged(group: Group, rules: Iterable[Rule]) -> GroupRules:
 
 
 def _content(rule: Rule) -> str:
-    """All of a rule that reaches the kernel; its explanation does not."""
+    """Return everything of a rule that reaches the kernel; its explanation does not."""
     return f"{rule.mark} {rule.src} {rule.dst} {rule.dst_not} {rule.verdict.value} {rule.fully_random}"
 
 
