@@ -18,24 +18,7 @@ from typing import Optional
 
 from flanneld_masq.model import SLOTS, Address, Family, FamilyLease, Network
 from flanneld_masq.process import ProcessRunner
-from flanneld_masq.selftest.netns import DIRECTORY, LabError, Netns, command, enter, inside, spawn
-
-__all__ = [
-    "DIRECTORY",
-    "IPV4",
-    "IPV6",
-    "Addresses",
-    "LabError",
-    "Netns",
-    "Topology",
-    "addresses_for",
-    "command",
-    "default_addresses",
-    "enter",
-    "families",
-    "inside",
-    "spawn",
-]
+from flanneld_masq.selftest.netns import Netns
 
 # ---- who has which address
 
