@@ -14,9 +14,9 @@ from typing import Optional, TextIO
 from flanneld_masq.errors import CommandError, ConfigError
 from flanneld_masq.model import Family, Probe
 from flanneld_masq.process import ProcessRunner
-from flanneld_masq.selftest import packet_cases
+from flanneld_masq.selftest import report
 from flanneld_masq.selftest.netns import DIRECTORY, enter
-from flanneld_masq.selftest.packet_cases import Result
+from flanneld_masq.selftest.report import Result
 from flanneld_masq.selftest.scenario import Daemon, Scenario
 from flanneld_masq.selftest.topology import Addresses, Topology, default_addresses
 
@@ -35,16 +35,16 @@ def main(backends: Optional[Sequence[str]], families: Collection[Family], json_o
     results = _Selftest(addresses, run, progress).run(backends)
     if json_output:
         document = {
-            "ok": packet_cases.passed(results),
+            "ok": report.passed(results),
             "versions": versions,
-            "results": [found.document() for found in results],
+            "results": [result.document() for result in results],
         }
         print(json.dumps(document, indent=2), file=out)
     else:
         progress.line("")
-        for line in packet_cases.table(results):
+        for line in report.table(results):
             progress.line(line)
-    return 0 if packet_cases.passed(results) else 1
+    return 0 if report.passed(results) else 1
 
 
 def _versions(run: ProcessRunner) -> dict[str, str]:

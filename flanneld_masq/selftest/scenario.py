@@ -27,7 +27,8 @@ from flanneld_masq.selftest import packet_cases, packets
 from flanneld_masq.selftest.commit_log import Commits
 from flanneld_masq.selftest.fault_injection import PROGRAMS, tools
 from flanneld_masq.selftest.netns import DIRECTORY, Netns, spawn
-from flanneld_masq.selftest.packet_cases import Case, Repaired, Result, Sent
+from flanneld_masq.selftest.packet_cases import Case
+from flanneld_masq.selftest.report import Repaired, Result, Sent
 from flanneld_masq.selftest.topology import Addresses, Topology
 
 DEADLINE = 10.0  # seconds, for all that has no limit of its own

@@ -7,7 +7,8 @@ from flanneld_masq.model import Address, Family, Packet, Settings
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.selftest import packet_cases, packets
 from flanneld_masq.selftest.netns import Netns
-from flanneld_masq.selftest.packet_cases import Case, Sent
+from flanneld_masq.selftest.packet_cases import Case
+from flanneld_masq.selftest.report import Sent
 from flanneld_masq.selftest.topology import Addresses, Topology, default_addresses
 
 SUBNET_FILE = "/run/flannel/subnet.env"
