@@ -13,6 +13,7 @@ from flanneld_masq.model import SLOTS
 
 MAX_NAMED = 3
 MAX_HEARD = 1000  # transactions; of more the first are forgotten
+_INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO of include/linux/proc_ns.h
 _MAX_HARMLESS = 32  # names
 _MAX_READ = 4096  # bytes
 _MAX_SHOWN = 300  # characters of a command line
@@ -31,6 +32,18 @@ class Culprit:
     def __str__(self) -> str:
         details = [f"pid {self.pid}", *([self.unit] if self.unit else []), *([self.command] if self.command else [])]
         return f"{self.name} ({', '.join(details)})"
+
+
+def in_initial_pid_namespace(root: Path = Path("/")) -> bool:
+    """Return True if the pids that the kernel reports with a transaction are those of this process's own /proc.
+
+    The kernel reports the pid of the initial pid namespace. In a container that number belongs to another process or to
+    none, so it must be compared with no pid there. A kernel without pid namespaces has the initial one alone.
+    """
+    try:
+        return (root / "proc/self/ns/pid").readlink() == Path(_INITIAL_PID_NAMESPACE)
+    except FileNotFoundError:
+        return (root / "proc/self").exists()
 
 
 def identify(transaction: Transaction, root: Path = Path("/")) -> Culprit:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_masq.controller.attribution import MAX_NAMED, Culprit, identify, suspects
+from flanneld_masq.controller.attribution import MAX_NAMED, Culprit, identify, in_initial_pid_namespace, suspects
 from flanneld_masq.kernel.ruleset_events import Transaction
 
 
@@ -127,3 +127,20 @@ def test_of_many_the_latest_are_named(proc: Proc) -> None:
 
 def test_nobody_is_named_where_nobody_committed(proc: Proc) -> None:
     assert suspects((), root=proc.root) == ()
+
+
+@pytest.mark.parametrize(("link", "initial"), [("pid:[4026531836]", True), ("pid:[4026532201]", False)])
+def test_the_initial_pid_namespace_has_a_fixed_number(tmp_path: Path, link: str, initial: bool) -> None:
+    directory = tmp_path / "proc/self/ns"
+    directory.mkdir(parents=True)
+    (directory / "pid").symlink_to(link)
+    assert in_initial_pid_namespace(tmp_path) == initial
+
+
+def test_a_kernel_without_pid_namespaces_has_the_initial_one(tmp_path: Path) -> None:
+    (tmp_path / "proc/self/ns").mkdir(parents=True)
+    assert in_initial_pid_namespace(tmp_path)
+
+
+def test_without_proc_no_pid_is_known(tmp_path: Path) -> None:
+    assert not in_initial_pid_namespace(tmp_path)
