@@ -1,12 +1,13 @@
-"""Looks over what is known of a node for what breaks masquerading; each finding says what to do. Pure."""
+"""Examines the facts of a node for what breaks masquerading; each finding says what to do. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Optional
+from typing import Optional
 
+from flanneld_masq.controller.status import State, Status
 from flanneld_masq.model import SLOTS, BackendName, Family, Holder, Lease, Settings, Survey
 
 CONNTRACK_NEARLY_FULL = 0.9
@@ -62,7 +63,7 @@ class Facts:
     leases: tuple[Lease, ...] = ()
     troubles: tuple[str, ...] = ()
     holder: Holder = _NOBODY
-    status: Mapping[str, Any] = field(default_factory=dict)
+    status: Optional[Status] = None
     families: tuple[FamilyFacts, ...] = ()
     conntrack: Optional[tuple[int, int]] = None
     wrong: str = ""
@@ -115,11 +116,11 @@ def _daemon(facts: Facts) -> Iterator[Finding]:
     elif not facts.holder.runs:
         what, remedy = "the daemon does not run, so nobody repairs the rules", "systemctl enable --now flanneld-masq"
         yield Finding(Severity.PROBLEM, what, facts.holder.why, remedy)
-    for name, family in facts.status.get("families", {}).items():
-        if family.get("state") in ("degraded", "contended"):
+    for name, family in facts.status.families.items() if facts.status is not None else ():
+        if family.state in (State.DEGRADED, State.CONTENDED):
             remedy = "journalctl -u flanneld-masq -x says who or what, and what to do"
-            evidence = family.get("last_error") or "the daemon says so"
-            yield Finding(Severity.PROBLEM, f"the daemon is {family['state']}", evidence, remedy, name)
+            evidence = family.last_error or "the daemon says so"
+            yield Finding(Severity.PROBLEM, f"the daemon is {family.state}", evidence, remedy, str(name))
 
 
 def _conntrack(facts: Facts) -> Iterator[Finding]:

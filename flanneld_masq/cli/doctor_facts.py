@@ -1,52 +1,46 @@
-"""Finds out of a node what `doctor` examines. Changes nothing."""
+"""Reads the facts of a node that `doctor` examines. Changes nothing."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
 from flanneld_masq.cli.doctor import Facts, FamilyFacts
+from flanneld_masq.cli.session import Session
+from flanneld_masq.cli.status import written_status
 from flanneld_masq.errors import MasqError
-from flanneld_masq.inputs import net_conf
-from flanneld_masq.inputs.leases import Leases
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
-from flanneld_masq.model import Family, Network, Settings
+from flanneld_masq.model import Family
 from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.reconcile.survey import survey_backends
 from flanneld_masq.reconcile.values import DesiredState, describe
-from flanneld_masq.state_directory import StateDirectory
+from flanneld_masq.service.desired_state import DesiredStateBuilder
 
 _IPTABLES_TABLES = ("nat", "filter")
 
 
-def gather(
-    settings: Settings,
-    exceptions: tuple[Network, ...],
-    reconcilers: Iterable[Reconciler],
-    store: StateDirectory,
-    root: Path = Path("/"),
-) -> Facts:
-    """What cannot be found out is told as trouble of its family, or left out."""
-    leases = Leases(settings.subnet_files)
-    leases.refresh()
-    desired_state = DesiredState(settings, leases.good, exceptions, _flannel_uses_nftables(settings))
-    named = [each for each in reconcilers if any(lease.of(each.family) for lease in leases.good)]
+def gather(session: Session, builder: DesiredStateBuilder) -> Facts:
+    """Return all facts. A fact that cannot be found out is a trouble of its family, or left out."""
+    builder.refresh()
+    desired = builder.current()
+    leases = builder.leases.good
+    reconcilers = [each for each in session.reconcilers() if any(lease.of(each.family) for lease in leases)]
     return replace(
-        of_daemon(settings, store, "", root),
-        leases=leases.good,
-        troubles=leases.troubles,
-        families=tuple(_family(each, desired_state, root) for each in named),
+        of_daemon(session),
+        leases=leases,
+        troubles=builder.leases.troubles,
+        families=tuple(_family(each, desired, session.root) for each in reconcilers if desired is not None),
     )
 
 
-def of_daemon(settings: Settings, store: StateDirectory, wrong: str, root: Path) -> Facts:
-    """What does not depend on the configuration, which may be wrong."""
-    holder = store.holder()
-    status = (store.status() or {}) if holder.runs else {}
-    return Facts(settings, holder=holder, status=status, conntrack=_conntrack(root), wrong=wrong)
+def of_daemon(session: Session) -> Facts:
+    """Return the facts that do not depend on the configuration, which may be wrong."""
+    holder = session.directory.holder()
+    status = written_status(session.directory) if holder.runs else None
+    wrong = str(session.wrong or "")
+    return Facts(session.settings, holder=holder, status=status, conntrack=_conntrack(session.root), wrong=wrong)
 
 
 def _family(reconciler: Reconciler, desired_state: DesiredState, root: Path) -> FamilyFacts:
@@ -99,10 +93,3 @@ def _number(path: Path) -> Optional[int]:
         return int(path.read_text())
     except (OSError, ValueError):
         return None
-
-
-def _flannel_uses_nftables(settings: Settings) -> bool:
-    try:
-        return net_conf.flannel_uses_nftables(Path(settings.net_conf))
-    except MasqError:
-        return False  # the daemon takes it so as well, and says it

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 
 from flanneld_masq import footprint  # noqa: F401  isort: skip  before what imports asyncio and hashlib
 from flanneld_masq import __version__
-from flanneld_masq.cli import commands
+from flanneld_masq.cli import commands, status
 from flanneld_masq.errors import MasqError
 from flanneld_masq.model import Address
 
@@ -36,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status. Every error that we raise on purpose ends here in one line."""
     options = parser().parse_args(argv)
     try:
-        status = int(options.function(options))
+        exit_status = int(options.function(options))
         sys.stdout.flush()  # while it can still be told that nobody reads
-        return status
+        return exit_status
     except MasqError as error:
         print(f"flanneld-masq: {error}", file=sys.stderr)
         return error.exit_code
@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("plan", commands.plan, "show what a reconcile would change, and change nothing; exit status 3 if anything")
     add("apply", commands.apply, "reconcile once")
-    add("status", commands.status, "show the state of the daemon, the backends, the lease and the last repair")
+    add("status", status.status, "show the state of the daemon, the backends, the lease and the last repair")
     add("render", commands.render, "print the ruleset for a backend; needs neither a kernel nor root")
     explain = add("explain", commands.explain, "say which rule decides a packet; needs neither a kernel nor root")
     explain.add_argument("--src", type=_address, required=True, metavar="ADDRESS", help="source address of the packet")

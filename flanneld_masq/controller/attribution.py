@@ -1,4 +1,7 @@
-"""Who changed the ruleset: what the kernel says of a transaction, and what /proc still knows of the process."""
+"""Attribution: which commits to nf_tables concern the rules of a family, and which programs made them.
+
+The kernel reports pid and command name of a commit; /proc still knows the process if it lives.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from flanneld_masq.errors import MasqError
 from flanneld_masq.kernel.ruleset_events import Transaction
 from flanneld_masq.model import SLOTS
+from flanneld_masq.reconcile.change_detector import ChangeDetector
+from flanneld_masq.reconcile.values import Fingerprint
 
 MAX_NAMED = 3
 MAX_HEARD = 1000  # transactions; of more the first are forgotten
@@ -47,7 +53,7 @@ def in_initial_pid_namespace(root: Path = Path("/")) -> bool:
 
 
 def identify(transaction: Transaction, root: Path = Path("/")) -> Culprit:
-    """What is known of it. A process that has another name by now is another process."""
+    """Return what is known of its author. A process that has another name by now is another process."""
     directory = root / "proc" / str(transaction.pid)
     name = _shown(transaction.name)
     if _read(directory / "comm").rstrip("\n") != transaction.name:
@@ -59,8 +65,8 @@ def identify(transaction: Transaction, root: Path = Path("/")) -> Culprit:
 def suspects(
     transactions: Iterable[Transaction], harmless: Collection[str] = (), root: Path = Path("/")
 ) -> tuple[Culprit, ...]:
-    """Who made these, each program once, the most suspicious last: those that are not `harmless`, and of them the one
-    that was the latest."""
+    """Return the programs that made these, each once, the most suspicious last: one that is not `harmless`, and of
+    several the latest."""
     latest: dict[str, Transaction] = {}
     for transaction in transactions:
         latest.pop(transaction.name, None)  # so that the order is that of the latest of each
@@ -70,77 +76,132 @@ def suspects(
 
 
 class SuspectTracker:
-    """Who has committed to nf_tables since our rules were last known to be right. For one family.
+    """Remembers the commits to nf_tables since the rules of a family were last known to be right.
 
-    `is_ours` says of a transaction whether we have made it.
+    `is_ours` returns True for a commit of this process.
     """
 
     def __init__(self, is_ours: Callable[[Transaction], bool]) -> None:
-        self.heard: deque[Transaction] = deque(maxlen=MAX_HEARD)  # and not yet told whether they changed anything
-        self.count = 0  # of all that ever was heard
+        self.undecided: deque[Transaction] = deque(maxlen=MAX_HEARD)  # they may have changed something or not
+        self.count = 0  # of all commits ever reported
         self._is_ours = is_ours
-        self._broke: deque[Transaction] = deque(maxlen=MAX_HEARD)  # those that changed something first come last
-        self._broken_until: int | None = None  # the generation in which something was last seen changed
+        self._guilty: deque[Transaction] = deque(maxlen=MAX_HEARD)  # those that changed something first come last
+        self._broken_until: int | None = None  # the generation in which a change was last seen
         self._harmless: deque[str] = deque(maxlen=_MAX_HARMLESS)
 
     @property
     def broken(self) -> bool:
-        """Whether somebody is known to have changed our rules."""
-        return bool(self._broke)
+        """True if a commit is known to have changed the rules."""
+        return bool(self._guilty)
 
-    def hear(self, transactions: Iterable[Transaction]) -> None:
-        for found in transactions:
+    def add(self, transactions: Iterable[Transaction]) -> None:
+        for transaction in transactions:
             self.count += 1
-            if self._broken_until is None or found.after(self._broken_until):
-                self.heard.append(found)
+            if self._broken_until is None or transaction.after(self._broken_until):
+                self.undecided.append(transaction)
             else:
-                self._suspect((found,))
+                self._accuse((transaction,))
 
     def suspected(self) -> Iterator[Transaction]:
-        """Those that may have changed our rules, the most suspicious last."""
-        return itertools.chain(self.heard, self._broke)
+        """Yield the commits that may have changed the rules, the most suspicious last."""
+        return itertools.chain(self.undecided, self._guilty)
 
-    def harmless(self) -> None:
-        """What was heard has changed nothing. Programs are known by that, for they come again; not while our rules are
-        broken, when another blow changes nothing either."""
-        if not self._broke:
-            self._harmless.extend({found.name for found in self.heard}.difference(self._harmless))
-        self.heard.clear()
+    def acquit(self) -> None:
+        """The undecided commits changed nothing. Their programs are remembered as harmless, for they come again.
 
-    def broke(self, generation: int | None) -> None:
-        """What was heard, or is in that generation and still to be heard, has changed something."""
-        self._suspect(self.heard)
-        self.heard.clear()
+        Not while the rules are broken: then a commit that breaks them too changes nothing either.
+        """
+        if not self._guilty:
+            names = {transaction.name for transaction in self.undecided}
+            self._harmless.extend(names.difference(self._harmless))
+        self.undecided.clear()
+
+    def convict(self, generation: int | None) -> None:
+        """The undecided commits, or those up to that generation that are not reported yet, changed something."""
+        self._accuse(self.undecided)
+        self.undecided.clear()
         self._broken_until = generation
 
     def forget(self, generation: int | None) -> None:
-        """What came until then is over; all of it where our rules are nowhere in nf_tables."""
+        """Forget the commits up to that generation; all of them for None, where nf_tables holds none of the rules."""
 
         def later(transactions: Iterable[Transaction]) -> Iterator[Transaction]:
-            return (found for found in transactions if generation is not None and found.after(generation))
+            return (one for one in transactions if generation is not None and one.after(generation))
 
-        self._broke, self.heard = deque(later(self._broke), MAX_HEARD), deque(later(self.heard), MAX_HEARD)
-        if not self._broke:
+        self._guilty, self.undecided = deque(later(self._guilty), MAX_HEARD), deque(later(self.undecided), MAX_HEARD)
+        if not self._guilty:
             self._broken_until = None
 
-    def _suspect(self, transactions: Iterable[Transaction]) -> None:
-        """Less than those before: who broke our rules first has mostly done all of it, and others come later."""
-        self._broke = deque((*transactions, *self._broke), MAX_HEARD)
+    def culprits(self, seen_in: int | None = None) -> tuple[Culprit, ...]:
+        """Return the programs that may have made what was found in that generation, or until now."""
+        earlier = (one for one in self.suspected() if seen_in is None or not one.after(seen_in))
+        return suspects((one for one in earlier if not self._is_ours(one)), self._harmless)
 
-    def culprits(self, found_at: int | None = None) -> tuple[Culprit, ...]:
-        """Who may have done what was found in that generation, or until now."""
-        earlier = (found for found in self.suspected() if found_at is None or not found.after(found_at))
-        return suspects((found for found in earlier if not self._is_ours(found)), self._harmless)
+    def _accuse(self, transactions: Iterable[Transaction]) -> None:
+        """Suspect these less than those before: the first to break the rules has mostly done all of it."""
+        self._guilty = deque((*transactions, *self._guilty), MAX_HEARD)
+
+
+class EventFilter:
+    """Decides which commits to nf_tables need a pass of one family, by the fingerprints that a detector reads."""
+
+    def __init__(self, detector: ChangeDetector, own_pids: bool | None = None) -> None:
+        self.suspects = SuspectTracker(self._is_ours)
+        self._detector = detector
+        self._own_pids = in_initial_pid_namespace() if own_pids is None else own_pids
+        self._seen: Fingerprint = ()  # the fingerprints read last
+
+    def needs_pass(self, transactions: Iterable[Transaction], lost: bool, verified: int) -> bool:
+        """Return True if commits after the generation `verified` may have changed what a pass reads.
+
+        `lost` is True if some events are missing. Our own commits, and what came before them, are known already.
+        """
+        self.suspects.add(one for one in transactions if one.after(verified))
+        return bool(self.suspects.undecided or lost) and not self.are_irrelevant()
+
+    def are_irrelevant(self) -> bool:
+        """Return True if the undecided commits changed nothing that a pass reads; False if that cannot be found out."""
+        before = self._seen
+        if not before:
+            return False
+        try:
+            self._seen = self._detector.fingerprint_again(before)
+        except MasqError:
+            return False  # a pass meets the same error and reports it
+        if self._seen == before:
+            self.suspects.acquit()
+            return True
+        self.suspects.convict(self._detector.generation())
+        return False
+
+    def can_be_dropped(self) -> bool:
+        """Return True if no pending commit needs a pass: all are ours, or all are irrelevant."""
+        if self.suspects.broken:
+            return False
+        if all(self._detector.made(one.generation) for one in self.suspects.undecided):
+            self.suspects.undecided.clear()
+            return True
+        return self.are_irrelevant()
+
+    def verified(self, generation: int | None, seen: Fingerprint) -> None:
+        """A pass found all right in that generation, with these fingerprints."""
+        self.suspects.forget(generation)
+        self._seen = seen
+
+    def _is_ours(self, transaction: Transaction) -> bool:
+        """Made by a reconciler of this process, in a write that succeeded or failed."""
+        made = self._detector.made(transaction.generation)
+        return made or (self._own_pids and Path(f"/proc/self/task/{transaction.pid}").exists())
 
 
 def _unit(cgroup: str) -> str:
-    """systemd names the cgroup of a unit after it (cgroup v2 has one line, "0::PATH")."""
+    """Return the unit: systemd names its cgroup after it (cgroup v2 has one line, "0::PATH")."""
     parts = [part for line in cgroup.splitlines() for part in line.rsplit(":", 1)[-1].split("/")]
     return next((part for part in reversed(parts) if part.endswith((".service", ".scope"))), "")
 
 
 def _shown(text: str) -> str:
-    """What a process says of itself, as a line of the log may carry it: without control characters, not without end."""
+    """Return what a process says of itself as a log line may carry it: printable, and bounded."""
     line = "".join(character if character.isprintable() else " " for character in text).strip()
     return line if len(line) <= _MAX_SHOWN else line[: _MAX_SHOWN - 3] + "..."
 

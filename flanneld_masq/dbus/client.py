@@ -1,17 +1,20 @@
-"""The running daemon, asked over D-Bus by a command. Nothing is started for it."""
+"""Asks the running daemon over D-Bus, for a command. Starts nothing."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
+from flanneld_masq.controller.status import Status, from_json
 from flanneld_masq.dbus import manager1
 from flanneld_masq.dbus.manager1 import MANAGER, NAME, PATH
 from flanneld_masq.dbus.object_server import ERROR
 from flanneld_masq.errors import BusError
+from flanneld_masq.model import SLOTS
 from flanneld_masq.reconcile.values import Repair
 
 if TYPE_CHECKING:
@@ -23,37 +26,48 @@ _NOBODY = ("", f"{ERROR}ServiceUnknown", f"{ERROR}NameHasNoOwner")
 _Result = TypeVar("_Result")
 
 
-def status(meant: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the daemon says of itself that is meant: its status has all these values. None where it cannot be asked,
-    or another one is on the bus."""
+@dataclass(frozen=True, **SLOTS)
+class Instance:
+    """The daemon that is meant: None for what does not matter. Another one may be on the bus."""
+
+    pid: int | None = None
+    config: str | None = None
+
+    def matches(self, status: Status) -> bool:
+        return self.pid in (None, status.pid) and self.config in (None, status.config)
+
+
+def status(instance: Instance) -> Status | None:
+    """Return the status of that daemon; None if it cannot be asked, or if another one is on the bus."""
     with contextlib.suppress(BusError):
-        return _ask(meant, _nothing_else)
+        return _ask(instance, _nothing_else)
     return None
 
 
-def reconcile(meant: Mapping[str, Any]) -> list[Repair] | None:
-    """Have it look at all families now; what it changed. None as above. Raises BusError if it failed or refused."""
+def reconcile(instance: Instance) -> list[Repair] | None:
+    """Have that daemon run a pass over all families; return what it changed. None as above.
+
+    Raises BusError if it failed or refused.
+    """
     try:
-        return _ask(meant, _reconcile)
+        return _ask(instance, _reconcile)
     except BusError as error:
         if error.name in _NOBODY:
             return None
         raise BusError("the daemon", error.reason, error.name) from error
 
 
-async def _nothing_else(_: Connection, found: dict[str, Any]) -> dict[str, Any]:
-    return found
+async def _nothing_else(_: Connection, status: Status) -> Status:
+    return status
 
 
-async def _reconcile(connection: Connection, _: dict[str, Any]) -> list[Repair]:
+async def _reconcile(connection: Connection, _: Status) -> list[Repair]:
     (changed,) = await connection.call(NAME, PATH, MANAGER.name, "Reconcile", seconds=RECONCILE_SECONDS)
     return manager1.repairs(changed)
 
 
-def _ask(
-    meant: Mapping[str, Any], question: Callable[[Connection, dict[str, Any]], Awaitable[_Result]]
-) -> _Result | None:
-    """Ask the daemon that is meant, whose status the question gets. Raises BusError."""
+def _ask(instance: Instance, question: Callable[[Connection, Status], Awaitable[_Result]]) -> _Result | None:
+    """Ask that daemon; the question gets its status. Raises BusError."""
     try:
         from flanneld_masq.dbus.connection import connect
     except ImportError:
@@ -63,8 +77,11 @@ def _ask(
         connection = await connect()
         try:
             (text,) = await connection.call(NAME, PATH, MANAGER.name, "GetStatus", seconds=STATUS_SECONDS)
-            found = json.loads(text)
-            return await question(connection, found) if meant.items() <= found.items() else None
+            try:
+                status = from_json(json.loads(text))
+            except ValueError:  # of another release
+                return None
+            return await question(connection, status) if instance.matches(status) else None
         finally:
             connection.close()
 

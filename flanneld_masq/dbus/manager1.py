@@ -1,6 +1,6 @@
-"""The daemon as others see it on D-Bus: its one object, and what a status and an event become there. Pure.
+"""The daemon's interface on D-Bus, and how a status, an event and a repair are written in it. Pure.
 
-Names and values are those of status.json. What has no fixed shape goes as JSON, by GetStatus.
+Names and values are those of status.json. GetStatus returns the whole status as JSON.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from flanneld_masq.controller.status import Status
 from flanneld_masq.dbus.object_server import Arguments, Interface
 from flanneld_masq.hookspecs import Event
 from flanneld_masq.model import BackendName, Change, ChangeKind, Family, Plan
@@ -52,62 +53,60 @@ MANAGER = Interface(
         STATE_CHANGED: {"family": "s", "old": "s", "new": "s", "error": "s"},
     },
 )
-Status = Mapping[str, Any]
 
 
 def properties(status: Status) -> dict[str, Any]:
-    """The values of all properties, from what `Daemon.status` gives."""
-    families: Mapping[str, Any] = status["families"]
+    """Return the values of all properties."""
     return {
-        "Version": status["version"],
-        "State": status["state"],
+        "Version": status.version,
+        "State": status.state.value,
         "Backends": [
-            (name, group, found["backend"], found["rules"], found["why"])
-            for name, family in families.items()
-            for group, found in family["groups"].items()
+            (str(name), str(group), choice.backend, choice.rules or 0, choice.why)
+            for name, family in status.families.items()
+            for group, choice in family.groups.items()
         ],
         "Lease": [
-            (lease["path"], str(family), lease[str(family)]["subnet"], lease[str(family)]["networks"])
-            for lease in status["leases"]
+            (lease.path, str(family), str(part.subnet), list(map(str, part.networks)))
+            for lease in status.leases
             for family in Family
-            if str(family) in lease
+            if (part := lease.of(family)) is not None
         ],
-        "LastError": "; ".join(_errors(status)),
-        "Repairs": sum(family["repairs"] for family in families.values()),
+        "LastError": "; ".join(status.errors),
+        "Repairs": sum(family.repairs or 0 for family in status.families.values()),
     }
 
 
 def repaired(event: Event) -> tuple[Any, ...]:
-    """The arguments of Repaired."""
+    """Return the arguments of Repaired."""
     culprit = (event.culprit, event.culprit_pid)
     return (event.family, event.backend, event.reason, event.duration_us, *culprit, event.message)
 
 
 def state_changes(before: Status, after: Status) -> Iterator[tuple[str, str, str, str]]:
-    """The arguments of each StateChanged that leads from one status to the other, the whole daemon's last."""
-    for name, family in after["families"].items():
-        old = before["families"][name]["state"]
-        if old != family["state"]:
-            yield name, old, family["state"], family["last_error"]
-    if before["state"] != after["state"]:
-        yield "", before["state"], after["state"], "; ".join(_errors(after))
+    """Yield the arguments of each StateChanged that leads from one status to the other, the whole daemon's last."""
+    for name, family in after.families.items():
+        old = before.families[name].state
+        if old is not family.state:
+            yield str(name), old.value, family.state.value, family.last_error
+    if before.state is not after.state:
+        yield "", before.state.value, after.state.value, "; ".join(after.errors)
 
 
 def changed(repairs: Iterable[Repair]) -> list[tuple[Any, ...]]:
-    """What Reconcile answers."""
+    """Return the answer of Reconcile."""
     return [
         (
-            str(found.plan.family),
-            found.plan.backend,
-            found.duration_us,
-            [(change.kind, change.place, change.wanted, change.found) for change in found.plan.changes],
+            str(repair.plan.family),
+            repair.plan.backend,
+            repair.duration_us,
+            [(change.kind.value, change.place, change.wanted, change.found) for change in repair.plan.changes],
         )
-        for found in repairs
+        for repair in repairs
     ]
 
 
 def repairs(answer: Iterable[Any]) -> list[Repair]:
-    """What Reconcile answered."""
+    """Read the answer of Reconcile."""
     return [
         Repair(
             Plan(
@@ -120,16 +119,8 @@ def repairs(answer: Iterable[Any]) -> list[Repair]:
 
 
 def named(properties: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of properties, structures with the names of what stands in them."""
+    """Return the values of properties with each structure as a dictionary."""
     return {
         name: [dict(zip(ROWS[name], row)) for row in value] if name in ROWS else value
         for name, value in properties.items()
     }
-
-
-def _errors(status: Status) -> Iterator[str]:
-    """Of the families, then of the subnet files."""
-    for name, family in status["families"].items():
-        if family["last_error"]:
-            yield f"{name}: {family['last_error']}"
-    yield from status["troubles"]

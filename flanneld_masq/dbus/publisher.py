@@ -1,4 +1,4 @@
-"""The daemon's presence on the system bus, which may be missing, come later, or come and go."""
+"""Publishes the daemon on the system bus, which may be missing, come later, or come and go."""
 
 from __future__ import annotations
 
@@ -6,44 +6,46 @@ import asyncio
 import contextlib
 import itertools
 import json
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from flanneld_masq.controller.family_loop import retry_delay
+from flanneld_masq.controller.backoff import retry_delay
+from flanneld_masq.controller.status import Status, to_json
 from flanneld_masq.dbus import manager1
 from flanneld_masq.dbus.connection import BUS, Connection, connect
-from flanneld_masq.dbus.manager1 import MANAGER, NAME, PATH, Status
+from flanneld_masq.dbus.manager1 import MANAGER, NAME, PATH
 from flanneld_masq.dbus.object_server import ERROR, PROPERTIES, Message, Object
 from flanneld_masq.dbus.reload_signals import ReloadSignals
 from flanneld_masq.errors import BusError
 from flanneld_masq.hookspecs import Event
 from flanneld_masq.reconcile.values import Repair
-from flanneld_masq.service.journal import LOGGER
 
 BACK = "system bus back"
+_LOGGER = logging.getLogger("flanneld_masq")
 _DENIED = f"{ERROR}AccessDenied"
 _GOODBYE_SECONDS = 0.2
 STABLE_SECONDS = 10.0  # a connection that lasted so long ends for another reason than the one before
 
 
 class Manager(Protocol):
-    """The daemon, as the bus sees it. All of it is called from the event loop's thread."""
+    """The daemon, as the bus sees it. All methods are called from the event loop's thread."""
 
-    def status(self) -> dict[str, Any]:
-        """What it says of itself."""
+    def status(self) -> Status:
+        """Return the status of this moment."""
 
     async def reconcile(self) -> Iterable[Repair]:
-        """Look at all families now; what was changed. Raises MasqError."""
+        """Run a pass over all families now; return what was repaired. Raises MasqError."""
 
     def reload(self) -> None:
-        """Read the configuration anew. Raises ConfigError."""
+        """Read the configuration again. Raises ConfigError."""
 
-    def heard(self, reason: str) -> None:
-        """Somebody may have changed the ruleset."""
+    def on_external_hint(self, reason: str) -> None:
+        """Run a pass soon: another program may have changed the ruleset."""
 
 
 class BusPublisher:
-    """Connects, takes the name, serves and listens until `close`; `say` gets what an administrator should know."""
+    """Connects, takes the name, serves and listens until `close`. `say` gets what an administrator should know."""
 
     def __init__(self, owner: Manager, say: Callable[[str], None]) -> None:
         self._owner = owner
@@ -61,7 +63,7 @@ class BusPublisher:
         self._task = asyncio.ensure_future(self._run())
 
     def publish(self, status: Status) -> None:
-        """Tell what differs from the status before."""
+        """Emit what differs from the status before."""
         before, self._status = self._status, status
         if self._connection is None or status == before:
             return
@@ -77,7 +79,7 @@ class BusPublisher:
             self._emit(manager1.REPAIRED, manager1.repaired(event))
 
     async def close(self) -> None:
-        """Leave, once what was told has gone out."""
+        """Leave when the last message has gone out."""
         if self._connection is not None:
             with contextlib.suppress(BusError):
                 await self._connection.sent(_GOODBYE_SECONDS)
@@ -92,7 +94,7 @@ class BusPublisher:
         return ()
 
     async def _get_status(self) -> tuple[Any, ...]:
-        return (json.dumps(self._owner.status()),)
+        return (json.dumps(to_json(self._owner.status())),)
 
     def _emit(self, signal: str, arguments: tuple[Any, ...]) -> None:
         if self._connection is not None:
@@ -106,17 +108,17 @@ class BusPublisher:
                 self._failures += 1
                 await asyncio.sleep(retry_delay(self._failures))
         except Exception:  # a bug here must not end what keeps the rules, nor be hidden
-            LOGGER.exception("D-Bus: internal error; no D-Bus service until a restart")
+            _LOGGER.exception("D-Bus: internal error; no D-Bus service until a restart")
 
     async def _once(self) -> None:
-        """One connection, from its beginning to its end."""
+        """Use one connection, from its beginning to its end."""
         try:
             connection = await connect()
         except BusError as error:
             self._lack("bus", f"{error}; no D-Bus service until there is one")
             return
         began = asyncio.get_running_loop().time()
-        signals = ReloadSignals(connection, self._owner.heard)
+        signals = ReloadSignals(connection, self._owner.on_external_hint)
         connection.serve(self._object)
         connection.listen(lambda signal: self._signal(connection, signals, signal))
         settling = asyncio.ensure_future(self._settle(connection, signals))
@@ -134,14 +136,14 @@ class BusPublisher:
         try:
             await signals.start()
             if self._failures:
-                self._owner.heard(BACK)  # for what was said meanwhile was not heard
+                self._owner.on_external_hint(BACK)  # for what was said meanwhile was not heard
             await self._take_name(connection)
         except BusError as error:
             self._lack("bus", str(error))
             connection.close()
 
     async def _take_name(self, connection: Connection) -> None:
-        """The bus tells by a signal when it is ours. A policy that forbids it may change, so that is tried again."""
+        """Ask for the name; a signal says when the daemon has it. A policy that forbids it may change, so try again."""
         for tries in itertools.count(1):
             try:
                 if not await connection.own(NAME):
@@ -165,7 +167,7 @@ class BusPublisher:
             signals.signal(signal)
 
     def _lack(self, what: str, message: str) -> None:
-        """Say it once, until we have all again."""
+        """Report it once, until nothing is missing any more."""
         if what not in self._lacking:
             self._lacking.add(what)
             self._say(message)

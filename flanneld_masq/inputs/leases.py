@@ -23,11 +23,15 @@ class Change(enum.Enum):
 
 @dataclass(frozen=True, **SLOTS)
 class News:
-    """A change of one subnet file since it was last read. Each change is reported once."""
+    """A change of one subnet file since it was last read. Each change is reported once.
+
+    `error` is why a file was refused; None for the other changes.
+    """
 
     path: str
     change: Change
     message: str
+    error: SubnetFileError | None = None
 
 
 class Leases:
@@ -63,7 +67,7 @@ class Leases:
         try:
             lease = self._read(Path(path))
         except SubnetFileError as error:
-            return self._trouble(path, Change.REFUSED, f"{error}{self._kept(path)}")
+            return self._trouble(path, Change.REFUSED, f"{error}{self._kept(path)}", error)
         if lease is None:
             if path not in self._good:
                 return self._trouble(path, Change.VANISHED, f"waiting for {path}, which flannel has not written yet")
@@ -74,11 +78,11 @@ class Leases:
         self._good[path] = lease
         return News(path, Change.ACCEPTED, describe(lease))
 
-    def _trouble(self, path: str, change: Change, message: str) -> News | None:
+    def _trouble(self, path: str, change: Change, message: str, error: SubnetFileError | None = None) -> News | None:
         if self._troubles.get(path) == message:
             return None
         self._troubles[path] = message
-        return News(path, change, message)
+        return News(path, change, message, error)
 
     def _kept(self, path: str) -> str:
         return "; the rules of its last good state stay" if path in self._good else "; no rules follow from it"
@@ -97,5 +101,9 @@ def as_data(lease: Lease) -> dict[str, Any]:
     for family in Family:
         part = lease.of(family)
         if part is not None:
-            described[str(family)] = {"networks": [str(n) for n in part.networks], "subnet": str(part.subnet)}
+            described[str(family)] = {
+                "networks": [str(network) for network in part.networks],
+                "subnet": str(part.subnet),
+                "gateway": str(part.gateway),
+            }
     return described

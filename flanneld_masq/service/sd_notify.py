@@ -1,4 +1,4 @@
-"""What systemd is told of the daemon: its state, when it is ready, and that it still works.
+"""Notifies systemd: the state of the daemon, when it is ready, and that it still works.
 
 Protocol: sd_notify(3) and sd_watchdog_enabled(3) of systemd. Where nothing in the environment asks for it, nothing
 is sent.
@@ -12,7 +12,10 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Optional
+from typing import Optional
+
+from flanneld_masq.controller.status import FamilyStatus, State, Status
+from flanneld_masq.model import Family, Lease
 
 FEEDS_PER_PERIOD = 2.0  # as sd_watchdog_enabled(3) recommends
 MAX_BYTES = 1024  # of a status; systemd drops a message of more than 4096 bytes whole
@@ -28,9 +31,9 @@ class Notifier:
         self._ready = False
         self._text = ""
 
-    def publish(self, status: Mapping[str, Any], *, settled: bool) -> None:
-        """Tell of a status, as `Daemon.status` gives it, where it reads otherwise than the last one; and, once all
-        that was begun at the start or by a reload is `settled`, that we are ready."""
+    def publish(self, status: Status, *, settled: bool) -> None:
+        """Send the status if its text is new, and that the daemon is ready once what a start or a reload began is
+        `settled`."""
         text = status_text(status)
         lines = [f"STATUS={text}"] if text != self._text else []
         if settled and not self._ready:
@@ -96,8 +99,8 @@ class Watchdog:
             self._timer.cancel()
 
 
-def status_text(status: Mapping[str, Any]) -> str:
-    """The state in one line, as `systemctl status` shows it."""
+def status_text(status: Status) -> str:
+    """Return the state in one line, as `systemctl status` shows it."""
     return _line("; ".join(_parts(status)))
 
 
@@ -106,27 +109,28 @@ def _line(text: str) -> str:
     return line.decode() if len(line) <= MAX_BYTES else line[: MAX_BYTES - 3].decode(errors="ignore") + "..."
 
 
-def _parts(status: Mapping[str, Any]) -> Iterator[str]:
-    state, troubles = status["state"], status["troubles"]
-    if state == "stopped":
+def _parts(status: Status) -> Iterator[str]:
+    state, troubles = status.state.value, status.troubles
+    if status.state is State.STOPPED:
         yield state
-    elif not status["leases"]:
+    elif not status.leases:
         said = troubles and troubles[0].startswith(state)
         yield from troubles if said else (state, *troubles)
     else:
-        found = [_family(name, family, status["leases"]) for name, family in status["families"].items()]
-        yield f"{'starting' if state == 'waiting' else state}: {', '.join(text for text in found if text)}"
+        families = [_family(name, family, status.leases) for name, family in status.families.items()]
+        shown = "starting" if status.state is State.WAITING else state
+        yield f"{shown}: {', '.join(text for text in families if text)}"
         yield from troubles
 
 
-def _family(name: str, family: Mapping[str, Any], leases: list[Mapping[str, Any]]) -> str:
-    """Backends and subnets of a family, or what is wrong with it; empty for one that no lease names."""
-    if family["last_error"]:
-        return f"{name}: {family['last_error']}"
-    subnets = [lease[name]["subnet"] for lease in leases if name in lease]
-    backends = dict.fromkeys(group["backend"] for group in family["groups"].values())
-    contended = ["contended"] if family["state"] == "contended" else []
-    return " ".join([name, *backends, *subnets, *contended]) if subnets else ""
+def _family(name: Family, family: FamilyStatus, leases: tuple[Lease, ...]) -> str:
+    """Return backends and subnets of a family, or its error; empty for a family that no lease names."""
+    if family.last_error:
+        return f"{name}: {family.last_error}"
+    subnets = [str(part.subnet) for lease in leases if (part := lease.of(name)) is not None]
+    backends = dict.fromkeys(group.backend for group in family.groups.values())
+    contended = ["contended"] if family.state is State.CONTENDED else []
+    return " ".join([str(name), *backends, *subnets, *contended]) if subnets else ""
 
 
 def _watchdog_seconds(environ: Mapping[str, str]) -> Optional[float]:

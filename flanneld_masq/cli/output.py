@@ -1,0 +1,109 @@
+"""How commands print: lines for people, with colour on a terminal, and JSON for machines."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from flanneld_masq.controller.status import FamilyStatus, GroupStatus, LastRepair, Status
+from flanneld_masq.errors import MasqError
+from flanneld_masq.model import Family, Group, Lease, Plan
+from flanneld_masq.reconcile.values import Repair, describe
+from flanneld_masq.ruleset import diff
+
+_COLOURS = {"-": "\033[31m", "+": "\033[32m", "@": "\033[36m"}
+
+
+def in_colour() -> bool:
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
+def print_json(content: object) -> None:
+    json.dump(content, sys.stdout, indent=2, default=str)
+    print()
+
+
+def print_errors(errors: Iterable[MasqError]) -> None:
+    for error in errors:
+        print(f"flanneld-masq: {error}", file=sys.stderr)
+
+
+def print_plans(plans: Iterable[Plan]) -> None:
+    """Print each plan as a diff."""
+    colour = in_colour()
+    for plan in plans:
+        for line in diff.text_of(plan):
+            start = _COLOURS.get(line[0], "") if colour else ""
+            print(f"{start}{line}\033[0m" if start else line)
+
+
+def print_repairs(repairs: list[Repair], errors: list[MasqError], as_json: bool, nothing: str) -> int:
+    """Print what a command changed, or `nothing`. Return the exit status."""
+    if as_json:
+        changes = [{**dataclasses.asdict(repair.plan), "duration_us": repair.duration_us} for repair in repairs]
+        print_json({"changed": changes, "errors": list(map(str, errors))})
+    else:
+        for repair in repairs:
+            where, took = f"{repair.plan.family} {repair.plan.backend}", f"{repair.duration_us / 1000:.1f} ms"
+            print(f"{where}: {took}: {describe(repair.plan.changes)}")
+        if not repairs and not errors:
+            print(nothing)
+    return 1 if errors else 0
+
+
+def status_lines(status: Status) -> Iterator[str]:
+    """Yield the lines of `flanneld-masq status`."""
+    yield f"flanneld-masq: {status.state}" + (f", pid {status.pid}" if status.pid else "")
+    for trouble in status.troubles:
+        yield f"  trouble: {trouble}"
+    for failure in status.plugin_failures:
+        yield f"  {failure}"
+    for lease in status.leases:
+        yield f"  lease: {lease.path}: {', '.join(_subnets(lease))}"
+    for name, family in status.families.items():
+        yield from _family_lines(name, family)
+
+
+def backend_lines(families: Mapping[str, Any], failures: list[str]) -> Iterator[str]:
+    """Yield the lines of `flanneld-masq backends`; `families` is the data of its JSON."""
+    for name, family in families.items():
+        yield f"{name}: {family['chosen'] or 'none can be used'} ({family['why']})"
+        for backend in family["backends"]:
+            sign = "*" if backend["name"] == family["chosen"] else " "
+            details = ", ".join(backend["versions"]) if backend["usable"] else backend["reason"]
+            yield f" {sign} {backend['name']:<16} {'usable  ' if backend['usable'] else 'unusable'}  {details}"
+            if not backend["usable"] and backend["remedy"]:
+                yield f"   {'':<16} {'':<8}  -> {backend['remedy']}"
+    yield from failures
+
+
+def _subnets(lease: Lease) -> Iterator[str]:
+    return (f"{family} {part.subnet}" for family in Family if (part := lease.of(family)) is not None)
+
+
+def _family_lines(name: Family, family: FamilyStatus) -> Iterator[str]:
+    yield f"{name}: {family.state}" + (f", {family.last_error}" if family.last_error else "")
+    for group, choice in family.groups.items():
+        yield f"  {_group_line(group, choice)}"
+    if family.kernel:
+        yield f"  kernel: {family.kernel}"
+    if family.repairs is not None:
+        yield f"  repairs: {family.repairs}"
+    if family.last_repair is not None:
+        yield from _repair_lines(family.last_repair)
+
+
+def _group_line(group: Group, choice: GroupStatus) -> str:
+    rules = "" if choice.rules is None else f"{choice.rules} rules in "
+    return f"{group}: {rules}{choice.backend} ({choice.why})"
+
+
+def _repair_lines(last: LastRepair) -> Iterator[str]:
+    what = "drift repaired" if last.drift else "rules applied"
+    yield f"  last write: {last.time}, {what} in {last.duration_us / 1000:.1f} ms ({last.reason})"
+    for culprit in last.culprits if last.drift else ():
+        yield f"    changed by {culprit.name} (pid {culprit.pid}) {culprit.unit}".rstrip()

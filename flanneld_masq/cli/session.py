@@ -1,0 +1,94 @@
+"""What every command starts from: settings, plugins, state directory, and a reconciler for each family."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from flanneld_masq import plugin_loader
+from flanneld_masq.errors import ConfigError, MasqError
+from flanneld_masq.hookspecs import Host
+from flanneld_masq.inputs import config
+from flanneld_masq.model import SLOTS, Family, Settings
+from flanneld_masq.plugin_loader import Plugins
+from flanneld_masq.process import ProcessRunner
+from flanneld_masq.reconcile.reconciler import Reconciler
+from flanneld_masq.reconcile.selection import missing_family
+from flanneld_masq.reconcile.values import DesiredState
+from flanneld_masq.ruleset.backend_choice import check_names
+from flanneld_masq.service.desired_state import DesiredStateBuilder, OnError
+from flanneld_masq.state_directory import StateDirectory
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, **SLOTS)
+class Session:
+    """The start of a command. `wrong` is what is wrong with the configuration file; then the settings are defaults."""
+
+    settings: Settings
+    plugins: Plugins
+    directory: StateDirectory
+    root: Path = Path("/")
+    wrong: ConfigError | None = None
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Session:
+        """Raises ConfigError for an invalid configuration."""
+        settings = load_settings(options)
+        plugins = plugin_loader.load()
+        check_names(settings, plugins.backends, plugins.failures)
+        return cls(settings, plugins, StateDirectory(Path(settings.state_directory)))
+
+    @classmethod
+    def despite(cls, options: argparse.Namespace) -> Session:
+        """For commands that ask about the daemon, which may run with settings that the file no longer gives."""
+        try:
+            return cls.of(options)
+        except ConfigError as error:
+            if options.backend or options.subnet_file:
+                raise
+            directory = StateDirectory(Path(config.state_directory(Path(options.config))))
+            return cls(Settings(), plugin_loader.load(), directory, wrong=error)
+
+    def builder(self, on_error: OnError) -> DesiredStateBuilder:
+        return DesiredStateBuilder(self.settings, self.plugins, on_error)
+
+    def desired_state(self) -> DesiredState:
+        """Return what the inputs ask for now. Print failures of plugins; raise MasqError for any other failure."""
+        builder = self.builder(OnError.RAISE)
+        for failure in (*self.plugins.failures, *builder.ask_plugins()):
+            print(f"flanneld-masq: {failure}", file=sys.stderr)
+        builder.refresh()
+        return builder.required()
+
+    def reconcilers(self) -> Iterator[Reconciler]:
+        """Yield a reconciler for each family, in the order of `Family`."""
+        host = Host(ProcessRunner(), self.root)
+        for family in Family:
+            yield self._reconciler(family, host)
+
+    def each(self, call: Callable[[Reconciler], _Result]) -> tuple[list[_Result], list[MasqError]]:
+        """Call for each family. An error of one family does not stop the other."""
+        results: list[_Result] = []
+        errors: list[MasqError] = []
+        for reconciler in self.reconcilers():
+            try:
+                results.append(call(reconciler))
+            except MasqError as error:
+                errors.append(error)
+        return results, errors
+
+    def _reconciler(self, family: Family, host: Host) -> Reconciler:
+        missing = missing_family(self.root, family)
+        backends = self.plugins.create(family, host)
+        return Reconciler(family, backends, self.directory, missing=lambda: missing)
+
+
+def load_settings(options: argparse.Namespace) -> Settings:
+    """Read the configuration file; options of the command line override it."""
+    return config.with_overrides(config.load(Path(options.config)), options.backend, options.subnet_file or ())

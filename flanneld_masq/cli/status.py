@@ -1,0 +1,106 @@
+"""The command `status`: asks the daemon, or reads what it left behind and what the kernel holds."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+
+from flanneld_masq.cli.output import print_json, status_lines
+from flanneld_masq.cli.session import Session
+from flanneld_masq.controller.status import FamilyStatus, GroupStatus, State, Status, from_json, to_json
+from flanneld_masq.dbus import client
+from flanneld_masq.errors import MasqError
+from flanneld_masq.model import Family
+from flanneld_masq.reconcile.reconciler import Reconciler
+from flanneld_masq.reconcile.values import DesiredState, describe
+from flanneld_masq.state_directory import StateDirectory
+
+
+def status(options: argparse.Namespace) -> int:
+    session = Session.despite(options)
+    found = reported(session, options) or _unreported(session)
+    if session.wrong is not None and not any(trouble.startswith(str(session.wrong)) for trouble in found.troubles):
+        found = replace(found, troubles=(*found.troubles, str(session.wrong)))
+    if options.json:
+        print_json(to_json(found))
+    else:
+        print("\n".join(status_lines(found)))
+    return session.wrong.exit_code if session.wrong else 0
+
+
+def written_status(directory: StateDirectory) -> Status | None:
+    """Return the status that a daemon wrote last; None for none that can be read."""
+    try:
+        return from_json(directory.status())
+    except ValueError:
+        return None
+
+
+def reported(session: Session, options: argparse.Namespace) -> Status | None:
+    """Return what the running daemon reports, over D-Bus or in its file; None if none runs or reports anything."""
+    holder = session.directory.holder()
+    if holder.runs is False and session.wrong is None:
+        return None
+    config = os.path.realpath(options.config)
+    asked = client.status(client.Instance(pid=holder.pid) if holder.pid else client.Instance(config=config))
+    written = written_status(session.directory)
+    fresh = written is not None and written.state is not State.STOPPED and holder.pid in (0, written.pid)
+    return asked or (written if holder.runs and fresh else None)
+
+
+def _unreported(session: Session) -> Status:
+    """Return what the kernel holds, and what the last daemon did."""
+    holder, written = session.directory.holder(), written_status(session.directory)
+    state = State.STOPPED if holder.runs is False else State.UNKNOWN
+    found = _kernel_status(session, replace(written or Status(state), state=state, pid=holder.pid or None))
+    if holder.runs is False:
+        return found
+    what = "the daemon says nothing of itself" if holder.runs else "whether the daemon runs cannot be told"
+    trouble = f"{what}: {holder.why}; `systemctl status flanneld-masq` may tell, or this command as root"
+    return replace(found, troubles=(trouble, *found.troubles))
+
+
+def _kernel_status(session: Session, before: Status) -> Status:
+    """Return the status with each family as the kernel holds it now, and the repairs that a daemon reported before."""
+    desired: DesiredState | None = None
+    troubles: tuple[str, ...] = ()
+    try:
+        desired = session.desired_state() if session.wrong is None else None
+    except MasqError as error:
+        troubles = (str(error),)
+    return replace(
+        before,
+        leases=desired.leases if desired is not None else (),
+        troubles=troubles,
+        families=_kernel_families(session, desired, before),
+    )
+
+
+def _kernel_families(session: Session, desired: DesiredState | None, before: Status) -> Mapping[Family, FamilyStatus]:
+    families: dict[Family, FamilyStatus] = {}
+    for reconciler in session.reconcilers():
+        last = before.families.get(reconciler.family)
+        if last is None and desired is None:
+            continue
+        family = FamilyStatus(before.state, repairs=None)
+        if desired is not None:
+            family = _in_kernel(reconciler, desired, family)
+        if last is not None:
+            family = replace(family, repairs=last.repairs, last_repair=last.last_repair)
+        families[reconciler.family] = family
+    return families
+
+
+def _in_kernel(reconciler: Reconciler, desired: DesiredState, family: FamilyStatus) -> FamilyStatus:
+    """Add the backends of the groups, and whether the kernel holds what is wanted."""
+    try:
+        choices = reconciler.selector.choices(desired)
+        family = replace(
+            family, groups={group: GroupStatus(choice.backend, choice.why) for group, choice in choices.items()}
+        )
+        changes = [change for plan in reconciler.plan(desired) for change in plan.changes]
+    except MasqError as error:
+        return replace(family, last_error=str(error))
+    return replace(family, kernel=describe(tuple(changes)) if changes else "holds what is wanted")

@@ -1,0 +1,225 @@
+"""What a family reports of its passes: outcome or failure in, log entries and status out. Pure."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from flanneld_masq.controller.attribution import Culprit
+from flanneld_masq.controller.backoff import LAST_DELAY
+from flanneld_masq.controller.log_throttle import LogThrottle
+from flanneld_masq.controller.status import FamilyStatus, GroupStatus, LastRepair, State
+from flanneld_masq.errors import MasqError
+from flanneld_masq.hookspecs import Event
+from flanneld_masq.model import SLOTS, BackendName, Family, Survey
+from flanneld_masq.reconcile.values import DesiredState, Outcome, Removed, Repair, describe
+from flanneld_masq.ruleset.diff import diff_text
+
+
+@dataclass(frozen=True, **SLOTS)
+class LogEntry:
+    """An event and the level (of `logging`) that it is logged at. `once` is True for one that is logged only the first
+    time, and not passed to plugins."""
+
+    event: Event
+    level: int = logging.INFO
+    once: bool = False
+
+
+def notice(message: str, level: int = logging.INFO, *, once: bool = False) -> LogEntry:
+    """Return an entry that is worth knowing, and belongs to no family."""
+    return LogEntry(Event("notice", message), level, once)
+
+
+@dataclass(frozen=True, **SLOTS)
+class Repaired:
+    """The repairs of a pass, also of one that failed in the end. `culprits` may have made them necessary."""
+
+    repairs: tuple[Repair, ...]
+    because: str
+    culprits: tuple[Culprit, ...]
+    at: datetime
+
+
+@dataclass(frozen=True, **SLOTS)
+class Failure:
+    """How a pass failed. `culprits` may have put what is in the way there; the next try comes in `retry_seconds`."""
+
+    error: MasqError
+    culprits: tuple[Culprit, ...]
+    retry_seconds: float
+    now: float
+
+
+@dataclass
+class FamilyReport:
+    """The status of one family, and what the log says of each change of it."""
+
+    family: Family
+    state: State = State.WAITING
+    settled: bool = False  # a pass has followed the start, or the last reload
+    outcome: Outcome | None = None  # of the last pass that succeeded
+    held: DesiredState | None = None  # what that pass made the kernel hold
+    error: MasqError | None = None  # of the last pass
+    _repairs: int = 0
+    _last_repair: LastRepair | None = None
+    _surveys: Mapping[BackendName, Survey] = field(default_factory=dict)
+    _survey_failure: str = ""
+    _throttle: LogThrottle = field(default_factory=LogThrottle)
+    _contention_logged: bool = False
+
+    @property
+    def survey_failed(self) -> bool:
+        return bool(self._survey_failure)
+
+    def status(self) -> FamilyStatus:
+        choices = self.outcome.choices if self.outcome else {}
+        rules = self.outcome.rules if self.outcome else {}
+        return FamilyStatus(
+            self.state,
+            last_error="" if self.error is None else str(self.error),
+            groups={group: GroupStatus(one.backend, one.why, rules.get(group, 0)) for group, one in choices.items()},
+            repairs=self._repairs,
+            last_repair=self._last_repair,
+            flannel_rules=tuple(name for name, survey in self._surveys.items() if survey.flannel),
+            cni_masquerade=self._cni_masquerade(),
+        )
+
+    def chosen(self, outcome: Outcome, without_random: Collection[BackendName]) -> Iterator[LogEntry]:
+        """Log each new choice of a backend. `without_random` are those that lack the random ports that are wanted."""
+        before = self.outcome.choices if self.outcome else {}
+        for group, choice in outcome.choices.items():
+            if before.get(group) == choice:
+                continue
+            message = f"{self.family} {group}: backend {choice.backend}, {choice.why}"
+            backend, why = choice.backend, choice.why
+            yield self._entry("backend-chosen", message, group=str(group), backend=backend, reason=why)
+            if choice.backend in without_random:
+                message = f"{self.family}: {choice.backend} cannot choose fully random ports here; masquerading without"
+                yield self._entry("notice", message, backend=choice.backend)
+
+    def repaired(self, done: Repaired) -> Iterator[LogEntry]:
+        """Log and count each repair."""
+        for repair in done.repairs:
+            attributed = repair.drift and repair.found_at is not None
+            culprits = done.culprits if attributed else ()
+            yield self._repair_entry(repair, done.because, culprits)
+            self._repairs += 1 if repair.drift else 0
+            self._last_repair = LastRepair(
+                time=done.at.isoformat(timespec="milliseconds"),
+                backend=repair.plan.backend,
+                reason=done.because,
+                drift=repair.drift,
+                duration_us=repair.duration_us,
+                changes=repair.plan.changes,
+                culprits=culprits,
+            )
+
+    def verified(self, outcome: Outcome) -> Iterator[LogEntry]:
+        """Log a first pass that found all right."""
+        if self.held is None and not outcome.repairs and outcome.choices:
+            message = f"{self.family}: the kernel already holds the right rules; nothing written"
+            yield self._entry("verified", message)
+
+    def succeeded(self, desired: DesiredState, outcome: Outcome, *, contended: bool) -> None:
+        """Take the outcome of a pass into the status."""
+        self.error, self.held, self.outcome = None, desired, outcome
+        self.state = State.CONTENDED if contended else State.SYNCED
+
+    def state_entries(self, because: str, culprits: tuple[Culprit, ...], *, quiet: bool) -> Iterator[LogEntry]:
+        """Log a contention that began, or trouble that is over; the status says the same by then.
+
+        `quiet` is True if the pass ended a contention.
+        """
+        recovered = self._throttle.over() or quiet
+        contended = self.state is State.CONTENDED
+        if contended and not self._contention_logged:
+            names = " or ".join(map(str, culprits)) or "something that the kernel does not name"
+            message = (
+                f"{self.family}: {names} keeps undoing our rules; they are put back ever more slowly, at least every "
+                f"{LAST_DELAY:.0f} s, until it stops"
+            )
+            yield self._entry("contended", message, logging.WARNING, **_blame(culprits))
+        elif recovered and not contended:
+            yield self._entry("recovered", f"{self.family}: in sync again", reason=because)
+        self._contention_logged = contended
+
+    def failed(self, failure: Failure) -> Iterator[LogEntry]:
+        """Take a failure into the status; log it unless it was logged already."""
+        self.state, self.error = State.DEGRADED, failure.error
+        line = self._throttle.line(str(failure.error), failure.now)
+        if line is not None:
+            names = " or ".join(map(str, failure.culprits))
+            by = f"; meanwhile changed by {names}" if names else ""
+            retry = f"; next try in {failure.retry_seconds:.1f} s, then ever more slowly"
+            message = f"{self.family}: {line}{by}{retry}"
+            yield self._entry("degraded", message, logging.ERROR, **_blame(failure.culprits))
+
+    def rules_left(self, error: MasqError) -> LogEntry:
+        """Log rules that could not be removed at a stop."""
+        return self._entry("rules-left", f"{self.family}: rules not removed: {error}", logging.ERROR)
+
+    def survey_failure(self, error: MasqError) -> Iterator[LogEntry]:
+        """Log once that the survey of foreign rules failed."""
+        message = f"{self.family}: what others keep cannot be seen, or flannel's of it not be removed: {error}"
+        if message != self._survey_failure:
+            yield self._entry("notice", message, logging.WARNING)
+        self._survey_failure = message
+
+    def surveyed(self, removed: Removed, surveys: Mapping[BackendName, Survey]) -> Iterator[LogEntry]:
+        """Take a survey of foreign rules into the status; log what was removed, and that the CNI plugin masquerades."""
+        self._survey_failure = ""
+        for backend, items in removed:
+            what = f"{len(items)} objects that flannel had written"
+            yield self._entry("notice", f"{self.family}: {what} removed from {backend}", backend=backend)
+        known = bool(self._cni_masquerade())
+        self._surveys = surveys
+        places = self._cni_masquerade()
+        if places and not known:  # pods come and go, and the rule that is named with them
+            message = (
+                f"{self.family}: the CNI bridge plugin masquerades too ({', '.join(places)}), and so NATs pod-to-pod "
+                f'traffic; set "ipMasq": false in the delegate of the flannel CNI configuration'
+            )
+            yield self._entry("notice", message, logging.WARNING)
+
+    def _cni_masquerade(self) -> tuple[str, ...]:
+        return tuple(survey.cni_masquerade for survey in self._surveys.values() if survey.cni_masquerade)
+
+    def _repair_entry(self, repair: Repair, because: str, culprits: tuple[Culprit, ...]) -> LogEntry:
+        what = "drift repaired" if repair.drift else "rules applied"
+        by = f", by {' or '.join(map(str, culprits))}" if culprits else ""
+        if repair.drift and repair.found_at is None:
+            by = "; the kernel does not tell by whom"
+        message = (
+            f"{self.family}: {what} with {repair.plan.backend} in {repair.duration_us / 1000:.1f} ms "
+            f"({because}): {describe(repair.plan.changes)}{by}"
+        )
+        return self._entry(
+            "drift-repaired" if repair.drift else "rules-applied",
+            message,
+            logging.WARNING if repair.drift else logging.INFO,
+            backend=repair.plan.backend,
+            reason=because,
+            duration_us=repair.duration_us,
+            diff=diff_text(repair.plan),
+            **_blame(culprits),
+        )
+
+    def _entry(self, kind: str, message: str, level: int = logging.INFO, **fields: Any) -> LogEntry:
+        return LogEntry(Event(kind, message, family=str(self.family), **fields), level)
+
+
+def _blame(culprits: tuple[Culprit, ...]) -> dict[str, Any]:
+    """Return the fields of an event that name the most suspicious program."""
+    if not culprits:
+        return {}
+    last = culprits[-1]
+    return {
+        "culprit": last.name,
+        "culprit_pid": last.pid,
+        "culprit_command": last.command,
+        "culprit_unit": last.unit,
+    }

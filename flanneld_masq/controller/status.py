@@ -1,0 +1,242 @@
+"""The daemon's status: frozen values, and their JSON form in status.json, over D-Bus and in `status --json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
+from typing import Any, Optional, TypeVar
+
+from flanneld_masq.controller.attribution import Culprit
+from flanneld_masq.inputs.leases import as_data
+from flanneld_masq.model import SLOTS, BackendName, Change, ChangeKind, Family, FamilyLease, Group, Lease
+
+_Value = TypeVar("_Value")
+
+
+class State(str, enum.Enum):
+    """The state of the daemon or of one family. The value is what users see."""
+
+    SYNCED = "synced"
+    WAITING = "waiting"
+    DEGRADED = "degraded"
+    CONTENDED = "contended"
+    STOPPED = "stopped"
+    UNKNOWN = "unknown"  # a command cannot find out whether the daemon runs
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True, **SLOTS)
+class GroupStatus:
+    """The backend of one group. `rules` counts the kernel's rules for it; None where only a command looked."""
+
+    backend: BackendName
+    why: str
+    rules: Optional[int] = None
+
+
+@dataclass(frozen=True, **SLOTS)
+class LastRepair:
+    """The last write of a family. `time` is ISO 8601 in UTC with milliseconds; `drift` is True if another program had
+    changed rules that were right before, and `culprits` are the programs that may have done it."""
+
+    time: str
+    backend: BackendName
+    reason: str
+    drift: bool
+    duration_us: int
+    changes: tuple[Change, ...] = ()
+    culprits: tuple[Culprit, ...] = ()
+
+
+@dataclass(frozen=True, **SLOTS)
+class FamilyStatus:
+    """The status of one family.
+
+    `repairs` counts repairs of drift since the daemon's start; None where no daemon reported any. `flannel_rules` are
+    the backends that hold rules of flannel, `cni_masquerade` the places where the CNI bridge plugin masquerades.
+    `kernel` is what a command found in the kernel; empty in the status of a running daemon.
+    """
+
+    state: State
+    last_error: str = ""
+    groups: Mapping[Group, GroupStatus] = field(default_factory=dict)
+    repairs: Optional[int] = 0
+    last_repair: Optional[LastRepair] = None
+    flannel_rules: tuple[str, ...] = ()
+    cni_masquerade: tuple[str, ...] = ()
+    kernel: str = ""
+
+
+@dataclass(frozen=True, **SLOTS)
+class Status:
+    """The status of the daemon. `pid` is None where no daemon runs, or none that is known; `config` is the absolute
+    path of its configuration file."""
+
+    state: State
+    version: str = ""
+    pid: Optional[int] = None
+    config: str = ""
+    leases: tuple[Lease, ...] = ()
+    troubles: tuple[str, ...] = ()
+    plugin_failures: tuple[str, ...] = ()
+    families: Mapping[Family, FamilyStatus] = field(default_factory=dict)
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """The last error of each family that has one, then the troubles of the input files."""
+        families = (f"{name}: {family.last_error}" for name, family in self.families.items() if family.last_error)
+        return (*families, *self.troubles)
+
+
+def to_json(status: Status) -> dict[str, Any]:
+    """Return the status as plain values for `json.dumps`. Optional values that are not known are left out."""
+    return {
+        "version": status.version,
+        "pid": status.pid,
+        "config": status.config,
+        "state": status.state.value,
+        "leases": [as_data(lease) for lease in status.leases],
+        "troubles": list(status.troubles),
+        "plugin_failures": list(status.plugin_failures),
+        "families": {family.value: _family_to_json(one) for family, one in status.families.items()},
+    }
+
+
+def from_json(content: object) -> Status:
+    """Read what `to_json` returned. Raises ValueError for anything else, whatever JSON it is."""
+    reader = _Reader(content)
+    return Status(
+        State(reader.text("state")),
+        version=reader.text("version", ""),
+        pid=reader.optional("pid", int),
+        config=reader.text("config", ""),
+        leases=tuple(map(_lease, reader.list("leases"))),
+        troubles=reader.texts("troubles"),
+        plugin_failures=reader.texts("plugin_failures"),
+        families={Family(name): _family(one) for name, one in reader.mapping("families").items()},
+    )
+
+
+def _family_to_json(family: FamilyStatus) -> dict[str, Any]:
+    last = family.last_repair
+    optional = {"repairs": family.repairs, "kernel": family.kernel or None}
+    return {
+        "state": family.state.value,
+        "last_error": family.last_error,
+        "groups": {group.value: _without_none(dataclasses.asdict(one)) for group, one in family.groups.items()},
+        "last_repair": dataclasses.asdict(last) if last is not None else None,
+        "flannel_rules": list(family.flannel_rules),
+        "cni_masquerade": list(family.cni_masquerade),
+        **_without_none(optional),
+    }
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+class _Reader:
+    """Reads the members of a JSON object by their types. Raises ValueError."""
+
+    def __init__(self, content: object) -> None:
+        if not isinstance(content, dict):
+            raise ValueError(f"{content!r} is not an object")  # noqa: TRY004  one error for any wrong JSON
+        self._content: dict[str, Any] = content
+
+    def get(self, key: str, kind: type[_Value]) -> _Value:
+        value = self._content.get(key)
+        if type(value) is not kind:  # a bool is an int, but not here
+            raise ValueError(f"{key} is {value!r}, not {kind.__name__}")
+        return value
+
+    def optional(self, key: str, kind: type[_Value]) -> _Value | None:
+        return None if self._content.get(key) is None else self.get(key, kind)
+
+    def text(self, key: str, default: str | None = None) -> str:
+        return self.get(key, str) if default is None or key in self._content else default
+
+    def list(self, key: str) -> list[Any]:
+        return self.get(key, list) if key in self._content else []
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        values = self.list(key)
+        if not all(isinstance(value, str) for value in values):
+            raise ValueError(f"{key} is {values!r}, not a list of texts")
+        return tuple(values)
+
+    def mapping(self, key: str) -> dict[str, Any]:
+        return self.get(key, dict) if key in self._content else {}
+
+    def read(self, key: str, reader: Callable[[object], _Value]) -> tuple[_Value, ...]:
+        return tuple(map(reader, self.list(key)))
+
+
+def _lease(content: object) -> Lease:
+    reader = _Reader(content)
+    families = {family: _family_lease(reader.mapping(family.value)) for family in Family}
+    return Lease(
+        reader.text("path"),
+        ipv4=families[Family.IPV4],
+        ipv6=families[Family.IPV6],
+        mtu=reader.optional("mtu", int),
+        ipmasq=reader.optional("ipmasq", bool),
+    )
+
+
+def _family_lease(content: dict[str, Any]) -> FamilyLease | None:
+    if not content:
+        return None
+    reader = _Reader(content)
+    subnet = ip_network(reader.text("subnet"))
+    gateway = reader.optional("gateway", str)  # a status file of 0.1.0 has none
+    networks = tuple(map(ip_network, reader.texts("networks")))
+    return FamilyLease(networks, subnet, subnet.network_address if gateway is None else ip_address(gateway))
+
+
+def _family(content: object) -> FamilyStatus:
+    reader = _Reader(content)
+    last = reader.optional("last_repair", dict)
+    return FamilyStatus(
+        State(reader.text("state")),
+        last_error=reader.text("last_error", ""),
+        groups={Group(name): _group(one) for name, one in reader.mapping("groups").items()},
+        repairs=reader.optional("repairs", int),
+        last_repair=None if last is None else _last_repair(last),
+        flannel_rules=reader.texts("flannel_rules"),
+        cni_masquerade=reader.texts("cni_masquerade"),
+        kernel=reader.text("kernel", ""),
+    )
+
+
+def _group(content: object) -> GroupStatus:
+    reader = _Reader(content)
+    return GroupStatus(BackendName(reader.text("backend")), reader.text("why"), reader.optional("rules", int))
+
+
+def _last_repair(content: object) -> LastRepair:
+    reader = _Reader(content)
+    return LastRepair(
+        time=reader.text("time"),
+        backend=BackendName(reader.text("backend")),
+        reason=reader.text("reason"),
+        drift=reader.get("drift", bool),
+        duration_us=reader.get("duration_us", int),
+        changes=reader.read("changes", _change),
+        culprits=reader.read("culprits", _culprit),
+    )
+
+
+def _change(content: object) -> Change:
+    reader = _Reader(content)
+    texts = (reader.text(key) for key in ("place", "wanted", "found"))
+    return Change(ChangeKind(reader.text("kind")), *texts)
+
+
+def _culprit(content: object) -> Culprit:
+    reader = _Reader(content)
+    return Culprit(reader.text("name"), reader.get("pid", int), reader.text("command", ""), reader.text("unit", ""))

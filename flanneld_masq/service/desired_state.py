@@ -1,0 +1,121 @@
+"""Builds the desired state from settings, subnet files, net-conf.json and plugins; for daemon, commands and doctor."""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from flanneld_masq.controller.report import LogEntry, notice
+from flanneld_masq.errors import ConfigError, MasqError, PluginError
+from flanneld_masq.hookspecs import Event
+from flanneld_masq.inputs.leases import Change, Leases, News
+from flanneld_masq.inputs.net_conf import flannel_uses_nftables
+from flanneld_masq.model import SLOTS, Lease, Network, Settings
+from flanneld_masq.plugin_loader import Plugins
+from flanneld_masq.reconcile.values import DesiredState
+
+
+class OnError(enum.Enum):
+    """What becomes of an input that cannot be used."""
+
+    KEEP = "keep"  # its last good value stays, and the error is returned
+    RAISE = "raise"
+
+
+@dataclass(frozen=True, **SLOTS)
+class Refreshed:
+    """What a refresh read. `changed` is True if the desired state is another one now."""
+
+    changed: bool
+    news: tuple[News, ...] = ()
+    net_conf_error: ConfigError | None = None
+
+
+class DesiredStateBuilder:
+    """Reads the inputs and keeps what they last said. A plugin that fails keeps its last networks in any case."""
+
+    def __init__(self, settings: Settings, plugins: Plugins, on_error: OnError = OnError.KEEP) -> None:
+        self.settings = settings
+        self.leases = Leases(settings.subnet_files)
+        self._plugins = plugins
+        self._on_error = on_error
+        self._networks: tuple[Network, ...] = ()
+        self._uses_nftables = False
+
+    def current(self) -> DesiredState | None:
+        """Return what is to hold now; None until there is a lease."""
+        leases = self.leases.good
+        return DesiredState(self.settings, leases, self._networks, self._uses_nftables) if leases else None
+
+    def required(self) -> DesiredState:
+        """Return what is to hold now. Raises MasqError if there is no lease."""
+        desired = self.current()
+        if desired is None:
+            raise MasqError(
+                f"there is no subnet file yet ({', '.join(self.settings.subnet_files)}), so there is nothing to do; "
+                f"flannel writes it when it starts, and --subnet-file names another"
+            )
+        return desired
+
+    def follow(self, settings: Settings) -> None:
+        """Use these settings from now on. The leases of files that they do not name are dropped."""
+        self.settings = settings
+        self.leases.follow(settings.subnet_files)
+
+    def ask_plugins(self) -> tuple[PluginError, ...]:
+        """Ask the plugins for their networks again. Return the failures."""
+        self._networks, failures = self._plugins.non_masquerade_cidrs(self.settings)
+        return failures
+
+    def refresh(self) -> Refreshed:
+        """Read net-conf.json and the subnet files again. Raises ConfigError and SubnetFileError for OnError.RAISE."""
+        before = self.current()
+        net_conf_error = self._read_net_conf()
+        news = self.read_leases()
+        return Refreshed(self.current() != before, news, net_conf_error)
+
+    def read_leases(self) -> tuple[News, ...]:
+        """Read the subnet files alone again. Raises SubnetFileError for OnError.RAISE."""
+        news = self.leases.refresh()
+        errors = [item.error for item in news if item.error is not None]
+        if errors and self._on_error is OnError.RAISE:
+            raise errors[0]
+        return news
+
+    def _read_net_conf(self) -> ConfigError | None:
+        try:
+            self._uses_nftables = flannel_uses_nftables(Path(self.settings.net_conf))
+        except ConfigError as error:
+            if self._on_error is OnError.RAISE:
+                raise
+            return error
+        return None
+
+
+def input_entries(refreshed: Refreshed, leases: tuple[Lease, ...]) -> Iterator[LogEntry]:
+    """Log what a refresh read. `leases` are the good ones now. Pure."""
+    if refreshed.net_conf_error is not None:
+        message = f"{refreshed.net_conf_error}; taken as if it were not there"
+        yield notice(message, logging.WARNING, once=True)
+    for item in refreshed.news:
+        lease = next((lease for lease in leases if lease.path == item.path), None)
+        yield _news_entry(item, known=lease is not None)
+        if item.change is Change.ACCEPTED and lease is not None and lease.ipmasq:
+            message = f"{item.path} says FLANNEL_IPMASQ=true: flanneld masquerades too; its rules agree with ours"
+            yield notice(message, once=True)
+
+
+def plugin_entries(failures: tuple[PluginError, ...]) -> Iterator[LogEntry]:
+    """Log the failures of plugins, each once. Pure."""
+    return (LogEntry(Event("plugin-failed", str(failure)), logging.ERROR, once=True) for failure in failures)
+
+
+def _news_entry(item: News, *, known: bool) -> LogEntry:
+    if item.change is Change.REFUSED:
+        return LogEntry(Event("lease-refused", item.message), logging.ERROR)
+    if item.change is Change.VANISHED:
+        return LogEntry(Event("waiting", item.message), logging.WARNING if known else logging.INFO)
+    return LogEntry(Event("lease-changed", item.message))
