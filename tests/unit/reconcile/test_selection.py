@@ -1,14 +1,123 @@
-"""The selection of backends: what is asked of them, when, and what comes of the answers."""
+"""Selection of backends: which are asked, when, and what comes of the answers."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from flanneld_masq.model import Family
-from flanneld_masq.reconcile.selection import missing_family
+import pytest
+
+from flanneld_masq.errors import BackendUnavailable, KernelError
+from flanneld_masq.model import Family, ForwardSettings, Group, Probe
+from flanneld_masq.reconcile.selection import assignment_of, missing_family
+from flanneld_masq.ruleset.backend_choice import Choice
+
+from .bench import ONE, OURS, THREE, TWO, V4, WISH, Bench, desired_state
 
 
-def test_a_kernel_without_a_family_is_told_by_proc(tmp_path: Path) -> None:
+class TestProbes:
+    def test_backends_are_probed_once_until_reprobe(self, bench: Bench) -> None:
+        for _ in range(2):
+            bench.reconciler.reconcile(WISH)
+        assert bench.calls("probe") == [ONE, TWO, THREE]
+        bench.kernel.probes[ONE] = Probe(False, "gone", "bring it back")
+        bench.reconciler.selector.reprobe()
+        outcome = bench.reconciler.reconcile(WISH)
+        assert outcome.choices[Group.MASQUERADE].backend == TWO
+        assert "one cannot be used (gone)" in outcome.choices[Group.MASQUERADE].why
+
+    def test_no_usable_backend_is_an_error(self, bench: Bench) -> None:
+        bench.kernel.probes.update(dict.fromkeys((ONE, TWO, THREE), Probe(False, "gone")))
+        with pytest.raises(BackendUnavailable, match="one cannot be used"):
+            bench.reconciler.reconcile(WISH)
+        assert bench.kernel.generation == 0
+
+    def test_kernel_without_the_family_asks_no_backend(self, bench: Bench) -> None:
+        bench.missing = "no such family"
+        with pytest.raises(BackendUnavailable, match="no such family"):
+            bench.reconciler.reconcile(WISH)
+        assert bench.kernel.log == []
+
+    def test_choice_probes_only_what_it_reaches(self, bench: Bench) -> None:
+        bench.kernel.probes[ONE] = Probe(False, "gone")
+        selector = bench.reconciler.selector
+        settings = replace(WISH.settings, forward=ForwardSettings(enabled=False))
+        assert selector.candidates(settings, False)[Group.MASQUERADE].backend == TWO
+        assert bench.calls("probe") == [ONE, TWO]
+
+    def test_named_backends_alone_are_probed(self, bench: Bench) -> None:
+        bench.reconciler.selector.choices(desired_state("three", "two"))
+        assert bench.calls("probe") == [THREE, TWO]
+
+    def test_unusable_backends_are_left_out(self, bench: Bench) -> None:
+        bench.kernel.probes[TWO] = Probe(False, "gone")
+        selector = bench.reconciler.selector
+        assert [backend.name for backend in selector.usable()] == [ONE, THREE]
+        assert list(selector.probes()) == [ONE, TWO, THREE]
+
+    def test_probe_says_whether_ports_can_be_random(self, bench: Bench) -> None:
+        bench.kernel.probes[TWO] = Probe(True, random_fully=False)
+        assert bench.reconciler.selector.randomises(ONE)
+        assert not bench.reconciler.selector.randomises(TWO)
+
+
+class TestAssignment:
+    def test_groups_are_gathered_by_backend(self) -> None:
+        one, two = Choice(ONE, ""), Choice(TWO, "")
+        assert assignment_of({Group.MASQUERADE: one, Group.FORWARD: one}) == {ONE: set(Group)}
+        assert assignment_of({Group.MASQUERADE: one, Group.FORWARD: two}) == {
+            ONE: {Group.MASQUERADE},
+            TWO: {Group.FORWARD},
+        }
+        assert assignment_of({}) == {}
+
+    def test_assignment_is_settled_from_a_pass_to_reprobe(self, bench: Bench) -> None:
+        selector = bench.reconciler.selector
+        assert (selector.unsettled, selector.assignment) == (True, {})
+        bench.reconcile()
+        assert (selector.unsettled, selector.assignment) == (False, {ONE: set(Group)})
+        selector.reprobe()
+        assert (selector.unsettled, selector.assignment) == (True, {ONE: set(Group)})
+
+
+class TestEvidence:
+    def test_evidence_is_read_only_if_forward_is_auto(self, bench: Bench) -> None:
+        bench.reconcile()
+        assert bench.calls("drops_forwarding") == [ONE, TWO, THREE]
+        bench.reconcile(desired_state("one", "two"))
+        assert bench.calls("drops_forwarding") == []
+        off = replace(WISH, settings=replace(WISH.settings, forward=ForwardSettings(enabled=False)))
+        bench.reconcile(off)
+        assert bench.calls("drops_forwarding") == []
+
+    def test_unreadable_evidence_is_taken_as_it_was(self, bench: Bench) -> None:
+        bench.kernel.drops[TWO] = "docker drops"
+        bench.reconcile()
+        held = bench.kernel.chains(V4)
+        for failing in range(3):
+            bench.kernel.fail("drops_forwarding", *(KernelError("reading", "no"),) * (failing + 1))
+            assert bench.reconciler.reconcile(WISH).choices[Group.FORWARD].backend == TWO
+            assert bench.kernel.chains(V4) == held
+
+    def test_nothing_is_removed_for_evidence_never_read(self, bench: Bench) -> None:
+        """The rules that are known to be wanted are written."""
+        bench.kernel.drops[TWO] = "docker drops"
+        bench.reconcile()
+        bench.kernel.flush(V4, OURS)
+        bench.reconciler = bench.restarted()
+        for _ in range(2):
+            bench.kernel.fail("drops_forwarding", *(KernelError("reading", "no"),) * 3)
+            with pytest.raises(KernelError):
+                bench.reconciler.reconcile(WISH)
+            assert bench.kernel.chain(V4, OURS) and bench.kernel.chain(V4, "two forward")
+        bench.kernel.fail("drops_forwarding", *(KernelError("reading", "no"),) * 3)
+        with pytest.raises(KernelError):
+            bench.reconciler.plan(WISH)
+        assert bench.reconcile() == [ONE]
+        assert "one forward" not in bench.kernel.chains(V4)
+
+
+def test_missing_family_is_seen_in_proc(tmp_path: Path) -> None:
     (tmp_path / "proc/sys/net/ipv4").mkdir(parents=True)
     assert missing_family(tmp_path, Family.IPV4) == ""
     assert "runs without ipv6 (/proc/sys/net/ipv6 is missing)" in missing_family(tmp_path, Family.IPV6)
