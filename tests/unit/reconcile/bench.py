@@ -40,7 +40,7 @@ OTHER = replace(
 DUAL = replace(
     LEASE, ipv6=FamilyLease((ip_network("fd00:244::/56"),), ip_network("fd00:244:0:1::/64"), ip_address("fd00:244::1"))
 )
-WISH = DesiredState(Settings(), (LEASE,))
+DESIRED = DesiredState(Settings(), (LEASE,))
 OURS = "one masquerade"
 
 
@@ -83,15 +83,15 @@ class Bench:
     def calls(self, method: str) -> list[BackendName]:
         return [backend for name, backend, _ in self.kernel.log if name == method]
 
-    def reconcile(self, wished: DesiredState = WISH) -> list[BackendName]:
+    def reconcile(self, state: DesiredState = DESIRED) -> list[BackendName]:
         """Run one pass and return the backends that it wrote, in order."""
         self.kernel.log.clear()
-        repaired = [repair.plan.backend for repair in self.reconciler.reconcile(wished).repairs]
+        repaired = [repair.plan.backend for repair in self.reconciler.reconcile(state).repairs]
         assert list(dict.fromkeys(self.calls("replace"))) == list(dict.fromkeys(repaired))
         return list(dict.fromkeys(repaired))
 
-    def in_sync(self, wished: DesiredState = WISH) -> bool:
-        return not any(plan.changes for plan in self.reconciler.plan(wished))
+    def in_sync(self, state: DesiredState = DESIRED) -> bool:
+        return not any(plan.changes for plan in self.reconciler.plan(state))
 
 
 def after_observation(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:

@@ -10,20 +10,20 @@ import pytest
 from flanneld_masq.errors import KernelError
 from flanneld_masq.model import Family
 
-from .bench import ONE, OURS, THREE, TWO, V4, WISH, Bench, desired_state
+from .bench import DESIRED, ONE, OURS, THREE, TWO, V4, Bench, desired_state
 
 
 class TestFingerprint:
     def test_outcome_has_generation_and_fingerprint(self, bench: Bench) -> None:
         for _ in range(2):
-            outcome = bench.reconciler.reconcile(WISH)
+            outcome = bench.reconciler.reconcile(DESIRED)
             assert outcome.generation == bench.kernel.generation
             assert len(outcome.fingerprint) == 3
             assert outcome.fingerprint == bench.reconciler.detector.fingerprint()
 
     @pytest.mark.parametrize("chain", [OURS, "one forward", "postrouting", "forward"])
     def test_fingerprint_differs_after_each_kind_of_damage(self, chain: str, bench: Bench) -> None:
-        seen = bench.reconciler.reconcile(WISH).fingerprint
+        seen = bench.reconciler.reconcile(DESIRED).fingerprint
         bench.kernel.append(V4, "elsewhere", "rule")
         assert bench.reconciler.detector.fingerprint() == seen
         bench.kernel.flush(V4, chain)
@@ -31,7 +31,7 @@ class TestFingerprint:
 
     def test_disturbed_pass_has_no_fingerprint(self, bench: Bench) -> None:
         bench.kernel.interfere = lambda: bench.kernel.append(V4, "elsewhere", "rule")
-        assert bench.reconciler.reconcile(WISH).fingerprint == ()
+        assert bench.reconciler.reconcile(DESIRED).fingerprint == ()
 
     def test_read_again_stops_at_the_first_difference(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         detector = bench.reconciler.detector
@@ -91,7 +91,7 @@ class TestPoll:
     def test_backend_without_generation_is_polled(self, tmp_path: Path) -> None:
         bench = Bench(tmp_path / "state", counted=False)
         assert not bench.reconciler.detector.polls(), "no backend is in use yet"
-        outcome = bench.reconciler.reconcile(WISH)
+        outcome = bench.reconciler.reconcile(DESIRED)
         assert (outcome.generation, outcome.fingerprint) == (None, ())
         assert bench.reconciler.detector.polls()
         assert not bench.reconciler.detector.poll()

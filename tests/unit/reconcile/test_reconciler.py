@@ -17,7 +17,7 @@ from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.state_directory import StateDirectory
 from flanneld_masq.testing import MemoryBackend, MemoryKernel
 
-from .bench import LEASE, ONE, OTHER, OURS, THREE, TWO, V4, WISH, Bench, desired_state
+from .bench import DESIRED, LEASE, ONE, OTHER, OURS, THREE, TWO, V4, Bench, desired_state
 
 
 class TestPass:
@@ -34,7 +34,7 @@ class TestPass:
         assert bench.calls("observe") == [ONE]
 
     def test_outcome_has_choices_rules_and_repairs(self, bench: Bench) -> None:
-        outcome = bench.reconciler.reconcile(WISH)
+        outcome = bench.reconciler.reconcile(DESIRED)
         assert {group: (chosen.backend, chosen.why) for group, chosen in outcome.choices.items()} == {
             Group.MASQUERADE: (ONE, "the first choice of auto"),
             Group.FORWARD: (ONE, "goes with the masquerade group"),
@@ -98,23 +98,23 @@ class TestPass:
         assert not bench.directory.exists()
 
     def test_first_position_is_restored(self, bench: Bench) -> None:
-        wished = desired_state(position=Position.FIRST)
-        bench.reconcile(wished)
-        bench.kernel.prepend(V4, "postrouting", "somebody")
-        (plan, *_) = bench.reconciler.plan(wished)
+        state = desired_state(position=Position.FIRST)
+        bench.reconcile(state)
+        bench.kernel.prepend(V4, "postrouting", "foreign")
+        (plan, *_) = bench.reconciler.plan(state)
         assert [change.kind for change in plan.changes] == ["moved"]
-        assert bench.reconcile(wished) == [ONE]
+        assert bench.reconcile(state) == [ONE]
         assert bench.kernel.chains(V4)["postrouting"][0].startswith("jump one")
 
     def test_rule_appended_behind_the_last_jump_is_accepted(self, bench: Bench) -> None:
         bench.reconcile()
-        bench.kernel.append(V4, "postrouting", "somebody")
+        bench.kernel.append(V4, "postrouting", "foreign")
         assert bench.reconcile() == []
 
     def test_pass_after_a_failed_write_writes(self, bench: Bench) -> None:
         bench.kernel.fail("replace", KernelError("writing", "no"))
         with pytest.raises(KernelError):
-            bench.reconciler.reconcile(WISH)
+            bench.reconciler.reconcile(DESIRED)
         assert bench.reconcile() == [ONE]
 
     def test_failed_read_writes_nothing(self, bench: Bench) -> None:
@@ -122,7 +122,7 @@ class TestPass:
         generation = bench.kernel.generation
         bench.kernel.fail("observe", KernelError("reading", "cut short"))
         with pytest.raises(KernelError, match="cut short"):
-            bench.reconciler.reconcile(WISH)
+            bench.reconciler.reconcile(DESIRED)
         assert bench.kernel.generation == generation
 
     def test_failing_backend_does_not_stop_the_other(self, bench: Bench) -> None:
@@ -164,7 +164,7 @@ class TestPass:
         monkeypatch.setattr(plugin_loader, "_entry_points", lambda: iter(()))
         backends = plugin_loader.load({"mine": Plugin()}).create(V4, Host(ProcessRunner()))
         with pytest.raises(PluginError, match=r"plugin mine failed in one\.observe: ZeroDivisionError\('oops'\)"):
-            Reconciler(V4, backends, StateDirectory(tmp_path)).reconcile(WISH)
+            Reconciler(V4, backends, StateDirectory(tmp_path)).reconcile(DESIRED)
 
 
 class TestSwitch:
@@ -197,7 +197,7 @@ class TestSwitch:
     def test_forward_group_goes_where_packets_are_dropped(self, bench: Bench) -> None:
         bench.reconcile()
         bench.kernel.drops[TWO] = "docker drops"
-        outcome = bench.reconciler.reconcile(WISH)
+        outcome = bench.reconciler.reconcile(DESIRED)
         assert (outcome.choices[Group.FORWARD].backend, outcome.choices[Group.FORWARD].why) == (TWO, "docker drops")
         assert set(bench.kernel.chains(V4)) == {"one masquerade", "two forward", "postrouting", "forward"}
 
@@ -236,12 +236,12 @@ class TestSwitch:
         bench.kernel.probes[ONE] = Probe(False, "gone", "install it")
         bench.kernel.fail("replace", KernelError("writing", "no"))
         with pytest.raises(KernelError):
-            bench.reconciler.reconcile(WISH)
+            bench.reconciler.reconcile(DESIRED)
         assert bench.reconcile() == [TWO]
         bench.kernel.append(V4, OURS, "stale")
         bench.reconciler.selector.reprobe()
         bench.kernel.fail("replace", KernelError("writing", "no"))
-        assert bench.reconciler.reconcile(WISH).repairs == ()
+        assert bench.reconciler.reconcile(DESIRED).repairs == ()
         assert OURS in bench.kernel.chains(V4)
 
     def test_stale_rules_elsewhere_are_found_after_reprobe(self, bench: Bench) -> None:
@@ -262,11 +262,11 @@ class TestSwitch:
 class TestRemoval:
     def test_every_backend_is_cleared(self, bench: Bench) -> None:
         bench.reconcile(desired_state("one", "two"))
-        bench.kernel.append(V4, "postrouting", "somebody")
+        bench.kernel.append(V4, "postrouting", "foreign")
         bench.kernel.append(V4, "three forward", "stale")
         repairs, errors = bench.reconciler.remove_everything()
         assert ([repair.plan.backend for repair in repairs], errors) == ([ONE, TWO, THREE], ())
-        assert bench.kernel.chains(V4) == {"postrouting": ("somebody",), "forward": ()}
+        assert bench.kernel.chains(V4) == {"postrouting": ("foreign",), "forward": ()}
         assert StateDirectory(bench.directory).verified_state(ONE, V4) is None
         assert bench.reconciler.remove_everything() == ((), ())
 
@@ -281,7 +281,7 @@ class TestRemoval:
 class TestRender:
     def test_auto_is_the_most_preferred_and_is_not_probed(self, bench: Bench) -> None:
         bench.kernel.probes[ONE] = Probe(False, "gone")
-        ((name, text),) = bench.reconciler.render(WISH)
+        ((name, text),) = bench.reconciler.render(DESIRED)
         assert name == ONE
         assert "chain one masquerade" in text and "chain one forward" in text
         assert bench.kernel.log == []

@@ -12,36 +12,36 @@ from flanneld_masq.model import Family, ForwardSettings, Group, Probe
 from flanneld_masq.reconcile.selection import assignment_of, missing_family
 from flanneld_masq.ruleset.backend_choice import Choice
 
-from .bench import ONE, OURS, THREE, TWO, V4, WISH, Bench, desired_state
+from .bench import DESIRED, ONE, OURS, THREE, TWO, V4, Bench, desired_state
 
 
 class TestProbes:
     def test_backends_are_probed_once_until_reprobe(self, bench: Bench) -> None:
         for _ in range(2):
-            bench.reconciler.reconcile(WISH)
+            bench.reconciler.reconcile(DESIRED)
         assert bench.calls("probe") == [ONE, TWO, THREE]
         bench.kernel.probes[ONE] = Probe(False, "gone", "bring it back")
         bench.reconciler.selector.reprobe()
-        outcome = bench.reconciler.reconcile(WISH)
+        outcome = bench.reconciler.reconcile(DESIRED)
         assert outcome.choices[Group.MASQUERADE].backend == TWO
         assert "one cannot be used (gone)" in outcome.choices[Group.MASQUERADE].why
 
     def test_no_usable_backend_is_an_error(self, bench: Bench) -> None:
         bench.kernel.probes.update(dict.fromkeys((ONE, TWO, THREE), Probe(False, "gone")))
         with pytest.raises(BackendUnavailable, match="one cannot be used"):
-            bench.reconciler.reconcile(WISH)
+            bench.reconciler.reconcile(DESIRED)
         assert bench.kernel.generation == 0
 
     def test_kernel_without_the_family_asks_no_backend(self, bench: Bench) -> None:
         bench.missing = "no such family"
         with pytest.raises(BackendUnavailable, match="no such family"):
-            bench.reconciler.reconcile(WISH)
+            bench.reconciler.reconcile(DESIRED)
         assert bench.kernel.log == []
 
     def test_choice_probes_only_what_it_reaches(self, bench: Bench) -> None:
         bench.kernel.probes[ONE] = Probe(False, "gone")
         selector = bench.reconciler.selector
-        settings = replace(WISH.settings, forward=ForwardSettings(enabled=False))
+        settings = replace(DESIRED.settings, forward=ForwardSettings(enabled=False))
         assert selector.candidates(settings, False)[Group.MASQUERADE].backend == TWO
         assert bench.calls("probe") == [ONE, TWO]
 
@@ -86,7 +86,7 @@ class TestEvidence:
         assert bench.calls("drops_forwarding") == [ONE, TWO, THREE]
         bench.reconcile(desired_state("one", "two"))
         assert bench.calls("drops_forwarding") == []
-        off = replace(WISH, settings=replace(WISH.settings, forward=ForwardSettings(enabled=False)))
+        off = replace(DESIRED, settings=replace(DESIRED.settings, forward=ForwardSettings(enabled=False)))
         bench.reconcile(off)
         assert bench.calls("drops_forwarding") == []
 
@@ -96,7 +96,7 @@ class TestEvidence:
         held = bench.kernel.chains(V4)
         for failing in range(3):
             bench.kernel.fail("drops_forwarding", *(KernelError("reading", "no"),) * (failing + 1))
-            assert bench.reconciler.reconcile(WISH).choices[Group.FORWARD].backend == TWO
+            assert bench.reconciler.reconcile(DESIRED).choices[Group.FORWARD].backend == TWO
             assert bench.kernel.chains(V4) == held
 
     def test_nothing_is_removed_for_evidence_never_read(self, bench: Bench) -> None:
@@ -108,11 +108,11 @@ class TestEvidence:
         for _ in range(2):
             bench.kernel.fail("drops_forwarding", *(KernelError("reading", "no"),) * 3)
             with pytest.raises(KernelError):
-                bench.reconciler.reconcile(WISH)
+                bench.reconciler.reconcile(DESIRED)
             assert bench.kernel.chain(V4, OURS) and bench.kernel.chain(V4, "two forward")
         bench.kernel.fail("drops_forwarding", *(KernelError("reading", "no"),) * 3)
         with pytest.raises(KernelError):
-            bench.reconciler.plan(WISH)
+            bench.reconciler.plan(DESIRED)
         assert bench.reconcile() == [ONE]
         assert "one forward" not in bench.kernel.chains(V4)
 

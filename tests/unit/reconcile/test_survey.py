@@ -14,7 +14,7 @@ from .bench import LEASE, ONE, THREE, TWO, V4, Bench
 
 def test_flannel_rules_are_listed_and_removed_by_backend(bench: Bench) -> None:
     bench.kernel.append(V4, "postrouting", "masquerade", FLANNEL_COMMENT)
-    bench.kernel.append(V4, "postrouting", "somebody")
+    bench.kernel.append(V4, "postrouting", "foreign")
     bench.kernel.cni_masquerade[V4] = "rule CNI"
     bench.kernel.probes[THREE] = Probe(False, "gone")
     bench.reconcile()
@@ -25,7 +25,7 @@ def test_flannel_rules_are_listed_and_removed_by_backend(bench: Bench) -> None:
     assert surveys[ONE].cni_masquerade == "rule CNI"
     ((backend, items),) = remove_flannel_rules(usable, (LEASE,))[:1]
     assert (backend, items) == (ONE, surveys[ONE].flannel)
-    assert bench.kernel.chains(V4)["postrouting"][0] == "somebody"
+    assert bench.kernel.chains(V4)["postrouting"][0] == "foreign"
     assert remove_flannel_rules(usable, (LEASE,)) == ()
     assert bench.in_sync()
 
