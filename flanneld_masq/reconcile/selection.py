@@ -57,6 +57,7 @@ class BackendSelector:
     def choices(self, desired_state: DesiredState) -> Mapping[Group, Choice]:
         """Return the backend of each group, or nothing for a family that no lease names. Raise what `choose` raises."""
         if not any(lease.of(self._family) for lease in desired_state.leases):
+            self._unread = None
             return {}
         return self.candidates(desired_state.settings, desired_state.flannel_uses_nftables)
 

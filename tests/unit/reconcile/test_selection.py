@@ -12,7 +12,7 @@ from flanneld_masq.model import Family, ForwardSettings, Group, Probe
 from flanneld_masq.reconcile.selection import assignment_of, missing_family
 from flanneld_masq.ruleset.backend_choice import Choice
 
-from .bench import DESIRED, ONE, OURS, THREE, TWO, V4, Bench, desired_state
+from .bench import DESIRED, LEASE, ONE, OURS, THREE, TWO, V4, Bench, desired_state
 
 
 class TestProbes:
@@ -81,6 +81,12 @@ class TestAssignment:
 
 
 class TestEvidence:
+    def test_family_without_a_lease_needs_no_evidence(self, bench: Bench) -> None:
+        bench.kernel.fail("drops_forwarding", *(KernelError("reading", "no"),) * 3)
+        with pytest.raises(KernelError):
+            bench.reconciler.reconcile(DESIRED)
+        assert bench.reconcile(desired_state("auto", "auto", replace(LEASE, ipv4=None))) == [ONE]
+
     def test_evidence_is_read_only_if_forward_is_auto(self, bench: Bench) -> None:
         bench.reconcile()
         assert bench.calls("drops_forwarding") == [ONE, TWO, THREE]
