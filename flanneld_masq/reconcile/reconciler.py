@@ -78,7 +78,7 @@ class Reconciler:
         if self.selector.unsettled:
             self._clear(assignment)
         self.selector.adopt(assignment)
-        generation = self._writer.verified if targets else None  # without a lease no commit of others matters
+        generation = self._writer.verified if targets else None  # without a lease no foreign commit matters
         return Outcome(
             choices,
             tuple(self.repairs),

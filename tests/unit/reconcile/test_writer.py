@@ -94,7 +94,7 @@ class TestInterference:
         assert bench.in_sync()
         if known:
             assert outcome.generation == bench.kernel.generation
-            assert outcome.fingerprint, "so the next commit of others costs a fingerprint and not a pass"
+            assert outcome.fingerprint, "so the next foreign commit costs a fingerprint and not a pass"
 
     @pytest.mark.parametrize("generation", [0, 0xFFFFFFFF - 2])
     def test_commit_of_the_other_family_costs_no_second_write(
