@@ -1,0 +1,51 @@
+"""A module imports its own package and earlier layers only.
+
+Two packages of one layer never import each other: none needs to, and so there can be no cycle. An import inside a
+function or under TYPE_CHECKING counts like any other.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LAYERS = (
+    ("__version__", "model", "errors", "footprint"),
+    ("inputs", "ruleset", "kernel", "process", "state_directory"),
+    ("hookspecs",),
+    ("reconcile", "flanneld_masq_nft", "flanneld_masq_iptables", "testing", "plugin_loader", "selftest"),
+    ("controller",),
+    ("dbus",),
+    ("service",),
+    ("cli",),
+    ("__main__",),
+)
+RANKS = {package: rank for rank, layer in enumerate(LAYERS) for package in layer}
+FILES = [path.relative_to(ROOT) for top in ("flanneld_masq", "plugins") for path in sorted((ROOT / top).rglob("*.py"))]
+
+
+def package_of(names: tuple[str, ...]) -> str:
+    """Return the package or module below flanneld_masq, or the plugin, that a dotted name lies in."""
+    return names[1] if names[0] == "flanneld_masq" else names[0]
+
+
+def imported_packages(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse((ROOT / file).read_text())):
+        modules: list[str] = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: a relative import"
+            modules = [f"{node.module}.{alias.name}" for alias in node.names]
+        yield from (package_of(tuple(name.split("."))) for name in modules if name.startswith("flanneld_masq"))
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file != Path("flanneld_masq/__init__.py")], ids=str)
+def test_imports_of(file: Path) -> None:
+    own = package_of(tuple(file.with_suffix("").parts[file.parts[0] == "plugins" :]))
+    later = {package for package in imported_packages(file) if package != own and RANKS[package] >= RANKS[own]}
+    assert not later, f"{file} may not import {', '.join(sorted(later))}"
