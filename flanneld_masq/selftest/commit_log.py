@@ -1,4 +1,4 @@
-"""A record of who changed the ruleset of a namespace, and when. For the self-test, which times repairs with it."""
+"""Records which program changed the ruleset of a namespace, and when. The self-test times repairs with it."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from flanneld_masq.model import SLOTS
 
 @dataclass(frozen=True, **SLOTS)
 class Commit:
-    """`moment` is of the monotonic clock; `program` is the name of the process as the kernel has it."""
+    """A transaction. `moment` is in seconds of the monotonic clock; `program` is the kernel's name of the process."""
 
     moment: float
     program: str
 
 
 class Commits:
-    """Listens, in a thread, to the namespace of the thread that makes it. Legacy iptables tells nobody."""
+    """Listens, in a thread, to the namespace of the thread that makes it. Legacy iptables sends no events."""
 
     def __init__(self) -> None:
         self._events = RulesetEvents()
-        self._found: list[Commit] = []
+        self._commits: list[Commit] = []
         self._end, self._end_here = os.pipe()
         self._thread = threading.Thread(target=self._listen, name="commits", daemon=True)
         self._thread.start()
 
     def since(self, moment: float) -> tuple[Commit, ...]:
-        return tuple(commit for commit in tuple(self._found) if commit.moment >= moment)
+        return tuple(commit for commit in tuple(self._commits) if commit.moment >= moment)
 
     def close(self) -> None:
         os.close(self._end_here)
@@ -44,7 +44,7 @@ class Commits:
         poller.register(self._events, select.POLLIN)
         poller.register(self._end)
         while not any(descriptor == self._end for descriptor, _ in poller.poll()):
-            # a flood that overruns the buffer loses records, and those are for people
+            # a flood that overruns the buffer loses records, and these are for people only
             transactions, _ = self._events.read()
             moment = time.monotonic()
-            self._found += [Commit(moment, found.name) for found in transactions]
+            self._commits += [Commit(moment, transaction.name) for transaction in transactions]

@@ -1,7 +1,7 @@
-"""Damage to our rules, the way that other programs and people do it: with the tools, by their names.
+"""Damages our rules as other programs and people do: with the command-line tools.
 
-For the self-test and the tests on a kernel. Each damage is done in the namespace of the calling thread,
-and to the rules of one backend and family; the tools of other flavours are not touched.
+For the self-test and the tests on a kernel. Each damage is done in the namespace of the calling thread, to the rules of
+one backend and family; the rules of other flavours stay as they are.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from flanneld_masq.errors import CommandError, MasqError
 from flanneld_masq.model import Family
 from flanneld_masq.process import ProcessRunner
 
-PROGRAMS = frozenset({"nft", "iptables-nft", "ip6tables-nft"})  # whose changes the kernel tells of
+PROGRAMS = frozenset({"nft", "iptables-nft", "ip6tables-nft"})  # the kernel reports their changes
 
 _TABLE = "flanneld-masq"
 _CHAIN = "FLANNELD-MASQ"
@@ -25,28 +25,28 @@ _TRIES = 10
 
 
 class SabotageError(MasqError):
-    """What was to be damaged is not there."""
+    """The object to be damaged does not exist."""
 
 
 class Tools(Protocol):
     """The tools of one backend for one family."""
 
     def ours(self) -> tuple[str, ...]:
-        """The lines of a listing that are about us, in order."""
+        """Return the lines of a listing that concern our objects, in order."""
 
     def foreign(self) -> tuple[str, ...]:
-        """The lines that are not."""
+        """Return all other lines."""
 
     def add_foreign(self) -> None:
-        """Add what stands for the rules of others: in each hook that we use, too."""
+        """Add a foreign rule to each hook that we use."""
 
     @property
     def damages(self) -> Mapping[str, Callable[[], None]]:
-        """What can be done to our rules, by name."""
+        """The damages that can be done to our rules, by name."""
 
 
 def _insist(damage: Callable[[], None]) -> None:
-    """Rules are removed by handle or number, which are void if the daemon writes at that very moment."""
+    """Try again: rules are removed by handle or number, which is void if the daemon writes at the same time."""
     for _ in range(_TRIES - 1):
         try:
             return damage()
@@ -56,7 +56,7 @@ def _insist(damage: Callable[[], None]) -> None:
 
 
 class NftTools:
-    """For the backend `nft`."""
+    """The tools of the backend `nft`."""
 
     def __init__(self, family: Family, run: ProcessRunner) -> None:
         self._family = family.data.nft
@@ -67,7 +67,7 @@ class NftTools:
                 "rule duplicated": lambda: _insist(self._duplicate_rule),
                 "chain flushed": lambda: self._script(f"flush chain {self._family} {_TABLE} postrouting"),
                 "table deleted": lambda: self._script(f"delete table {self._family} {_TABLE}"),
-                # As `systemctl reload nftables` does it, in one transaction.
+                # Like `systemctl reload nftables`, in one transaction.
                 "ruleset flushed": lambda: self._script(f"flush ruleset {self._family}\n{self._foreign()}"),
             }
         )
@@ -120,7 +120,7 @@ class NftTools:
 
 
 class IptablesTools:
-    """For `iptables-nft` and `iptables-legacy`."""
+    """The tools of `iptables-nft` and `iptables-legacy`."""
 
     def __init__(self, flavour: str, family: Family, run: ProcessRunner) -> None:
         self._tool = f"{family.data.tools}-{flavour}"
@@ -185,7 +185,7 @@ class IptablesTools:
 
 
 def tools(backend: str, family: Family, run: ProcessRunner) -> Tools | None:
-    """None for a backend that this module does not know how to damage."""
+    """Return the tools of a backend; None for a backend of an outside plugin."""
     if backend == "nft":
         return NftTools(family, run)
     if backend in ("iptables-nft", "iptables-legacy"):

@@ -1,10 +1,9 @@
-"""Private network namespaces: getting into one, making more, and being in one for a moment.
+"""Enters private network namespaces, and makes more of them.
 
-`enter` moves the process into a mount and network namespace of its own, with an empty /run: the names of
-`ip netns`, the lock of xtables and the state of a daemon live there, and the kernel removes all of it with
-the last process inside, however that ends. There is no pid namespace, so that the pids that the kernel
-names in its events mean something. As a program, `python3 -m flanneld_masq.selftest.netns COMMAND...` runs a command
-in there.
+`enter` moves the process into a mount and network namespace of its own, with an empty /run: the names of `ip netns`,
+the lock of xtables and the state of a daemon live there. The kernel removes all of it with the last process inside.
+There is no pid namespace, so the pids in the kernel's events are those of this machine. As a program,
+`python3 -m flanneld_masq.selftest.netns COMMAND...` runs a command inside.
 """
 
 from __future__ import annotations
@@ -32,18 +31,18 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class LabError(MasqError):
-    """This machine gives us no private network namespace."""
+    """This process can get no private network namespace."""
 
 
 def inside() -> bool:
-    """Whether this process, or one that it descends from, went through `enter`."""
+    """Return True if this process, or one of its ancestors, called `enter`."""
     return DIRECTORY.is_dir()
 
 
 def enter() -> None:
-    """Move this process and all that it starts from now on into private namespaces. Once is enough.
+    """Move this process, and every process that it starts from now on, into private namespaces. Idempotent.
 
-    The process must have no second thread: the kernel gives a user namespace to none that has.
+    The process must have a single thread: the kernel refuses a user namespace to any other.
     """
     if inside():
         return
@@ -61,7 +60,7 @@ def enter() -> None:
 
 
 def command(argv: Sequence[str]) -> tuple[str, ...]:
-    """The command line that runs `argv` inside, for a process that stays outside itself."""
+    """Return the command line that runs `argv` inside, for a process that itself stays outside."""
     return (sys.executable, "-m", "flanneld_masq.selftest.netns", *argv)
 
 
@@ -109,7 +108,7 @@ class Netns:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """The calling thread, and what it starts, is in this namespace; sockets made meanwhile stay in it."""
+        """Move the calling thread into this namespace. Processes started and sockets made meanwhile stay in it."""
         back = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             self._setns(self._fd)
@@ -121,11 +120,11 @@ class Netns:
             os.close(back)
 
     def argv(self, *argv: str) -> tuple[str, ...]:
-        """The command line that runs `argv` in this namespace, with a /sys that fits it."""
+        """Return the command line that runs `argv` in this namespace, with its own /sys."""
         return ("ip", "netns", "exec", self.name, *argv)
 
     def sysctl(self, settings: Mapping[str, int]) -> None:
-        """Set keys below /proc/sys/net; those that the kernel does not have are passed over."""
+        """Set keys below /proc/sys/net; keys that the kernel does not have are skipped."""
         with self.entered():
             for key, value in settings.items():
                 path = Path("/proc/sys/net", key)
@@ -142,7 +141,7 @@ class Netns:
 
 
 def spawn(argv: Sequence[str], *, output: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start a program that runs beside us, and that the kernel kills when we end, so that it never outlives the lab."""
+    """Start a program in the background. The kernel kills it when this process ends."""
 
     def die_with_parent() -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)

@@ -1,7 +1,7 @@
-"""Real packets between namespaces, and the source address that they arrive with.
+"""Sends real packets between namespaces, and returns the source address that they arrive with.
 
-Sockets are made inside a namespace and used from outside of it, so that a packet costs no process. Every
-packet gets a source port of its own, which makes it a new connection to conntrack, and thus to NAT.
+Sockets are made inside a namespace and used from outside of it, so a packet costs no process. Every packet gets a
+source port of its own, so it is a new connection for conntrack, and thus for NAT.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DEADLINE = 2.0  # seconds
 _RESEND = 0.1  # the first packet on a fresh link may fall to neighbour discovery
 
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
-# What the socket module names only in later versions of Python, or never.
+# Constants that the socket module has only in later versions of Python, or never.
 _SO_MARK = 36
 _IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75
 _ETH_P_IP, _ETH_P_IPV6 = 0x0800, 0x86DD
@@ -96,9 +96,9 @@ def tcp(sender: Netns, receiver: Netns, packet: Packet, *, device: str = "", dea
 
 
 class Wire:
-    """A node whose every packet goes out by one device, and an ear on that device's other end.
+    """A node that sends every packet out by one device, and a socket that listens at that device's other end.
 
-    Any packet that `carries` allows can be sent from the node, whoever its addresses belong to.
+    Any packet that `carries` allows can be sent from the node, even from addresses that the node does not have.
     """
 
     def __init__(self, *, prefix: str = "wire-", run: Optional[ProcessRunner] = None) -> None:
@@ -119,7 +119,7 @@ class Wire:
             up = ["link set lo up", f"link set {_DEVICE} arp off up"]
             with self.sink.entered():
                 batch(self._run, up)
-                self._ear = {version: undo.enter_context(_listen(_DEVICE, version)) for version in versions}
+                self._listeners = {version: undo.enter_context(_listen(_DEVICE, version)) for version in versions}
             with self.node.entered():
                 own = [address(_DEVICE, _NODE[version]) for version in versions]
                 own += [route(_EVERYWHERE[version], _DEVICE) for version in versions]
@@ -129,14 +129,14 @@ class Wire:
             self._undo = undo.pop_all()
 
     def node_address(self, family: Family, dst: Optional[Address] = None) -> Address:
-        """The address that the node masquerades with, on the way to `dst`."""
+        """Return the address that the node masquerades with, on the way to `dst`."""
         if isinstance(dst, IPv6Address) and dst.is_link_local:
             return _LINK_LOCAL
         return _NODE[family.data.version]
 
     def carries(self, packet: Packet) -> bool:
-        """Whether the kernel lets such a packet out at all, and by the device."""
-        return packet.dst.version in self._ear and carries(packet)
+        """Return True if the kernel sends such a packet out, and by the device."""
+        return packet.dst.version in self._listeners and carries(packet)
 
     def observe(self, packet: Packet, *, deadline: float = DEADLINE) -> Address:
         """Send it as UDP from the node; return the source address that it leaves with."""
@@ -148,10 +148,10 @@ class Wire:
                 source.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
             _prepare(source, packet, _DEVICE)
             _send(source, token, _endpoint(packet.dst, 9, _DEVICE), packet)
-        ear = self._ear[packet.dst.version]
+        listener = self._listeners[packet.dst.version]
         until = time.monotonic() + deadline
-        while _readable(ear, until - time.monotonic()):
-            frame, origin = ear.recvfrom(65535)
+        while _readable(listener, until - time.monotonic()):
+            frame, origin = listener.recvfrom(65535)
             if origin[2] != _PACKET_OUTGOING and frame.endswith(token):
                 return _source(frame)
         raise PacketError(f"{_text(packet)} never left the node, within {deadline:g} s")
@@ -167,16 +167,16 @@ class Wire:
 
 
 def carries(packet: Packet) -> bool:
-    """What `Wire` can carry, where the kernel has the family."""
-    src, dst = packet.src, packet.dst
+    """Return True if a `Wire` can carry the packet, on a kernel that has the family."""
+    src, dst = ends = packet.src, packet.dst
     if src.version != dst.version or src.is_multicast or dst in (*_NODE.values(), _LINK_LOCAL):
         return False
-    if any(each.is_loopback or each.is_unspecified for each in (src, dst)):
+    if any(end.is_loopback or end.is_unspecified for end in ends):
         return False
     if isinstance(src, IPv4Address):
         # 'This network' and the broadcast address are neither sources nor routed.
-        return not any(int(each) >> 24 == 0 or int(each) == 0xFFFFFFFF for each in (src, dst))
-    mapped = any(isinstance(each, IPv6Address) and each.ipv4_mapped is not None for each in (src, dst))
+        return not any(int(end) >> 24 == 0 or int(end) == 0xFFFFFFFF for end in ends)
+    mapped = any(isinstance(end, IPv6Address) and end.ipv4_mapped is not None for end in ends)
     # The scopes 0 and 1 of multicast never leave the machine.
     return not mapped and not (dst.is_multicast and (int(dst) >> 112) & 0xF < 2)
 
@@ -189,9 +189,9 @@ _EVERYWHERE: dict[int, Network] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("
 
 
 def _listen(device: str, version: int) -> socket.socket:
-    ear = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
-    ear.bind((device, _ETH_P_IP if version == 4 else _ETH_P_IPV6))
-    return ear
+    listener = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
+    listener.bind((device, _ETH_P_IP if version == 4 else _ETH_P_IPV6))
+    return listener
 
 
 def _source(frame: bytes) -> Address:
@@ -208,7 +208,7 @@ def _socket(value: Address, kind: int) -> socket.socket:
 
 
 def _endpoint(value: Address, port: int, device: str) -> tuple[Any, ...]:
-    """The form that the socket module takes. Of use only in the namespace of `device`."""
+    """Return the address as the socket module takes it. Valid only in the namespace of `device`."""
     if value.version == 4:
         return (str(value), port)
     scoped = value.is_link_local or value.is_multicast
@@ -216,7 +216,7 @@ def _endpoint(value: Address, port: int, device: str) -> tuple[Any, ...]:
 
 
 def _prepare(source: socket.socket, packet: Packet, device: str) -> None:
-    """Bind it to the packet's source and a new port, and have it carry the mark."""
+    """Bind the socket to the packet's source and a new port, and set the mark."""
     source.setsockopt(socket.SOL_SOCKET, _SO_MARK, struct.pack("I", packet.mark))
     if packet.dst.is_multicast:
         index = socket.if_nametoindex(device)

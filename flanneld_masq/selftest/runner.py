@@ -1,6 +1,6 @@
-"""The self-test: the real daemon on this kernel and these tools, in namespaces that go with the process.
+"""Runs the self-test: the real daemon on this kernel and these tools, in namespaces that end with the process.
 
-Each backend gets a topology and a scenario of its own; here is the order of things, and what is printed.
+Each backend gets a topology and a scenario of its own; this module orders them and prints the results.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from flanneld_masq.selftest.topology import Addresses, Topology, default_address
 
 
 def main(backends: Optional[Sequence[str]], families: Collection[Family], json_output: bool, out: TextIO) -> int:
-    """Test these backends, or with None all there are. Returns the exit status.
+    """Test these backends, or with None every one that a plugin offers. Returns the exit status.
 
-    To be called in a process with a single thread, which lives in other namespaces afterwards.
+    The process must have a single thread; it stays in private namespaces afterwards.
     """
     progress = _Progress(sys.stderr if json_output else out)
     enter()
     run = ProcessRunner()
     versions = _versions(run)
     progress.line(", ".join(f"{name} {version}" for name, version in versions.items()))
-    addresses = tuple(each for each in default_addresses() if each.family in families)
+    addresses = tuple(part for part in default_addresses() if part.family in families)
     results = _Selftest(addresses, run, progress).run(backends)
     if json_output:
         document = {
@@ -60,7 +60,7 @@ def _versions(run: ProcessRunner) -> dict[str, str]:
 
 
 class _Progress:
-    """A line for each thing done, with colours on a terminal."""
+    """Prints a line for each step, with colours on a terminal."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -79,6 +79,7 @@ class _Progress:
 class _Selftest:
     def __init__(self, addresses: tuple[Addresses, ...], run: ProcessRunner, progress: _Progress) -> None:
         self._addresses = addresses
+        self._families = tuple(part.family for part in addresses)
         self._run = run
         self._progress = progress
 
@@ -90,27 +91,28 @@ class _Selftest:
                 raise ConfigError(
                     "command line", "--backend", f"no plugin offers {name}; there are {', '.join(probes)}"
                 )
-            usable = tuple(each for each in self._addresses if probes[name][each.family].usable)
-            found: Mapping[Family, Result] = {}
-            if usable:
-                with Topology(self._addresses, run=self._run) as topology:
-                    found = Scenario(name, probes[name], usable, topology, self._run, self._progress.verdict).results()
-            results += [
-                found.get(each.family) or Result(name, each.family, probes[name][each.family])
-                for each in self._addresses
-            ]
+            results += self._results(name, probes[name])
         return tuple(results)
 
+    def _results(self, name: str, probes: Mapping[Family, Probe]) -> list[Result]:
+        """Test one backend with the families that it can be used for."""
+        results = {family: Result(name, family, probes[family]) for family in self._families}
+        usable = tuple(addresses for addresses in self._addresses if probes[addresses.family].usable)
+        if usable:
+            with Topology(self._addresses, run=self._run) as topology:
+                results.update(Scenario(name, probes, usable, topology, self._run, self._progress.verdict).results())
+        return list(results.values())
+
     def _probes(self) -> dict[str, dict[Family, Probe]]:
-        """What `flanneld-masq backends` says, in a namespace like those of the tests."""
+        """Ask `flanneld-masq backends` in a namespace like those of the tests; return the probes by backend."""
         with Topology(self._addresses, run=self._run) as topology:
             daemon = Daemon(topology.node, DIRECTORY / "backends", self._run)
             daemon.configure("auto")
             document = json.loads(daemon.command("backends", "--json"))
         probes: dict[str, dict[Family, Probe]] = {}
-        for each in self._addresses:
-            for found in document["families"][str(each.family)]["backends"]:
-                probes.setdefault(found["name"], {})[each.family] = Probe(
-                    found["usable"], found["reason"], found["remedy"], tuple(found["versions"])
+        for family in self._families:
+            for backend in document["families"][str(family)]["backends"]:
+                probes.setdefault(backend["name"], {})[family] = Probe(
+                    backend["usable"], backend["reason"], backend["remedy"], tuple(backend["versions"])
                 )
         return probes

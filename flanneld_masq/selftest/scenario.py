@@ -1,7 +1,7 @@
-"""One backend put to the test, with the real daemon in the node of a lab.
+"""Tests one backend with the real daemon, in the node of a topology.
 
-Every class of packets (`cases`), held against the policy; then damage (`sabotage`) and its repair; at last a
-clean end.
+First every class of packets (`packet_cases`) is compared with the policy, then each damage (`fault_injection`) must be
+repaired, at last the daemon must end cleanly.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from flanneld_masq.selftest.packet_cases import Case
 from flanneld_masq.selftest.report import Repaired, Result, Sent
 from flanneld_masq.selftest.topology import Addresses, Topology
 
-DEADLINE = 10.0  # seconds, for all that has no limit of its own
+DEADLINE = 10.0  # seconds, for every wait without a limit of its own
 REPAIR_SECONDS = 3.0
 STOP_SECONDS = 1.0
 
@@ -41,11 +41,11 @@ _Listing = dict[Family, tuple[str, ...]]
 
 
 class SelftestError(MasqError):
-    """Something that the self-test waited for did not come about."""
+    """A condition that the self-test waited for did not become true in time."""
 
 
 def until(condition: Callable[[], bool], what: str, *, deadline: float = DEADLINE) -> float:
-    """Ask again and again; return the seconds that it took. Raises SelftestError when it takes too long."""
+    """Poll `condition` until it is true; return the seconds taken. Raises SelftestError after `deadline` seconds."""
     started = time.monotonic()
     pause = threading.Event()
     while not condition():
@@ -56,7 +56,7 @@ def until(condition: Callable[[], bool], what: str, *, deadline: float = DEADLIN
 
 
 class Daemon:
-    """flanneld-masq with files of its own, in one namespace. What it says goes to a file."""
+    """flanneld-masq with files of its own, in one namespace. Its output goes to a file."""
 
     def __init__(self, host: Netns, directory: Path, run: ProcessRunner) -> None:
         self.subnet_file = directory / "subnet.env"
@@ -69,7 +69,7 @@ class Daemon:
         directory.mkdir()
 
     def write(self, path: Path, text: str) -> None:
-        """Replace a file the way that flannel does."""
+        """Replace a file as flannel does: by rename."""
         fresh = path.with_suffix(".new")
         fresh.write_text(text)
         fresh.replace(path)
@@ -81,7 +81,7 @@ class Daemon:
             f'net_conf = "{self.config_file.with_name("net-conf.json")}"\n'
             f'state_directory = "{self._state}"\n'
             f"[masquerade]\n{masquerade}"
-            "[reconcile]\nresync_seconds = 3600\n"  # so that no repair is owed to chance
+            "[reconcile]\nresync_seconds = 3600\n"  # no repair must be owed to the resync
             "[dbus]\nenabled = false\n"
         )
         self.write(self.config_file, text)
@@ -106,11 +106,11 @@ class Daemon:
         return bool(status.get("state") == "synced" and status.get("pid") == self._process.pid)
 
     def nudge(self) -> None:
-        """Have it look at the configuration and the kernel now."""
+        """Have the daemon read the configuration and check the kernel now."""
         self._process.send_signal(signal.SIGHUP)
 
     def stop(self) -> float:
-        """End it as systemd does; return the seconds that it took."""
+        """End the daemon as systemd does; return the seconds taken."""
         self._process.terminate()
         took = until(lambda: self._process.poll() is not None, "SIGTERM ends the daemon", deadline=STOP_SECONDS)
         if self._process.returncode != 0:
@@ -118,7 +118,7 @@ class Daemon:
         return took
 
     def kill(self) -> None:
-        """However far it came."""
+        """Kill the daemon, if it was started."""
         if self._started is not None:
             self._started.kill()
             self._started.wait()
@@ -142,14 +142,14 @@ class Daemon:
 
 
 def _program() -> tuple[str, ...]:
-    """The very package that runs here, wherever Python found it."""
+    """Return the command that runs this very package, in whatever place Python found it."""
     places = os.pathsep.join(str(Path(place).resolve()) for place in sys.path if place or Path.cwd().is_dir())
     return ("env", f"PYTHONPATH={places}", sys.executable, "-m", "flanneld_masq")
 
 
 @dataclass(frozen=True, **SLOTS)
 class _Truth:
-    """What the daemon was told, which is what the packets are held against."""
+    """The settings and leases that the daemon was given; the expected packets follow from them."""
 
     settings: Settings
     leases: tuple[Lease, ...]
@@ -158,7 +158,7 @@ class _Truth:
 class Scenario:
     """One backend, for all families that it can be used for, with one daemon.
 
-    `tell` is told of each thing done: what, whether it went well, and more about it.
+    `tell` is called after each step: with its name, True if it went well, and details.
     """
 
     def __init__(
@@ -176,13 +176,14 @@ class Scenario:
         self._topology = topology
         self._tell = tell
         self._daemon = Daemon(topology.node, DIRECTORY / backend, run)
-        self._tools = {each.family: found for each in addresses if (found := tools(backend, each.family, run))}
-        self._sent: dict[Family, list[Sent]] = {each.family: [] for each in addresses}
-        self._repaired: dict[Family, list[Repaired]] = {each.family: [] for each in addresses}
+        families = [part.family for part in addresses]
+        self._tools = {family: known for family in families if (known := tools(backend, family, run))}
+        self._sent: dict[Family, list[Sent]] = {family: [] for family in families}
+        self._repaired: dict[Family, list[Repaired]] = {family: [] for family in families}
         self._problems: list[str] = []
 
     def results(self) -> dict[Family, Result]:
-        """Do it all. What goes wrong is in the results."""
+        """Do all steps. The results tell what failed."""
         try:
             self._all()
         except MasqError as error:
@@ -201,8 +202,8 @@ class Scenario:
 
     def _all(self) -> None:
         with self._topology.node.entered():
-            for found in self._tools.values():
-                found.add_foreign()
+            for backend_tools in self._tools.values():
+                backend_tools.add_foreign()
         foreign = self._foreign()
         try:
             truth = self._start()
@@ -212,10 +213,10 @@ class Scenario:
             with self._topology.node.entered():
                 self._commits = Commits()
             with contextlib.closing(self._commits):
-                for each in self._addresses:
-                    for name in self._tools[each.family].damages if each.family in self._tools else ():
-                        self._sabotage(each, name, truth, verified_state)
-                    self._change_subnet(each, truth, verified_state)
+                for of in self._addresses:
+                    for name in self._tools[of.family].damages if of.family in self._tools else ():
+                        self._sabotage(of, name, truth, verified_state)
+                    self._change_subnet(of, truth, verified_state)
             self._stop(verified_state, foreign)
         finally:
             self._daemon.kill()
@@ -231,18 +232,18 @@ class Scenario:
     # ---- packets
 
     def _send_all(self, what: str, truth: _Truth) -> None:
-        for each in self._addresses:
+        for of in self._addresses:
             sent = [
-                self._send(case, transport, each, truth)
-                for case in packet_cases.cases(each)
+                self._send(case, transport, of, truth)
+                for case in packet_cases.cases(of)
                 for transport in case.transports
             ]
-            self._sent[each.family] += sent
-            wrong = [found for found in sent if not found.ok]
+            self._sent[of.family] += sent
+            wrong = [packet for packet in sent if not packet.ok]
             share = f"{len(sent) - len(wrong)} of {len(sent)} as expected"
-            self._tell(f"{self._backend}, {each.family}, {what}", not wrong, share)
-            for found in wrong:
-                self._tell("    packet", False, str(found))
+            self._tell(f"{self._backend}, {of.family}, {what}", not wrong, share)
+            for packet in wrong:
+                self._tell("    packet", False, str(packet))
 
     def _send(self, case: Case, transport: str, of: Addresses, truth: _Truth) -> Sent:
         send = packets.udp if transport == "UDP" else packets.tcp
@@ -262,9 +263,9 @@ class Scenario:
         return Sent(case, transport, expected, observed, problem)
 
     def _send_exceptions(self, verified_state: _Listing) -> None:
-        """The same packets with the settings that let pods keep their address on the way to some destinations."""
-        ranges = [str(packet_cases.excepted(each)) for each in self._addresses]
-        listed = ", ".join(f'"{each}"' for each in ranges)
+        """Send the same packets with settings that let pods keep their address on the way to some destinations."""
+        ranges = [str(packet_cases.excepted(of)) for of in self._addresses]
+        listed = ", ".join(f'"{network}"' for network in ranges)
         settings = self._daemon.configure(
             self._backend, masquerade=f"non_masquerade_cidrs = [{listed}]\nmasquerade_link_local = false\n"
         )
@@ -307,7 +308,7 @@ class Scenario:
         try:
             milliseconds = self._time(damage, right) * 1000
             sent = [self._send(case, "UDP", of, truth) for case in packet_cases.cases(of)]
-            problem = "; ".join(str(found) for found in sent if not found.ok)
+            problem = "; ".join(str(packet) for packet in sent if not packet.ok)
         except MasqError as error:
             problem = str(error)
         self._repaired[of.family].append(Repaired(name, milliseconds, problem))
@@ -315,25 +316,25 @@ class Scenario:
         self._tell(f"{self._backend}, {of.family}, {name}", not problem, detail)
 
     def _time(self, damage: Callable[[], None], right: Callable[[], bool]) -> float:
-        """The seconds from the damage until the rules were right.
+        """Do the damage; return the seconds until the rules were right.
 
-        Where the kernel tells of changes, from the first one by a tool of ours to the last one by another
-        program; else from the end of the damage to the look that found the rules right.
+        Where the kernel reports changes, from the first one by a tool of the self-test to the last one by another
+        program; else from the end of the damage to the listing that showed the right rules.
         """
         before = time.monotonic()
         damage()
-        damaged = looked = time.monotonic()
+        damaged = listed = time.monotonic()
         pause = threading.Event()
         while not right():
-            if looked > damaged + REPAIR_SECONDS:
+            if listed > damaged + REPAIR_SECONDS:
                 said = self._daemon.said()
                 raise SelftestError(f"the rules are not back within {REPAIR_SECONDS:g} s; the daemon said last: {said}")
             pause.wait(0.001)
-            looked = time.monotonic()
+            listed = time.monotonic()
         commits = self._commits.since(before)
         ours = [commit.moment for commit in commits if commit.program in PROGRAMS]
         theirs = [commit.moment for commit in commits if commit.program not in PROGRAMS]
-        return (theirs[-1] if theirs else looked) - (ours[0] if ours else damaged)
+        return (theirs[-1] if theirs else listed) - (ours[0] if ours else damaged)
 
     # ---- the end
 
@@ -347,26 +348,26 @@ class Scenario:
         same = self._foreign() == foreign
         self._check("rules of others", same, "as before" if same else f"before {foreign}, now {self._foreign()}")
 
-    # ---- looking
+    # ---- the rules in the kernel
 
     def _check(self, what: str, ok: bool, detail: str) -> None:
-        """Something that concerns the daemon as a whole."""
+        """Report a step that concerns the daemon as a whole; a failure becomes one of the problems."""
         self._tell(f"{self._backend}, {what}", ok, detail)
         if not ok:
             self._problems.append(f"{what}: {detail}")
 
     def _ours(self) -> _Listing:
         with self._topology.node.entered():
-            return {family: found.ours() for family, found in self._tools.items()}
+            return {family: backend_tools.ours() for family, backend_tools in self._tools.items()}
 
     def _foreign(self) -> _Listing:
         with self._topology.node.entered():
-            return {family: found.foreign() for family, found in self._tools.items()}
+            return {family: backend_tools.foreign() for family, backend_tools in self._tools.items()}
 
     def _mentions(self, words: list[str]) -> bool:
         text = "\n".join(line for lines in self._ours().values() for line in lines)
         return all(word in text for word in words)
 
     def _subnet_lines(self, changed: Optional[Addresses] = None) -> str:
-        lines = [each.subnet_lines(each.next_subnet if each is changed else None) for each in self._addresses]
+        lines = [of.subnet_lines(of.next_subnet if of is changed else None) for of in self._addresses]
         return "".join(lines) + "FLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"

@@ -1,9 +1,9 @@
-"""A throwaway network: a pod, a node, a remote node and the outside, each a network namespace.
+"""Builds a throwaway network: a pod, a node, a remote node and the outside, each a network namespace.
 
     pod ---- cni0 [ node ] eth0 ---- outside (and what lies behind it)
                   [      ] flannel.1 ---- remote (and a pod on it)
 
-Build it only in a process that went through `netns.enter`.
+The process that builds it must have called `netns.enter`.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from flanneld_masq.selftest.netns import Netns
 
 @dataclass(frozen=True, **SLOTS)
 class Addresses:
-    """One family of the lab. What lies in a subnet follows from it, the way flannel does it."""
+    """The addresses of one family. Those in a subnet follow from it, as in flannel."""
 
     family: Family
     networks: tuple[Network, ...]
     subnet: Network
     remote_subnet: Network
-    next_subnet: Network  # what the node's subnet becomes when it changes; its addresses are there from the start
+    next_subnet: Network  # the node's subnet after a change; its addresses exist from the start
     node: Address
     outside: Address
     prefix: int  # between node and outside
     far: Address  # behind the outside host
     link_local_node: Address
-    link_local: Address  # what pods may reach as link-local: a metadata service, say
+    link_local: Address  # a link-local service for pods, for example a metadata service
     group: Address
 
     @property
@@ -69,7 +69,7 @@ class Addresses:
         return self.remote_subnet[5]
 
     def masqueraded(self, dst: Address) -> Address:
-        """The address that the node gives to what it masquerades: one of the device that leads to `dst`."""
+        """Return the address that the node masquerades with: one of the device that leads to `dst`."""
         if dst in self.remote_subnet:
             return self.overlay
         if dst in self.subnet:
@@ -80,7 +80,7 @@ class Addresses:
         return self.link_local_node if dst.version == 6 and dst.is_link_local else self.node
 
     def subnet_lines(self, subnet: Optional[Network] = None) -> str:
-        """What flannel writes into its subnet file for this family."""
+        """Return the lines that flannel writes into its subnet file for this family."""
         key = "FLANNEL" if self.family is Family.IPV4 else "FLANNEL_IPV6"
         chosen = self.subnet if subnet is None else subnet
         return f"{key}_NETWORK={','.join(map(str, self.networks))}\n{key}_SUBNET={chosen[1]}/{chosen.prefixlen}\n"
@@ -117,7 +117,7 @@ IPV6 = Addresses(
 
 
 def families() -> tuple[Family, ...]:
-    """The families that this kernel has."""
+    """Return the families that this kernel has."""
     return tuple(Family) if Path("/proc/net/if_inet6").exists() else (Family.IPV4,)
 
 
@@ -126,7 +126,7 @@ def default_addresses() -> tuple[Addresses, ...]:
 
 
 def addresses_for(lease: FamilyLease) -> Addresses:
-    """The lab's addresses with the pods where this lease wants them. Its network must hold two more subnets."""
+    """Return the addresses with the pods in the subnet of this lease. Its network must hold two more subnets."""
     network = next(network for network in lease.networks if lease.subnet.network_address in network)
     subnets = (subnet for subnet in network.subnets(new_prefix=lease.subnet.prefixlen) if subnet != lease.subnet)
     remote, following = islice(subnets, 2)
@@ -143,13 +143,13 @@ SYSCTLS = {
     "ipv6/conf/default/disable_ipv6": 0,
     "ipv6/conf/default/accept_ra": 0,
     "ipv6/conf/default/accept_dad": 0,
-    "ipv6/conf/default/addr_gen_mode": 1,  # no link-local addresses but ours, which are known and there at once
+    "ipv6/conf/default/addr_gen_mode": 1,  # no link-local addresses but those below, which exist at once
 }
 ROUTER = {"ipv4/ip_forward": 1, "ipv6/conf/all/forwarding": 1, "ipv6/conf/default/forwarding": 1}
 
 
 def batch(run: ProcessRunner, lines: Sequence[str]) -> None:
-    """Have one `ip` do all of it, seen from the namespace of the calling thread."""
+    """Run these lines with one `ip -batch`, in the namespace of the calling thread."""
     run(("ip", "-batch", "-"), stdin="".join(f"{line}\n" for line in lines))
 
 
@@ -163,7 +163,7 @@ def route(dst: Network, device: str, via: Optional[Address] = None) -> str:
 
 
 class Topology:
-    """The network, up. `prefix` goes before the names of the namespaces, to keep several labs apart."""
+    """The network, up. `prefix` stands before the names of the namespaces, to keep several topologies apart."""
 
     def __init__(
         self, addresses: Optional[Sequence[Addresses]] = None, *, prefix: str = "", run: Optional[ProcessRunner] = None
@@ -172,7 +172,7 @@ class Topology:
         self._run = ProcessRunner() if run is None else run
         names = {role: prefix + role for role in ("pod", "node", "remote", "outside")}
         with ExitStack() as undo:
-            # Those that are there when the second of two labs takes a name are not ours to remove.
+            # If a name is taken, the namespaces of that name belong to another topology: they must not be removed.
             batch(self._run, [f"netns add {name}" for name in names.values()])
             undo.callback(batch, self._run, [f"netns del {name}" for name in names.values()])
             hosts = {}
@@ -215,8 +215,8 @@ def _veth(names: Mapping[str, str], one: str, device: str, other: str, peer: str
 def _configuration(role: str, families: Sequence[Addresses]) -> list[str]:
     devices = ["lo"] + [device for ends in _VETHS for owner, device in (ends[:2], ends[2:]) if owner == role]
     lines = [f"link set {device} up" for device in devices]
-    for each in families:
-        lines += _ROLES[role](each)
+    for of in families:
+        lines += _ROLES[role](of)
     return lines
 
 
