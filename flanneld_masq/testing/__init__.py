@@ -1,6 +1,6 @@
-"""For authors of plugins: a backend in memory that behaves, and the conformance suite that every backend passes.
+"""For authors of plugins: a correct backend in memory, and the conformance suite that every backend must pass.
 
-docs/plugins.md shows how to use both. Nothing in here imports pytest, or anything else that a node lacks.
+docs/plugins.md shows how to use both. Nothing here imports pytest, or anything else that a node lacks.
 """
 
 from flanneld_masq.testing.conformance import BackendConformance, Bench

@@ -1,7 +1,7 @@
-"""The contract of `hookspecs.Backend` as tests that a backend of any plugin must pass.
+"""The contract of `hookspecs.Backend` as tests that the backend of any plugin must pass.
 
-For pytest, which this module does not import: derive a class whose name begins with Test, and give it a
-fixture `bench` that returns a `Bench` over a kernel which holds nothing of ours.
+pytest runs them, but this module does not import it. Derive a class with a name that begins with Test, and give it a
+fixture `bench` that returns a `Bench` over a kernel without any object of ours.
 
     class TestMyBackend(BackendConformance):
         @pytest.fixture
@@ -56,12 +56,12 @@ _EVERY_ROW = MasqueradeSettings(
 
 @dataclass(frozen=True)
 class Bench:
-    """A backend over a kernel that holds nothing of ours yet, and what others may do to that kernel.
+    """A backend over a kernel that holds nothing of ours yet, and the means to change that kernel as others do.
 
-    `delete_rule`, `duplicate_rule` and `flush` damage the rules of our masquerade group once they are there:
-    one of them goes, one of them is there twice, all of them go. `other_damages` may name more of that
-    kind. `add_foreign` adds rules of others: in our hooks, in the chains that ours are reached from;
-    `foreign` returns all that the kernel holds and that is not ours, to be compared by `==`.
+    Once the rules of our masquerade group exist, `delete_rule` removes one of them, `duplicate_rule` adds a copy of
+    one, and `flush` removes all; `other_damages` may name more of that kind. `add_foreign` adds foreign rules to our
+    hooks and to the chains that jump to ours. `foreign` returns all foreign objects in the kernel, to be compared with
+    `==`.
     """
 
     backend: Backend
@@ -74,7 +74,7 @@ class Bench:
 
 
 class BackendConformance:
-    """Every method is one promise of the contract, and says by its assertion how it was broken."""
+    """Each method tests one promise of the contract; its assertion message says how the backend breaks it."""
 
     def test_says_that_it_can_be_used(self, bench: Bench) -> None:
         probe = bench.backend.probe()
@@ -95,8 +95,8 @@ class BackendConformance:
         assert backend.generation() == before, "wanted() changed the kernel"
         assert backend.wanted(Desired(desired.family)) == (), "something is wanted where no group is"
         tags = [rule.tag for group in desired.groups for rule in group.rules]
-        found = [item.tag for item in wanted if item.tag in tags]
-        assert found == tags, "wanted() does not hold each rule once, with its tag, in order"
+        wanted_tags = [item.tag for item in wanted if item.tag in tags]
+        assert wanted_tags == tags, "wanted() does not hold each rule once, with its tag, in order"
         assert len(set(wanted)) == len(wanted), "two items of wanted() are the same"
         for item in wanted:
             _check_item(item)
@@ -121,7 +121,7 @@ class BackendConformance:
                 _check_item(item)
                 assert item.raw, f"the kernel's form of an item is missing, so its changes are not seen: {item}"
 
-    def test_nothing_counts_as_verified_without_a_record_of_our_own_write(self, bench: Bench) -> None:
+    def test_without_a_verified_state_nothing_counts_as_right(self, bench: Bench) -> None:
         desired = plain(bench)
         observed = _write(bench, desired)
         assert diff.differences(bench.backend.wanted(desired), desired.position, None, observed)
@@ -132,7 +132,7 @@ class BackendConformance:
         twice = _write(bench, every_row(bench))
         assert _plain(twice) == _plain(once), "the same rules, written twice, are observed in two ways"
 
-    def test_observing_changes_nothing_and_always_says_the_same(self, bench: Bench) -> None:
+    def test_observing_changes_nothing_and_is_repeatable(self, bench: Bench) -> None:
         bench.add_foreign()
         _write(bench, every_row(bench))
         generation, foreign = bench.backend.generation(), bench.foreign()
@@ -146,11 +146,11 @@ class BackendConformance:
         _write(bench, every_row(bench))
         events = bench.backend.generation() is not None
         assert (bench.backend.poll() is None) == events, "either a generation, and so events, or polling"
-        assert not bench.backend.poll(), "poll() reports a change, and nobody changed a rule since observe()"
+        assert not bench.backend.poll(), "poll() reports a change, and no rule changed since observe()"
         bench.flush()
         assert (bench.backend.poll() is None) == events, "poll() is sometimes None"
 
-    def test_a_glance_sees_every_damage_and_nothing_else(self, bench: Bench) -> None:
+    def test_the_fingerprint_changes_with_every_damage_alone(self, bench: Bench) -> None:
         bench.add_foreign()
         desired = every_row(bench)
         damages = {"a rule deleted": bench.delete_rule, "a rule doubled": bench.duplicate_rule, "a flush": bench.flush}
@@ -158,10 +158,10 @@ class BackendConformance:
             _write(bench, desired)
             before = bench.backend.fingerprint(tuple(Group))
             _observe(bench)
-            assert bench.backend.fingerprint(tuple(Group)) == before, "nobody changed anything, and it looks different"
-            assert (before is None) == (bench.backend.generation() is None), "a glance goes with events"
+            assert bench.backend.fingerprint(tuple(Group)) == before, "the fingerprint differs, and no rule was changed"
+            assert (before is None) == (bench.backend.generation() is None), "a fingerprint goes with events"
             damage()
-            assert before is None or bench.backend.fingerprint(tuple(Group)) != before, f"{name}: looks as before"
+            assert before is None or bench.backend.fingerprint(tuple(Group)) != before, f"{name}: nothing differs"
 
     def test_nothing_is_said_to_drop_where_nothing_does(self, bench: Bench) -> None:
         bench.add_foreign()
@@ -239,21 +239,21 @@ class BackendConformance:
             if before is not None and after is not None:
                 assert after - before == transactions, f"{after - before} transactions, and it said {transactions}"
 
-    def test_somebody_else_s_change_changes_the_generation(self, bench: Bench) -> None:
+    def test_a_foreign_change_changes_the_generation(self, bench: Bench) -> None:
         before = bench.backend.generation()
         bench.add_foreign()
         assert before is None or bench.backend.generation() != before
 
-    def test_a_deleted_rule_is_found_and_put_back(self, bench: Bench) -> None:
+    def test_a_deleted_rule_is_restored(self, bench: Bench) -> None:
         self._check_repair(bench, "a rule deleted", bench.delete_rule)
 
-    def test_a_doubled_rule_is_found_and_removed(self, bench: Bench) -> None:
+    def test_a_doubled_rule_is_removed(self, bench: Bench) -> None:
         self._check_repair(bench, "a rule doubled", bench.duplicate_rule)
 
-    def test_a_flushed_chain_is_found_and_filled(self, bench: Bench) -> None:
+    def test_a_flushed_chain_is_restored(self, bench: Bench) -> None:
         self._check_repair(bench, "the chain flushed", bench.flush)
 
-    def test_other_damage_is_found_and_repaired(self, bench: Bench) -> None:
+    def test_other_damage_is_repaired(self, bench: Bench) -> None:
         for name, damage in bench.other_damages.items():
             self._check_repair(bench, name, damage)
 
@@ -261,7 +261,7 @@ class BackendConformance:
         if not _observe(bench).items:
             bench.add_foreign()
         desired = every_row(bench)
-        verified_state = _verified_states(bench, desired, _write(bench, desired))
+        verified_state = _verified_state(bench, desired, _write(bench, desired))
         damage()
         damaged, foreign = _observe(bench), bench.foreign()
         changes = diff.differences(bench.backend.wanted(desired), desired.position, verified_state, damaged)
@@ -274,17 +274,17 @@ class BackendConformance:
 
 
 def plain(bench: Bench) -> Desired:
-    """The rules of the default settings."""
+    """Return the rules of the default settings."""
     return _desired(bench, MasqueradeSettings())
 
 
 def every_row(bench: Bench) -> Desired:
-    """Rules of every row of the design's table."""
+    """Return rules of every row of the design's table."""
     return _desired(bench, _EVERY_ROW)
 
 
 def first(bench: Bench) -> Desired:
-    """The same, ahead of the rules of others."""
+    """Return rules of every row, ahead of all foreign rules."""
     return _desired(bench, replace(_EVERY_ROW, position=Position.FIRST))
 
 
@@ -299,14 +299,14 @@ def _observe(bench: Bench) -> Observation:
 
 
 def _write(bench: Bench, desired: Desired) -> Observation:
-    """One write, as the reconciler does it; what is observed afterwards."""
+    """Write as the reconciler does; return the read-back."""
     observed = _observe(bench)
     changes = diff.differences(bench.backend.wanted(desired), desired.position, None, observed)
     bench.backend.replace(desired, observed, changes)
     return _observe(bench)
 
 
-def _verified_states(bench: Bench, desired: Desired, observed: Observation) -> VerifiedState:
+def _verified_state(bench: Bench, desired: Desired, observed: Observation) -> VerifiedState:
     return diff.verified_state_of(bench.backend.wanted(desired), desired.position, observed)
 
 
@@ -315,10 +315,10 @@ def _plain(observed: Observation) -> Observation:
 
 
 def _check_item(item: Item) -> None:
-    """An item is kept as JSON and printed as a line of a diff."""
+    """Check the types: an item is stored as JSON and printed as a line of a diff."""
     assert isinstance(item, Item), f"{item!r} is no Item"
-    for found in fields(item):
-        value = getattr(item, found.name)
-        assert isinstance(value, int if found.name == "handle" else str), f"{found.name} of {item} is {value!r}"
+    for attribute in (entry.name for entry in fields(item)):
+        value = getattr(item, attribute)
+        assert isinstance(value, int if attribute == "handle" else str), f"{attribute} of {item} is {value!r}"
     assert item.kind and item.place and item.text, f"kind, place or text is missing: {item}"
     assert "\n" not in item.text + item.place, f"an item's text is one line: {item}"

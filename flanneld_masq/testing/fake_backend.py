@@ -1,7 +1,7 @@
-"""A kernel in memory, and a backend that keeps our rules in it, for tests of what stands above a backend.
+"""A kernel in memory, and a backend that keeps our rules in it, to test the code that uses backends.
 
-The kernel holds chains of rules, ours and others', counts its transactions, and can be told to fail, or to
-let somebody else change something at the worst moment: after a write, before it is read back.
+The kernel holds chains of our and of foreign rules, counts its transactions, and can be told to fail, or to let another
+program change something at the worst moment: after a write, before the read-back.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Chains = Mapping[str, Optional[tuple["MemoryRule", ...]]]
 
 @dataclass(frozen=True, **SLOTS)
 class MemoryRule:
-    """A rule of anybody. `handle` is given by the kernel when it first sees the rule."""
+    """A rule, ours or foreign. The kernel gives it its `handle` at the first commit."""
 
     text: str
     comment: str = ""
@@ -59,12 +59,12 @@ class MemoryRule:
 
 
 class MemoryKernel:
-    """What all backends of one machine write into and read from.
+    """The ruleset that all backends of one machine write and read.
 
-    `generation` counts transactions. `log` holds each call of a backend: method, backend and family.
-    `probes`, `obstacles`, `drops` and `cni_masquerade` are what a backend answers, where it shall not be that
-    all is well; a rule with the comment FLANNEL_COMMENT is flannel's. `interfere`, where set, is called after
-    each `replace`, before anything can be read back.
+    `generation` counts transactions. `log` holds each call of a backend: method, backend and family. A test sets
+    `probes`, `obstacles`, `drops` and `cni_masquerade` to make a backend report something other than that all is well.
+    A rule with the comment FLANNEL_COMMENT is flannel's. `interfere`, if set, is called after each `replace`, before
+    the read-back.
     """
 
     def __init__(self) -> None:
@@ -82,15 +82,15 @@ class MemoryKernel:
         self._handles = itertools.count(1)
 
     def chain(self, family: Family, name: str) -> tuple[MemoryRule, ...] | None:
-        """The rules of a chain, in order; None where it does not exist."""
+        """Return the rules of a chain, in order; None if it does not exist."""
         return self._chains[family].get(name)
 
     def chains(self, family: Family) -> Mapping[str, tuple[str, ...]]:
-        """All chains as text, handles left out."""
+        """Return all chains as text, handles left out."""
         return {name: tuple(rule.raw for rule in rules) for name, rules in self._chains[family].items()}
 
     def commit(self, family: Family, chains: Chains) -> None:
-        """One transaction: these chains hold these rules now, or are gone where None is given."""
+        """Commit one transaction: set the rules of these chains; None deletes a chain."""
         for name, rules in chains.items():
             if rules is None:
                 self._chains[family].pop(name, None)
@@ -99,36 +99,36 @@ class MemoryKernel:
         self.generation = following(self.generation)
 
     def append(self, family: Family, chain: str, text: str, comment: str = "") -> None:
-        """Somebody adds a rule at the end of a chain."""
+        """Another program appends a rule to a chain."""
         rules = self._chains[family].get(chain, ())
         self.commit(family, {chain: (*rules, MemoryRule(text, comment))})
 
     def prepend(self, family: Family, chain: str, text: str, comment: str = "") -> None:
-        """Somebody adds a rule before all others of a chain."""
+        """Another program inserts a rule at the start of a chain."""
         rules = self._chains[family].get(chain, ())
         self.commit(family, {chain: (MemoryRule(text, comment), *rules)})
 
     def delete(self, family: Family, chain: str, index: int = 0) -> None:
-        """Somebody deletes a rule; IndexError where there is none."""
+        """Another program deletes a rule. Raises IndexError if there is none at `index`."""
         rules = list(self._chains[family][chain])
         del rules[index]
         self.commit(family, {chain: tuple(rules)})
 
     def duplicate(self, family: Family, chain: str, index: int = 0) -> None:
-        """Somebody adds a rule once more, at the end."""
-        found = self._chains[family][chain][index]
-        self.append(family, chain, found.text, found.comment)
+        """Another program appends a copy of a rule."""
+        rule = self._chains[family][chain][index]
+        self.append(family, chain, rule.text, rule.comment)
 
     def flush(self, family: Family, chain: str) -> None:
-        """Somebody empties a chain."""
+        """Another program flushes a chain."""
         self.commit(family, {chain: ()})
 
     def fail(self, method: str, *errors: Exception) -> None:
-        """The next calls of that method of any backend raise these, one each, and do nothing else."""
+        """Make the next calls of that method, of any backend, raise these errors, one each."""
         self._failures.setdefault(method, []).extend(errors)
 
     def called(self, method: str, backend: BackendName, family: Family) -> None:
-        """For backends: note the call, and raise what was asked for."""
+        """Log the call of a backend, and raise the error that a test asked for."""
         self.log.append((method, backend, family))
         if self._failures.get(method):
             raise self._failures[method].pop(0)
@@ -138,9 +138,9 @@ class MemoryKernel:
 
 
 class MemoryBackend:
-    """Keeps a chain of its own per group, reached by one jump from the base chain that all share.
+    """Keeps a chain of its own per group, with one jump to it from a base chain that all programs share.
 
-    `counted` says whether it has a generation, and so events; one without is polled, as legacy iptables is.
+    If `counted`, it has a generation, and so events; without, it is polled, as legacy iptables is.
     """
 
     def __init__(self, name: BackendName, family: Family, kernel: MemoryKernel, *, counted: bool = True) -> None:
@@ -172,9 +172,9 @@ class MemoryBackend:
     def observe(self, groups: Collection[Group]) -> Observation:
         self._kernel.called("observe", self.name, self.family)
         self._read_at = self._kernel.generation
-        found = [self._observe(group) for group in Group if group in groups]
-        items = tuple(item for observed, _ in found for item in observed)
-        return Observation(items, tuple(around for _, around in found), self._kernel.obstacles.get(self.family, ""))
+        parts = [self._observe(group) for group in Group if group in groups]
+        items = tuple(item for observed, _ in parts for item in observed)
+        return Observation(items, tuple(around for _, around in parts), self._kernel.obstacles.get(self.family, ""))
 
     def replace(self, desired: Desired, observed: Observation, changes: tuple[Change, ...]) -> int:
         self._kernel.called("replace", self.name, self.family)
@@ -207,13 +207,13 @@ class MemoryBackend:
 
     def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
         self._kernel.called("survey", self.name, self.family)
-        found = [
+        flannel = [
             _item(ItemKind.RULE, chain, rule)
             for chain in BASE_CHAINS.values()
             for rule in self._kernel.chain(self.family, chain) or ()
             if rule.comment == FLANNEL_COMMENT
         ]
-        return Survey(tuple(found), self._kernel.cni_masquerade.get(self.family, ""))
+        return Survey(tuple(flannel), self._kernel.cni_masquerade.get(self.family, ""))
 
     def remove(self, items: tuple[Item, ...]) -> None:
         self._kernel.called("remove", self.name, self.family)
@@ -276,7 +276,7 @@ class MemoryBackend:
 def memory_backend_type(
     name: str = "memory", preference: int | None = None, kernel: MemoryKernel | None = None, *, counted: bool = True
 ) -> BackendType:
-    """A backend as a plugin offers it; both families share `kernel`, a new one where none is given."""
+    """Return a backend as a plugin offers it; both families share `kernel`, by default a new one."""
     kernel = MemoryKernel() if kernel is None else kernel
     backend_name = BackendName(name)
 
