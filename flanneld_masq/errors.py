@@ -3,17 +3,17 @@
     MasqError
      +-- ConfigError           a configuration file, or an option of the command line, is wrong
      +-- SubnetFileError       a subnet file cannot be used; the last good lease stays in force
-     +-- BackendUnavailable    a backend cannot be used here (binary, module, kernel, Python module)
+     +-- BackendUnavailable    a backend cannot be used here (binary, kernel module, Python module)
      +-- PluginError           a plugin raised, or returned what the hook does not allow
      +-- CommandError          a program could not be started, failed, timed out or was cut short
-     +-- KernelError           netlink said no, or answered what cannot be read
-     +-- RulesetError          the kernel holds something that keeps our rules from taking effect
+     +-- KernelError           the kernel refused a request, or its answer cannot be read
+     +-- RulesetError          an object in the kernel keeps our rules from taking effect
      +-- AlreadyRunning        another instance holds the state directory
      +-- StateError            the state directory cannot be used
-     +-- BusError              D-Bus cannot be used, or who was called there said no
+     +-- BusError              D-Bus cannot be used, or the called service returned an error
 
-A message says what was tried, what happened, and what to do next. Only `cli` and `service` decide
-whether an error ends the process. What an error is called outside of it stands in one table, `OUTSIDE`.
+A message says what was tried, what happened, and what to do next. Only `cli` and `service` decide if an error ends the
+process. The table `OUTSIDE` gives each error its exit status and its D-Bus name.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DBUS_PREFIX = "io.github.flanneld_masq.Error."
 
 
 class MasqError(Exception):
-    """Base of all. `exit_code` is what a command ends with when nobody handles it."""
+    """Base of all errors. `exit_code` is the exit status of a command that does not handle the error."""
 
     @property
     def exit_code(self) -> int:
@@ -45,7 +45,7 @@ class ConfigError(MasqError):
 
 
 class SubnetFileError(MasqError):
-    """`line` is 1-based; 0 stands for the file as a whole."""
+    """A subnet file cannot be used. `line` is 1-based; 0 stands for the file as a whole."""
 
     def __init__(self, path: str, line: int, reason: str) -> None:
         super().__init__(f"{path}, line {line}: {reason}" if line else f"{path}: {reason}")
@@ -71,11 +71,11 @@ class PluginError(MasqError):
 
 
 class CommandError(MasqError):
-    """`status` is the exit status, a negative signal number, or None where there is none."""
+    """A program failed. `status` is its exit status, a negative signal number, or None if it did not end by itself."""
 
     def __init__(self, argv: tuple[str, ...], reason: str, *, status: int | None = None, stderr: str = "") -> None:
-        said = "; ".join(line.strip() for line in stderr.splitlines() if line.strip())  # a log line is one line
-        super().__init__(f"`{' '.join(argv)}` {reason}" + (f": {said}" if said else ""))
+        output = "; ".join(line.strip() for line in stderr.splitlines() if line.strip())  # a log line is one line
+        super().__init__(f"`{' '.join(argv)}` {reason}" + (f": {output}" if output else ""))
         self.argv = argv
         self.reason = reason
         self.status = status
@@ -83,7 +83,7 @@ class CommandError(MasqError):
 
 
 class KernelError(MasqError):
-    """`errno` is the kernel's error number, or 0 where the answer could not be read."""
+    """A request to the kernel failed. `errno` is the kernel's error number, or 0 if the answer could not be read."""
 
     def __init__(self, attempt: str, reason: str, errno: int = 0) -> None:
         super().__init__(f"{attempt}: {reason}")
@@ -101,7 +101,7 @@ class AlreadyRunning(MasqError):
 
 
 class StateError(MasqError):
-    """`lasting` is whether it stays so until somebody mends it: we may not use what is there."""
+    """The state directory cannot be used. `lasting` is True if an administrator must fix it."""
 
     def __init__(self, reason: str, *, lasting: bool = False) -> None:
         super().__init__(reason)
@@ -110,7 +110,7 @@ class StateError(MasqError):
 
 
 class BusError(MasqError):
-    """`name` is the D-Bus name of the error; empty where the bus itself failed, or nobody answered."""
+    """A D-Bus call failed. `name` is the D-Bus name of the error; empty if the bus failed or no answer came."""
 
     def __init__(self, attempt: str, reason: str, name: str = "") -> None:
         super().__init__(f"{attempt}: {reason}")
@@ -120,10 +120,10 @@ class BusError(MasqError):
 
     @property
     def exit_code(self) -> int:
-        """What was one of our errors on the other side is that error here."""
-        for found in OUTSIDE.values():
-            if self.name == DBUS_PREFIX + found.dbus_name:
-                return found.exit_code
+        """The exit status of the error that the daemon raised, if it is one of ours."""
+        for names in OUTSIDE.values():
+            if self.name == DBUS_PREFIX + names.dbus_name:
+                return names.exit_code
         return super().exit_code
 
     @property
@@ -132,7 +132,7 @@ class BusError(MasqError):
 
 
 class Outside(NamedTuple):
-    """How others see an error: as the exit status of a command, and by its D-Bus name behind DBUS_PREFIX."""
+    """How an error appears to other programs: as an exit status, and as a D-Bus name without DBUS_PREFIX."""
 
     exit_code: int
     dbus_name: str
@@ -154,5 +154,5 @@ OUTSIDE: Mapping[type[MasqError], Outside] = {
 
 
 def outside(kind: type[MasqError]) -> Outside:
-    """Of a class that is not in the table, such as the selftest's own, that of the nearest base."""
+    """Return the entry of a class, or of its nearest base: some, like those of the self-test, have none."""
     return next(OUTSIDE[base] for base in kind.__mro__ if base in OUTSIDE)

@@ -1,4 +1,4 @@
-"""The only module that starts processes: argv and input in, a finished process or a typed error out."""
+"""Runs programs: takes argv and input, returns the output or raises CommandError. No other module starts processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEFAULT_TIMEOUT = 20.0
 
 @dataclass(frozen=True, **SLOTS)
 class Completed:
-    """A process that ended with status 0."""
+    """The output of a program that ended with status 0."""
 
     argv: tuple[str, ...]
     stdout: str
@@ -30,7 +30,7 @@ class Completed:
 
 
 def search_path(environ: Mapping[str, str] = MappingProxyType(os.environ)) -> tuple[str, ...]:
-    """The directories to look for programs in: PATH, then the system's own. No duplicates, no relative ones."""
+    """Return the directories to search for programs: PATH, then SYSTEM_PATH; each once, absolute ones only."""
     named = environ.get("PATH", "").split(os.pathsep)
     return tuple(dict.fromkeys(path for path in (*named, *SYSTEM_PATH) if os.path.isabs(path)))
 
@@ -38,7 +38,7 @@ def search_path(environ: Mapping[str, str] = MappingProxyType(os.environ)) -> tu
 class ProcessRunner:
     """Starts programs with a fixed environment and without a shell.
 
-    `stop` may be called from another thread: it ends what runs, by its pid, and refuses what comes.
+    `stop` may be called from another thread: it ends the running programs, by pid, and refuses to start more.
     """
 
     def __init__(self, path: tuple[str, ...] | None = None) -> None:
@@ -52,7 +52,7 @@ class ProcessRunner:
     def __call__(
         self, argv: tuple[str, ...], *, executable: str | None = None, stdin: str = "", timeout: float = DEFAULT_TIMEOUT
     ) -> Completed:
-        """Run to the end; `timeout` is in seconds. Raises CommandError for everything but exit status 0."""
+        """Run a program to its end; `timeout` is in seconds. Raises CommandError unless it exits with status 0."""
         self.moved = time.monotonic()
         process = self._start(argv, executable)
         try:
@@ -91,8 +91,8 @@ class ProcessRunner:
                     cwd="/",
                     text=True,
                     encoding="utf-8",
-                    errors="surrogateescape",  # a comment of somebody's rule may hold any bytes
-                    start_new_session=True,  # so that what it starts itself ends with it
+                    errors="surrogateescape",  # the comment of a foreign rule may hold any bytes
+                    start_new_session=True,  # a group of its own, to end the processes that it starts too
                 )
             except OSError as error:
                 raise CommandError(argv, f"could not be started: {error.strerror}") from error
@@ -106,7 +106,7 @@ def _kill_group(process: subprocess.Popen[str]) -> None:
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
-    """End it and whatever it started, and let go of the pipes even if somebody still holds them."""
+    """End the process and its children, and close the pipes even if another process still holds them."""
     _kill_group(process)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.communicate(timeout=1)
