@@ -1,4 +1,4 @@
-"""Finds the plugins, and stands between them and us: whoever raises is named, and stops nobody else."""
+"""Loads the plugins and calls them: an error names its plugin, and stops no other one."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _ANSWERS: Mapping[str, tuple[type, ...]] = {
 
 @dataclass
 class Plugins:
-    """The loaded plugins. `failures` holds what went wrong while loading, in the order it did."""
+    """The loaded plugins. `failures` holds the errors of loading, in their order; `owners` the plugin of a backend."""
 
     manager: pluggy.PluginManager
     failures: list[PluginError] = field(default_factory=list)
@@ -60,12 +60,12 @@ class Plugins:
     _last_networks: dict[str, tuple[Network, ...]] = field(default_factory=dict)
 
     def create(self, family: Family, host: Host) -> dict[BackendName, Backend]:
-        """Every backend for one family, in the order in which `auto` prefers them."""
+        """Return every backend for one family, in the order in which `auto` prefers them."""
         ordered = sorted(self.backends.values(), key=_preference)
-        return {found.name: GuardedBackend(found, self.owners[found.name], family, host) for found in ordered}
+        return {kind.name: GuardedBackend(kind, self.owners[kind.name], family, host) for kind in ordered}
 
     def non_masquerade_cidrs(self, settings: Settings) -> tuple[tuple[Network, ...], tuple[PluginError, ...]]:
-        """What all plugins add, and who failed; of those that failed, their last good answer."""
+        """Return the networks of all plugins, and the errors; a plugin that failed adds its last good answer."""
         failures = []
         for name, answer in self._call("flanneld_masq_non_masquerade_cidrs", settings=settings):
             if isinstance(answer, PluginError):
@@ -75,16 +75,16 @@ class Plugins:
                 failures.append(PluginError(name, "flanneld_masq_non_masquerade_cidrs", reason))
             else:
                 self._last_networks[name] = tuple(answer)
-        networks = tuple(network for found in self._last_networks.values() for network in found)
+        networks = tuple(network for answer in self._last_networks.values() for network in answer)
         return networks, tuple(failures)
 
     def tell(self, event: Event) -> tuple[PluginError, ...]:
-        """Tell all observers; who failed comes back."""
+        """Pass an event to all observers; return the errors of those that failed."""
         answers = self._call("flanneld_masq_event", event=event)
         return tuple(answer for _, answer in answers if isinstance(answer, PluginError))
 
     def _call(self, hook: str, **arguments: Any) -> Iterator[tuple[str, Any]]:
-        """Each implementation by itself, so that one that raises is known by name."""
+        """Call each implementation by itself, so that the name of one that raises is known."""
         for implementation in getattr(self.manager.hook, hook).get_hookimpls():
             name = str(implementation.plugin_name)
             try:
@@ -95,7 +95,7 @@ class Plugins:
 
 
 def load(extra: Mapping[str, object] | None = None) -> Plugins:
-    """All plugins of all installed distributions, and `extra` ones by name, as a test may bring them."""
+    """Load the plugins of all installed distributions, and `extra` ones by name, for tests."""
     manager = pluggy.PluginManager(ENTRY_POINT_GROUP)
     manager.add_hookspecs(hookspecs.HookSpecs)
     plugins = Plugins(manager)
@@ -112,16 +112,16 @@ def load(extra: Mapping[str, object] | None = None) -> Plugins:
 
 
 def _entry_points() -> Iterator[importlib.metadata.EntryPoint]:
-    """Of each distribution once: sys.path may lead to it twice, and the first is the one that is imported.
+    """Yield our entry points. A distribution may be on sys.path twice; only the first, which is imported, counts.
 
-    The API to select a group differs between Python 3.9 and 3.10, this way works in both.
+    The API to select a group differs between Python 3.9 and 3.10; this way works in both.
     """
     seen: set[str] = set()
     for distribution in importlib.metadata.distributions():
-        found = [entry for entry in distribution.entry_points if entry.group == ENTRY_POINT_GROUP]
-        if found and (name := distribution.metadata["Name"]) not in seen:
+        entries = [entry for entry in distribution.entry_points if entry.group == ENTRY_POINT_GROUP]
+        if entries and (name := distribution.metadata["Name"]) not in seen:
             seen.add(name)
-            yield from found
+            yield from entries
 
 
 def _register(plugins: Plugins, name: str, plugin: object) -> None:
@@ -141,20 +141,23 @@ def _add_backends(plugins: Plugins, name: str, answer: Any) -> None:
     if isinstance(answer, PluginError):
         plugins.failures.append(answer)
         return
-    for found in answer if isinstance(answer, Collection) else (answer,):
-        if not isinstance(found, BackendType):
-            reason = f"it returned {found!r}, which is no BackendType"
-        elif not _NAME.fullmatch(str(found.name)) or found.name == AUTO:
-            reason = (
-                f"no configuration can name a backend {found.name!r}; a name is a to z, 0 to 9 and -, a letter first"
-            )
-        elif found.name in plugins.backends:
-            reason = f"a backend named {found.name} was already registered by plugin {plugins.owners[found.name]}"
+    for kind in answer if isinstance(answer, Collection) else (answer,):
+        if reason := _objection(plugins, kind):
+            plugins.failures.append(PluginError(name, "flanneld_masq_backends", reason))
         else:
-            plugins.backends[found.name] = found
-            plugins.owners[found.name] = name
-            continue
-        plugins.failures.append(PluginError(name, "flanneld_masq_backends", reason))
+            plugins.backends[kind.name] = kind
+            plugins.owners[kind.name] = name
+
+
+def _objection(plugins: Plugins, kind: object) -> str:
+    """Return the reason why a plugin's backend is refused; empty if it is accepted."""
+    if not isinstance(kind, BackendType):
+        return f"it returned {kind!r}, which is no BackendType"
+    if not _NAME.fullmatch(str(kind.name)) or kind.name == AUTO:
+        return f"no configuration can name a backend {kind.name!r}; a name is a to z, 0 to 9 and -, a letter first"
+    if kind.name in plugins.backends:
+        return f"a backend named {kind.name} was already registered by plugin {plugins.owners[kind.name]}"
+    return ""
 
 
 def _is_networks(answer: object) -> bool:
@@ -162,12 +165,12 @@ def _is_networks(answer: object) -> bool:
     return networks and not isinstance(answer, (IPv4Network, IPv6Network))
 
 
-def _preference(found: BackendType) -> tuple[bool, int, str]:
-    return (found.preference is None, found.preference or 0, found.name)
+def _preference(kind: BackendType) -> tuple[bool, int, str]:
+    return (kind.preference is None, kind.preference or 0, kind.name)
 
 
 class GuardedBackend:
-    """A backend whose unexpected exceptions are named as its plugin's. Made when it is first used."""
+    """Wraps a backend, made at its first use; turns unexpected exceptions into errors that name the plugin."""
 
     def __init__(self, kind: BackendType, plugin: str, family: Family, host: Host) -> None:
         self.name = kind.name
@@ -178,7 +181,7 @@ class GuardedBackend:
         self._backend: Optional[Backend] = None
 
     def probe(self) -> Probe:
-        """Unlike the others, never raises: a backend that cannot be asked is not usable."""
+        """Probe the backend. Unlike the other methods never raises: a backend that fails is not usable."""
         try:
             return self._guard("probe", lambda backend: backend.probe())
         except MasqError as error:
