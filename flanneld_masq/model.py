@@ -1,4 +1,4 @@
-"""The values that the other modules take and return. Nothing here reads, writes or decides.
+"""Defines the values that the other modules take and return. Nothing here reads, writes or decides.
 
 Addresses are `ipaddress` objects, sequences are tuples, and all classes are frozen (and slotted from
 Python 3.10 on, where `dataclass` can do it).
@@ -24,7 +24,11 @@ COMMENT_PREFIX = "flanneld-masq:"
 
 @dataclass(frozen=True, **SLOTS)
 class FamilyData:
-    """What differs between the families; code takes it from here and has no second branch."""
+    """The data in which the families differ; code reads it from here instead of having a branch per family.
+
+    `nft`, `nfproto` and `tools` are nft's and the kernel's names for the family, and the stem of its iptables tools.
+    `width` is the length of an address in bits. `legacy_names` and `proc` are below /, `forwarding` below /proc/sys.
+    """
 
     version: int
     nft: str
@@ -35,7 +39,7 @@ class FamilyData:
     width: int
     legacy_names: str
     proc: str
-    forwarding: str  # below /proc/sys
+    forwarding: str
 
 
 class Family(enum.Enum):
@@ -85,7 +89,7 @@ def family_of(value: Address | Network) -> Family:
 
 
 class Group(enum.Enum):
-    """The two groups of rules; each may live in a backend of its own."""
+    """The two groups of rules; each may be in a backend of its own."""
 
     MASQUERADE = "masquerade"
     FORWARD = "forward"
@@ -95,13 +99,15 @@ class Group(enum.Enum):
 
 
 class Verdict(enum.Enum):
+    """The verdict of a rule."""
+
     RETURN = "return"
     ACCEPT = "accept"
     MASQUERADE = "masquerade"
 
 
 class Position(enum.Enum):
-    """Where our jump stands among the rules of others."""
+    """The place of our jump among foreign rules."""
 
     FIRST = "first"
     LAST = "last"
@@ -120,7 +126,7 @@ class Mark:
 
 @dataclass(frozen=True, **SLOTS)
 class Packet:
-    """What a rule looks at in a packet: addresses of one family, and the mark (0 to 2**32-1)."""
+    """The parts of a packet that a rule matches: addresses of one family, and the mark (0 to 2**32-1)."""
 
     src: Address
     dst: Address
@@ -129,7 +135,7 @@ class Packet:
 
 @dataclass(frozen=True, **SLOTS)
 class Rule:
-    """One rule: every test that is set must hold, then the verdict applies.
+    """One rule: if every test that is set holds, the verdict applies.
 
     `row` is the row of the design's table ("1" to "7", "forward-src", "forward-dst"); `tag` is the
     chained hash that its comment carries, filled in by `policy`.
@@ -161,7 +167,7 @@ class Rule:
 
 @dataclass(frozen=True, **SLOTS)
 class GroupRules:
-    """The rules of one group, in order. `jump_tag` goes with the jump, where a backend needs one."""
+    """The rules of one group, in order. `jump_tag` is for the jump, if a backend needs one."""
 
     group: Group
     rules: tuple[Rule, ...]
@@ -174,14 +180,14 @@ class GroupRules:
 
 @dataclass(frozen=True, **SLOTS)
 class Desired:
-    """All that one backend shall hold for one family. No groups means: nothing of ours at all."""
+    """Everything that one backend must hold for one family. Without groups it must hold no object of ours."""
 
     family: Family
     groups: tuple[GroupRules, ...] = ()
     position: Position = Position.LAST
 
     def rules_of(self, group: Group) -> Optional[GroupRules]:
-        return next((found for found in self.groups if found.group is group), None)
+        return next((rules for rules in self.groups if rules.group is group), None)
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -198,7 +204,7 @@ class FamilyLease:
 
 @dataclass(frozen=True, **SLOTS)
 class Lease:
-    """What one subnet file says. `mtu` is in bytes; None where the file names none."""
+    """The content of one subnet file. `mtu` is in bytes; None stands for a key that the file lacks."""
 
     path: str
     ipv4: Optional[FamilyLease] = None
@@ -212,6 +218,8 @@ class Lease:
 
 @dataclass(frozen=True, **SLOTS)
 class MasqueradeSettings:
+    """The table [masquerade] of the configuration file."""
+
     enabled: bool = True
     random_fully: bool = True
     non_masquerade_cidrs: tuple[Network, ...] = ()
@@ -222,13 +230,15 @@ class MasqueradeSettings:
 
 @dataclass(frozen=True, **SLOTS)
 class ForwardSettings:
+    """The table [forward] of the configuration file."""
+
     enabled: bool = True
     backend: BackendName = AUTO
 
 
 @dataclass(frozen=True, **SLOTS)
 class ReconcileSettings:
-    """Both in seconds."""
+    """The intervals of the full verify and of the poll of legacy iptables, in seconds."""
 
     resync_seconds: float = 60.0
     legacy_poll_seconds: float = 0.5
@@ -254,9 +264,9 @@ class Settings:
 
 @dataclass(frozen=True, **SLOTS)
 class Probe:
-    """Whether a backend can be used for a family here, and what it can do.
+    """Tells if a backend can be used for a family here, and what it supports.
 
-    `reason` and `remedy` say why not and what to do about it; `versions` is for people.
+    If it cannot be used, `reason` says why and `remedy` what to do about it. `versions` is for people.
     """
 
     usable: bool
@@ -280,11 +290,11 @@ class ItemKind(str, enum.Enum):
 
 @dataclass(frozen=True, **SLOTS)
 class Item:
-    """One object of ours in the kernel, or something that stands where ours should.
+    """One object of ours in the kernel, or a foreign one in its place.
 
-    `place` says where ("ip nat FLANNELD-MASQ"), `text` is for people, `raw` is what is compared: all
-    that the kernel holds of the object but handles and counters. `handle` is what removes it and is
-    not compared; 0 where there is none.
+    `place` is where it is ("ip nat FLANNELD-MASQ"), `text` is for people. `raw` is compared: everything that the kernel
+    holds of the object, except handles and counters. `handle` serves to remove it and is not compared; 0 if there is
+    none.
     """
 
     kind: ItemKind
@@ -299,7 +309,7 @@ class Item:
 class Neighbours:
     """The foreign rules around our jump in `place`, each as a digest, in order.
 
-    `jump` is the handle of our jump, where the kernel gives one: a rule keeps it for as long as it stays put.
+    `jump` is the handle of our jump, if the kernel gives one: a rule keeps it as long as it is not moved.
     """
 
     place: str
@@ -310,10 +320,10 @@ class Neighbours:
 
 @dataclass(frozen=True, **SLOTS)
 class Observation:
-    """What a backend found in the kernel, in order.
+    """The objects that a backend found in the kernel, in order.
 
-    `obstacle`, where not empty, says what makes writing pointless (a dormant table of others, an
-    owner, a base chain with our name) and what to do about it.
+    `obstacle`, if not empty, says what makes writing pointless (a dormant foreign table, an owner, a base chain with
+    our name) and what to do about it.
     """
 
     items: tuple[Item, ...] = ()
@@ -323,10 +333,10 @@ class Observation:
 
 @dataclass(frozen=True, **SLOTS)
 class Survey:
-    """What others keep in a backend that matters to masquerading.
+    """Foreign objects in a backend that affect masquerading.
 
-    `flannel` are objects that flannel wrote, in an order in which they can be removed; `cni_masquerade` says
-    where the CNI bridge plugin masquerades, empty for nowhere.
+    `flannel` are objects that flannel wrote, in an order in which they can be removed. `cni_masquerade` is the place
+    where the CNI bridge plugin masquerades, empty for none.
     """
 
     flannel: tuple[Item, ...] = ()
@@ -335,7 +345,7 @@ class Survey:
 
 @dataclass(frozen=True, **SLOTS)
 class VerifiedState:
-    """An observation right after our own write, with the fingerprint of what was wanted then."""
+    """The read-back of our own write, with the fingerprint of the rules that were wanted then."""
 
     fingerprint: str
     items: tuple[Item, ...]
@@ -372,7 +382,7 @@ class Change:
 
 @dataclass(frozen=True, **SLOTS)
 class Plan:
-    """What one backend would change for one family to reach what is wanted."""
+    """The changes that bring one backend to the desired state of one family."""
 
     family: Family
     backend: BackendName
@@ -381,8 +391,8 @@ class Plan:
 
 @dataclass(frozen=True, **SLOTS)
 class Holder:
-    """Whether a daemon holds a state directory: `runs` is None where that cannot be told. `pid` is 0 where it is not
-    known, and `why` says how all that is known, or why not."""
+    """Tells if a daemon holds a state directory: `runs` is None if that cannot be found out. `pid` is 0 if unknown.
+    `why` says where the answer comes from, or why there is none."""
 
     runs: Optional[bool]
     pid: int

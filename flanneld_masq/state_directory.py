@@ -1,13 +1,13 @@
-"""The state directory: what we wrote last, what the daemon says of itself, and the locks.
+"""Keeps the state directory: the verified states, the status of the daemon, and the locks.
 
-    lock              held by the one daemon; its text is the daemon's pid
-    FAMILY.lock       held during a reconcile pass, by the daemon or a command
-    BACKEND-FAMILY.json   the verified state observation of the last write
-    status.json       what the daemon says of itself
+    lock                  the instance lock; its text is the pid of the daemon that holds it
+    FAMILY.lock           held during a reconcile pass, by the daemon or a command
+    BACKEND-FAMILY.json   the verified state: the read-back of the last write
+    status.json           the status that the daemon reports
 
-Files are replaced by rename, so a reader sees a whole one. A file that cannot be read is as good as
-none: the rules are then verified by being written anew. The daemon runs as a user of its own and the commands as
-root, so each takes the files of the other, and those of nobody else.
+Files are replaced by rename, so a reader sees a whole file. An unreadable file counts as missing: the rules are then
+written again. The daemon runs as a user of its own and the commands as root, so each accepts the files of these two
+users, and of no other.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from flanneld_masq.model import BackendName, Family, Holder, Item, ItemKind, Nei
 SERVICE_USER = "flanneld-masq"
 PASS_LOCK_SECONDS = 10.0
 _RETRY_SECONDS = 0.01
-_ASKED_SECONDS = 0.08  # for a command that asks who holds the directory holds the lock for a moment
+_ASKED_SECONDS = 0.08  # longer than a command holds the lock to find out if a daemon holds it
 _LONGEST_RETRY_SECONDS = 0.1
-# of what somebody must mend; a full file system or too many open files may pass
+# errors that an administrator must fix; a full file system or too many open files may pass
 _LASTING = frozenset(
     (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 )
 
 
 class StateDirectory:
-    """Knows one state directory, which need not exist before something is written."""
+    """Reads and writes one state directory, which need not exist before the first write."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -49,19 +49,19 @@ class StateDirectory:
         self._verified_states: dict[str, tuple[tuple[int, int], VerifiedState | None]] = {}
 
     def verified_state(self, backend: BackendName, family: Family) -> VerifiedState | None:
-        """The observation of our last write; None where there is none. Read anew only if it changed."""
+        """Return the read-back of our last write; None if there is none. The file is read again only if it changed."""
         name = _verified_state_name(backend, family)
         try:
-            found = self._path(name).stat()
+            status = self._path(name).stat()
         except OSError:
             return None
-        key = (found.st_ino, found.st_mtime_ns)
+        key = (status.st_ino, status.st_mtime_ns)
         if name not in self._verified_states or self._verified_states[name][0] != key:
             self._verified_states[name] = (key, _verified_state_from(self._read(name)))
         return self._verified_states[name][1]
 
     def remember(self, backend: BackendName, family: Family, verified_state: VerifiedState) -> None:
-        """Handles are left out: they change with each write, and are of no use later."""
+        """Store a verified state. Handles are left out: each write changes them."""
         items = tuple(dataclasses.replace(item, handle=0) for item in verified_state.items)
         verified_state = dataclasses.replace(verified_state, items=items)
         if verified_state == self.verified_state(backend, family):
@@ -73,14 +73,14 @@ class StateDirectory:
             self._path(_verified_state_name(backend, family)).unlink()
 
     def status(self) -> dict[str, Any] | None:
-        """What the daemon last said of itself."""
+        """Return the last status that the daemon reported; None if it cannot be read."""
         return self._read("status.json")
 
     def write_status(self, status: dict[str, Any]) -> None:
         self._write("status.json", status)
 
     def holder(self) -> Holder:
-        """Whether a daemon holds the directory. The lock is for its owner alone; to others the status file tells."""
+        """Find out if a daemon holds the directory. Only its owner can open the lock; others read the status file."""
         lock = self._path("lock")
         try:
             with lock.open("rb") as file:
@@ -107,7 +107,7 @@ class StateDirectory:
 
     @contextlib.contextmanager
     def instance(self, seconds: float = _ASKED_SECONDS) -> Iterator[None]:
-        """Hold the directory as its one daemon. Raises AlreadyRunning after so many seconds, naming the other."""
+        """Hold the instance lock. Raises AlreadyRunning after `seconds`, with the pid of the other daemon."""
         with os.fdopen(self._open_lock("lock"), "r+") as file:
             pause, deadline = threading.Event(), time.monotonic() + seconds
             while not (mine := _try_lock(file)) and time.monotonic() < deadline:
@@ -125,7 +125,7 @@ class StateDirectory:
 
     @contextlib.contextmanager
     def exclusive(self, family: Family) -> Iterator[None]:
-        """Hold the right to write the rules of a family. Raises StateError after PASS_LOCK_SECONDS."""
+        """Hold the lock of a family, to write its rules. Raises StateError after PASS_LOCK_SECONDS."""
         descriptor = self._open_lock(f"{family}.lock")
         try:
             waited = 0.0
@@ -139,7 +139,7 @@ class StateDirectory:
             os.close(descriptor)
 
     def stop(self) -> None:
-        """Give up waiting for locks, now and from now on. For another thread to call."""
+        """Stop waiting for locks, now and until `resume`. Another thread may call it."""
         self._stopping.set()
 
     def resume(self) -> None:
@@ -149,14 +149,14 @@ class StateDirectory:
         return self._directory / name
 
     def _prepare(self) -> None:
-        """Make the directory, and refuse one that others could have put files into."""
+        """Create the directory. Refuse one that other users can write."""
         try:
             if not self._directory.is_dir():
                 self._directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-            found = self._directory.stat()
+            status = self._directory.stat()
         except OSError as error:
             raise _state_error(f"state directory {self._directory} cannot be made", error) from error
-        if not _is_trusted(found.st_uid) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        if not _is_trusted(status.st_uid) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             message = f"state directory {self._directory} can be written by others than root"
             raise StateError(f"{message}; `chown root` and `chmod 755` it", lasting=True)
 
@@ -168,7 +168,7 @@ class StateDirectory:
             raise _state_error(f"{self._path(name)} cannot be opened", error) from error
 
     def _open_or_make(self, path: Path) -> int:
-        """For its owner alone, for whoever can open a lock can hold it. What root makes is the daemon's."""
+        """Open a lock file that only its owner can open, and so hold. If root creates it, the daemon's user owns it."""
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             return os.open(path, flags)
@@ -199,9 +199,9 @@ class StateDirectory:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write beside it, then rename: a reader sees the old text or the new. Raises StateError.
+    """Replace a file by rename, so that a reader sees the old text or the new. Raises StateError.
 
-    What a killed writer left is removed by the next one: there is one at a time, under a lock of its own.
+    It removes the temporary file of a killed writer. A lock of the caller ensures that there is one writer at a time.
     """
     temporary = path.with_name(f".{path.name}.new")
     try:
@@ -217,8 +217,8 @@ def replace_file(path: Path, text: str) -> None:
         raise StateError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _state_error(what: str, error: OSError) -> StateError:
-    return StateError(f"{what}: {error.strerror}; {_remedy(error)}", lasting=error.errno in _LASTING)
+def _state_error(failure: str, error: OSError) -> StateError:
+    return StateError(f"{failure}: {error.strerror}; {_remedy(error)}", lasting=error.errno in _LASTING)
 
 
 def _remedy(error: OSError) -> str:
@@ -231,7 +231,7 @@ def _remedy(error: OSError) -> str:
 
 
 def _is_trusted(uid: int) -> bool:
-    """Whether we take what that user wrote: root, ourselves, or the user of the service."""
+    """Return True for a user whose files are accepted: root, our own, or the user of the service."""
     return uid in (0, os.geteuid()) or _is_service(uid)
 
 
@@ -243,7 +243,7 @@ def _is_service(uid: int) -> bool:
 
 
 def _lives(pid: int) -> bool:
-    """Whether there is such a process, and whose word we take."""
+    """Return True if the process exists and belongs to a trusted user."""
     try:
         return pid > 0 and _is_trusted(Path(f"/proc/{pid}").stat().st_uid)
     except OSError:
@@ -251,7 +251,7 @@ def _lives(pid: int) -> bool:
 
 
 def _number(text: object) -> int:
-    """0 for what is none."""
+    """Return the number; 0 if it is none."""
     try:
         return int(text)  # type: ignore[call-overload,no-any-return]
     except (TypeError, ValueError):
@@ -259,7 +259,7 @@ def _number(text: object) -> int:
 
 
 def _try_lock(file: IO[str] | int, kind: int = fcntl.LOCK_EX) -> bool:
-    """Shared for who only asks, so that those who ask are not in each other's way."""
+    """Try to take a lock. To find out if a lock is held, take it shared: such attempts do not block each other."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -279,8 +279,8 @@ def _verified_state_from(content: dict[str, Any] | None) -> VerifiedState | None
             str(content["fingerprint"]),
             tuple(Item(**{**item, "kind": ItemKind(item["kind"])}) for item in content["items"]),
             tuple(
-                Neighbours(str(found["place"]), tuple(found["before"]), tuple(found["after"]), int(found["jump"]))
-                for found in content["neighbours"]
+                Neighbours(str(around["place"]), tuple(around["before"]), tuple(around["after"]), int(around["jump"]))
+                for around in content["neighbours"]
             ),
         )
     except (KeyError, TypeError, ValueError):
