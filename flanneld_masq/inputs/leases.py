@@ -99,11 +99,11 @@ def as_data(lease: Lease) -> dict[str, Any]:
     """Return a lease as data for JSON: addresses as strings, absent families left out."""
     described: dict[str, Any] = {"path": lease.path, "mtu": lease.mtu, "ipmasq": lease.ipmasq}
     for family in Family:
-        part = lease.of(family)
-        if part is not None:
+        family_lease = lease.of(family)
+        if family_lease is not None:
             described[str(family)] = {
-                "networks": [str(network) for network in part.networks],
-                "subnet": str(part.subnet),
-                "gateway": str(part.gateway),
+                "networks": [str(n) for n in family_lease.networks],
+                "subnet": str(family_lease.subnet),
+                "gateway": str(family_lease.gateway),
             }
     return described

@@ -67,7 +67,7 @@ def group_rules(
     `random_fully` is True if the backend supports it. `exceptions` are destinations that plugins add to
     `non_masquerade_cidrs`.
     """
-    named = tuple(part for lease in leases if (part := lease.of(family)) is not None)
+    named = tuple(family_lease for lease in leases if (family_lease := lease.of(family)) is not None)
     if not named:
         return ()
     groups = []

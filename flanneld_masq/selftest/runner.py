@@ -31,7 +31,7 @@ def main(backends: Optional[Sequence[str]], families: Collection[Family], json_o
     run = ProcessRunner()
     versions = _versions(run)
     progress.line(", ".join(f"{name} {version}" for name, version in versions.items()))
-    addresses = tuple(part for part in default_addresses() if part.family in families)
+    addresses = tuple(entry for entry in default_addresses() if entry.family in families)
     results = _Selftest(addresses, run, progress).run(backends)
     if json_output:
         document = {
@@ -79,7 +79,7 @@ class _Progress:
 class _Selftest:
     def __init__(self, addresses: tuple[Addresses, ...], run: ProcessRunner, progress: _Progress) -> None:
         self._addresses = addresses
-        self._families = tuple(part.family for part in addresses)
+        self._families = tuple(entry.family for entry in addresses)
         self._run = run
         self._progress = progress
 
@@ -97,7 +97,7 @@ class _Selftest:
     def _results(self, name: str, probes: Mapping[Family, Probe]) -> list[Result]:
         """Test one backend with the families that it can be used for."""
         results = {family: Result(name, family, probes[family]) for family in self._families}
-        usable = tuple(addresses for addresses in self._addresses if probes[addresses.family].usable)
+        usable = tuple(entry for entry in self._addresses if probes[entry.family].usable)
         if usable:
             with Topology(self._addresses, run=self._run) as topology:
                 results.update(Scenario(name, probes, usable, topology, self._run, self._progress.verdict).results())

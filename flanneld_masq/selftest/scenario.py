@@ -176,7 +176,7 @@ class Scenario:
         self._topology = topology
         self._tell = tell
         self._daemon = Daemon(topology.node, DIRECTORY / backend, run)
-        families = [part.family for part in addresses]
+        families = [entry.family for entry in addresses]
         self._tools = {family: known for family in families if (known := tools(backend, family, run))}
         self._sent: dict[Family, list[Sent]] = {family: [] for family in families}
         self._repaired: dict[Family, list[Repaired]] = {family: [] for family in families}

@@ -19,9 +19,9 @@ SAMPLES = {"str": "some text", "int": 7, "bool": True, "tuple[str, ...]": ("ipta
 
 
 def subclasses(base: type[MasqError]) -> Iterator[type[MasqError]]:
-    for found in base.__subclasses__():
-        yield found
-        yield from subclasses(found)
+    for kind in base.__subclasses__():
+        yield kind
+        yield from subclasses(kind)
 
 
 def everything() -> list[type[MasqError]]:
@@ -29,14 +29,14 @@ def everything() -> list[type[MasqError]]:
     for module in pkgutil.walk_packages(flanneld_masq.__path__, "flanneld_masq."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    return [found for found in subclasses(MasqError) if found.__module__.startswith("flanneld_masq.")]
+    return [kind for kind in subclasses(MasqError) if kind.__module__.startswith("flanneld_masq.")]
 
 
 def make(kind: type[MasqError]) -> MasqError:
     if kind.__init__ is MasqError.__init__:
         return kind("some text")
     parameters = inspect.signature(kind).parameters.values()
-    arguments = {found.name: SAMPLES[str(found.annotation)] for found in parameters}
+    arguments = {parameter.name: SAMPLES[str(parameter.annotation)] for parameter in parameters}
     return kind(**arguments)
 
 
@@ -64,11 +64,11 @@ def test_each_has_an_exit_status_and_a_line(
     assert capsys.readouterr() == ("", f"flanneld-masq: {error}\n")
 
 
-@pytest.mark.parametrize("kind", [found for found in ALL if "__init__" in vars(found)], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [kind for kind in ALL if "__init__" in vars(kind)], ids=lambda kind: kind.__name__)
 def test_each_keeps_what_it_was_told(kind: type[MasqError]) -> None:
     error = make(kind)
-    for name, found in inspect.signature(kind).parameters.items():
-        assert getattr(error, name) == SAMPLES[str(found.annotation)]
+    for name, parameter in inspect.signature(kind).parameters.items():
+        assert getattr(error, name) == SAMPLES[str(parameter.annotation)]
 
 
 def test_only_what_the_user_wrote_is_the_user_s_fault() -> None:
@@ -82,7 +82,7 @@ def test_each_has_a_place_in_the_table() -> None:
 
 
 def test_each_has_a_d_bus_name_of_its_own() -> None:
-    names = [found.dbus_name for found in errors.OUTSIDE.values()]
+    names = [names.dbus_name for names in errors.OUTSIDE.values()]
     assert len(set(names)) == len(names)
     for name in names:
         assert re.fullmatch("[A-Z][A-Za-z]+", name), "an element of a D-Bus name"
@@ -98,7 +98,7 @@ def test_who_calls_the_daemon_gets_the_error_that_the_daemon_met() -> None:
 
 def test_the_drawing_shows_them_all() -> None:
     drawn = re.findall(r"\+-- (\w+)", errors.__doc__ or "")
-    there = [found.__name__ for found in MasqError.__subclasses__() if found.__module__ == "flanneld_masq.errors"]
+    there = [kind.__name__ for kind in MasqError.__subclasses__() if kind.__module__ == "flanneld_masq.errors"]
     assert drawn == there
 
 

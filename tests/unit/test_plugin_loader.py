@@ -51,10 +51,10 @@ class Answers:
         self.answers = list(answers)
 
     def _next(self) -> Any:
-        found = self.answers.pop(0)
-        if isinstance(found, BaseException):
-            raise found
-        return found
+        answer = self.answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
 
     @hookimpl
     def flanneld_masq_backends(self) -> Any:
@@ -73,22 +73,22 @@ def load(**named: object) -> Plugins:
     return plugin_loader.load(named)
 
 
-def failures(found: Plugins) -> list[tuple[str, str]]:
-    return [(failure.plugin, failure.hook) for failure in found.failures]
+def failures(plugins: Plugins) -> list[tuple[str, str]]:
+    return [(failure.plugin, failure.hook) for failure in plugins.failures]
 
 
 class TestLoading:
     def test_without_plugins(self) -> None:
-        found = load()
-        assert (found.backends, found.failures, found.create(Family.IPV4, HOST)) == ({}, [], {})
+        plugins = load()
+        assert (plugins.backends, plugins.failures, plugins.create(Family.IPV4, HOST)) == ({}, [], {})
 
     def test_backends_in_the_order_of_preference(self) -> None:
-        found = load(
+        plugins = load(
             one=Offers(memory_backend_type("none"), memory_backend_type("late", 30)),
             two=Offers(memory_backend_type("early", 10), memory_backend_type("alike", 30)),
         )
-        assert found.failures == []
-        assert list(found.create(Family.IPV4, HOST)) == ["early", "alike", "late", "none"]
+        assert plugins.failures == []
+        assert list(plugins.create(Family.IPV4, HOST)) == ["early", "alike", "late", "none"]
 
     def test_a_module_is_a_plugin_too(self) -> None:
         module = ModuleType("outside")
@@ -100,71 +100,71 @@ class TestLoading:
             @hookimpl
             def flanneld_masq_backend(self) -> None: ...
 
-        found = load(good=Offers(memory_backend_type("good")), bad=Misspelt(memory_backend_type("bad")))
-        assert failures(found) == [("bad", "registration")]
-        assert "flanneld_masq_backend'" in str(found.failures[0])
-        assert list(found.backends) == ["good"], "a plugin that is half understood is not used"
+        plugins = load(good=Offers(memory_backend_type("good")), bad=Misspelt(memory_backend_type("bad")))
+        assert failures(plugins) == [("bad", "registration")]
+        assert "flanneld_masq_backend'" in str(plugins.failures[0])
+        assert list(plugins.backends) == ["good"], "a plugin that is half understood is not used"
 
     def test_an_unknown_argument_is_refused_by_name(self) -> None:
         class Misread:
             @hookimpl
             def flanneld_masq_event(self, event: Event, colour: str) -> None: ...
 
-        found = load(bad=Misread())
-        assert failures(found) == [("bad", "registration")]
-        assert "colour" in str(found.failures[0])
+        plugins = load(bad=Misread())
+        assert failures(plugins) == [("bad", "registration")]
+        assert "colour" in str(plugins.failures[0])
 
     def test_a_failure_is_no_failure_of_the_next(self) -> None:
         class Misspelt:
             @hookimpl
             def flanneld_masq_backend(self) -> None: ...
 
-        found = load(bad=Misspelt(), good=Offers(memory_backend_type("good")))
-        assert failures(found) == [("bad", "registration")]
-        assert list(found.backends) == ["good"]
+        plugins = load(bad=Misspelt(), good=Offers(memory_backend_type("good")))
+        assert failures(plugins) == [("bad", "registration")]
+        assert list(plugins.backends) == ["good"]
 
     @pytest.mark.parametrize("error", [RuntimeError("no luck"), ImportError("x"), KernelError("asking", "no")])
     def test_one_that_raises_is_named(self, error: Exception) -> None:
-        found = load(bad=Answers(error), good=Offers(memory_backend_type("good")))
-        assert failures(found) == [("bad", "flanneld_masq_backends")]
-        assert repr(error) in str(found.failures[0])
-        assert list(found.backends) == ["good"]
+        plugins = load(bad=Answers(error), good=Offers(memory_backend_type("good")))
+        assert failures(plugins) == [("bad", "flanneld_masq_backends")]
+        assert repr(error) in str(plugins.failures[0])
+        assert list(plugins.backends) == ["good"]
 
     @pytest.mark.parametrize("answer", [None, 5, "nft", {"nft": 1}, [None], [BackendType], object()])
     def test_one_that_returns_rubbish_is_named(self, answer: object) -> None:
-        found = load(bad=Answers(answer), good=Offers(memory_backend_type("good")))
-        assert set(failures(found)) == {("bad", "flanneld_masq_backends")}
-        assert "which is no BackendType" in str(found.failures[0])
-        assert list(found.backends) == ["good"]
+        plugins = load(bad=Answers(answer), good=Offers(memory_backend_type("good")))
+        assert set(failures(plugins)) == {("bad", "flanneld_masq_backends")}
+        assert "which is no BackendType" in str(plugins.failures[0])
+        assert list(plugins.backends) == ["good"]
 
     def test_what_is_good_of_one_that_returns_rubbish_is_used(self) -> None:
-        found = load(bad=Answers([None, memory_backend_type("good")]))
-        assert len(found.failures) == 1
-        assert list(found.backends) == ["good"]
+        plugins = load(bad=Answers([None, memory_backend_type("good")]))
+        assert len(plugins.failures) == 1
+        assert list(plugins.backends) == ["good"]
 
     @pytest.mark.parametrize("name", ["auto", "", "Upper", "a/b", "../x", "a b"])
     def test_a_name_that_no_configuration_can_say_is_refused(self, name: str) -> None:
-        found = load(bad=Offers(memory_backend_type(name)))
-        assert failures(found) == [("bad", "flanneld_masq_backends")]
-        assert repr(name) in str(found.failures[0])
-        assert found.backends == {}
+        plugins = load(bad=Offers(memory_backend_type(name)))
+        assert failures(plugins) == [("bad", "flanneld_masq_backends")]
+        assert repr(name) in str(plugins.failures[0])
+        assert plugins.backends == {}
 
     def test_a_name_that_is_taken_names_both(self) -> None:
         first, second = memory_backend_type("twice"), memory_backend_type("twice")
-        found = plugin_loader.load({"one": Offers(first), "two": Offers(second)})
-        assert found.backends == {"twice": first} or found.backends == {"twice": second}
-        (failure,) = found.failures
+        plugins = plugin_loader.load({"one": Offers(first), "two": Offers(second)})
+        assert plugins.backends == {"twice": first} or plugins.backends == {"twice": second}
+        (failure,) = plugins.failures
         loser = failure.plugin
         winner = {"one": "two", "two": "one"}[loser]
         assert f"a backend named twice was already registered by plugin {winner}" in str(failure)
-        assert found.owners == {"twice": winner}
+        assert plugins.owners == {"twice": winner}
 
-    def test_a_plugin_of_a_name_that_is_taken_does_not_unseat_the_first(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_name_that_is_taken_stays_with_the_first_plugin(self, monkeypatch: pytest.MonkeyPatch) -> None:
         entry = Entry("nft", lambda: Offers(memory_backend_type("first")))
         monkeypatch.setattr(plugin_loader, "_entry_points", lambda: iter((entry,)))
-        found = load(nft=Offers(memory_backend_type("second")))
-        assert failures(found) == [("nft", "registration")]
-        assert list(found.backends) == ["first"]
+        plugins = load(nft=Offers(memory_backend_type("second")))
+        assert failures(plugins) == [("nft", "registration")]
+        assert list(plugins.backends) == ["first"]
 
 
 class Entry:
@@ -184,38 +184,38 @@ def test_a_plugin_that_raises_on_import_is_named(error: BaseException, monkeypat
 
     entries = (Entry("bad", fail), Entry("good", lambda: Offers(memory_backend_type("good"))))
     monkeypatch.setattr(plugin_loader, "_entry_points", lambda: iter(entries))
-    found = load()
-    assert failures(found) == [("bad", "loading")]
-    assert repr(error) in str(found.failures[0])
-    assert list(found.backends) == ["good"]
+    plugins = load()
+    assert failures(plugins) == [("bad", "loading")]
+    assert repr(error) in str(plugins.failures[0])
+    assert list(plugins.backends) == ["good"]
 
 
 class TestNonMasqueradeCidrs:
-    def answers(self, found: Plugins) -> tuple[tuple[Network, ...], list[str]]:
-        networks, failed = found.non_masquerade_cidrs(Settings())
+    def answers(self, plugins: Plugins) -> tuple[tuple[Network, ...], list[str]]:
+        networks, failed = plugins.non_masquerade_cidrs(Settings())
         return networks, [failure.plugin for failure in failed]
 
     def test_of_all_plugins_together(self) -> None:
-        found = load(one=Answers([], NETWORKS[:1]), two=Answers([], list(NETWORKS[1:])), three=Offers())
-        networks, failed = self.answers(found)
+        plugins = load(one=Answers([], NETWORKS[:1]), two=Answers([], list(NETWORKS[1:])), three=Offers())
+        networks, failed = self.answers(plugins)
         assert (set(networks), failed) == (set(NETWORKS), [])
 
     def test_one_that_raises_keeps_its_last_good_answer(self) -> None:
-        found = load(one=Answers([], NETWORKS, RuntimeError("no luck"), NETWORKS[:1], []))
-        assert self.answers(found) == (NETWORKS, [])
-        assert self.answers(found) == (NETWORKS, ["one"])
-        assert self.answers(found) == (NETWORKS[:1], [])
-        assert self.answers(found) == ((), [])
+        plugins = load(one=Answers([], NETWORKS, RuntimeError("no luck"), NETWORKS[:1], []))
+        assert self.answers(plugins) == (NETWORKS, [])
+        assert self.answers(plugins) == (NETWORKS, ["one"])
+        assert self.answers(plugins) == (NETWORKS[:1], [])
+        assert self.answers(plugins) == ((), [])
 
     def test_one_that_never_answered_adds_nothing(self) -> None:
-        found = load(one=Answers([], RuntimeError("no luck")), two=Answers([], NETWORKS))
-        assert self.answers(found) == (NETWORKS, ["one"])
+        plugins = load(one=Answers([], RuntimeError("no luck")), two=Answers([], NETWORKS))
+        assert self.answers(plugins) == (NETWORKS, ["one"])
 
     @pytest.mark.parametrize("rubbish", [None, 5, "10.0.0.0/8", ["10.0.0.0/8"], [None], NETWORKS[0], [NETWORKS]])
     def test_rubbish_is_as_good_as_an_exception(self, rubbish: object) -> None:
-        found = load(one=Answers([], NETWORKS, rubbish))
-        self.answers(found)
-        networks, (failure,) = found.non_masquerade_cidrs(Settings())
+        plugins = load(one=Answers([], NETWORKS, rubbish))
+        self.answers(plugins)
+        networks, (failure,) = plugins.non_masquerade_cidrs(Settings())
         assert networks == NETWORKS
         assert (failure.plugin, failure.hook) == ("one", "flanneld_masq_non_masquerade_cidrs")
         assert repr(rubbish) in str(failure)
@@ -242,8 +242,8 @@ def test_events_reach_everybody_and_failures_come_back() -> None:
             seen.append(event)
 
     event = Event("notice", "hello")
-    found = load(bad=Answers([], RuntimeError("no luck")), one=Sees(), two=Sees())
-    (failure,) = found.tell(event)
+    plugins = load(bad=Answers([], RuntimeError("no luck")), one=Sees(), two=Sees())
+    (failure,) = plugins.tell(event)
     assert (failure.plugin, failure.hook) == ("bad", "flanneld_masq_event")
     assert seen == [event, event]
 
@@ -283,7 +283,7 @@ class TestGuardedBackend:
         return self.guarded(lambda family, host: inner)
 
     def test_every_method_of_the_protocol_is_tried_here(self) -> None:
-        methods = {name for name, found in vars(Backend).items() if callable(found) and not name.startswith("_")}
+        methods = {name for name, method in vars(Backend).items() if callable(method) and not name.startswith("_")}
         assert methods == {"probe", *self.CALLS}
 
     @pytest.mark.parametrize("method", CALLS)
@@ -353,7 +353,7 @@ class TestEntryPoints:
         return tmp_path
 
     def names(self) -> list[str]:
-        return [found.name for found in plugin_loader._entry_points()]
+        return [entry_point.name for entry_point in plugin_loader._entry_points()]
 
     def test_none(self, site: Path) -> None:
         assert self.names() == []
@@ -440,8 +440,8 @@ class TestOutsidePlugin:
     def test_is_listed(self, masq: Callable[..., subprocess.CompletedProcess[str]]) -> None:
         done = masq(OUTSIDE, "backends", "--json")
         assert done.returncode == 0, done.stderr
-        for found in json.loads(done.stdout)["families"].values():
-            assert "outside" in [backend["name"] for backend in found["backends"]]
+        for family in json.loads(done.stdout)["families"].values():
+            assert "outside" in [backend["name"] for backend in family["backends"]]
 
     def test_is_named_when_it_raises(self, masq: Callable[..., subprocess.CompletedProcess[str]]) -> None:
         done = masq(RAISES, "render")

@@ -59,8 +59,8 @@ def test_another_name_for_itself() -> None:
 def test_the_environment_is_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
     monkeypatch.setenv("XTABLES_LIBDIR", "/tmp")
-    found = ProcessRunner(("/usr/bin", "/bin"))((shutil.which("env") or "env",)).stdout
-    assert sorted(found.split()) == ["LC_ALL=C", "PATH=/usr/bin:/bin"]
+    output = ProcessRunner(("/usr/bin", "/bin"))((shutil.which("env") or "env",)).stdout
+    assert sorted(output.split()) == ["LC_ALL=C", "PATH=/usr/bin:/bin"]
 
 
 def test_the_directory_too() -> None:

@@ -131,10 +131,10 @@ class TestGolden:
         path = directory / "nft-ipv4.json"
         data = path.read_bytes()
         path.write_bytes(data[:cut] + junk + data[cut + len(junk) :] if junk else data[:cut])
-        found = StateDirectory(directory).verified_state(NFT, Family.IPV4)
-        assert found is None or isinstance(found, VerifiedState)
+        state = StateDirectory(directory).verified_state(NFT, Family.IPV4)
+        assert state is None or isinstance(state, VerifiedState)
         if not junk and cut < len(data) - 1:
-            assert found is None
+            assert state is None
 
     def test_a_directory_in_its_place(self, directory: Path) -> None:
         (directory / "nft-ipv4.json").mkdir(parents=True)
@@ -142,7 +142,7 @@ class TestGolden:
         assert kept.verified_state(NFT, Family.IPV4) is None
         with pytest.raises(StateError, match=r"nft-ipv4\.json cannot be written"):
             kept.remember(NFT, Family.IPV4, GOLDEN)
-        assert [found.name for found in directory.iterdir()] == ["nft-ipv4.json"], "no half-written file is left"
+        assert [file.name for file in directory.iterdir()] == ["nft-ipv4.json"], "no half-written file is left"
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file away")
     def test_a_file_of_somebody_else_is_not_believed(self, directory: Path) -> None:
@@ -158,10 +158,10 @@ class TestDirectory:
 
     def test_files_can_be_read_by_all_and_are_whole(self, directory: Path) -> None:
         StateDirectory(directory).remember(NFT, Family.IPV4, GOLDEN)
-        (found,) = directory.iterdir()
-        assert found.name == "nft-ipv4.json"
-        assert stat.S_IMODE(found.stat().st_mode) == 0o644
-        assert json.loads(found.read_text())["fingerprint"] == "f1"
+        (file,) = directory.iterdir()
+        assert file.name == "nft-ipv4.json"
+        assert stat.S_IMODE(file.stat().st_mode) == 0o644
+        assert json.loads(file.read_text())["fingerprint"] == "f1"
 
     @pytest.mark.parametrize("mode", [0o775, 0o757, 0o777, 0o1777])
     def test_one_that_others_can_write_is_refused(self, mode: int, directory: Path) -> None:
@@ -228,7 +228,7 @@ class TestLocks:
         """Whoever can open one can hold it."""
         kept = StateDirectory(directory)
         with kept.instance(), kept.exclusive(Family.IPV4):
-            assert {stat.S_IMODE(found.stat().st_mode) for found in directory.iterdir()} == {0o600}
+            assert {stat.S_IMODE(lock.stat().st_mode) for lock in directory.iterdir()} == {0o600}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
@@ -253,8 +253,8 @@ class TestUserOfTheService:
 
     def test_a_lock_that_root_makes_is_its_own(self, directory: Path) -> None:
         with StateDirectory(directory).exclusive(Family.IPV4):
-            found = (directory / "ipv4.lock").stat()
-            assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (65534, 65534, 0o600)
+            status = (directory / "ipv4.lock").stat()
+            assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (65534, 65534, 0o600)
 
     def test_a_file_that_it_found_elsewhere_is_not(self, directory: Path, tmp_path: Path) -> None:
         """A link would have root give it somebody's file."""
@@ -379,7 +379,7 @@ class TestPassLock:
     def test_the_families_do_not_wait_for_each_other(self, directory: Path) -> None:
         kept = StateDirectory(directory)
         with kept.exclusive(Family.IPV4), kept.exclusive(Family.IPV6):
-            assert sorted(found.name for found in directory.iterdir()) == ["ipv4.lock", "ipv6.lock"]
+            assert sorted(file.name for file in directory.iterdir()) == ["ipv4.lock", "ipv6.lock"]
 
     def test_one_that_is_never_released_is_named(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(state_directory, "PASS_LOCK_SECONDS", 0.02)

@@ -56,14 +56,14 @@ def parse(text: str) -> Settings:
 
 def flat(settings: object) -> dict[str, Any]:
     """The fields of settings by dotted name, those of nested classes included."""
-    found = {}
+    fields = {}
     for field in dataclasses.fields(settings):  # type: ignore[arg-type]
         value = getattr(settings, field.name)
         if field.name in ("masquerade", "forward", "reconcile"):
-            found.update({f"{field.name}.{name}": inner for name, inner in flat(value).items()})
+            fields.update({f"{field.name}.{name}": inner for name, inner in flat(value).items()})
         else:
-            found[field.name] = value
-    return found
+            fields[field.name] = value
+    return fields
 
 
 @pytest.mark.parametrize("text", ["", "\n# nothing\n", "[masquerade]\n[log]\n", DEFAULTS])
@@ -138,7 +138,7 @@ BOOLEANS = [
 
 @pytest.mark.parametrize("key", BOOLEANS)
 @pytest.mark.parametrize(
-    ("value", "found"),
+    ("value", "described"),
     [
         ('"yes"', 'the string "yes"'),
         ("1", "the number 1"),
@@ -149,10 +149,10 @@ BOOLEANS = [
         ("07:32:00", "a date or a time"),
     ],
 )
-def test_switches_are_true_or_false(key: str, value: str, found: str) -> None:
+def test_switches_are_true_or_false(key: str, value: str, described: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(f"{key} = {value}")
-    assert (caught.value.key, caught.value.reason) == (key, f"expected true or false, found {found}")
+    assert (caught.value.key, caught.value.reason) == (key, f"expected true or false, found {described}")
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ class TestStateDirectory:
     """Of a file that is wrong elsewhere."""
 
     @pytest.mark.parametrize(
-        ("text", "found"),
+        ("text", "expected"),
         [
             ("state_directory = '/x'\ncolour = 1", "/x"),
             ("state_directory = '/x'\n[masquerade]\nenabled = 5", "/x"),
@@ -366,9 +366,9 @@ class TestStateDirectory:
             ("state_directory = [", "/run/flanneld-masq"),
         ],
     )
-    def test_as_far_as_it_can_be_read(self, text: str, found: str, tmp_path: Path) -> None:
+    def test_as_far_as_it_can_be_read(self, text: str, expected: str, tmp_path: Path) -> None:
         (tmp_path / "config.toml").write_text(text)
-        assert config.state_directory(tmp_path / "config.toml") == found
+        assert config.state_directory(tmp_path / "config.toml") == expected
 
     def test_of_none(self, tmp_path: Path) -> None:
         assert config.state_directory(tmp_path / "config.toml") == "/run/flanneld-masq"
@@ -389,8 +389,8 @@ class TestOverrides:
 
     def test_relative_paths(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        found = config.with_overrides(self.settings, None, ["x", "./y/../z"]).subnet_files
-        assert found == (f"{tmp_path}/x", f"{tmp_path}/y/../z")
+        files = config.with_overrides(self.settings, None, ["x", "./y/../z"]).subnet_files
+        assert files == (f"{tmp_path}/x", f"{tmp_path}/y/../z")
 
     @pytest.mark.parametrize(
         ("backend", "files", "key", "reason"),

@@ -27,14 +27,14 @@ class Watched:
     def __init__(self, *paths: Path) -> None:
         self.paths = tuple(map(str, paths))
         self.calls: queue.Queue[None] = queue.Queue()
-        self.throttle: list[str] = []
-        self.watch = FileWatch(lambda: self.calls.put(None), self.throttle.append)
+        self.complaints: list[str] = []
+        self.watch = FileWatch(lambda: self.calls.put(None), self.complaints.append)
         self.watch.start(self.paths)
 
     def told(self) -> bool:
-        found = self.called(SECONDS)
+        called = self.called(SECONDS)
         self.settle()
-        return found
+        return called
 
     def settle(self) -> None:
         """Move the watches to what exists now, until no call comes any more."""
@@ -63,9 +63,9 @@ def file(run: Path) -> Path:
 
 @pytest.fixture
 def watched(file: Path) -> Iterator[Watched]:
-    found = Watched(file)
-    yield found
-    found.watch.stop()
+    watched = Watched(file)
+    yield watched
+    watched.watch.stop()
 
 
 def write(path: Path, text: str = "x") -> None:
@@ -229,21 +229,21 @@ class TestWhatCannotBeWatched:
         watched = Watched(file)
         try:
             watched.watch.refresh()
-            assert sorted(message.split(": ")[0] for message in watched.throttle) == [
+            assert sorted(message.split(": ")[0] for message in watched.complaints) == [
                 f"{file.parents[1]} cannot be watched",
                 f"{file.parent} cannot be watched",
             ]
             assert all(
                 f"inotify limit reached; changes there are found at the resync only; raise it with sysctl, "
                 f"fs.inotify.{setting}, then" in message
-                for message in watched.throttle
+                for message in watched.complaints
             )
             limit.clear()
             watched.watch.follow(watched.paths)
             watched.settle()
             file.write_text("y")
             assert watched.told(), "a reload tries again"
-            assert len(watched.throttle) == 2
+            assert len(watched.complaints) == 2
         finally:
             watched.watch.stop()
 
@@ -258,14 +258,14 @@ class TestWhatCannotBeWatched:
             watched.settle()
             file.write_text("y")
             assert watched.told(), "the next refresh tries again"
-            assert watched.throttle == []
+            assert watched.complaints == []
         finally:
             watched.watch.stop()
 
 
 class TestDirectories:
     def named(self, *paths: Path) -> dict[str, frozenset[str] | None]:
-        return {found.path: found.only for found in directories(map(str, paths))}
+        return {directory.path: directory.only for directory in directories(map(str, paths))}
 
     def test_its_own_and_the_one_above(self, file: Path, run: Path, present: None) -> None:
         assert self.named(file) == {str(file.parent): None, str(run): frozenset((str(file.parent),))}

@@ -24,11 +24,11 @@ class Files:
         self.content: dict[str, object] = {}
 
     def read(self, path: Path) -> Lease | None:
-        found = self.content.get(str(path))
-        if isinstance(found, str):
-            raise SubnetFileError(str(path), 1, found)
-        assert found is None or isinstance(found, Lease)
-        return found
+        content = self.content.get(str(path))
+        if isinstance(content, str):
+            raise SubnetFileError(str(path), 1, content)
+        assert content is None or isinstance(content, Lease)
+        return content
 
 
 def lease(path: str = ONE, mtu: int = 1450) -> Lease:
@@ -42,118 +42,118 @@ def leases(*paths: str, content: Mapping[str, object]) -> tuple[Leases, Files]:
 
 
 def told(news: tuple[News, ...]) -> list[tuple[str, Change]]:
-    return [(found.path, found.change) for found in news]
+    return [(change.path, change.change) for change in news]
 
 
 def test_a_lease_is_told_once() -> None:
-    found, _ = leases(content={ONE: lease()})
-    assert found.good == ()
-    assert told(found.refresh()) == [(ONE, Change.ACCEPTED)]
-    assert found.good == (lease(),)
-    assert found.refresh() == ()
+    followed, _ = leases(content={ONE: lease()})
+    assert followed.good == ()
+    assert told(followed.refresh()) == [(ONE, Change.ACCEPTED)]
+    assert followed.good == (lease(),)
+    assert followed.refresh() == ()
 
 
 def test_a_change_is_told() -> None:
-    found, files = leases(content={ONE: lease()})
-    found.refresh()
+    followed, files = leases(content={ONE: lease()})
+    followed.refresh()
     files.content[ONE] = lease(mtu=1400)
-    assert told(found.refresh()) == [(ONE, Change.ACCEPTED)]
-    assert found.good == (lease(mtu=1400),)
+    assert told(followed.refresh()) == [(ONE, Change.ACCEPTED)]
+    assert followed.good == (lease(mtu=1400),)
 
 
 def test_a_file_that_is_not_there_yet_is_waited_for() -> None:
-    found, files = leases(content={})
-    (news,) = found.refresh()
+    followed, files = leases(content={})
+    (news,) = followed.refresh()
     assert news == News(ONE, Change.VANISHED, f"waiting for {ONE}, which flannel has not written yet")
-    assert found.refresh() == ()
-    assert found.troubles == (news.message,)
+    assert followed.refresh() == ()
+    assert followed.troubles == (news.message,)
     files.content[ONE] = lease()
-    assert told(found.refresh()) == [(ONE, Change.ACCEPTED)]
-    assert found.troubles == ()
+    assert told(followed.refresh()) == [(ONE, Change.ACCEPTED)]
+    assert followed.troubles == ()
 
 
 def test_a_file_that_vanishes_takes_nothing_away() -> None:
-    found, files = leases(content={ONE: lease()})
-    found.refresh()
+    followed, files = leases(content={ONE: lease()})
+    followed.refresh()
     del files.content[ONE]
-    (news,) = found.refresh()
+    (news,) = followed.refresh()
     assert news == News(ONE, Change.VANISHED, f"{ONE} is gone; the rules of its last good state stay")
-    assert found.refresh() == ()
-    assert found.good == (lease(),)
+    assert followed.refresh() == ()
+    assert followed.good == (lease(),)
 
 
 def test_a_refused_file_takes_nothing_away() -> None:
-    found, files = leases(content={ONE: lease()})
-    found.refresh()
+    followed, files = leases(content={ONE: lease()})
+    followed.refresh()
     files.content[ONE] = "nonsense"
-    (news,) = found.refresh()
+    (news,) = followed.refresh()
     assert news == News(ONE, Change.REFUSED, f"{ONE}, line 1: nonsense; the rules of its last good state stay")
-    assert found.refresh() == ()
-    assert (found.good, found.troubles) == ((lease(),), (news.message,))
+    assert followed.refresh() == ()
+    assert (followed.good, followed.troubles) == ((lease(),), (news.message,))
 
 
 def test_a_file_that_was_never_good() -> None:
-    found, _ = leases(content={ONE: "nonsense"})
-    (news,) = found.refresh()
+    followed, _ = leases(content={ONE: "nonsense"})
+    (news,) = followed.refresh()
     assert news.message == f"{ONE}, line 1: nonsense; no rules follow from it"
-    assert found.good == ()
+    assert followed.good == ()
 
 
 def test_another_trouble_is_told_too() -> None:
-    found, files = leases(content={ONE: "nonsense"})
-    found.refresh()
+    followed, files = leases(content={ONE: "nonsense"})
+    followed.refresh()
     files.content[ONE] = "other nonsense"
-    assert told(found.refresh()) == [(ONE, Change.REFUSED)]
+    assert told(followed.refresh()) == [(ONE, Change.REFUSED)]
     del files.content[ONE]
-    assert told(found.refresh()) == [(ONE, Change.VANISHED)]
+    assert told(followed.refresh()) == [(ONE, Change.VANISHED)]
 
 
 def test_the_same_lease_after_a_trouble_is_told() -> None:
-    found, files = leases(content={ONE: lease()})
-    found.refresh()
+    followed, files = leases(content={ONE: lease()})
+    followed.refresh()
     files.content[ONE] = "nonsense"
-    found.refresh()
+    followed.refresh()
     files.content[ONE] = lease()
-    assert told(found.refresh()) == [(ONE, Change.ACCEPTED)]
-    assert found.troubles == ()
+    assert told(followed.refresh()) == [(ONE, Change.ACCEPTED)]
+    assert followed.troubles == ()
 
 
 def test_one_bad_file_of_two() -> None:
-    found, files = leases(ONE, TWO, content={ONE: "nonsense", TWO: lease(TWO)})
-    assert told(found.refresh()) == [(ONE, Change.REFUSED), (TWO, Change.ACCEPTED)]
-    assert found.good == (lease(TWO),)
+    followed, files = leases(ONE, TWO, content={ONE: "nonsense", TWO: lease(TWO)})
+    assert told(followed.refresh()) == [(ONE, Change.REFUSED), (TWO, Change.ACCEPTED)]
+    assert followed.good == (lease(TWO),)
     files.content[ONE] = lease(ONE)
-    found.refresh()
-    assert found.good == (lease(ONE), lease(TWO)), "in the order of the configuration"
+    followed.refresh()
+    assert followed.good == (lease(ONE), lease(TWO)), "in the order of the configuration"
 
 
 def test_following_other_files() -> None:
-    found, files = leases(ONE, TWO, content={ONE: lease(ONE), TWO: "nonsense"})
-    found.refresh()
-    found.follow((TWO, ONE))
-    assert (found.good, len(found.troubles), found.refresh()) == ((lease(ONE),), 1, ()), "in another order"
-    found.follow((ONE,))
-    assert (found.good, found.troubles) == ((lease(ONE),), ()), "what was read of it stays"
-    assert found.refresh() == ()
-    found.follow((TWO,))
-    assert told(found.refresh()) == [(TWO, Change.REFUSED)]
-    assert found.good == ()
-    assert len(found.troubles) == 1
-    found.follow((ONE,))
-    assert (found.good, found.troubles) == ((), ())
+    followed, files = leases(ONE, TWO, content={ONE: lease(ONE), TWO: "nonsense"})
+    followed.refresh()
+    followed.follow((TWO, ONE))
+    assert (followed.good, len(followed.troubles), followed.refresh()) == ((lease(ONE),), 1, ()), "in another order"
+    followed.follow((ONE,))
+    assert (followed.good, followed.troubles) == ((lease(ONE),), ()), "what was read of it stays"
+    assert followed.refresh() == ()
+    followed.follow((TWO,))
+    assert told(followed.refresh()) == [(TWO, Change.REFUSED)]
+    assert followed.good == ()
+    assert len(followed.troubles) == 1
+    followed.follow((ONE,))
+    assert (followed.good, followed.troubles) == ((), ())
     files.content[TWO] = lease(TWO)
-    assert told(found.refresh()) == [(ONE, Change.ACCEPTED)], "it was given up, so it is news again"
+    assert told(followed.refresh()) == [(ONE, Change.ACCEPTED)], "it was given up, so it is news again"
 
 
 def test_the_real_reader(tmp_path: Path) -> None:
     path = tmp_path / "subnet.env"
-    found = Leases((str(path),))
-    assert told(found.refresh()) == [(str(path), Change.VANISHED)]
+    followed = Leases((str(path),))
+    assert told(followed.refresh()) == [(str(path), Change.VANISHED)]
     path.write_text("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\n")
-    assert told(found.refresh()) == [(str(path), Change.ACCEPTED)]
+    assert told(followed.refresh()) == [(str(path), Change.ACCEPTED)]
     path.write_text("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.245.1.1/24\n")
-    assert told(found.refresh()) == [(str(path), Change.REFUSED)]
-    assert [str(lease.ipv4.subnet) for lease in found.good if lease.ipv4] == ["10.244.1.0/24"]
+    assert told(followed.refresh()) == [(str(path), Change.REFUSED)]
+    assert [str(lease.ipv4.subnet) for lease in followed.good if lease.ipv4] == ["10.244.1.0/24"]
 
 
 def test_description() -> None:

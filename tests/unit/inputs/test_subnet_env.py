@@ -303,7 +303,7 @@ def pod_networks(family: Family) -> st.SearchStrategy[Network]:
         return network((address >> (width - prefix) << (width - prefix), prefix))
 
     return st.builds(create, st.integers(1, width), st.integers(0, 2**width - 1)).filter(
-        lambda found: not multicast.overlaps(found)
+        lambda network: not multicast.overlaps(network)
     )
 
 
@@ -329,10 +329,10 @@ leases = st.builds(
 def written(lease: Lease, noise: random.Random) -> str:
     """A lease as some writer of subnet files might write it."""
     lines = []
-    for found in filter(None, (lease.ipv4, lease.ipv6)):
-        infix = "" if family_of(found.subnet) is Family.IPV4 else "IPV6_"
-        lines.append((f"FLANNEL_{infix}NETWORK", noise.choice([",", " , "]).join(map(str, found.networks))))
-        lines.append((f"FLANNEL_{infix}SUBNET", f"{found.gateway}/{found.subnet.prefixlen}"))
+    for family_lease in filter(None, (lease.ipv4, lease.ipv6)):
+        infix = "" if family_of(family_lease.subnet) is Family.IPV4 else "IPV6_"
+        lines.append((f"FLANNEL_{infix}NETWORK", noise.choice([",", " , "]).join(map(str, family_lease.networks))))
+        lines.append((f"FLANNEL_{infix}SUBNET", f"{family_lease.gateway}/{family_lease.subnet.prefixlen}"))
     lines += [("FLANNEL_MTU", str(lease.mtu))] if lease.mtu is not None else []
     lines += [("FLANNEL_IPMASQ", str(lease.ipmasq).lower())] if lease.ipmasq is not None else []
     noise.shuffle(lines)
@@ -385,7 +385,7 @@ def test_whatever_the_bytes_a_lease_or_a_refusal_with_its_line(data: bytes) -> N
         assert 0 <= error.line <= data.count(b"\n") + 1
         assert error.reason
     else:
-        for found in filter(None, (lease.ipv4, lease.ipv6)):
-            assert found.gateway in found.subnet
-            assert any(found.subnet.network_address in network for network in found.networks)
-            assert all(network.prefixlen for network in found.networks)
+        for family_lease in filter(None, (lease.ipv4, lease.ipv6)):
+            assert family_lease.gateway in family_lease.subnet
+            assert any(family_lease.subnet.network_address in network for network in family_lease.networks)
+            assert all(network.prefixlen for network in family_lease.networks)

@@ -31,9 +31,9 @@ def choose(settings: Settings, probes: dict[BackendName, Probe] = PROBES, **evid
 def chosen(
     settings: Settings, probes: dict[BackendName, Probe] = PROBES, *, flannel: bool = False
 ) -> tuple[Choice, Choice]:
-    found = choose(settings, probes, flannel_uses_nftables=flannel)
-    assert set(found) == set(Group)
-    return found[Group.MASQUERADE], found[Group.FORWARD]
+    choices = choose(settings, probes, flannel_uses_nftables=flannel)
+    assert set(choices) == set(Group)
+    return choices[Group.MASQUERADE], choices[Group.FORWARD]
 
 
 class TestAuto:
@@ -83,9 +83,9 @@ class TestForward:
     DROPS: ClassVar = {IPTABLES: "chain FORWARD drops by policy"}
 
     def test_goes_where_packets_are_dropped(self) -> None:
-        found = choose(wished(), PROBES, drops=self.DROPS)
-        assert found[Group.MASQUERADE].backend == NFT
-        assert found[Group.FORWARD] == Choice(IPTABLES, "chain FORWARD drops by policy")
+        choices = choose(wished(), PROBES, drops=self.DROPS)
+        assert choices[Group.MASQUERADE].backend == NFT
+        assert choices[Group.FORWARD] == Choice(IPTABLES, "chain FORWARD drops by policy")
 
     def test_stays_with_masquerade_where_that_is_the_place(self) -> None:
         drops = {NFT: "ours", **self.DROPS}
@@ -101,8 +101,8 @@ class TestForward:
         assert choose(wished(), probes, drops=drops)[Group.FORWARD].backend == LEGACY
 
     def test_a_name_in_the_configuration_wins(self) -> None:
-        found = choose(wished(forward=LEGACY), PROBES, drops=self.DROPS)
-        assert found[Group.FORWARD] == Choice(LEGACY, 'forward.backend = "iptables-legacy"')
+        choices = choose(wished(forward=LEGACY), PROBES, drops=self.DROPS)
+        assert choices[Group.FORWARD] == Choice(LEGACY, 'forward.backend = "iptables-legacy"')
 
 
 class TestByName:

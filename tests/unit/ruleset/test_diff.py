@@ -1,4 +1,4 @@
-"""Which differences are found, and how they are told."""
+"""The differences that a comparison finds, and the text of a diff."""
 
 from __future__ import annotations
 
@@ -56,17 +56,17 @@ def observation(*items: Item, before: tuple[str, ...] = (), after: tuple[str, ..
     return Observation(items, (Neighbours(BASE, before, after),))
 
 
-GOLDEN = diff.verified_state_of(WANTED, LAST, observation(*HELD))
+VERIFIED = diff.verified_state_of(WANTED, LAST, observation(*HELD))
 
 
 def changes(
     *items: Item,
     wanted: tuple[Item, ...] = WANTED,
-    verified_state: VerifiedState | None = GOLDEN,
+    verified_state: VerifiedState | None = VERIFIED,
     position: Position = LAST,
 ) -> list[tuple[str, str, str, str]]:
-    found = diff.differences(wanted, position, verified_state, observation(*items))
-    return [(change.kind, change.place, change.wanted, change.found) for change in found]
+    differences = diff.differences(wanted, position, verified_state, observation(*items))
+    return [(change.kind, change.place, change.wanted, change.found) for change in differences]
 
 
 def test_nothing_to_do() -> None:
@@ -82,16 +82,16 @@ def test_nor_do_the_words_of_the_reader() -> None:
     assert changes(*(replace(item, text="in other words") for item in HELD)) == []
 
 
-class TestWithAGoldenObservation:
+class TestWithAVerifiedState:
     @pytest.mark.parametrize("index", range(len(HELD)))
     def test_missing(self, index: int) -> None:
-        found = changes(*HELD[:index], *HELD[index + 1 :])
-        assert found == [("missing", WANTED[index].place, WANTED[index].text, "")]
+        changed = changes(*HELD[:index], *HELD[index + 1 :])
+        assert changed == [("missing", WANTED[index].place, WANTED[index].text, "")]
 
     @pytest.mark.parametrize("index", range(len(HELD)))
     def test_doubled(self, index: int) -> None:
-        found = changes(*HELD[: index + 1], HELD[index], *HELD[index + 1 :])
-        assert found == [("extra", WANTED[index].place, "", WANTED[index].text)]
+        changed = changes(*HELD[: index + 1], HELD[index], *HELD[index + 1 :])
+        assert changed == [("extra", WANTED[index].place, "", WANTED[index].text)]
 
     def test_foreign_rule_between(self) -> None:
         foreign = Item(ItemKind.RULE, CHAIN, "drop", raw="bytes of drop")
@@ -100,15 +100,15 @@ class TestWithAGoldenObservation:
     @pytest.mark.parametrize("index", range(len(HELD)))
     def test_another_body_under_the_same_tag(self, index: int) -> None:
         forged = replace(HELD[index], raw="other bytes", text="something else")
-        found = changes(*HELD[:index], forged, *HELD[index + 1 :])
-        assert found == [("changed", WANTED[index].place, WANTED[index].text, "something else")]
+        changed = changes(*HELD[:index], forged, *HELD[index + 1 :])
+        assert changed == [("changed", WANTED[index].place, WANTED[index].text, "something else")]
 
     @pytest.mark.parametrize("order", [order for order in permutations((1, 2, 3)) if order != (1, 2, 3)])
     def test_another_order(self, order: tuple[int, ...]) -> None:
-        found = changes(HELD[0], *(HELD[index] for index in order), HELD[4])
-        assert found
-        assert {place for _, place, _, _ in found} == {CHAIN}
-        assert {text for _, _, *texts in found for text in texts if text} <= {item.text for item in WANTED}
+        changed = changes(HELD[0], *(HELD[index] for index in order), HELD[4])
+        assert changed
+        assert {place for _, place, _, _ in changed} == {CHAIN}
+        assert {text for _, _, *texts in changed for text in texts if text} <= {item.text for item in WANTED}
 
     def test_everything_gone(self) -> None:
         assert changes() == [("missing", item.place, item.text, "") for item in WANTED]
@@ -122,12 +122,12 @@ class TestWithAGoldenObservation:
         assert [kind for kind, *_ in changes(*HELD[:4], disguised)] == ["changed"]
 
     def test_each_place_is_told_by_itself(self) -> None:
-        found = changes(HELD[0], *HELD[2:4])
-        assert found == [("missing", CHAIN, "rule a", ""), ("missing", BASE, "jump OURS", "")]
+        changed = changes(HELD[0], *HELD[2:4])
+        assert changed == [("missing", CHAIN, "rule a", ""), ("missing", BASE, "jump OURS", "")]
 
     @settings(max_examples=25)
     @given(st.lists(st.sampled_from((*HELD, Item(ItemKind.RULE, CHAIN, "drop", raw="drop"))), max_size=8))
-    def test_in_sync_exactly_if_the_bytes_are_those_of_the_golden_one(self, items: list[Item]) -> None:
+    def test_in_sync_exactly_if_the_bytes_are_equal(self, items: list[Item]) -> None:
         assert (changes(*items) == []) == (tuple(items) == HELD)
 
 
@@ -148,7 +148,7 @@ class TestWithoutOne:
         assert [kind for kind, *_ in changes(*HELD, position=FIRST)] == ["unverified"]
 
     def test_one_that_was_cut_is_none(self) -> None:
-        cut = replace(GOLDEN, items=GOLDEN.items[:-1])
+        cut = replace(VERIFIED, items=VERIFIED.items[:-1])
         assert [kind for kind, *_ in changes(*HELD, verified_state=cut)] == ["unverified"]
 
     def test_tags_are_compared(self) -> None:
@@ -171,8 +171,8 @@ class TestMoved:
         self, position: Position, observed: Neighbours, *verified_state: Neighbours, wanted: tuple[Item, ...] = WANTED
     ) -> list[tuple[str, str, str]]:
         remembered = VerifiedState(diff.fingerprint(wanted, position), HELD, verified_state)
-        found = diff.differences(wanted, position, remembered, Observation(HELD, (observed,)))
-        return [(change.kind, change.place, change.found) for change in found]
+        moves = diff.differences(wanted, position, remembered, Observation(HELD, (observed,)))
+        return [(change.kind, change.place, change.found) for change in moves]
 
     def test_first_and_nothing_before_it(self) -> None:
         assert self.moved(FIRST, Neighbours(BASE, (), ("x", "y"))) == []
@@ -181,7 +181,7 @@ class TestMoved:
     def test_first_and_something_before_it(self, before: tuple[str, ...], text: str) -> None:
         assert self.moved(FIRST, Neighbours(BASE, before, ())) == [("moved", BASE, f"our jump behind {text}")]
 
-    def test_last_and_somebody_appended_later(self) -> None:
+    def test_last_and_a_rule_appended_later(self) -> None:
         verified_state = Neighbours(BASE, ("x",), ())
         assert self.moved(LAST, Neighbours(BASE, ("x",), ("new", "newer")), verified_state) == []
 
@@ -189,8 +189,8 @@ class TestMoved:
         verified_state = Neighbours(BASE, ("x", "y"), ())
         for observed, count in ((("y",), 1), ((), 2)):
             after = tuple(name for name in ("x", "y") if name not in observed)
-            found = self.moved(LAST, Neighbours(BASE, observed, after), verified_state)
-            assert found == [("moved", BASE, f"our jump before {count} of the rules that it was behind")]
+            moves = self.moved(LAST, Neighbours(BASE, observed, after), verified_state)
+            assert moves == [("moved", BASE, f"our jump before {count} of the rules that it was behind")]
 
     def test_last_and_others_removed_or_reordered_their_own(self) -> None:
         verified_state = Neighbours(BASE, ("x", "y"), ("z",))
@@ -205,12 +205,12 @@ class TestMoved:
         verified_state = Neighbours("nat ELSEWHERE", ("x",), ())
         assert self.moved(LAST, Neighbours(BASE, (), ("x",)), verified_state) == []
 
-    def test_first_counts_without_a_golden_observation_too(self) -> None:
+    def test_first_counts_without_a_verified_state_too(self) -> None:
         observed = Observation(HELD, (Neighbours(BASE, ("x",), ()),))
         assert [change.kind for change in diff.differences(WANTED, FIRST, None, observed)] == ["moved"]
 
     def test_beside_other_damage(self) -> None:
-        verified_state = replace(GOLDEN, neighbours=(Neighbours(BASE, ("x",), ()),))
+        verified_state = replace(VERIFIED, neighbours=(Neighbours(BASE, ("x",), ()),))
         observed = Observation(HELD[1:], (Neighbours(BASE, (), ("x",)),))
         assert [change.kind for change in diff.differences(WANTED, LAST, verified_state, observed)] == [
             "missing",

@@ -12,16 +12,16 @@ from flanneld_masq.ruleset.flannel_rules import FlatRule, flat_rules
 
 
 def lease(subnet: str, *networks: str) -> FamilyLease:
-    found = ipaddress.ip_network(subnet)
-    return FamilyLease(tuple(map(ipaddress.ip_network, networks)), found, found[1])
+    network = ipaddress.ip_network(subnet)
+    return FamilyLease(tuple(map(ipaddress.ip_network, networks)), network, network[1])
 
 
 V4 = lease("10.244.1.0/24", "10.244.0.0/16")
 V6 = lease("fd00:10:244:1::/64", "fd00:10:244::/56")
 
 
-def iptables(group: Group, family: Family, found: FamilyLease) -> list[str]:
-    return [rule.iptables() for rule in flat_rules(group, family, found)]
+def iptables(group: Group, family: Family, family_lease: FamilyLease) -> list[str]:
+    return [rule.iptables() for rule in flat_rules(group, family, family_lease)]
 
 
 # The lines of MasqRules and ForwardRules in flannel's releases before 0.20, as iptables-save prints them.
@@ -73,9 +73,9 @@ def test_what_others_write_is_not_taken_for_it(line: str) -> None:
 
 
 def test_each_network_has_its_rules() -> None:
-    found = lease("10.42.7.0/24", "10.42.0.0/16", "10.43.0.0/16")
+    family_lease = lease("10.42.7.0/24", "10.42.0.0/16", "10.43.0.0/16")
     for group in Group:
-        lines = iptables(group, Family.IPV4, found)
+        lines = iptables(group, Family.IPV4, family_lease)
         assert len(set(lines)) == len(lines)
         assert lines == [
             *iptables(group, Family.IPV4, lease("10.42.7.0/24", "10.42.0.0/16")),
@@ -85,8 +85,8 @@ def test_each_network_has_its_rules() -> None:
 
 @pytest.mark.parametrize("group", Group)
 def test_no_rule_matches_everything(group: Group) -> None:
-    for family, found in ((Family.IPV4, V4), (Family.IPV6, V6)):
-        for rule in flat_rules(group, family, found):
+    for family, family_lease in ((Family.IPV4, V4), (Family.IPV6, V6)):
+        for rule in flat_rules(group, family, family_lease):
             assert rule.src or rule.dst
 
 

@@ -36,8 +36,8 @@ BOTH = frozenset(Group)
 
 
 def family_lease(subnet: str, *networks: str) -> FamilyLease:
-    found = tuple(ip_network(network) for network in networks)
-    return FamilyLease(found, ip_network(subnet), ip_network(subnet).network_address + 1)
+    parsed = tuple(ip_network(network) for network in networks)
+    return FamilyLease(parsed, ip_network(subnet), ip_network(subnet).network_address + 1)
 
 
 V4 = family_lease("10.244.1.0/24", "10.244.0.0/16")
@@ -64,9 +64,9 @@ def packet(src: str, dst: str, mark: int = 0) -> Packet:
 def groups_of(
     wished: Settings, *leases: Lease, family: Family = Family.IPV4, exceptions: tuple[Network, ...] = ()
 ) -> dict[Group, GroupRules]:
-    found = policy.group_rules(wished, leases, family, exceptions=exceptions)
-    assert len({group.group for group in found}) == len(found)
-    return {group.group: group for group in found}
+    groups = policy.group_rules(wished, leases, family, exceptions=exceptions)
+    assert len({group.group for group in groups}) == len(groups)
+    return {group.group: group for group in groups}
 
 
 def rules_of(
@@ -266,9 +266,9 @@ class TestSeveral:
 class TestDesired:
     def test_holds_the_groups_asked_for_and_the_position(self) -> None:
         for chosen in (frozenset[Group](), frozenset((Group.FORWARD,)), BOTH):
-            found = policy.desired(settings(position=Position.FIRST), (DUAL,), Family.IPV4, chosen)
-            assert {group.group for group in found.groups} == chosen
-            assert (found.family, found.position) == (Family.IPV4, Position.FIRST)
+            desired = policy.desired(settings(position=Position.FIRST), (DUAL,), Family.IPV4, chosen)
+            assert {group.group for group in desired.groups} == chosen
+            assert (desired.family, desired.position) == (Family.IPV4, Position.FIRST)
 
     def test_a_group_is_the_same_beside_the_other_and_alone(self) -> None:
         together = policy.desired(settings(), (DUAL,), Family.IPV4, BOTH)
@@ -372,7 +372,7 @@ class Dice(random.Random):
     def leases(self, family: Family) -> tuple[Lease, ...]:
         named = [self.family_lease(family) if self.random() < 0.9 else None for _ in range(self.choice([1, 1, 2]))]
         v4 = family is Family.IPV4
-        return tuple(Lease("/x", ipv4=found) if v4 else Lease("/x", ipv6=found) for found in named)
+        return tuple(Lease("/x", ipv4=family_lease) if v4 else Lease("/x", ipv6=family_lease) for family_lease in named)
 
     def settings(self) -> Settings:
         return settings(
@@ -388,7 +388,12 @@ class Dice(random.Random):
 
     def address(self, family: Family, leases: tuple[Lease, ...]) -> Address:
         """At or near the edges of something that a rule names."""
-        pods = [net for one in leases if (found := one.of(family)) for net in (found.subnet, *found.networks)]
+        pods = [
+            net
+            for one in leases
+            if (family_lease := one.of(family))
+            for net in (family_lease.subnet, *family_lease.networks)
+        ]
         edge = self.choice(pods) if pods and self.random() < 0.5 else ip_network(self.choice(BOUNDARIES[family]))
         offset = self.choice([0, 1, edge.num_addresses // 2, edge.num_addresses - 1, edge.num_addresses, -1])
         number = min(max(int(edge.network_address) + offset, 0), 2**family.data.width - 1)
@@ -401,7 +406,7 @@ def within(address: Address, network: Network) -> bool:
 
 
 def oracle(
-    wished: Settings, leases: tuple[Lease, ...], family: Family, exceptions: tuple[Network, ...], found: Packet
+    wished: Settings, leases: tuple[Lease, ...], family: Family, exceptions: tuple[Network, ...], packet: Packet
 ) -> Optional[str]:
     """The row that decides; None for no rule. With several leases, a row is tried for all of them before the
     next one, and pod to pod (row 2) means: within one lease."""
@@ -410,22 +415,22 @@ def oracle(
     if not present or not wished.masquerade.enabled:
         return None
     mark = wished.masquerade.kube_proxy_mark
-    from_pod = any(within(found.src, network) for lease in present for network in lease.networks)
-    to_pod = any(within(found.dst, network) for lease in present for network in lease.networks)
-    top_bits = int(found.dst) >> (28 if family is Family.IPV4 else 120)
+    from_pod = any(within(packet.src, network) for lease in present for network in lease.networks)
+    to_pod = any(within(packet.dst, network) for lease in present for network in lease.networks)
+    top_bits = int(packet.dst) >> (28 if family is Family.IPV4 else 120)
     multicast = top_bits == (0xE if family is Family.IPV4 else 0xFF)
     if family is Family.IPV4:
-        link_local = int(found.dst) >> 16 == 169 * 256 + 254
+        link_local = int(packet.dst) >> 16 == 169 * 256 + 254
     else:
-        link_local = int(found.dst) >> 118 == 0xFE80 >> 6
-    if mark is not None and found.mark & mark.mask == mark.value:
+        link_local = int(packet.dst) >> 118 == 0xFE80 >> 6
+    if mark is not None and packet.mark & mark.mask == mark.value:
         return "1"
     for lease in present:
-        if within(found.src, lease.subnet) and any(within(found.dst, network) for network in lease.networks):
+        if within(packet.src, lease.subnet) and any(within(packet.dst, network) for network in lease.networks):
             return "2"
-    if any(within(found.dst, lease.subnet) for lease in present):
+    if any(within(packet.dst, lease.subnet) for lease in present):
         return "3"
-    if from_pod and any(within(found.dst, kept) for kept in (*wished.masquerade.non_masquerade_cidrs, *exceptions)):
+    if from_pod and any(within(packet.dst, kept) for kept in (*wished.masquerade.non_masquerade_cidrs, *exceptions)):
         return "4"
     if from_pod and link_local and not wished.masquerade.masquerade_link_local:
         return "5"
@@ -446,14 +451,14 @@ def check(seed: int) -> set[str | None]:
     pods = [network for one in leases if (lease := one.of(family)) for network in lease.networks]
     rows = set()
     for _ in range(20):
-        found = dice.packet(family, leases)
-        decided = policy.decide(groups.get(Group.MASQUERADE, ()), found)
-        row = oracle(wished, leases, family, exceptions, found)
-        assert (decided.row if decided else None) == row, found
+        packet = dice.packet(family, leases)
+        decided = policy.decide(groups.get(Group.MASQUERADE, ()), packet)
+        row = oracle(wished, leases, family, exceptions, packet)
+        assert (decided.row if decided else None) == row, packet
         masqueraded = decided is not None and decided.verdict is Verdict.MASQUERADE
-        assert masqueraded == (row in ("6", "7")), found
-        forwarded = any(within(address, network) for address in (found.src, found.dst) for network in pods)
-        assert (policy.decide(groups.get(Group.FORWARD, ()), found) is not None) == forwarded, found
+        assert masqueraded == (row in ("6", "7")), packet
+        forwarded = any(within(address, network) for address in (packet.src, packet.dst) for network in pods)
+        assert (policy.decide(groups.get(Group.FORWARD, ()), packet) is not None) == forwarded, packet
         rows.add(row)
     return rows
 
