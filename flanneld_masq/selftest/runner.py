@@ -15,9 +15,10 @@ from flanneld_masq.errors import CommandError, ConfigError
 from flanneld_masq.model import Family, Probe
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.selftest import report
+from flanneld_masq.selftest.daemon import Daemon
 from flanneld_masq.selftest.netns import DIRECTORY, enter
 from flanneld_masq.selftest.report import Result
-from flanneld_masq.selftest.scenario import Daemon, Scenario
+from flanneld_masq.selftest.scenario import Scenario
 from flanneld_masq.selftest.topology import Addresses, Topology, default_addresses
 
 
