@@ -123,7 +123,7 @@ def paths_in(text: str) -> list[str]:
 
 
 def is_path(span: str) -> bool:
-    return span.endswith(".py") or ("/" in span and span.rstrip("/") not in MADE_DIRECTORIES)
+    return span.endswith(".py") or ("/" in span and span.split("/")[0] not in MADE_DIRECTORIES)
 
 
 @pytest.mark.parametrize("name", ENTRY_DOCUMENTS)
