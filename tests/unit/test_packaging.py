@@ -11,13 +11,17 @@ import pytest
 
 from flanneld_masq import __version__
 
+from ..common import patience
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = "source packaging/common.sh; checked_version"
 VERSIONED = ("flanneld_masq/__init__.py", "packaging/debian/changelog", "packaging/rpm/flanneld-masq.spec")
 
 
 def checked_version(root: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(("bash", "-c", SCRIPT, "build"), cwd=root, capture_output=True, text=True, timeout=30)
+    return subprocess.run(
+        ("bash", "-c", SCRIPT, "build"), cwd=root, capture_output=True, text=True, timeout=patience(30)
+    )
 
 
 @pytest.fixture
@@ -69,3 +73,10 @@ def test_the_rpm_makes_the_user_that_sysusers_d_describes() -> None:
     lines = (ROOT / "systemd/sysusers.d/flanneld-masq.conf").read_text().splitlines()
     (user,) = (line for line in lines if not line.startswith("#"))
     assert f"\necho '{user}' |\n" in (ROOT / "packaging/rpm/flanneld-masq.spec").read_text()
+
+
+def test_the_rpm_starts_the_same_function_as_the_console_script() -> None:
+    (module, function) = re.findall(
+        r'^flanneld-masq = "(.*):(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE
+    )[0]
+    assert f"from {module} import {function}\n" in (ROOT / "packaging/rpm/flanneld-masq").read_text()
