@@ -2,12 +2,15 @@
 
 .DEFAULT_GOAL := help
 bin := .venv/bin
+JOBS ?= $(shell nproc)
+# Each process takes the next test when it has done one; tests that need the machine to themselves come last, one by one.
+at_once := -n $(JOBS) --dist loadgroup -m "not timing"
 
-.PHONY: help setup demo lint test bench man deb rpm clean
+.PHONY: help setup demo lint check test test-one coverage bench man deb rpm clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## */\1 /p' $(MAKEFILE_LIST) | while read -r target text; do \
-		printf '  make %-8s %s\n' "$$target" "$$text"; done
+		printf '  make %-9s %s\n' "$$target" "$$text"; done
 
 setup: ## install missing packages, make .venv with the tools and this project in it
 	@scripts/setup
@@ -20,9 +23,23 @@ lint: setup ## ruff and mypy --strict
 	$(bin)/ruff format --check
 	$(bin)/mypy
 
-test: lint ## lint, then all tests
+check: lint ## lint and the unit tests, in seconds
+	$(bin)/python -m pytest -q $(at_once) tests/unit
+
+test: lint ## lint, then all tests: unit, kernel, system
 	@scripts/setup-packaging deb rpm check
-	$(bin)/python -m pytest tests
+	$(bin)/python -m pytest $(at_once) tests
+	$(bin)/python -m pytest -m timing tests
+
+test-one: setup ## the tests that T names, e.g. T=tests/kernel/test_daemon.py or T="tests/unit -k lease"
+	$(bin)/python -m pytest -v $(if $(T),$(T),$(error T is empty: make test-one T=tests/unit/test_process.py))
+
+coverage: setup ## which lines the unit and kernel tests run: a report, and pages in build/coverage
+	@rm -rf build/coverage && mkdir -p build/coverage
+	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(bin)/python -m pytest $(at_once) tests/unit tests/kernel
+	$(bin)/python -m coverage combine --quiet
+	$(bin)/python -m coverage html --quiet
+	$(bin)/python -m coverage report --skip-covered --sort=cover
 
 bench: setup ## measure how fast and small it is, beside flannel's way: 15 minutes, QUICK=1 for three, PUBLISH=1 for docs/bench
 	$(bin)/python -m tests.bench $(if $(QUICK),--quick) $(if $(PUBLISH),--publish)

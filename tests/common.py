@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import pytest
 
+# A limit ends only tests that hang and costs nothing while they pass, so it suits a machine that is six times as slow.
+_PATIENCE = float(os.environ.get("PATIENCE", "6"))
+FIGURE = "figure"  # the property of a test that is shown at the end
 _PAUSE_SECONDS = 0.005
 _TURN_SECONDS = 0.001
 _Result = TypeVar("_Result")
 _pause = threading.Event()
+_one_line = threading.Lock()
+
+
+def say(config: pytest.Config, line: str) -> None:
+    """Print a line of progress at once, also from a process of pytest-xdist and whatever is captured."""
+    with _one_line, config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(f"\n{line}", file=sys.stderr, flush=True)
 
 
 def unable(reason: str) -> NoReturn:
@@ -24,20 +36,33 @@ def unable(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
+def patience(seconds: float) -> float:
+    """Return the limit for something that takes less than `seconds` on an idle machine. PATIENCE is the factor."""
+    return seconds * _PATIENCE
+
+
+def is_root() -> bool:
+    """Return True if this process is root, and not only in a namespace of an ordinary user."""
+    users = Path("/proc/self/uid_map").read_text(encoding="ascii").split()
+    return os.geteuid() == 0 and int(users[2]) > 1
+
+
 def eventually(condition: Callable[[], _Result], seconds: float = 10.0) -> _Result:
-    """Ask until the answer is true, and return it; fail where that takes longer than `seconds`."""
-    deadline = time.monotonic() + seconds
+    """Ask until the answer is true, and return it; fail where that takes longer than `patience` with `seconds`."""
+    limit = patience(seconds)
+    deadline = time.monotonic() + limit
     while not (answer := condition()):
-        assert time.monotonic() < deadline, f"not so within {seconds} s"
+        assert time.monotonic() < deadline, f"not so within {limit:g} s"
         _pause.wait(_PAUSE_SECONDS)
     return answer
 
 
 async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
     """The same in an event loop, which goes on meanwhile."""
-    deadline = time.monotonic() + seconds
+    limit = patience(seconds)
+    deadline = time.monotonic() + limit
     while not condition():
-        assert time.monotonic() < deadline, f"not so within {seconds} s"
+        assert time.monotonic() < deadline, f"not so within {limit:g} s"
         await asyncio.sleep(_TURN_SECONDS)
 
 

@@ -28,7 +28,7 @@ import subprocess
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,10 +38,11 @@ from flanneld_masq.errors import MasqError
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.selftest import netns
 
-from ..common import unable
+from ..common import FIGURE, is_root, say, unable
 from . import cgroups
-from .layers import Overlay, build_deb, install
+from .layers import Overlay, install
 from .machine import Machine
+from .packages import PackageStore
 from .roots import RECIPES, Recipe, RootError, make
 
 RELEASES = tuple(RECIPES)
@@ -49,7 +50,6 @@ _HERE = Path(__file__).parent
 _CONTROL = str(_HERE.parents[1] / "packaging/debian/control")
 _names = itertools.count()
 _failures: dict[str, str] = {}
-_told: list[str] = []
 Tell = Callable[[str], None]
 
 
@@ -63,19 +63,18 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     wanted = any(_HERE in item.path.parents for item in session.items)
     if not wanted or session.config.option.collectonly:
         return
-    missing = [release for release, recipe in RECIPES.items() if not recipe.directory.is_dir()]
-    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if missing and reporter:
-        reporter.write_line(f"making roots: {', '.join(missing)}")
+
+    def failure(recipe: Recipe) -> str:
+        return _failure(recipe, partial(say, session.config))
+
     with ThreadPoolExecutor() as threads:
-        for release, failure in zip(RELEASES, threads.map(_failure, RECIPES.values())):
-            _failures[release] = failure
+        _failures.update(zip(RELEASES, threads.map(failure, RECIPES.values())))
 
 
-def _failure(recipe: Recipe) -> str:
+def _failure(recipe: Recipe, progress: Callable[[str], None]) -> str:
     """Why there is no such root; empty where there is."""
     try:
-        make(recipe)
+        make(recipe, progress)
     except RootError as error:
         return str(error)
     return ""
@@ -89,23 +88,16 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
             report.sections.append((f"{machine.name}, {machine.release}", machine.story()))
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if _told:
-        terminalreporter.section("figures")
-        for line in _told:
-            terminalreporter.line(line)
-
-
 @pytest.fixture
-def tell() -> Tell:
+def tell(record_property: Callable[[str, object], None]) -> Tell:
     """Takes a line with a figure, for the end of the run."""
-    return _told.append
+    return partial(record_property, FIGURE)
 
 
 @pytest.fixture(scope="session")
 def workshop() -> Path:
     """A directory in memory, in namespaces of our own, with the control groups that systemd wants."""
-    if os.geteuid() != 0:
+    if not is_root():
         unable("booting a system needs root")
     if not shutil.which("systemd-nspawn"):
         unable("systemd-nspawn is missing; `make setup` installs it")
@@ -128,14 +120,19 @@ def release(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def deb(workshop: Path) -> Path:
+def packages(workshop: Path, pytestconfig: pytest.Config) -> PackageStore:
+    return PackageStore(workshop, partial(say, pytestconfig))
+
+
+@pytest.fixture(scope="session")
+def deb(packages: PackageStore) -> Path:
     """The project's package, built from the tree."""
     lacking = subprocess.run(
         ("dpkg-checkbuilddeps", _CONTROL), capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}
     )
     if lacking.returncode:
         unable(f"{lacking.stderr.strip()}; `scripts/setup-packaging deb` installs them")
-    return build_deb(workshop / "deb", ProcessRunner())
+    return packages.new("deb")
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from flanneld_masq.errors import CommandError
 from flanneld_masq.process import ProcessRunner
 
-_TREE = Path(__file__).parents[2]
-_BUILD_SECONDS = 120.0
+from ..common import eventually, patience
+
+INSTALL_SECONDS = patience(120)
 
 
 class Overlay:
@@ -28,24 +30,26 @@ class Overlay:
         run(("mount", "-t", "overlay", "overlay", "-o", options, str(self.root)))
 
     def unmount(self) -> None:
-        """Keep only what was written."""
-        self._run(("umount", str(self.root)))
+        """Keep only what was written. The end of the last process in it may still be on its way."""
+        eventually(self._unmounted)
+
+    def _unmounted(self) -> bool:
+        try:
+            self._run(("umount", str(self.root)))
+        except CommandError as error:
+            if "busy" not in str(error):
+                raise
+            return False
+        return True
 
     def close(self) -> None:
         self.unmount()
         shutil.rmtree(self._directory)
 
 
-def build_deb(directory: Path, run: ProcessRunner) -> Path:
-    """The Debian package of this tree, as it is now. Raises CommandError."""
-    run((str(_TREE / "packaging/build-deb"), str(directory)), timeout=_BUILD_SECONDS)
-    (found,) = directory.glob("*.deb")
-    return found
-
-
 def install(deb: Path, root: Path, run: ProcessRunner) -> None:
     """Have the root's own dpkg do it; nothing is started. Raises CommandError, for a missing dependency too."""
     copy = root / "var/tmp" / deb.name
     shutil.copy(deb, copy)
-    run(("chroot", str(root), "dpkg", "--install", f"/var/tmp/{deb.name}"), timeout=_BUILD_SECONDS)
+    run(("chroot", str(root), "dpkg", "--install", f"/var/tmp/{deb.name}"), timeout=INSTALL_SECONDS)
     copy.unlink()

@@ -27,7 +27,7 @@ from typing import Any, Optional
 
 from flanneld_masq.process import ProcessRunner
 
-from ..common import eventually
+from ..common import eventually, patience
 from .cgroups import Cgroup
 from .layers import Overlay
 from .site import SUBNET_FILE, Site, subnet_file_text
@@ -129,7 +129,7 @@ class Machine:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=patience(timeout),
             env={**_ENVIRONMENT, **environ},
         )
         if check and done.returncode != 0:
@@ -277,7 +277,7 @@ class Machine:
         assert self._nspawn is not None
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._init, number)
-        self._nspawn.wait(BOOT_SECONDS)
+        self._nspawn.wait(patience(BOOT_SECONDS))
 
     def _booted(self) -> bool:
         found = self.run("systemctl", "is-system-running", check=False).stdout.strip()

@@ -5,19 +5,22 @@ Each is known by a hash of its recipe: a changed recipe makes a new one, and the
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from flanneld_masq.model import SLOTS
 
-BUILD_SECONDS = 900.0
+from ..common import is_root, patience
+from .kept import locked, remove_unused, use
+
+BUILD_SECONDS = patience(900)
+PROGRESS_SECONDS = 20.0
 
 _PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "procps", "kmod"),
@@ -83,51 +86,47 @@ def cache() -> Path:
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "flanneld-masq" / "roots"
 
 
-def make(recipe: Recipe) -> Path:
+def make(recipe: Recipe, say: Callable[[str], None]) -> Path:
     """The directory of the root, built now if it is not there yet. It stays until this process ends. Raises RootError.
 
-    A build needs the network and the mounts of the machine, so it comes before `netns.enter`.
+    `say` takes lines of progress, from any thread. A build needs the network and the mounts of the machine, so it comes
+    before `netns.enter`.
     """
-    if os.geteuid() != 0:
+    if not is_root():
         raise RootError(f"a root of {recipe.name} is made by root alone")
-    cache().mkdir(parents=True, exist_ok=True)
-    with _locked(cache() / f"{recipe.name}.lock"):
+    with locked(cache() / f"{recipe.name}.lock"):
         if not recipe.directory.is_dir():
-            _remove_unused(recipe)
-            _build(recipe)
-        in_use = os.open(recipe.directory, os.O_RDONLY | os.O_CLOEXEC)
-        fcntl.flock(in_use, fcntl.LOCK_SH)
+            remove_unused(cache().glob(f"{recipe.name}-*"))
+            _build(recipe, say)
+        use(recipe.directory)
     return recipe.directory
 
 
-def _build(recipe: Recipe) -> None:
+def _build(recipe: Recipe, say: Callable[[str], None]) -> None:
     partial = recipe.directory.with_name(f"{recipe.directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    argv = recipe.argv(partial)
+    started = time.monotonic()
+    say(f"making a root directory of {recipe.name}; it is kept for the next time")
     try:
         # In a mount namespace of its own, so that what it mounts goes with it, however it ends.
-        subprocess.run(("unshare", "--mount", *argv), check=True, capture_output=True, text=True, timeout=BUILD_SECONDS)
+        process = subprocess.Popen(
+            ("unshare", "--mount", *recipe.argv(partial)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
     except FileNotFoundError as error:
         raise RootError(f"{error.filename} is missing; `make setup` installs it") from error
-    except subprocess.TimeoutExpired as error:
-        raise RootError(f"mmdebstrap took more than {BUILD_SECONDS:g} s for {recipe.name}") from error
-    except subprocess.CalledProcessError as error:
-        raise RootError(f"mmdebstrap could not make {recipe.name}: {error.stderr.strip()[-2000:]}") from error
+    with process:
+        printed = _output(process, lambda: say(f"{recipe.name}: {time.monotonic() - started:.0f} s so far"))
+    if process.returncode:
+        raise RootError(f"mmdebstrap could not make {recipe.name}: {printed.strip()[-2000:]}")
     partial.rename(recipe.directory)
 
 
-def _remove_unused(recipe: Recipe) -> None:
-    """Former roots of the release, but for those that other tests run with."""
-    for found in cache().glob(f"{recipe.name}-*"):
-        descriptor = os.open(found, os.O_RDONLY | os.O_CLOEXEC)
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(found)
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _output(process: subprocess.Popen[str], waiting: Callable[[], None]) -> str:
+    """Return what a process prints until its end, and call `waiting` now and then until that. Raises RootError."""
+    for _ in range(int(BUILD_SECONDS / PROGRESS_SECONDS)):
+        try:
+            return process.communicate(timeout=PROGRESS_SECONDS)[0]
+        except subprocess.TimeoutExpired:
+            waiting()
+    process.kill()
+    raise RootError(f"mmdebstrap took more than {BUILD_SECONDS:g} s")

@@ -11,6 +11,8 @@ from flanneld_masq.selftest.packet_cases import Case
 from flanneld_masq.selftest.report import Sent
 from flanneld_masq.selftest.topology import Addresses, Topology, default_addresses
 
+from ..common import patience
+
 SUBNET_FILE = "/run/flannel/subnet.env"
 
 
@@ -34,7 +36,9 @@ class Site:
     def outside_sees(self, family: Family, *, deadline: float = packets.DEADLINE) -> Address:
         """The source of a new UDP flow from the pod, as the outside sees it. Raises PacketError if it sees none."""
         of = self.topology.of(family)
-        return packets.udp(self.topology.pod, self.topology.outside, Packet(of.pod, of.far), deadline=deadline)
+        return packets.udp(
+            self.topology.pod, self.topology.outside, Packet(of.pod, of.far), deadline=patience(deadline)
+        )
 
     def assert_masqueraded(self) -> None:
         """The outside sees the node's address, in both families."""

@@ -19,6 +19,8 @@ from flanneld_masq.model import Family, Settings
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.testing import BackendConformance
 
+from ..common import patience
+
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "plugins.md").read_text()
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
@@ -86,14 +88,19 @@ def test_the_example_of_a_backend_is_found(installed: Path) -> None:
 
 def test_it_passes_the_suite_as_shown(installed: Path) -> None:
     root = str(Path(hookspecs.__file__).parents[1])
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *sys.path]), "PYTHONDONTWRITEBYTECODE": "1"}
+    environ = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([root, *sys.path]),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTEST_DEBUG_TEMPROOT": str(installed),
+    }
     (command,) = re.findall(r"^\$ python3 (.*)$", TEXT, re.MULTILINE)
     done = subprocess.run(
         (sys.executable, *command.split(), "-p", "no:cacheprovider"),
         cwd=installed,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(60),
         env=environ,
     )
     checks = [name for name in dir(BackendConformance) if name.startswith("test_")]

@@ -23,6 +23,8 @@ from flanneld_masq.errors import AlreadyRunning, MasqError, StateError
 from flanneld_masq.model import BackendName, Family, Holder, Item, ItemKind, Neighbours, VerifiedState
 from flanneld_masq.state_directory import StateDirectory
 
+from ..common import is_root
+
 NFT = BackendName("nft")
 GOLDEN = VerifiedState(
     "f1",
@@ -144,7 +146,7 @@ class TestGolden:
             kept.remember(NFT, Family.IPV4, GOLDEN)
         assert [file.name for file in directory.iterdir()] == ["nft-ipv4.json"], "no half-written file is left"
 
-    @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file away")
+    @pytest.mark.skipif(not is_root(), reason="needs root to give a file away")
     def test_a_file_of_somebody_else_is_not_believed(self, directory: Path) -> None:
         StateDirectory(directory).remember(NFT, Family.IPV4, GOLDEN)
         os.chown(directory / "nft-ipv4.json", 65534, 65534)
@@ -179,7 +181,7 @@ class TestDirectory:
                 attempt()
         assert list(directory.iterdir()) == []
 
-    @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a directory away")
+    @pytest.mark.skipif(not is_root(), reason="needs root to give a directory away")
     def test_one_that_belongs_to_somebody_else_is_refused(self, directory: Path) -> None:
         directory.mkdir(parents=True)
         os.chown(directory, 65534, 65534)
@@ -231,7 +233,7 @@ class TestLocks:
             assert {stat.S_IMODE(lock.stat().st_mode) for lock in directory.iterdir()} == {0o600}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
+@pytest.mark.skipif(not is_root(), reason="needs root to give files away")
 class TestUserOfTheService:
     """What root, with its commands, and the daemon, as a user of its own, are to each other. Nobody plays the user."""
 
@@ -360,7 +362,7 @@ class TestALockForRootAlone:
         StateDirectory(directory).write_status({"state": "synced", "pid": pid})
         assert StateDirectory(directory).holder().runs is False
 
-    @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to start a process of another user")
+    @pytest.mark.skipif(not is_root(), reason="needs root to start a process of another user")
     def test_its_pid_is_somebody_else_s_now(self, directory: Path) -> None:
         with subprocess.Popen(("sleep", "60"), user=65534) as stranger:
             try:

@@ -30,7 +30,7 @@ from flanneld_masq.reconcile.values import Repair
 from flanneld_masq.service.journal import LOGGER
 
 from ...bus import POLICY, Bus
-from ...common import unable
+from ...common import is_root, unable
 
 DEADLINE = 10.0
 ALL_SECONDS = 30.0
@@ -674,7 +674,7 @@ def test_a_policy_that_forbids_the_name_is_said_once_and_may_change(bus: Bus) ->
 @pytest.fixture
 def strict_bus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bus]:
     """With our policy, at a place that others than root can reach."""
-    if os.geteuid() != 0:
+    if not is_root():
         unable("to be several users, one has to be root")
     with tempfile.TemporaryDirectory() as directory:
         Path(directory).chmod(0o755)

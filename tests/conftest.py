@@ -1,0 +1,29 @@
+"""Tests in several processes at once (pytest-xdist): what the processes share, and what each has for itself."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import pytest
+
+from .common import FIGURE
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs: list[Any]) -> None:
+    """Give the workers of an ordinary user namespaces now: later they have threads, and the kernel refuses."""
+    if os.geteuid() != 0:
+        for spec in specs:
+            spec.python = f"{sys.executable} -m tests.worker {sys.executable}"
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Show the figures that tests have told, from whichever process."""
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    figures = [value for report in reports for name, value in report.user_properties if name == FIGURE]
+    if figures:
+        terminalreporter.section("figures")
+        for line in figures:
+            terminalreporter.line(str(line))
