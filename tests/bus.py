@@ -9,7 +9,7 @@ import socket
 import subprocess
 from pathlib import Path
 
-from .common import eventually, unable
+from .common import eventually, patience, unable
 
 POLICY = Path(__file__).parents[1] / "systemd" / "io.github.flanneld_masq.conf"
 # What a distribution's system.conf says, which is that nothing is allowed but signals and replies.
@@ -89,10 +89,10 @@ class Bus:
         if not shutil.which("busctl"):
             unable("busctl is missing; it comes with systemd")
         return subprocess.run(
-            ("busctl", f"--address={self.address}", "--timeout=10", *arguments),
+            ("busctl", f"--address={self.address}", f"--timeout={patience(10):g}", *arguments),
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=patience(30),
             user=user or None,
             env={**os.environ, "LC_ALL": "C.UTF-8"},
         )

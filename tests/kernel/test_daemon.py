@@ -16,7 +16,8 @@ import pytest
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.model import BackendName, Family
 
-from .conftest import SUBNET_ENV, Daemon, Node, eventually
+from ..common import eventually, patience
+from .conftest import SUBNET_ENV, Daemon, Node
 from .mutations import Nft, legacy_snapshot
 
 OTHER_SUBNET = SUBNET_ENV.replace("10.244.1.", "10.244.9.").replace("244:1::", "244:9::")
@@ -379,10 +380,10 @@ def test_the_end_of_another_instance_is_waited_for_by_a_service(
     """At a terminal it ends at once. A service would be started again every few seconds."""
     with in_sync(node) as first:
         with node.running() as second:
-            assert second.process.wait(timeout=10) == 1
+            assert second.process.wait(patience(10)) == 1
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
             systemd.bind(str(tmp_path / "notify"))
-            systemd.settimeout(10)
+            systemd.settimeout(patience(10))
             monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
             with node.running() as third:
                 said = systemd.recv(4096).decode()

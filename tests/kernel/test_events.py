@@ -19,6 +19,7 @@ from typing import Optional
 
 import pytest
 
+from flanneld_masq.controller.attribution import in_initial_pid_namespace
 from flanneld_masq.controller.backoff import BURST, QUIET_SECONDS, REFILL_PER_SECOND
 from flanneld_masq.controller.family_loop import FamilyLoop
 from flanneld_masq.hookspecs import Event
@@ -31,13 +32,14 @@ from flanneld_masq.selftest import fault_injection, netns
 from flanneld_masq.selftest.commit_log import Commits
 from flanneld_masq.selftest.fault_injection import Tools
 
-from ..common import eventually, lasting, until
+from ..common import eventually, lasting, patience, until
 from .conftest import BACKENDS, Daemon, Node
 
 BY_EVENTS = ("nft", "iptables-nft")
 # Nothing is repaired by the clock.
 BY_EVENTS_ALONE = "[reconcile]\nresync_seconds = 3600\nlegacy_poll_seconds = 0.05"
 LOCK = Path("/run/xtables.lock")
+KERNEL_SHARES_OUR_PIDS = in_initial_pid_namespace()  # in a container it names other pids than /proc
 LOCK_HELD_SECONDS = lasting(0, 60)
 
 
@@ -55,7 +57,7 @@ class Recorder(ProcessRunner):
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:
             self.pids.append(process.pid)
-            stdout, stderr = process.communicate(stdin, timeout=timeout)
+            stdout, stderr = process.communicate(stdin, timeout=patience(timeout))
         assert process.returncode == 0, f"{argv}: {stderr}"
         return Completed(argv, stdout, stderr)
 
@@ -118,12 +120,14 @@ def test_each_damage_is_heard_and_undone_and_its_author_named(node: Node, name: 
             eventually(lambda: in_order(node, tools, verified_state))
             last = daemon.status()["families"][str(family)]["last_repair"]
             assert last["drift"], what
-            # the end of a damage before may have been heard together with this one
-            assert {culprit["pid"] for culprit in last["culprits"]} & set(run.pids[earlier:]), what
+            assert last["culprits"], what
             for culprit in last["culprits"]:
                 assert culprit["name"] in fault_injection.PROGRAMS, what
-                assert culprit["pid"] in run.pids, what
                 assert daemon.lines("drift repaired", f" {culprit['name']} (pid {culprit['pid']}"), what
+            if KERNEL_SHARES_OUR_PIDS:
+                pids = {culprit["pid"] for culprit in last["culprits"]}
+                assert pids <= set(run.pids), what
+                assert pids & set(run.pids[earlier:]), what  # the end of the damage before may be heard with this one
         with node.entered():
             if name == "nft":  # the last damage of iptables-nft takes a table of others with it
                 assert tools.foreign() == foreign
@@ -141,8 +145,11 @@ def test_a_process_that_lives_on_is_named_with_its_command_line(node: Node, name
         culprit = stack.enter_context(spawned(node, *argv))
         eventually(lambda: repairs(daemon, family) == 1)
         (found,) = daemon.status()["families"][str(family)]["last_repair"]["culprits"]
-        assert found["pid"] == culprit.pid
         assert found["name"] == Path(f"/proc/{culprit.pid}/comm").read_text().strip()
+        if not KERNEL_SHARES_OUR_PIDS:
+            assert found["command"] == ""
+            return
+        assert found["pid"] == culprit.pid
         assert found["command"] == " ".join(argv)
         assert daemon.lines("drift repaired", f"{found['name']} (pid {culprit.pid}, ", " ".join(argv))
 
@@ -161,8 +168,11 @@ def test_we_do_not_name_ourselves(node: Node, name: str) -> None:
             for family in Family:
                 eventually(lambda family=family, number=number: repairs(daemon, family) == number)
                 culprits = daemon.status()["families"][str(family)]["last_repair"]["culprits"]
-                assert [(found["name"], found["pid"]) for found in culprits] == [("nft", run.pids[-1])]
-        assert not daemon.lines("drift repaired", " or ")
+                if KERNEL_SHARES_OUR_PIDS:
+                    assert [(found["name"], found["pid"]) for found in culprits] == [("nft", run.pids[-1])]
+                else:
+                    assert "nft" in [found["name"] for found in culprits]
+        assert not (KERNEL_SHARES_OUR_PIDS and daemon.lines("drift repaired", " or "))
 
 
 def test_legacy_tables_are_polled_and_nobody_can_be_named(node: Node, family: Family) -> None:
@@ -434,7 +444,7 @@ def test_who_keeps_undoing_our_rules_is_named_and_met_with_patience(make_node: C
 
 TRAFFIC = """
 import sys, time, nftables
-chain, hits = sys.argv[1], int(sys.argv[2])
+chain, hits, limit = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 library = nftables.Nftables()
 
 def commit(text):
@@ -451,7 +461,7 @@ for number in range(100 * hits):
     if number % 100 != 50:
         commit(f"add rule ip busy traffic ip daddr 192.0.2.1 counter accept comment \\"{number}\\"")
         continue
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + limit
     while not whole():
         assert time.monotonic() < deadline, "the last hit is not repaired"
         time.sleep(0.01)
@@ -472,11 +482,13 @@ def test_every_hit_among_many_foreign_transactions_is_repaired(make_node: Callab
             daemons[name].reached("synced")
         before = {name: node.ruleset() for name, node in nodes.items()}
         flows = [
-            stack.enter_context(spawned(nodes[name], sys.executable, "-c", TRAFFIC, chain, str(hits)))
+            stack.enter_context(
+                spawned(nodes[name], sys.executable, "-c", TRAFFIC, chain, str(hits), str(patience(10)))
+            )
             for name, chain in chains.items()
         ]
         for flow in flows:
-            assert flow.wait(timeout=60 + 2 * hits) == 0
+            assert flow.wait(patience(60 + 2 * hits)) == 0
         for name, node in nodes.items():
             daemon = daemons[name]
             eventually(lambda daemon=daemon: repairs(daemon, Family.IPV4) == hits)

@@ -13,6 +13,8 @@ import pytest
 
 from flanneld_masq.cli import main
 
+from ..common import patience
+
 COMPLETIONS = Path(__file__).parents[2] / "completions"
 ZSH = (COMPLETIONS / "_flanneld-masq").read_text()
 FISH = (COMPLETIONS / "flanneld-masq.fish").read_text()
@@ -39,7 +41,7 @@ def bash(*words: str) -> list[str]:
         f"source {COMPLETIONS}/flanneld-masq; COMP_WORDS=(flanneld-masq {shlex.join(words)}); "
         f'COMP_CWORD={len(words)}; _flanneld_masq; printf "%s\\n" "${{COMPREPLY[@]}}"'
     )
-    done = subprocess.run(("bash", "--norc", "-c", script), capture_output=True, text=True, timeout=30)
+    done = subprocess.run(("bash", "--norc", "-c", script), capture_output=True, text=True, timeout=patience(30))
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.split()
 

@@ -20,7 +20,7 @@ from flanneld_masq.inputs import config
 from flanneld_masq.model import Settings
 from flanneld_masq.service import journal
 
-from ..common import unable
+from ..common import patience, unable
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = (ROOT / "docs/man/flanneld-masq.8.rst").read_text()
@@ -156,10 +156,10 @@ def test_a_page_is_made_without_a_complaint(page: str, tmp_path: Path) -> None:
     made = tmp_path / page
     source = ROOT / f"docs/man/{page}.rst"
     done = subprocess.run(
-        ("/usr/bin/rst2man", "--strict", str(source), str(made)), capture_output=True, text=True, timeout=60
+        ("/usr/bin/rst2man", "--strict", str(source), str(made)), capture_output=True, text=True, timeout=patience(60)
     )
     assert (done.returncode, done.stderr) == (0, "")
     done = subprocess.run(
-        ("groff", "-man", "-Tutf8", "-ww", "-z", str(made)), capture_output=True, text=True, timeout=60
+        ("groff", "-man", "-Tutf8", "-ww", "-z", str(made)), capture_output=True, text=True, timeout=patience(60)
     )
     assert (done.returncode, done.stderr) == (0, "")
