@@ -10,12 +10,13 @@ import pytest
 
 from flanneld_masq.model import BackendName
 
-from ..common import eventually
+from ..common import eventually, patience
 from .conftest import MakeMachine, Tell
 from .machine import UNIT, Machine
 from .rules import BACKENDS, Outages, rules_of
 
-MAX_MILLISECONDS = 1000.0
+MAX_MILLISECONDS = patience(1000)
+BY_EVENTS_ALONE = "[reconcile]\nresync_seconds = 3600\nlegacy_poll_seconds = 60"
 FOREIGN = "203.0.113.9"
 
 
@@ -39,7 +40,7 @@ def use_flavour(machine: Machine, backend: BackendName) -> None:
 def synced(machine: Machine, backend: BackendName) -> Machine:
     """A machine with the daemon at work."""
     use_flavour(machine, backend)
-    machine.configure(backend=backend)
+    machine.configure(BY_EVENTS_ALONE, backend=backend)
     machine.write_subnet()
     machine.systemctl("start", UNIT)
     machine.reached("synced")
@@ -146,7 +147,8 @@ def test_netfilter_persistent_loads_rules_saved_without_us_and_with_old_ones_of_
         watched.run("systemctl", "restart", "netfilter-persistent")
         assert FOREIGN in synced.run("iptables-save").stdout
     synced.run("netfilter-persistent", "save")
-    synced.configure('[masquerade]\nnon_masquerade_cidrs = ["203.0.113.0/24"]', backend=backend)
+    text = f'{BY_EVENTS_ALONE}\n[masquerade]\nnon_masquerade_cidrs = ["203.0.113.0/24"]'
+    synced.configure(text, backend=backend)
     synced.systemctl("reload", UNIT)
     eventually(lambda: synced.masq("plan", check=False).returncode == 0)
     repairs = watched.repairs()

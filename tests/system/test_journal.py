@@ -13,7 +13,7 @@ import pytest
 from flanneld_masq.model import BackendName, Family
 from flanneld_masq.service.journal import MESSAGE_IDS
 
-from ..common import eventually
+from ..common import eventually, patience
 from .machine import UNIT, Machine
 from .rules import BACKENDS
 from .site import SUBNET_FILE
@@ -217,7 +217,7 @@ def test_somebody_who_does_not_stop_is_named_once(machine: Machine) -> None:
     machine.write("/opt/fight", "#!/bin/sh\nwhile nft delete table ip flanneld-masq || :; do sleep 0.02; done\n").chmod(
         0o755
     )
-    machine.start("timeout", "4", "/opt/fight")
+    machine.start("timeout", f"{patience(4):g}", "/opt/fight")
     entry = told(machine, "contended")
     assert machine.show("StatusText").startswith("contended: ipv4 nft 10.244.1.0/24 contended, ipv6 nft ")
     assert (entry["PRIORITY"], entry["FLANNELD_MASQ_FAMILY"], entry["FLANNELD_MASQ_CULPRIT"]) == (

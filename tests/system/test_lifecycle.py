@@ -172,6 +172,7 @@ def test_a_stop_leaves_the_rules_or_removes_them_as_configured(machine: Machine,
 # ---- what goes wrong
 
 
+@pytest.mark.timing
 def test_a_daemon_that_hangs_is_killed_by_the_watchdog_and_started_anew(machine: Machine) -> None:
     drop_in(machine, "[Service]\nWatchdogSec=1\nTimeoutAbortSec=1\nRestartSec=0\n")
     started(machine)
@@ -188,6 +189,7 @@ def test_a_daemon_that_hangs_is_killed_by_the_watchdog_and_started_anew(machine:
     machine.site.assert_masqueraded()
 
 
+@pytest.mark.timing
 def test_the_watchdog_is_fed_while_the_daemon_works(machine: Machine) -> None:
     drop_in(machine, "[Service]\nWatchdogSec=500ms\n")
     started(machine)
@@ -203,7 +205,7 @@ def test_the_watchdog_is_fed_while_the_daemon_works(machine: Machine) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV], ids=lambda number: number.name)
 def test_a_daemon_that_crashes_is_started_anew_and_the_rules_stay(machine: Machine, number: signal.Signals) -> None:
-    drop_in(machine, "[Service]\nRestartSec=3\n")
+    drop_in(machine, "[Service]\nRestartSec=3600\n")
     started(machine)
     machine.run("kill", f"-{number.name}", machine.show("MainPID"))
     eventually(lambda: machine.show("ActiveState") == "activating")
@@ -213,6 +215,9 @@ def test_a_daemon_that_crashes_is_started_anew_and_the_rules_stay(machine: Machi
         assert (family["state"], family["kernel"]) == ("stopped", "holds what is wanted")
         assert (family["repairs"], family["last_repair"]["drift"]) == (0, False)
     machine.site.assert_masqueraded()
+    drop_in(machine, "[Service]\nRestartSec=100ms\n")
+    machine.systemctl("restart", UNIT)
+    machine.run("kill", f"-{number.name}", machine.show("MainPID"))
     eventually(lambda: machine.show("NRestarts") == "1" and machine.show("ActiveState") == "active")
     assert machine.site.wrong_packets() == []
 

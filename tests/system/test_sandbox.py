@@ -115,6 +115,7 @@ def test_the_service_masquerades_with_each(machine: Machine, backend: BackendNam
     assert machine.masq("plan").stdout == "in sync: nothing to change\n"
 
 
+@pytest.mark.timing
 def test_it_takes_the_lock_of_every_iptables_legacy(machine: Machine) -> None:
     machine.configure(backend="iptables-legacy")
     machine.write_subnet()
@@ -125,6 +126,7 @@ def test_it_takes_the_lock_of_every_iptables_legacy(machine: Machine) -> None:
     assert re.fullmatch("synced: ipv4 iptables-legacy .*, ipv6 iptables-legacy .*", machine.show("StatusText"))
 
 
+@pytest.mark.timing
 def test_a_start_that_works_has_the_time_that_it_takes(machine: Machine) -> None:
     drop_in(machine, "[Service]\nTimeoutStartSec=2\nWatchdogSec=2\n")
     machine.configure(backend="iptables-legacy")
