@@ -1,1 +1,1 @@
-"""What is sent to the kernel over netlink, and what comes back?"""
+"""The messages to the kernel over netlink, and its answers."""

@@ -1,4 +1,5 @@
-"""Says in nft's words what an nf_tables rule does, whoever wrote it. For people; nothing is compared by it.
+"""Describes in nft's words what a rule of nf_tables does, whichever program wrote it. For people; nothing is compared
+by it.
 
 Formats: include/uapi/linux/netfilter/nf_tables.h of the kernel for expressions, the xt_*.h headers
 beside it for what iptables-nft passes through nft_compat.
@@ -11,64 +12,96 @@ import sys
 from functools import lru_cache
 from ipaddress import ip_address
 
-from flanneld_masq.kernel.nfnetlink import Expression, KernelRule, attributes, comment_in, text, u32
+from flanneld_masq.kernel import uapi
+from flanneld_masq.kernel.netlink_wire import attributes, text, u32
+from flanneld_masq.kernel.objects import CACHED_RULES, Expression, KernelRule, comment_in
 from flanneld_masq.model import Family
 
-_VERDICTS = {-5: "return", -4: "goto", -3: "jump", -2: "break", -1: "continue", 0: "drop", 1: "accept"}
-_OPERATORS = {0: "", 1: "!= ", 2: "< ", 3: "<= ", 4: "> ", 5: ">= "}
-_META_KEYS = {0: "length", 1: "protocol", 3: "mark", 4: "iif", 5: "oif", 6: "iifname", 7: "oifname", 16: "l4proto"}
-_META_MARK = 3
-_CACHED = 256
-_NAT_FLAGS = {1 << 2: "random", 1 << 3: "persistent", 1 << 4: "fully-random"}
-_ADDRESS_FIELDS = {
+_VERDICTS = {
+    uapi.NFT_RETURN: "return",
+    uapi.NFT_GOTO: "goto",
+    uapi.NFT_JUMP: "jump",
+    uapi.NFT_BREAK: "break",
+    uapi.NFT_CONTINUE: "continue",
+    uapi.NF_DROP: "drop",
+    uapi.NF_ACCEPT: "accept",
+}
+_OPERATORS = {
+    uapi.NFT_CMP_EQ: "",
+    uapi.NFT_CMP_NEQ: "!= ",
+    uapi.NFT_CMP_LT: "< ",
+    uapi.NFT_CMP_LTE: "<= ",
+    uapi.NFT_CMP_GT: "> ",
+    uapi.NFT_CMP_GTE: ">= ",
+}
+_META_KEYS = {
+    uapi.NFT_META_LEN: "length",
+    uapi.NFT_META_PROTOCOL: "protocol",
+    uapi.NFT_META_MARK: "mark",
+    uapi.NFT_META_IIF: "iif",
+    uapi.NFT_META_OIF: "oif",
+    uapi.NFT_META_IIFNAME: "iifname",
+    uapi.NFT_META_OIFNAME: "oifname",
+    uapi.NFT_META_L4PROTO: "l4proto",
+}
+_NAT_FLAGS = {
+    uapi.NF_NAT_RANGE_PROTO_RANDOM: "random",
+    uapi.NF_NAT_RANGE_PERSISTENT: "persistent",
+    uapi.NF_NAT_RANGE_PROTO_RANDOM_FULLY: "fully-random",
+}
+_ADDRESS_FIELDS = {  # offsets in bytes in struct iphdr and struct ipv6hdr
     (Family.IPV4, 12): "saddr",
     (Family.IPV4, 16): "daddr",
     (Family.IPV6, 8): "saddr",
     (Family.IPV6, 24): "daddr",
 }
+_BITWISE_READ = {uapi.NFTA_BITWISE_SREG, uapi.NFTA_BITWISE_DREG, uapi.NFTA_BITWISE_MASK}
+_UNKNOWN = ("?", b"")
 
 
 def describe(rule: KernelRule, family: Family) -> str:
-    """The whole rule as one line of nft's language, or close to it where nft has no word for it."""
-    found = comment(rule)
+    """Return the whole rule as one line of nft's language, or close to it where nft has no word for it."""
+    tag = comment(rule)
     words = _words(rule.expressions, family)
-    return " ".join([*words, f'comment "{found}"'] if found else words) or "(no expression)"
+    return " ".join([*words, f'comment "{tag}"'] if tag else words) or "(no expression)"
 
 
 def comment(rule: KernelRule) -> str:
-    """The comment that nft keeps in the user data, or iptables-nft in a match; empty for none."""
+    """Return the comment that nft keeps in the user data, or iptables-nft in a match; empty for none."""
     return _comment(rule.expressions, rule.userdata)
 
 
 def jump_target(rule: KernelRule) -> str | None:
-    """The chain that the rule jumps or goes to, if it does."""
+    """Return the chain that the rule jumps or goes to; None if it does neither."""
     return _jump_target(rule.expressions)
 
 
 def drops(rule: KernelRule) -> bool:
-    """Whether the rule drops or rejects what it matches."""
-    return any(
-        ((verdict := _verdict(found)) is not None and verdict[0] == "drop")
-        or found.name == "reject"
-        or (found.name == "target" and _extension(found)[0] == "REJECT")
-        for found in rule.expressions
-    )
+    """Return True if the rule drops or rejects the packets that it matches."""
+    return any(map(_drops, rule.expressions))
 
 
-# The same few rules are read again and again, so what they say is remembered.
+def _drops(expression: Expression) -> bool:
+    verdict = _verdict(expression)
+    if verdict is not None:
+        return verdict[0] == "drop"
+    return expression.name == "reject" or (expression.name == "target" and _extension(expression)[0] == "REJECT")
 
 
-@lru_cache(_CACHED)
+# The same few rules are read again and again, so their descriptions are cached.
+
+
+@lru_cache(CACHED_RULES)
 def _words(expressions: tuple[Expression, ...], family: Family) -> tuple[str, ...]:
     reader = _Reader(family)
     return tuple(word for expression in expressions if (word := reader.read(expression)))
 
 
-@lru_cache(_CACHED)
+@lru_cache(CACHED_RULES)
 def _comment(expressions: tuple[Expression, ...], userdata: bytes) -> str:
-    found = comment_in(userdata)
-    if found:
-        return found
+    in_userdata = comment_in(userdata)
+    if in_userdata:
+        return in_userdata
     for expression in expressions:
         name, info = _extension(expression)
         if name == "comment":
@@ -76,7 +109,7 @@ def _comment(expressions: tuple[Expression, ...], userdata: bytes) -> str:
     return ""
 
 
-@lru_cache(_CACHED)
+@lru_cache(CACHED_RULES)
 def _jump_target(expressions: tuple[Expression, ...]) -> str | None:
     for expression in expressions:
         verdict = _verdict(expression)
@@ -90,13 +123,13 @@ class _Reader:
 
     def __init__(self, family: Family) -> None:
         self._family = family
-        self._registers: dict[int, tuple[str, bytes]] = {}  # what it holds, and the mask laid over it
+        self._registers: dict[int, tuple[str, bytes]] = {}  # the field that it holds, and the mask laid over it
 
     def read(self, expression: Expression) -> str:
-        """The words that this expression adds; none where it only loads a register, or counts."""
+        """Return the words that this expression adds; none if it only loads a register, or counts."""
         name = expression.name
-        found = dict(attributes(expression.data))
-        if name == "counter":
+        values = dict(attributes(expression.data))
+        if name == "counter" or self._loads(name, values):
             return ""
         if name in ("match", "target"):
             return _describe_extension(expression, self._family)
@@ -104,27 +137,35 @@ class _Reader:
             verdict = _verdict(expression)
             return " ".join(verdict).strip() if verdict else f"immediate({expression.data.hex()})"
         if name == "masq":
-            return "masquerade" + _nat_flags(u32(found.get(1)))
-        if name == "payload" and 1 in found:
-            self._registers[u32(found[1])] = (self._payload(found), b"")
-            return ""
-        if name == "meta" and 1 in found:
-            key = u32(found.get(2))
-            self._registers[u32(found[1])] = (f"meta {_META_KEYS.get(key, f'key {key}')}", b"")
-            return ""
-        if name == "bitwise" and {1, 2, 4} <= set(found) and not any(_value(found.get(5, b""))):
-            held, _ = self._registers.get(u32(found[1]), ("?", b""))
-            self._registers[u32(found[2])] = (held, _value(found[4]))
-            return ""
+            return "masquerade" + _nat_flags(u32(values.get(uapi.NFTA_MASQ_FLAGS)))
         if name == "cmp":
-            held, mask = self._registers.get(u32(found.get(1)), ("?", b""))
-            return _comparison(held, mask, _OPERATORS.get(u32(found.get(2)), "? "), _value(found.get(3, b"")))
+            held, mask = self._registers.get(u32(values.get(uapi.NFTA_CMP_SREG)), _UNKNOWN)
+            operator = _OPERATORS.get(u32(values.get(uapi.NFTA_CMP_OP)), "? ")
+            return _comparison(held, mask, operator, _value(values.get(uapi.NFTA_CMP_DATA, b"")))
         return f"{name}({expression.data.hex()})"
 
-    def _payload(self, found: dict[int, bytes]) -> str:
-        base, offset, length = u32(found.get(2)), u32(found.get(3)), u32(found.get(4))
+    def _loads(self, name: str, values: dict[int, bytes]) -> bool:
+        """Return True if an expression of that name loads a register, after following it."""
+        if name == "payload" and uapi.NFTA_PAYLOAD_DREG in values:
+            self._registers[u32(values[uapi.NFTA_PAYLOAD_DREG])] = (self._payload(values), b"")
+            return True
+        if name == "meta" and uapi.NFTA_META_DREG in values:
+            key = u32(values.get(uapi.NFTA_META_KEY))
+            self._registers[u32(values[uapi.NFTA_META_DREG])] = (f"meta {_META_KEYS.get(key, f'key {key}')}", b"")
+            return True
+        if name == "bitwise" and values.keys() >= _BITWISE_READ:
+            if any(_value(values.get(uapi.NFTA_BITWISE_XOR, b""))):
+                return False
+            held, _ = self._registers.get(u32(values[uapi.NFTA_BITWISE_SREG]), _UNKNOWN)
+            self._registers[u32(values[uapi.NFTA_BITWISE_DREG])] = (held, _value(values[uapi.NFTA_BITWISE_MASK]))
+            return True
+        return False
+
+    def _payload(self, values: dict[int, bytes]) -> str:
+        base = u32(values.get(uapi.NFTA_PAYLOAD_BASE))
+        offset, length = u32(values.get(uapi.NFTA_PAYLOAD_OFFSET)), u32(values.get(uapi.NFTA_PAYLOAD_LEN))
         field = _ADDRESS_FIELDS.get((self._family, offset))
-        if base == 1 and field and length * 8 <= self._family.data.width:
+        if base == uapi.NFT_PAYLOAD_NETWORK_HEADER and field and length * 8 <= self._family.data.width:
             return f"{self._family.data.nft} {field}"
         return f"@{base},{offset * 8},{length * 8}"
 
@@ -136,7 +177,7 @@ def _comparison(held: str, mask: bytes, operator: str, value: bytes) -> str:
         if length is not None and len(value) <= width:
             prefix = f"/{length}" if length < width * 8 else ""
             return f"{held} {operator}{ip_address(value.ljust(width, bytes(1)))}{prefix}"
-    if held == f"meta {_META_KEYS[_META_MARK]}":
+    if held == f"meta {_META_KEYS[uapi.NFT_META_MARK]}":
         wanted = f"{int.from_bytes(value, sys.byteorder):#010x}"
         masked = f" & {int.from_bytes(mask, sys.byteorder):#010x}" if mask else ""
         return f"{held}{masked} {operator or ('== ' if mask else '')}{wanted}"
@@ -145,31 +186,35 @@ def _comparison(held: str, mask: bytes, operator: str, value: bytes) -> str:
 
 
 def _prefix_length(mask: bytes, width: int) -> int | None:
-    """How many bits from the left a mask of an address of `width` bytes keeps; None if it keeps others too."""
+    """Return how many bits from the left a mask of an address of `width` bytes keeps; None if it keeps others too."""
     bits = int.from_bytes(mask.ljust(width, bytes(1)), "big")
     length = bin(bits).count("1")
     return length if len(mask) <= width and bits == (1 << length) - 1 << (width * 8 - length) else None
 
 
 def _verdict(expression: Expression) -> tuple[str, str] | None:
-    """The verdict and its chain, if this expression sets one."""
+    """Return the verdict and its chain (empty for none); None if this expression does not set a verdict."""
     if expression.name != "immediate":
         return None
-    data = dict(attributes(expression.data)).get(2, b"")
-    nested = dict(attributes(data)).get(2)
+    data = dict(attributes(expression.data)).get(uapi.NFTA_IMMEDIATE_DATA, b"")
+    nested = dict(attributes(data)).get(uapi.NFTA_DATA_VERDICT)
     if nested is None:
         return None
-    found = dict(attributes(nested))
-    code = int.from_bytes(found.get(1, b"")[:4], "big", signed=True)
-    return _VERDICTS.get(code, f"verdict {code}"), text(found.get(2))
+    verdict = dict(attributes(nested))
+    code = int.from_bytes(verdict.get(uapi.NFTA_VERDICT_CODE, b"")[:4], "big", signed=True)
+    return _VERDICTS.get(code, f"verdict {code}"), text(verdict.get(uapi.NFTA_VERDICT_CHAIN))
 
 
 def _extension(expression: Expression) -> tuple[str, bytes]:
-    """Name and private data of an xtables extension; empty for any other expression."""
-    if expression.name not in ("match", "target"):
+    """Return the name and the private data of an xtables extension; both empty for any other expression."""
+    if expression.name == "match":
+        name, info = uapi.NFTA_MATCH_NAME, uapi.NFTA_MATCH_INFO
+    elif expression.name == "target":
+        name, info = uapi.NFTA_TARGET_NAME, uapi.NFTA_TARGET_INFO
+    else:
         return "", b""
-    found = dict(attributes(expression.data))
-    return text(found.get(1)), found.get(3, b"")
+    values = dict(attributes(expression.data))
+    return text(values.get(name)), values.get(info, b"")
 
 
 def _describe_extension(expression: Expression, family: Family) -> str:
@@ -192,4 +237,4 @@ def _nat_flags(flags: int) -> str:
 
 
 def _value(data: bytes) -> bytes:
-    return dict(attributes(data)).get(1, b"")
+    return dict(attributes(data)).get(uapi.NFTA_DATA_VALUE, b"")

@@ -1,50 +1,52 @@
-"""Rules written anew as the kernel once held them, without the tool that wrote them first."""
+"""Rules as the kernel holds them, remembered so that a repair can write them without the tool that wrote them first."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from flanneld_masq.kernel.expressions import comment
-from flanneld_masq.kernel.nfnetlink import Chain, KernelRule, Nfnetlink
+from flanneld_masq.kernel.nfnetlink import Nfnetlink
+from flanneld_masq.kernel.objects import Chain, KernelRule
 from flanneld_masq.model import COMMENT_PREFIX, Family, ItemKind, Observation
 
 
-class Replay:
-    """Remembers what the kernel made of our rules, by chain and comment. A comment says all that its rule does.
-    Also the chains that they were in."""
+class RuleCache:
+    """Remembers the daemon's rules, by chain and comment, and the chains that hold them. A comment identifies
+    everything that its rule does."""
 
     def __init__(self, family: Family) -> None:
         self._family = family
-        self._known: dict[tuple[str, str], KernelRule] = {}
+        self._rules: dict[tuple[str, str], KernelRule] = {}
         self._chains: dict[tuple[str, str], Chain] = {}
 
     def learn(self, netlink: Nfnetlink, places: Iterable[tuple[str, str]], generation: int) -> None:
-        """Read these chains (table, chain) right after our write. Nothing is learnt where the ruleset is not in
-        the generation that this write made: then somebody else has written as well."""
-        chains = {place: found for place in places if (found := netlink.chain(self._family, *place)) is not None}
+        """Read these chains (table, chain) right after the daemon's write, which made that generation. Remember nothing
+        if the ruleset is in another one: then another program has written as well."""
+        read = [(place, netlink.chain(self._family, *place)) for place in places]
+        chains = {place: chain for place, chain in read if chain is not None}
         rules = [rule for place in chains for rule in netlink.rules(self._family, *place)]
         if netlink.generation() == generation:
-            self._known = {(rule.chain, comment(rule)): rule for rule in rules if _is_ours(rule)}
+            self._rules = {(rule.chain, comment(rule)): rule for rule in rules if _has_prefix(rule)}
             self._chains = chains
 
     def rules(self, chain: str, comments: Iterable[str]) -> tuple[KernelRule, ...]:
-        """The rules with these comments. Raises LookupError where one was not learnt."""
-        return tuple(self._known[chain, comment] for comment in comments)
+        """Return the rules with these comments. Raises LookupError if one is not known."""
+        return tuple(self._rules[chain, comment] for comment in comments)
 
     def chain(self, table: str, name: str) -> Chain:
-        """As it was made. Raises LookupError where it was not learnt."""
+        """Return the chain as it was made. Raises LookupError if it is not known."""
         return self._chains[table, name]
 
     def forget(self) -> None:
-        self._known, self._chains = {}, {}
+        self._rules, self._chains = {}, {}
 
 
 def holds(observed: Observation, place: str, rules: tuple[KernelRule, ...]) -> bool:
-    """Whether the chain at that place is there, with just these rules."""
+    """Return True if the chain at that place is there, with exactly these rules."""
     items = [item for item in observed.items if item.place == place and item.kind is not ItemKind.JUMP]
     raws = [item.raw for item in items if item.kind is ItemKind.RULE]
     return len(items) == len(raws) + 1 and raws == [rule.raw for rule in rules]
 
 
-def _is_ours(rule: KernelRule) -> bool:
+def _has_prefix(rule: KernelRule) -> bool:
     return comment(rule).startswith(COMMENT_PREFIX)

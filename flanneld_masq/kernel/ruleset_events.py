@@ -1,6 +1,6 @@
-"""Hears of every change of the ruleset, by anyone: the nfnetlink multicast group of nf_tables.
+"""Listens for changes of the ruleset by any program: the nfnetlink multicast group of nf_tables.
 
-Formats: as in `netlink`, and include/uapi/linux/filter.h of the kernel for the filter.
+Formats: include/uapi/linux/netfilter/nf_tables.h of the kernel for the messages, linux/filter.h for the filter.
 """
 
 from __future__ import annotations
@@ -12,56 +12,55 @@ import struct
 from dataclasses import dataclass
 
 from flanneld_masq.errors import KernelError
-from flanneld_masq.kernel.nfnetlink import (
-    HEADER,
-    NETLINK_NETFILTER,
-    NFGENMSG,
-    SUBSYS_NFTABLES,
-    attributes,
-    is_after,
-    text,
-    u32,
-)
+from flanneld_masq.kernel import uapi
+from flanneld_masq.kernel.netlink_wire import NFGENMSG, NLMSGHDR, attributes, nft_msg_type, text, u32
+from flanneld_masq.kernel.objects import is_after
 from flanneld_masq.model import SLOTS
 
-_SO_RCVBUF, _SO_ATTACH_FILTER, _NFNLGRP_NFTABLES = 8, 26, 7
-_EVENT_QUEUE = 1 << 20
-_EVENT_BUFFER = 1 << 12
-_NEWGEN = SUBSYS_NFTABLES | 15
-# linux/filter.h: load the half word at nlmsg_type (the filter sees it in network order), take or drop all
-_ONLY_NEWGEN = ((0x28, 0, 0, 4), (0x15, 0, 1, socket.htons(_NEWGEN)), (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0))
+_EVENT_QUEUE = 1 << 20  # bytes
+_EVENT_BUFFER = 1 << 12  # bytes
+_NLMSG_TYPE_OFFSET = 4  # bytes, of nlmsg_type in struct nlmsghdr
+_WHOLE_MESSAGE = 0xFFFFFFFF
+# struct sock_filter: code, offset to jump to if true, the same if false, operand. The filter loads nlmsg_type as a
+# number in network byte order, and takes the whole message or nothing of it.
+_ONLY_NEWGEN = (
+    (uapi.BPF_LD | uapi.BPF_H | uapi.BPF_ABS, 0, 0, _NLMSG_TYPE_OFFSET),
+    (uapi.BPF_JMP | uapi.BPF_JEQ | uapi.BPF_K, 0, 1, socket.htons(nft_msg_type(uapi.NFT_MSG_NEWGEN))),
+    (uapi.BPF_RET | uapi.BPF_K, 0, 0, _WHOLE_MESSAGE),
+    (uapi.BPF_RET | uapi.BPF_K, 0, 0, 0),
+)
 
 
 @dataclass(frozen=True, **SLOTS)
 class Transaction:
-    """A commit to nf_tables: the generation that it made, and the pid and command name of who made it."""
+    """A commit to nf_tables: the generation that it made, and the pid and command name of the process that made it."""
 
     generation: int
     pid: int
     name: str
 
     def after(self, generation: int) -> bool:
-        """Whether it came after that generation."""
+        """Return True if the commit made a later generation."""
         return is_after(self.generation, generation)
 
 
 class RulesetEvents:
-    """Tells of every transaction that anyone commits to nf_tables in this network namespace.
+    """Receives every transaction that any program commits to nf_tables in this network namespace.
 
-    The kernel sends many messages for one transaction; a filter on the socket lets the one through that
-    ends it (NEWGEN), so that a large transaction costs us no more than a small one.
+    The kernel sends many messages for one transaction. A filter on the socket lets only the last one through
+    (NEWGEN), so that a large transaction costs no more than a small one.
     """
 
     def __init__(self) -> None:
         try:
             self._socket = socket.socket(
-                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, NETLINK_NETFILTER
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, uapi.NETLINK_NETFILTER
             )
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUF, _EVENT_QUEUE)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _EVENT_QUEUE)
             program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in _ONLY_NEWGEN))
             descriptor = struct.pack("@HP", len(_ONLY_NEWGEN), ctypes.addressof(program))
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, descriptor)
-            self._socket.bind((0, 1 << (_NFNLGRP_NFTABLES - 1)))
+            self._socket.setsockopt(socket.SOL_SOCKET, uapi.SO_ATTACH_FILTER, descriptor)
+            self._socket.bind((0, 1 << (uapi.NFNLGRP_NFTABLES - 1)))
         except OSError as error:
             raise KernelError("listening for ruleset events", error.strerror or "", error.errno or 0) from error
 
@@ -69,21 +68,30 @@ class RulesetEvents:
         return self._socket.fileno()
 
     def read(self) -> tuple[tuple[Transaction, ...], bool]:
-        """The transactions since the last call, and whether some were lost because they were too many."""
-        found: list[Transaction] = []
+        """Return the transactions since the last call, and True if some were lost because they were too many."""
+        transactions: list[Transaction] = []
         lost = False
         while True:
             try:
                 data = self._socket.recv(_EVENT_BUFFER)
             except BlockingIOError:
-                return tuple(found), lost
+                return tuple(transactions), lost
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise KernelError("reading ruleset events", error.strerror or "", error.errno or 0) from error
                 lost = True
                 continue
-            parts = dict(attributes(data[HEADER.size + NFGENMSG.size :]))
-            found.append(Transaction(u32(parts.get(1)), u32(parts.get(2)), text(parts.get(3))))
+            transactions.append(_transaction(data[NLMSGHDR.size + NFGENMSG.size :]))
 
     def close(self) -> None:
         self._socket.close()
+
+
+def _transaction(reply: bytes) -> Transaction:
+    """Decode the attributes of an NFT_MSG_NEWGEN message."""
+    values = dict(attributes(reply))
+    return Transaction(
+        u32(values.get(uapi.NFTA_GEN_ID)),
+        u32(values.get(uapi.NFTA_GEN_PROC_PID)),
+        text(values.get(uapi.NFTA_GEN_PROC_NAME)),
+    )

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from flanneld_masq.errors import RulesetError
-from flanneld_masq.kernel.nfnetlink import following, is_after
+from flanneld_masq.kernel.objects import following, is_after
 from flanneld_masq.model import BackendName, Change, ChangeKind, Family, Group, Observation, Plan
 from flanneld_masq.reconcile.values import Repair, Target
 from flanneld_masq.ruleset import diff

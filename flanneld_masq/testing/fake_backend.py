@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Callable, Optional
 
 from flanneld_masq.hookspecs import BackendType, Host
-from flanneld_masq.kernel.nfnetlink import following
+from flanneld_masq.kernel.objects import following
 from flanneld_masq.model import (
     COMMENT_PREFIX,
     SLOTS,

@@ -14,9 +14,12 @@ from functools import cached_property
 
 from flanneld_masq.errors import BackendUnavailable, KernelError, RulesetError
 from flanneld_masq.hookspecs import Host
+from flanneld_masq.kernel import uapi
 from flanneld_masq.kernel.expressions import comment, describe, drops, jump_target
-from flanneld_masq.kernel.nfnetlink import TABLE_DORMANT, Chain, KernelRule, Look, Nfnetlink, following
-from flanneld_masq.kernel.rule_cache import Replay, holds
+from flanneld_masq.kernel.fingerprint import FingerprintRequest
+from flanneld_masq.kernel.nfnetlink import Nfnetlink
+from flanneld_masq.kernel.objects import Chain, KernelRule, following
+from flanneld_masq.kernel.rule_cache import RuleCache, holds
 from flanneld_masq.model import (
     BackendName,
     Change,
@@ -49,7 +52,7 @@ class IptablesNft:
         self.family = family
         self._host = host
         self._found: binaries.Program | None = None
-        self._replay = Replay(family)
+        self._cache = RuleCache(family)
 
     @cached_property
     def _netlink(self) -> Nfnetlink:
@@ -63,7 +66,7 @@ class IptablesNft:
 
     def probe(self) -> Probe:
         self._found = None
-        self._replay.forget()  # another release of the tools may write rules otherwise
+        self._cache.forget()  # another release of the tools may write rules otherwise
         try:
             program = self._program
             self._netlink.generation()
@@ -114,7 +117,7 @@ class IptablesNft:
         where = f"chain {place.base} of table {self.family.data.nft} {place.table}"
         if chain is None or chain.hook is None:
             return ""
-        if chain.policy == 0:
+        if chain.policy == uapi.NF_DROP:
             return f"{where} has policy drop"
         rules_there = self._netlink.rules(self.family, place.table, place.base)
         return f"{where} has a dropping rule" if any(map(drops, rules_there)) else ""
@@ -157,11 +160,11 @@ class IptablesNft:
         base = self._netlink.chain(self.family, forward.table, forward.base)
         looks = (self._look(PLACES[group]) for group in Group if group in groups)
         dumped = () if Group.FORWARD in groups else (forward.base,)
-        look = sum(looks, Look.at(self.family, forward.table, (), dumped))
+        look = sum(looks, FingerprintRequest.of_table(self.family, forward.table, (), dumped))
         return self._netlink.fingerprint(look) + repr(base and base.policy).encode()
 
-    def _look(self, place: Place) -> Look:
-        return Look.at(self.family, place.table, (place.chain,), (place.chain, place.base))
+    def _look(self, place: Place) -> FingerprintRequest:
+        return FingerprintRequest.of_table(self.family, place.table, (place.chain,), (place.chain, place.base))
 
     def generation(self) -> int:
         return self._netlink.generation()
@@ -186,7 +189,7 @@ class IptablesNft:
         self._program.restore(self._host.run, self.family.data.tools, text)
         places = [PLACES[group.group] for group in desired.groups]
         chains = [(place.table, chain) for place in places for chain in (place.chain, place.base)]
-        self._replay.learn(self._netlink, chains, following(before, len(places)))
+        self._cache.learn(self._netlink, chains, following(before, len(places)))
         return len(places)
 
     def _replay_rules(self, desired: Desired, observed: Observation, new: Mapping[Place, list[str]]) -> int | None:
@@ -200,13 +203,13 @@ class IptablesNft:
             chains, jumps, made = {}, [], []
             for group in desired.groups:
                 place = PLACES[group.group]
-                found = self._replay.rules(place.chain, [rule.comment for rule in group.rules])
+                found = self._cache.rules(place.chain, [rule.comment for rule in group.rules])
                 if not new[place] and holds(observed, place.own, found):
                     continue
                 chains[place.table, place.chain] = found
                 wanted = [group.jump_comment] if new[place] else []
-                jumps += [(place.table, jump) for jump in self._replay.rules(place.base, wanted)]
-                made += [(place.table, self._replay.chain(place.table, name)) for name in (place.base, place.chain)]
+                jumps += [(place.table, jump) for jump in self._cache.rules(place.base, wanted)]
+                made += [(place.table, self._cache.chain(place.table, name)) for name in (place.base, place.chain)]
             if chains:
                 self._netlink.refill(self.family, chains, jumps, ahead=desired.position is Position.FIRST, made=made)
         except (LookupError, KernelError):  # of the kernel, because a base chain has another priority, for one
@@ -240,7 +243,7 @@ class IptablesNft:
         if table is None:
             return ""
         name = f"{self.family.data.nft} {place.table}"
-        if table.flags & TABLE_DORMANT:
+        if table.flags & uapi.NFT_TABLE_F_DORMANT:
             return f"table {name} is dormant, so none of its rules runs; wake it with `nft add table {name}`"
         if table.owner:
             return f"table {name} is owned by another program (netlink port {table.owner}); end that program"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_network
 
+from flanneld_masq.kernel import uapi
 from flanneld_masq.model import (
     COMMENT_PREFIX,
     SLOTS,
@@ -44,8 +45,8 @@ class Place:
 
 
 PLACES = {
-    Group.MASQUERADE: Place("nat", "FLANNELD-MASQ", "POSTROUTING", 4),
-    Group.FORWARD: Place("filter", "FLANNELD-MASQ-FWD", "FORWARD", 2),
+    Group.MASQUERADE: Place("nat", "FLANNELD-MASQ", "POSTROUTING", uapi.NF_INET_POST_ROUTING),
+    Group.FORWARD: Place("filter", "FLANNELD-MASQ-FWD", "FORWARD", uapi.NF_INET_FORWARD),
 }
 RestoreLines = Callable[[Place, "GroupRules"], "list[str]"]
 

@@ -7,9 +7,12 @@ from functools import cached_property
 
 from flanneld_masq.errors import BackendUnavailable, CommandError, KernelError, RulesetError
 from flanneld_masq.hookspecs import Host
+from flanneld_masq.kernel import uapi
 from flanneld_masq.kernel.expressions import comment, describe
-from flanneld_masq.kernel.nfnetlink import Chain, KernelRule, Look, Nfnetlink, Table, following
-from flanneld_masq.kernel.rule_cache import Replay, holds
+from flanneld_masq.kernel.fingerprint import FingerprintRequest
+from flanneld_masq.kernel.nfnetlink import Nfnetlink
+from flanneld_masq.kernel.objects import Chain, KernelRule, Table, following
+from flanneld_masq.kernel.rule_cache import RuleCache, holds
 from flanneld_masq.model import (
     COMMENT_PREFIX,
     BackendName,
@@ -33,9 +36,14 @@ from flanneld_masq_nft.libnftables import Nftables
 
 NAME = BackendName("nft")
 _CNI_TABLE = "cni_plugins_masquerade"
-_HOOKS = {0: "prerouting", 1: "input", 2: "forward", 3: "output", 4: "postrouting"}
-_POLICIES = {0: "drop", 1: "accept"}
-_ACCEPT = 1
+_HOOKS = {
+    uapi.NF_INET_PRE_ROUTING: "prerouting",
+    uapi.NF_INET_LOCAL_IN: "input",
+    uapi.NF_INET_FORWARD: "forward",
+    uapi.NF_INET_LOCAL_OUT: "output",
+    uapi.NF_INET_POST_ROUTING: "postrouting",
+}
+_POLICIES = {uapi.NF_DROP: "drop", uapi.NF_ACCEPT: "accept"}
 
 
 class NftBackend:
@@ -45,7 +53,7 @@ class NftBackend:
         self.family = family
         self._host = host
         self._library = Nftables()
-        self._replay = Replay(family)
+        self._cache = RuleCache(family)
 
     @cached_property
     def _netlink(self) -> Nfnetlink:
@@ -89,7 +97,7 @@ class NftBackend:
         before = self._netlink.generation()
         self._library.commit(text + render.render(desired))
         chains = [(render.TABLE, render.CHAINS[group.group].name) for group in desired.groups]
-        self._replay.learn(self._netlink, chains, following(before))
+        self._cache.learn(self._netlink, chains, following(before))
         return 1
 
     def _remove_table(self, observed: Observation) -> int:
@@ -115,7 +123,7 @@ class NftBackend:
         if not groups:
             return b""
         chains = tuple(render.CHAINS[group].name for group in Group if group in groups)
-        return self._netlink.fingerprint(Look.at(self.family, render.TABLE, chains, (None,)))
+        return self._netlink.fingerprint(FingerprintRequest.of_table(self.family, render.TABLE, chains, (None,)))
 
     def generation(self) -> int:
         return self._netlink.generation()
@@ -131,7 +139,7 @@ class NftBackend:
         """
         try:
             rules = {
-                group.group: self._replay.rules(render.CHAINS[group.group].name, [rule.comment for rule in group.rules])
+                group.group: self._cache.rules(render.CHAINS[group.group].name, [rule.comment for rule in group.rules])
                 for group in desired.groups
             }
             if whole:
@@ -141,7 +149,7 @@ class NftBackend:
         except LookupError:
             return None
         except KernelError:
-            self._replay.forget()
+            self._cache.forget()
             return None
         return 1
 
@@ -192,7 +200,7 @@ class NftBackend:
 
 
 def _kernel_chain(chain: render.BaseChain) -> Chain:
-    return Chain(chain.name, 0, 0, 0, chain.hook_number, chain.priority, chain.type, _ACCEPT)
+    return Chain(chain.name, 0, 0, 0, chain.hook_number, chain.priority, chain.type, uapi.NF_ACCEPT)
 
 
 def _describe(chain: Chain) -> str:

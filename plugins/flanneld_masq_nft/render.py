@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from flanneld_masq.kernel import uapi
 from flanneld_masq.model import SLOTS, Desired, Family, Group, GroupRules, Item, ItemKind, Rule, Verdict
 
 TABLE = "flanneld-masq"
@@ -26,8 +27,8 @@ class BaseChain:
 
 
 CHAINS = {
-    Group.MASQUERADE: BaseChain("postrouting", "nat", "postrouting", 4, 100),
-    Group.FORWARD: BaseChain("forward", "filter", "forward", 2, 0),
+    Group.MASQUERADE: BaseChain("postrouting", "nat", "postrouting", uapi.NF_INET_POST_ROUTING, 100),
+    Group.FORWARD: BaseChain("forward", "filter", "forward", uapi.NF_INET_FORWARD, 0),
 }
 
 

@@ -21,7 +21,8 @@ from nftables import Nftables
 from flanneld_masq.errors import RulesetError
 from flanneld_masq.hookspecs import Backend
 from flanneld_masq.kernel.expressions import comment, jump_target
-from flanneld_masq.kernel.nfnetlink import KernelRule, Nfnetlink
+from flanneld_masq.kernel.nfnetlink import Nfnetlink
+from flanneld_masq.kernel.objects import KernelRule
 from flanneld_masq.model import (
     COMMENT_PREFIX,
     Desired,

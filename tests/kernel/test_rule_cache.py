@@ -6,8 +6,9 @@ import pytest
 
 from flanneld_masq.errors import CommandError, KernelError
 from flanneld_masq.kernel.expressions import comment
-from flanneld_masq.kernel.nfnetlink import Nfnetlink, following
-from flanneld_masq.kernel.rule_cache import Replay
+from flanneld_masq.kernel.nfnetlink import Nfnetlink
+from flanneld_masq.kernel.objects import following
+from flanneld_masq.kernel.rule_cache import RuleCache
 from flanneld_masq.model import BackendName, Family, VerifiedState
 from flanneld_masq.ruleset import policy
 from flanneld_masq.selftest import fault_injection
@@ -200,7 +201,7 @@ def test_nothing_is_learnt_of_a_ruleset_that_somebody_else_wrote_to_as_well(
         table, chain = CHAINS[name][0]
         masquerade, _ = policy.group_rules(node.settings, (node.lease(),), family)
         comments = [rule.comment for rule in masquerade.rules]
-        known = Replay(family)
+        known = RuleCache(family)
         known.learn(netlink, CHAINS[name], following(netlink.generation()))
         with pytest.raises(LookupError):
             known.rules(chain, comments)

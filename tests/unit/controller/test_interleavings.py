@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from flanneld_masq.controller.family_loop import FamilyLoop
 from flanneld_masq.hookspecs import Event, Host
-from flanneld_masq.kernel.nfnetlink import following
+from flanneld_masq.kernel.objects import following
 from flanneld_masq.kernel.ruleset_events import Transaction
 from flanneld_masq.model import (
     BackendName,

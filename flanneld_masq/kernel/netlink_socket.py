@@ -1,0 +1,226 @@
+"""A netlink socket: sends requests and transactions, and collects the answers to them.
+
+Formats: include/uapi/linux/netlink.h and linux/netfilter/nfnetlink.h of the kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+
+from flanneld_masq.errors import KernelError
+from flanneld_masq.kernel.fingerprint import FingerprintRequest
+from flanneld_masq.kernel.netlink_wire import (
+    FIXED_SEQUENCE,
+    NFGENMSG,
+    NLMSGHDR,
+    aligned,
+    attributes,
+    message,
+    text,
+)
+from flanneld_masq.kernel.transactions import Message
+from flanneld_masq.kernel.uapi import (
+    NETLINK_EXT_ACK,
+    NETLINK_NETFILTER,
+    NETLINK_NO_ENOBUFS,
+    NFNL_MSG_BATCH_BEGIN,
+    NFNL_MSG_BATCH_END,
+    NFNL_SUBSYS_NFTABLES,
+    NFPROTO_UNSPEC,
+    NLM_F_ACK,
+    NLM_F_ACK_TLVS,
+    NLM_F_CAPPED,
+    NLM_F_DUMP,
+    NLM_F_DUMP_INTR,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    NLMSGERR_ATTR_MSG,
+    SOL_NETLINK,
+)
+
+_BUFFER = 1 << 16  # bytes; the kernel fills at most 32 KiB, and more than 128 KiB would be mapped for each call
+_HEADERS = NLMSGHDR.size + NFGENMSG.size  # bytes, of a reply that holds attributes
+_MSG_TRUNC = int(socket.MSG_TRUNC)
+_TIMEOUT = 10.0  # seconds; the kernel answers during the send, so this only ends a bug
+
+
+class Interrupted(KernelError):
+    """The ruleset changed while it was read."""
+
+
+class NetlinkSocket:
+    """Requests and transactions over one socket, in the network namespace of the thread that makes it.
+
+    `attempt` says in errors what the caller is doing.
+    Every method raises KernelError if the kernel refuses, or answers what cannot be read.
+    """
+
+    def __init__(self, opened: socket.socket | None = None) -> None:
+        # opened here, later than this object is made: the garbage collector then calls its __del__ first
+        self._socket = opened or _open_socket()
+        self._sequence = 0
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_socket"):  # absent if opening it failed
+            self._socket.close()
+
+    def request(self, attempt: str, kind: int, nfproto: int, body: bytes, *, dump: bool = False) -> list[bytes]:
+        """Send one request of this nlmsg_type. Return the attribute streams of its replies. Raises Interrupted if the
+        ruleset changes during a dump."""
+        flags = NLM_F_REQUEST | (NLM_F_DUMP if dump else 0)
+        first = self._sequence
+        self._send(attempt, self._numbered(kind, flags, nfproto, body))
+        replies: list[bytes] = []
+        while True:
+            for reply_kind, reply_flags, payload in self._receive(attempt, first):
+                if reply_flags & NLM_F_DUMP_INTR and dump:
+                    self._drain()
+                    raise Interrupted(attempt, "the ruleset changed during the dump")
+                if reply_kind == NLMSG_DONE:
+                    return replies
+                if reply_kind == NLMSG_ERROR:
+                    raise_error(attempt, reply_flags, payload)
+                    return replies
+                replies.append(payload[NFGENMSG.size :])
+            if replies and not dump:
+                return replies
+
+    def replies(self, attempt: str, request: FingerprintRequest) -> list[bytes]:
+        """Send these requests. Return the payloads of all replies, errors among them. Raises Interrupted if the ruleset
+        changes meanwhile."""
+        payloads: list[bytes] = []
+        if request.gets:
+            self._send(attempt, b"".join(request.gets))
+            for _ in request.gets:
+                self._collect(attempt, payloads)
+        for dump in request.dumps:
+            self._send(attempt, dump)
+            while not self._collect(attempt, payloads):
+                pass
+        return payloads
+
+    def commit(self, attempt: str, nfproto: int, messages: Sequence[Message]) -> None:
+        """Commit one transaction of nf_tables: all of the messages take effect, or none does.
+
+        The kernel acknowledges the last message, as asked. It reports the error of any message unasked, and then it
+        has changed nothing.
+        """
+        first = self._sequence
+        *others, last = messages
+        batch = [self._batch(NFNL_MSG_BATCH_BEGIN)]
+        for change in (*others, Message(last.kind, last.body, last.flags | NLM_F_ACK)):
+            flags = NLM_F_REQUEST | change.flags
+            batch.append(self._numbered(change.kind, flags, nfproto, change.body))
+        batch.append(self._batch(NFNL_MSG_BATCH_END))
+        self._send(attempt, b"".join(batch))
+        try:
+            while not any(self._acknowledged(attempt, first)):
+                pass
+        except KernelError:
+            self._drain()
+            raise
+
+    def _batch(self, kind: int) -> bytes:
+        return self._numbered(kind, NLM_F_REQUEST, NFPROTO_UNSPEC, b"", NFNL_SUBSYS_NFTABLES)
+
+    def _acknowledged(self, attempt: str, first: int) -> Iterator[bool]:
+        """Yield True for the acknowledgement of a transaction. Raises KernelError for the error of a message."""
+        for kind, flags, payload in self._receive(attempt, first):
+            if kind == NLMSG_ERROR:
+                raise_error(attempt, flags, payload)
+                yield True
+
+    def _numbered(self, kind: int, flags: int, nfproto: int, body: bytes, resource: int = 0) -> bytes:
+        self._sequence = (self._sequence + 1) % FIXED_SEQUENCE
+        return message(kind, flags, nfproto, resource, body, self._sequence)
+
+    def _send(self, attempt: str, datagram: bytes) -> None:
+        try:
+            self._socket.sendto(datagram, (0, 0))
+        except OSError as error:
+            raise KernelError(attempt, error.strerror or str(error), error.errno or 0) from error
+
+    def _receive(self, attempt: str, first: int) -> Iterator[tuple[int, int, bytes]]:
+        """Yield the messages of one datagram (type, flags, payload) that answer requests sent after the sequence number
+        `first`."""
+        data = self._datagram(attempt)
+        requests = (self._sequence - first) % FIXED_SEQUENCE
+        offset = 0
+        while offset + NLMSGHDR.size <= len(data):
+            length, kind, flags, sequence, _ = NLMSGHDR.unpack_from(data, offset)
+            if length < NLMSGHDR.size or offset + length > len(data):
+                raise KernelError(attempt, "the answer is cut short")
+            if 0 < (sequence - first) % FIXED_SEQUENCE <= requests:
+                yield kind, flags, data[offset + NLMSGHDR.size : offset + length]
+            offset += (length + 3) & ~3
+
+    def _collect(self, attempt: str, payloads: list[bytes]) -> bool:
+        """Append the payloads of one datagram. Return True if it ends a dump."""
+        data = self._datagram(attempt)
+        offset, last = 0, False
+        while offset < len(data):
+            length, kind, flags, sequence, _ = NLMSGHDR.unpack_from(data, offset)
+            if flags & NLM_F_DUMP_INTR or length < NLMSGHDR.size or sequence != FIXED_SEQUENCE:
+                self._drain()
+                raise Interrupted(attempt, "the ruleset changed meanwhile")
+            payloads.append(data[offset + _HEADERS : offset + length])
+            last = kind in (NLMSG_DONE, NLMSG_ERROR)
+            offset += (length + 3) & ~3
+        return last
+
+    def _datagram(self, attempt: str) -> bytes:
+        try:
+            data, _, flags, _ = self._socket.recvmsg(_BUFFER)
+        except OSError as error:
+            raise KernelError(attempt, error.strerror or str(error), error.errno or 0) from error
+        if flags & _MSG_TRUNC:
+            self._drain()
+            raise KernelError(attempt, f"the answer is larger than {_BUFFER} bytes and was cut short")
+        return data
+
+    def _drain(self) -> None:
+        """Discard the rest of an answer, so that the next request does not read it."""
+        self._socket.settimeout(0)  # with another timeout Python waits before it receives, whatever the flags
+        try:
+            while self._socket.recv(_BUFFER):
+                pass
+        except OSError:  # BlockingIOError: nothing is left
+            return
+        finally:
+            self._socket.settimeout(_TIMEOUT)
+
+
+def _open_socket() -> socket.socket:
+    try:
+        opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+    except OSError as error:
+        reason = f"{error.strerror}; is the kernel built with nfnetlink?"
+        raise KernelError("opening a netfilter netlink socket", reason, error.errno or 0) from error
+    opened.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
+    # of more errors than the socket holds the first are enough
+    opened.setsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS, 1)
+    opened.settimeout(_TIMEOUT)
+    opened.bind((0, 0))
+    return opened
+
+
+def raise_error(attempt: str, flags: int, payload: bytes) -> None:
+    """Raise KernelError for the payload of NLMSG_ERROR, with the kernel's explanation if it gives one. An error of 0
+    is an acknowledgement."""
+    (code,) = struct.unpack_from("=i", payload)
+    if code == 0:
+        return
+    reason = os.strerror(-code)
+    if flags & NLM_F_ACK_TLVS:
+        (original,) = struct.unpack_from("=I", payload, 4)
+        start = 4 + (NLMSGHDR.size if flags & NLM_F_CAPPED else aligned(original))
+        explanation = text(dict(attributes(payload[start:])).get(NLMSGERR_ATTR_MSG))
+        reason += f" ({explanation})" if explanation else ""
+    raise KernelError(attempt, reason, -code)
