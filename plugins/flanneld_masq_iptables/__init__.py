@@ -1,4 +1,4 @@
-"""The iptables backends: one module of rules, one of programs, and a transport per flavour."""
+"""The iptables backends: one base class, and for each flavour a subclass that reads what it keeps in the kernel."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""Finds the iptables programs by what they are.
+"""Finds the iptables programs by the flavour that they report.
 
-The names say little: `iptables` may be of either flavour, and the `iptables-restore` beside it of the
-other. So only the multi-call binaries are looked for (xtables-nft-multi, xtables-legacy-multi), wherever
-the names lead, and each is asked for its version. Scripts are passed over: all tools of a flavour must
-be one program.
+Names do not tell: `iptables` may be of either flavour, and the `iptables-restore` beside it of the other. So only
+multi-call binaries are considered (xtables-nft-multi, xtables-legacy-multi), under any of the names, and each is
+asked for its version. Scripts are passed over: all tools of a flavour must be one program.
 """
 
 from __future__ import annotations
@@ -29,12 +28,14 @@ _NAMES = (
 )
 _VERSION = re.compile(r"ip6?tables v(\d+(?:\.\d+)*)\S*(?: \((\w+)\))?")
 _ELF = b"\x7fELF"
+NF_TABLES, LEGACY = "nf_tables", "legacy"  # flavours, as `iptables --version` prints them
 _REMEDIES = {
-    "nf_tables": "install the package iptables (Debian, Ubuntu) or iptables-nft (Fedora, RHEL)",
-    "legacy": "install the package iptables (Debian, Ubuntu) or iptables-legacy (Fedora)",
+    NF_TABLES: "install the package iptables (Debian, Ubuntu) or iptables-nft (Fedora, RHEL)",
+    LEGACY: "install the package iptables (Debian, Ubuntu) or iptables-legacy (Fedora)",
 }
-_WAIT_SECONDS = 5
-RESTORE_TIMEOUT = 60.0
+_WAIT_SECONDS = 5  # for the lock of iptables-legacy; iptables-nft takes none
+_RESTORE_TIMEOUT = 60.0  # seconds
+_VERSION_TIMEOUT = 5.0  # seconds
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -50,21 +51,21 @@ class Program:
 
     @property
     def random_fully(self) -> bool:
-        """MASQUERADE knows --random-fully since 1.6.2."""
+        """True if MASQUERADE has the option --random-fully, as it has since 1.6.2."""
         return self.version >= (1, 6, 2)
 
     def restore(self, run: ProcessRunner, tools: str, text: str) -> None:
-        """Feed `text` to iptables-restore. `tools` is "iptables" or "ip6tables". Raises CommandError."""
+        """Write `text` with iptables-restore. `tools` is "iptables" or "ip6tables". Raises CommandError."""
         argv = (f"{tools}-restore", "--noflush", f"--wait={_WAIT_SECONDS}")
-        run(argv, executable=self.path, stdin=text, timeout=RESTORE_TIMEOUT)
+        run(argv, executable=self.path, stdin=text, timeout=_RESTORE_TIMEOUT)
 
     def save(self, run: ProcessRunner, tools: str, table: str) -> Completed:
-        """What iptables-save prints of one table. Raises CommandError."""
+        """Return what iptables-save prints of one table. Raises CommandError."""
         return run((f"{tools}-save", "-t", table), executable=self.path)
 
 
 def find(flavour: str, name: BackendName, run: ProcessRunner) -> Program:
-    """The first program of that flavour on the runner's path. Raises BackendUnavailable."""
+    """Return the first program of that flavour on the runner's path. Raises BackendUnavailable."""
     others = []
     for path in _binaries(run.path):
         program = _identify(path, run)
@@ -76,7 +77,7 @@ def find(flavour: str, name: BackendName, run: ProcessRunner) -> Program:
 
 
 def _binaries(path: tuple[str, ...]) -> Iterator[str]:
-    """The distinct executables behind the names, links followed."""
+    """Yield the distinct executables behind the names, links followed."""
     seen = set()
     for directory in path:
         for name in _NAMES:
@@ -96,11 +97,12 @@ def _is_binary(path: str) -> bool:
 
 def _identify(path: str, run: ProcessRunner) -> Program | None:
     try:
-        printed = run(("iptables", "--version"), executable=path, timeout=5).stdout
+        printed = run(("iptables", "--version"), executable=path, timeout=_VERSION_TIMEOUT).stdout
     except CommandError:
         return None
-    found = _VERSION.match(printed)
-    if found is None:
+    version = _VERSION.match(printed)
+    if version is None:
         return None
+    number, flavour = version.groups()
     # releases before 1.8 had one flavour and did not name it
-    return Program(path, found[2] or "legacy", tuple(map(int, found[1].split("."))))
+    return Program(path, flavour or LEGACY, tuple(map(int, number.split("."))))

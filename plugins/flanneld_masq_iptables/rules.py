@@ -1,8 +1,9 @@
-"""Rules to the language of iptables-restore, and back to the names of what they stand in. Pure."""
+"""Rules in the language of iptables-restore, and the chains and jumps that they stand in. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
 
@@ -27,8 +28,8 @@ from flanneld_masq.model import (
 
 @dataclass(frozen=True, **SLOTS)
 class Place:
-    """Where a group of rules lives: a chain of ours, reached by one jump from a built-in chain, that of a hook
-    (NF_INET_*)."""
+    """The place of a group of rules: the daemon's own chain, and the built-in chain with the one jump to it. `hook` is
+    the hook of the built-in chain (NF_INET_*)."""
 
     table: str
     chain: str
@@ -48,11 +49,19 @@ PLACES = {
     Group.MASQUERADE: Place("nat", "FLANNELD-MASQ", "POSTROUTING", uapi.NF_INET_POST_ROUTING),
     Group.FORWARD: Place("filter", "FLANNELD-MASQ-FWD", "FORWARD", uapi.NF_INET_FORWARD),
 }
-RestoreLines = Callable[[Place, "GroupRules"], "list[str]"]
+RestoreLines = Callable[[Place, GroupRules], Sequence[str]]
+
+
+@dataclass(frozen=True, **SLOTS)
+class Jumps:
+    """The jumps of one place that a write adds (lines of iptables-restore) and deletes."""
+
+    new: tuple[str, ...] = ()
+    stale: tuple[Item, ...] = ()
 
 
 def rule_line(place: Place, rule: Rule) -> str:
-    """A rule as iptables-save prints it: addresses, matches, target."""
+    """Return a rule as iptables-save prints it: addresses, matches, target."""
     return " ".join(["-A", place.chain, *_matches(rule), *_comment(rule.comment), "-j", *_target(rule)])
 
 
@@ -65,14 +74,14 @@ def chain_text(place: Place) -> str:
 
 
 def items(desired: Desired) -> tuple[Item, ...]:
-    """What an observation of `desired` holds. The kernel's form of rules is not known beforehand."""
+    """Return the items of an observation of `desired`. The kernel's form of rules is not known beforehand."""
     return tuple(item for group in desired.groups for item in _group_items(group))
 
 
 def restore_input(desired: Desired, jumps: RestoreLines) -> str:
-    """The input of `iptables-restore --noflush`: our chains declared, and so replaced whole.
+    """Return the input of `iptables-restore --noflush`. A chain that it declares is replaced as a whole.
 
-    `jumps` says for each place which lines bring its jump in order; each table is one transaction.
+    `jumps` gives for each place the lines that correct its jump. Each table is one transaction.
     """
     return "".join(_table(group, jumps(PLACES[group.group], group)) for group in desired.groups)
 
@@ -83,13 +92,13 @@ def new_jump(place: Place, group: GroupRules, position: Position) -> str:
 
 
 def is_cni_masquerade(target: str | None) -> bool:
-    """Whether a jump leads to a chain in which the CNI bridge plugin masquerades: "CNI-" and a hash."""
+    """Return True if a jump leads to a chain in which the CNI bridge plugin masquerades: "CNI-" and a hash."""
     return target is not None and target.startswith("CNI-") and not target.startswith("CNI-HOSTPORT")
 
 
 def is_about_pods(source: str, leases: Iterable[FamilyLease]) -> bool:
-    """Whether a rule for packets from there (an address or a network, empty for anywhere) is about pods of these
-    leases. Other networks of containers may masquerade as they like."""
+    """Return True if a rule for packets from `source` (an address or a network, empty for anywhere) concerns pods of
+    these leases. Rules for other networks of containers are none of the daemon's business."""
     try:
         network = ip_network(source, strict=False)
     except ValueError:  # anywhere, or a mask with holes
@@ -105,24 +114,31 @@ def tag_of(comment: str) -> str:
     return comment[len(COMMENT_PREFIX) :] if is_ours(comment) else ""
 
 
-def jumps_to_replace(
-    place: Place, group: GroupRules, observed: Observation, changes: Collection[Change]
-) -> tuple[bool, tuple[Item, ...]]:
-    """Whether a new jump is needed, and which of those observed must go.
+def digest(text: str) -> str:
+    """Return the digest by which a foreign rule is recognised."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
-    The one jump that is as wanted stays, unless it was moved. Of several like it none stays: a tool that deletes
+
+def jumps_to_replace(
+    group: GroupRules, position: Position, observed: Observation, changes: Collection[Change]
+) -> Jumps:
+    """Return the new jump of a group, if it needs one, and the observed jumps that must go.
+
+    The one jump that is as desired stays, unless it was moved. Of several equal jumps none stays: a tool that deletes
     by text takes the first of them, whichever was meant.
     """
-    found = [item for item in observed.items if item.kind is ItemKind.JUMP and item.place.startswith(f"{place.table} ")]
+    place = PLACES[group.group]
+    jumps = [item for item in observed.items if item.kind is ItemKind.JUMP and item.place.startswith(f"{place.table} ")]
     moved = any(change.kind is ChangeKind.MOVED and change.place == place.jump for change in changes)
-    wanted = (place.jump, jump_line(place, group))
-    right = [item for item in found if (item.place, item.text) == wanted]
+    desired = (place.jump, jump_line(place, group))
+    right = [jump for jump in jumps if (jump.place, jump.text) == desired]
     kept = right[0] if len(right) == 1 and not moved else None
-    return kept is None, tuple(item for item in found if item is not kept)
+    new = (new_jump(place, group, position),) if kept is None else ()
+    return Jumps(new, tuple(jump for jump in jumps if jump is not kept))
 
 
 def still_referenced(place: Place, table: str, listing: str) -> str:
-    """What keeps our chain from being removed. `listing` is a command that shows it."""
+    """Return why the daemon's chain cannot be removed. `listing` is a command that shows the cause."""
     return (
         f"chain {place.chain} in table {table} is empty now but stays, because a rule that is not ours jumps to it; "
         f"find it with `{listing}`"
@@ -137,7 +153,7 @@ def _group_items(group: GroupRules) -> Iterator[Item]:
     yield Item(ItemKind.JUMP, place.jump, jump_line(place, group), tag=group.jump_tag)
 
 
-def _table(group: GroupRules, jumps: list[str]) -> str:
+def _table(group: GroupRules, jumps: Sequence[str]) -> str:
     place = PLACES[group.group]
     rules = [rule_line(place, rule) for rule in group.rules]
     return "\n".join([f"*{place.table}", f":{place.chain} - [0:0]", *rules, *jumps, "COMMIT", ""])

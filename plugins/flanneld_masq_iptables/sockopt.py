@@ -1,7 +1,7 @@
-"""Asks ip_tables for a table by getsockopt: in microseconds what shape it has, in 0.6 µs a rule its entries.
+"""Reads a table of ip_tables by getsockopt: its shape in microseconds, its entries in 0.6 µs each.
 
 Formats: struct ipt_getinfo and ipt_get_entries in include/uapi/linux/netfilter_ipv4/ip_tables.h of the kernel.
-Asking for a table that does not exist makes it, so ask for those alone that do.
+The kernel makes a table that it is asked for and that does not exist, so ask only for those that do.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from flanneld_masq.errors import KernelError
 from flanneld_masq.model import Family
 from flanneld_masq_iptables.xt_entries import Entries
 
-_GET_INFO, _GET_ENTRIES = 64, 65  # IPT_SO_* and IP6T_SO_* alike
-_NAME = 32
-_INFO = struct.Struct("=I5I5III")  # valid hooks, entry and underflow by hook, entries, size
-_HEADER = struct.Struct("=32sI4x")  # a name, a size
-_TRIES = 10
+IPT_SO_GET_INFO, IPT_SO_GET_ENTRIES = 64, 65  # IP6T_SO_* have the same numbers
+XT_TABLE_MAXNAMELEN = 32
+_GETINFO = struct.Struct("=I5I5III")  # after the name: valid hooks, entry and underflow by hook, entries, size
+_GET_ENTRIES = struct.Struct(f"={XT_TABLE_MAXNAMELEN}sI4x")  # name and size, before the entries
+_MAX_TRIES = 10
 _SMALL = 1 << 16  # bytes, some 150 rules: 0.1 ms
 _DOMAINS = {
     Family.IPV4: (socket.AF_INET, socket.IPPROTO_IP),
@@ -34,9 +34,12 @@ _DOMAINS = {
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Look:
-    """What the kernel answers to a getsockopt, but for the bits that are not in `mask`: to ask again and again whether
-    it still does, with little more than the system call, for this is what an idle daemon does."""
+class TableWatch:
+    """An answer of the kernel to a getsockopt, without the bits that are not in `mask`.
+
+    An idle daemon asks several times a second if the answer is still the same, so that costs little more than the
+    system call.
+    """
 
     def __init__(self, descriptor: int, level: int, option: int, question: bytes, mask: bytes) -> None:
         self._buffer = bytearray(question)
@@ -52,11 +55,11 @@ class Look:
         self._seen = self._ask()
 
     def changed(self) -> bool:
-        """Of what could not be asked even once, always: whoever looks anew asks another question."""
+        """Return True if the answer differs from the first one, or if there was no first one."""
         return self._seen < 0 or self._ask() != self._seen
 
     def _ask(self) -> int:
-        """Negative where the kernel has no such answer, as where the table has another size by now."""
+        """Return the answer as a number; negative if the kernel gives none, because the table has another size."""
         self._length.value = len(self._buffer)
         if _libc.getsockopt(*self._arguments):
             return -1
@@ -64,7 +67,7 @@ class Look:
 
 
 class TableInfo:
-    """One raw socket in the network namespace of the thread that first asks."""
+    """The tables of a family, by one raw socket in the network namespace of the thread that first reads."""
 
     def __init__(self, family: Family) -> None:
         self._family = family
@@ -75,44 +78,44 @@ class TableInfo:
         return socket.socket(domain, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW)
 
     def read(self, table: str) -> bytes:
-        """Hooks, offsets, number of entries and size of the table, as the kernel holds them."""
-        answer = bytearray(table.encode().ljust(_NAME + _INFO.size, b"\0"))
-        self._ask(table, _GET_INFO, answer)
-        return bytes(answer[_NAME:])
+        """Return hooks, offsets, number of entries and size of the table, as the kernel encodes them."""
+        answer = bytearray(table.encode().ljust(XT_TABLE_MAXNAMELEN + _GETINFO.size, b"\0"))
+        self._ask(table, IPT_SO_GET_INFO, answer)
+        return bytes(answer[XT_TABLE_MAXNAMELEN:])
 
-    def look(self, table: str) -> Look:
-        """At its entries, counters left out; if it is a large one at what `read` reads, which does not tell of entries
-        that change places."""
+    def watch(self, table: str) -> TableWatch:
+        """Watch the entries of a small table, counters left out. Of a large table watch what `read` returns, in which
+        two entries that change places do not show."""
         _, level = _DOMAINS[self._family]
         name = table.encode()
-        if _INFO.unpack(self.read(table))[-1] <= _SMALL:
+        if _GETINFO.unpack(self.read(table))[-1] <= _SMALL:
             with contextlib.suppress(KernelError), self.entries(table) as entries:
-                mask = b"\xff" * _HEADER.size + entries.mask()
-                question = _HEADER.pack(name, len(mask) - _HEADER.size).ljust(len(mask), b"\0")
-                return Look(self._socket.fileno(), level, _GET_ENTRIES, question, mask)
-        question = name.ljust(_NAME + _INFO.size, b"\0")
-        return Look(self._socket.fileno(), level, _GET_INFO, question, b"\xff" * len(question))
+                mask = b"\xff" * _GET_ENTRIES.size + entries.mask()
+                question = _GET_ENTRIES.pack(name, len(mask) - _GET_ENTRIES.size).ljust(len(mask), b"\0")
+                return TableWatch(self._socket.fileno(), level, IPT_SO_GET_ENTRIES, question, mask)
+        question = name.ljust(XT_TABLE_MAXNAMELEN + _GETINFO.size, b"\0")
+        return TableWatch(self._socket.fileno(), level, IPT_SO_GET_INFO, question, b"\xff" * len(question))
 
     @contextlib.contextmanager
     def entries(self, table: str) -> Iterator[Entries]:
-        """The whole table, until the end of the context; then its memory goes back to the kernel, be it 20 MB."""
+        """Read the whole table. Its memory, which may be 20 MB, goes back to the kernel at the end of the context."""
         with contextlib.ExitStack() as stack:
-            for tries_left in reversed(range(_TRIES)):
-                numbers = _INFO.unpack(self.read(table))
+            for tries_left in reversed(range(_MAX_TRIES)):
+                numbers = _GETINFO.unpack(self.read(table))
                 size = numbers[-1]
-                memory = stack.enter_context(mmap.mmap(-1, _HEADER.size + size))
-                _HEADER.pack_into(memory, 0, table.encode(), size)
+                memory = stack.enter_context(mmap.mmap(-1, _GET_ENTRIES.size + size))
+                _GET_ENTRIES.pack_into(memory, 0, table.encode(), size)
                 try:
-                    self._ask(table, _GET_ENTRIES, memory)
+                    self._ask(table, IPT_SO_GET_ENTRIES, memory)
                 except KernelError as error:
-                    if error.errno != errno.EAGAIN or not tries_left:  # which is: the size has changed in between
+                    if error.errno != errno.EAGAIN or not tries_left:  # EAGAIN: the size has changed in between
                         raise
                 else:
-                    yield Entries(self._family, numbers[1:6], numbers[6:11], memory, _HEADER.size)
+                    yield Entries(self._family, numbers[1:6], numbers[6:11], memory, _GET_ENTRIES.size)
                     return
 
     def _ask(self, table: str, option: int, buffer: Union[bytearray, mmap.mmap]) -> None:
-        """A getsockopt, whose question and answer are in the buffer."""
+        """Call getsockopt; the buffer holds the question and then the answer."""
         attempt = f"asking the kernel for legacy table {table}"
         _, level = _DOMAINS[self._family]
         length = ctypes.c_uint32(len(buffer))
@@ -122,11 +125,11 @@ class TableInfo:
             raise KernelError(attempt, error.strerror or "", error.errno or 0) from error
         answer = ctypes.c_char.from_buffer(buffer)
         refused = _libc.getsockopt(descriptor, level, option, ctypes.byref(answer), ctypes.byref(length))
-        del answer  # no memory is given back that something points to, an error's frame for one
+        del answer  # memory is not given back while a pointer to it exists, for example in the frame of an error
         if refused:
             number = ctypes.get_errno()
             raise KernelError(attempt, os.strerror(number), number)
 
     def __del__(self) -> None:
-        if "_socket" in self.__dict__:  # made only when it was first asked for
+        if "_socket" in self.__dict__:  # opened by the first request
             self._socket.close()

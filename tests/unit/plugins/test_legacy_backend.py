@@ -1,0 +1,163 @@
+"""The observations and writes of the iptables-legacy backend, without a kernel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from flanneld_masq_iptables import binaries, legacy_backend, rules
+from flanneld_masq_iptables.legacy_backend import IptablesLegacy
+
+from flanneld_masq.hookspecs import Host
+from flanneld_masq.model import Desired, Group, ItemKind, Observation
+from flanneld_masq.process import Completed, ProcessRunner
+from flanneld_masq.ruleset import diff
+
+from .ruleset import MASQUERADE, NAT, NAT_JUMP, NAT_RULES, NOTHING, OWN, V4, lines, saved
+
+
+class Tools(ProcessRunner):
+    """iptables-save prints what a test says; the input of iptables-restore is kept."""
+
+    def __init__(self, **printed: str) -> None:
+        super().__init__(path=())
+        self.printed = printed
+        self.fed: list[str] = []
+
+    def __call__(
+        self, argv: tuple[str, ...], *, executable: str | None = None, stdin: str = "", timeout: float = 0.0
+    ) -> Completed:
+        assert executable == "/multi", "one program, whatever the names on the path are"
+        if argv == ("iptables-restore", "--noflush", "--wait=5"):
+            self.fed.append(stdin)
+            return Completed(argv, "", "")
+        name, option, table = argv
+        assert (name, option) == ("iptables-save", "-t"), argv
+        return Completed(argv, self.printed[table], "")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "proc/net").mkdir(parents=True)
+    (tmp_path / "proc/net/ip_tables_names").write_text("nat\n")
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(legacy_backend.TableInfo, "read", lambda self, table: b"")
+    monkeypatch.setattr(legacy_backend.TableInfo, "watch", lambda self, table: Quiet())
+    monkeypatch.setattr(IptablesLegacy, "_fingerprint", lambda self, place: b"")  # every listing is read
+
+
+class Quiet:
+    """A table in which nothing changes."""
+
+    def changed(self) -> bool:
+        return False
+
+
+class TestListings:
+    """Listings of iptables-legacy-save, read as observations."""
+
+    def backend(self, root: Path, printed: str) -> tuple[IptablesLegacy, Tools]:
+        tools = Tools(nat=printed)
+        backend = IptablesLegacy(V4, Host(tools, root))
+        backend._installed = binaries.Program("/multi", "legacy", (1, 8, 9))
+        return backend, tools
+
+    def observe(self, root: Path, printed: str) -> Observation:
+        return self.backend(root, printed)[0].observe(tuple(Group))
+
+    def test_the_rules_are_read_as_they_were_written(self, root: Path) -> None:
+        observed = self.observe(root, saved(*OWN, NAT_JUMP))
+        wanted = rules.items(Desired(V4, (MASQUERADE,)))
+        assert diff.unmet(wanted, observed) == ""
+        assert [item.text for item in observed.items] == [item.text for item in wanted]
+
+    def test_foreign_rules_alone_give_no_items(self, root: Path) -> None:
+        observed = self.observe(root, saved("-A POSTROUTING -j MASQUERADE"))
+        assert (observed.items, observed.obstacle) == ((), "")
+
+    def test_counters_do_not_count(self, root: Path) -> None:
+        one = self.observe(root, saved(*OWN, NAT_JUMP))
+        assert self.observe(root, saved(*OWN, NAT_JUMP).replace("[0:0]", "[5:99]")) == one
+
+    def test_a_table_that_does_not_exist_is_not_listed(self, root: Path) -> None:
+        (root / "proc/net/ip_tables_names").write_text("filter\nraw\n")
+        backend, tools = self.backend(root, saved())
+        tools.printed = {"filter": saved(table="filter", chains=())}
+        assert backend.observe((Group.MASQUERADE,)).items == ()
+        (root / "proc/net/ip_tables_names").unlink()
+        tools.printed = {}
+        assert backend.observe(tuple(Group)).items == ()
+
+    def test_neighbours(self, root: Path) -> None:
+        before, after = "-A POSTROUTING -s 1.1.1.1/32 -j ACCEPT", "-A POSTROUTING -s 2.2.2.2/32 -j ACCEPT"
+        (around, *_) = self.observe(root, saved(*OWN, before, NAT_JUMP, after)).neighbours
+        (other, *_) = self.observe(root, saved(*OWN, after, NAT_JUMP, before)).neighbours
+        assert (around.place, len(around.before), len(around.after)) == (NAT.jump, 1, 1)
+        assert (around.before, around.after) == (other.after, other.before)
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "-A POSTROUTING -j FLANNELD-MASQ",
+            "-A POSTROUTING -g FLANNELD-MASQ",
+            "-A POSTROUTING -s 1.1.1.1/32 -m comment --comment mine -j FLANNELD-MASQ",
+            '-A POSTROUTING -m comment --comment "flanneld-masq:ee" -j ACCEPT',
+        ],
+    )
+    def test_a_jump_in_another_form_is_an_item(self, line: str, root: Path) -> None:
+        (item,) = self.observe(root, saved(line)).items
+        assert (item.kind, item.place, item.text) == ("jump", NAT.jump, line)
+
+    def test_a_stray_jump_is_an_item(self, root: Path) -> None:
+        stray = NAT_JUMP.replace("POSTROUTING", "PREROUTING")
+        (item,) = self.observe(root, saved(stray)).items
+        assert (item.kind, item.place, item.tag) == ("jump", "nat PREROUTING", "ee")
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "-A PREROUTING -j FLANNELD-MASQ",
+            "-A POSTROUTING -j FLANNELD-MASQUERADE",
+            '-A POSTROUTING -m comment --comment "-j FLANNELD-MASQ" -j ACCEPT',
+            '-A POSTROUTING -m comment --comment "say \\"-j FLANNELD-MASQ\\" to it" -j ACCEPT',
+            '-A POSTROUTING -m comment --comment "it\\\'s \\\\ \\" fine" -j ACCEPT',
+            '-A POSTROUTING -m comment --comment "not flanneld-masq:ee" -j ACCEPT',
+            '-A POSTROUTING -m comment --comment ":FLANNELD-MASQ - [0:0]" -j ACCEPT',
+            "-A POSTROUTING -m comment --comment --comment -j ACCEPT",
+        ],
+    )
+    def test_a_rule_that_only_resembles_a_jump_is_foreign(self, line: str, root: Path) -> None:
+        assert self.observe(root, saved(line)).items == ()
+
+    def test_a_foreign_rule_in_the_own_chain_is_an_item(self, root: Path) -> None:
+        foreign = "-A FLANNELD-MASQ -s 1.1.1.1/32 -j DROP"
+        observed = self.observe(root, saved(*OWN, foreign, NAT_JUMP))
+        assert [item.text for item in observed.items if not item.tag and item.kind is ItemKind.RULE] == [foreign]
+
+    def test_a_newline_in_a_foreign_comment_is_accepted(self, root: Path) -> None:
+        line = '-A POSTROUTING -m comment --comment "one\ntwo" -j ACCEPT'
+        backend, _ = self.backend(root, saved(*OWN, line))
+        assert backend.observe((Group.MASQUERADE,)).items
+
+    def test_a_write_deletes_exactly_what_was_read(self, root: Path) -> None:
+        stale = '-A POSTROUTING -m comment --comment "flanneld-masq:old" -j FLANNELD-MASQ'
+        backend, tools = self.backend(root, saved(*OWN, "-A POSTROUTING -j ACCEPT", stale, stale))
+        observed = backend.observe((Group.MASQUERADE,))
+        assert backend.replace(Desired(V4, (MASQUERADE,)), observed, ()) == 1
+        (fed,) = tools.fed
+        deletion = stale.replace("-A", "-D", 1)
+        jumps = (deletion, deletion, NAT_JUMP)
+        assert fed == lines("*nat", ":FLANNELD-MASQ - [0:0]", *NAT_RULES, *jumps, "COMMIT")
+
+    def test_the_removal_of_all_groups(self, root: Path) -> None:
+        backend, tools = self.backend(root, saved(*OWN, NAT_JUMP))
+        observed = backend.observe((Group.MASQUERADE,))
+        assert backend.replace(NOTHING, observed, ()) == 1
+        deletion = NAT_JUMP.replace("-A", "-D", 1)
+        assert tools.fed == [lines("*nat", deletion, "-F FLANNELD-MASQ", "-X FLANNELD-MASQ", "COMMIT")]
+        assert backend.replace(NOTHING, Observation(), ()) == 0
+        assert len(tools.fed) == 1

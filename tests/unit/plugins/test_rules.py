@@ -1,0 +1,49 @@
+"""The jumps that a write to an iptables backend replaces."""
+
+from __future__ import annotations
+
+import pytest
+from flanneld_masq_iptables import rules
+from flanneld_masq_iptables.rules import Jumps
+
+from flanneld_masq.model import Change, ChangeKind, Item, ItemKind, Observation, Position
+
+from .ruleset import FILTER, FORWARD_JUMP, MASQUERADE, NAT, NAT_JUMP
+
+
+class TestJumps:
+    RIGHT = Item(ItemKind.JUMP, NAT.jump, NAT_JUMP, raw=NAT_JUMP, handle=1)
+    OTHER = Item(ItemKind.JUMP, NAT.jump, NAT_JUMP.replace(":ee", ":old"), raw="old", handle=2)
+    STRAY = Item(ItemKind.JUMP, "nat PREROUTING", NAT_JUMP.replace("POSTROUTING", "PREROUTING"), raw="stray", handle=3)
+    FILTERS = Item(ItemKind.JUMP, FILTER.jump, FORWARD_JUMP, raw=FORWARD_JUMP, handle=4)
+
+    @pytest.mark.parametrize(
+        ("jumps", "new", "stale"),
+        [
+            ([], True, []),
+            ([RIGHT], False, []),
+            ([OTHER], True, [OTHER]),
+            ([STRAY], True, [STRAY]),
+            ([RIGHT, OTHER, STRAY], False, [OTHER, STRAY]),
+            ([RIGHT, RIGHT], True, [RIGHT, RIGHT]),
+            ([FILTERS], True, []),
+            ([Item(ItemKind.RULE, NAT.jump, NAT_JUMP)], True, []),
+        ],
+    )
+    def test_the_one_right_jump_stays(self, jumps: list[Item], new: bool, stale: list[Item]) -> None:
+        observed = Observation(tuple(jumps))
+        expected = Jumps((NAT_JUMP,) if new else (), tuple(stale))
+        assert rules.jumps_to_replace(MASQUERADE, Position.LAST, observed, ()) == expected
+
+    def test_a_jump_that_was_moved_goes(self) -> None:
+        observed = Observation((self.RIGHT,))
+        moved = Change(ChangeKind.MOVED, NAT.jump, "first", "behind")
+        assert rules.jumps_to_replace(MASQUERADE, Position.LAST, observed, (moved,)) == Jumps(
+            (NAT_JUMP,), (self.RIGHT,)
+        )
+        elsewhere = Change(ChangeKind.MOVED, FILTER.jump, "first", "behind")
+        assert rules.jumps_to_replace(MASQUERADE, Position.LAST, observed, (elsewhere,)) == Jumps()
+
+    def test_a_new_jump_is_inserted_at_the_first_position(self) -> None:
+        jump = rules.jumps_to_replace(MASQUERADE, Position.FIRST, Observation(), ())
+        assert jump.new == (NAT_JUMP.replace("-A", "-I", 1),)
