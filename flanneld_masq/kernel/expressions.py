@@ -186,7 +186,7 @@ def _comparison(held: str, mask: bytes, operator: str, value: bytes) -> str:
 
 
 def _prefix_length(mask: bytes, width: int) -> int | None:
-    """Return how many bits from the left a mask of an address of `width` bytes keeps; None if it keeps others too."""
+    """Return the bits of the prefix that a mask of an address of `width` bytes keeps; None for any other mask."""
     bits = int.from_bytes(mask.ljust(width, bytes(1)), "big")
     length = bin(bits).count("1")
     return length if len(mask) <= width and bits == (1 << length) - 1 << (width * 8 - length) else None

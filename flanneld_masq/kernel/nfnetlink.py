@@ -1,4 +1,4 @@
-"""What the daemon asks of nf_tables: reads objects, deletes what was just read, and writes again what was once read.
+"""Reads objects of nf_tables, deletes those just read, and writes again those once read.
 
 Formats: include/uapi/linux/netfilter/nf_tables.h of the kernel. Dumps are asked for by table and chain, so their cost
 does not depend on foreign rules.

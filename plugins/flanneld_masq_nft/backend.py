@@ -1,4 +1,4 @@
-"""Reads and replaces our nftables table."""
+"""The native nft backend: reads and replaces the daemon's own table."""
 
 from __future__ import annotations
 
@@ -47,6 +47,8 @@ _POLICIES = {uapi.NF_DROP: "drop", uapi.NF_ACCEPT: "accept"}
 
 
 class NftBackend:
+    """One table of nf_tables, with a base chain for each group of rules."""
+
     name = NAME
 
     def __init__(self, family: Family, host: Host) -> None:
@@ -60,8 +62,8 @@ class NftBackend:
         return Nfnetlink()
 
     def probe(self) -> Probe:
-        """Has the kernel judge a table like ours, without committing it. Under another name: what others did to
-        ours is for `observe` to see, and says nothing of the kernel."""
+        """Let the kernel check a table like the daemon's, without a commit. It has another name, because what other
+        programs did to the daemon's table says nothing about the kernel."""
         try:
             self._netlink.generation()
             self._library.check(render.render(_scenario(self.family)).replace(render.TABLE, f"{render.TABLE}-trial"))
@@ -90,9 +92,9 @@ class NftBackend:
         if not desired.groups:
             return self._remove_table(observed)
         whole = _structure(observed.items) == _structure(render.structure(desired))
-        replayed = self._replay_rules(desired, observed, whole)
-        if replayed is not None:
-            return replayed
+        cached = self._write_cached(desired, observed, whole)
+        if cached is not None:
+            return cached
         text = render.flush(desired) if whole else render.removal(self.family)
         before = self._netlink.generation()
         self._library.commit(text + render.render(desired))
@@ -107,14 +109,14 @@ class NftBackend:
         return 1
 
     def drops_forwarding(self) -> str:
-        return ""  # our table is our own, and what other tables drop no accept of ours can save
+        return ""  # only the daemon writes its table, and no accept in it saves what another table drops
 
     def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
         name = flannel_rules.TABLES[self.family]
         place = f"{self.family.data.nft} {name}"
-        found = (Item(ItemKind.TABLE, place, f"table {place}"),) if self._netlink.table(self.family, name) else ()
+        flannel = (Item(ItemKind.TABLE, place, f"table {place}"),) if self._netlink.table(self.family, name) else ()
         masquerades = f"table inet {_CNI_TABLE}" if self._netlink.has_inet_table(_CNI_TABLE) else ""
-        return Survey(found, masquerades)
+        return Survey(flannel, masquerades)
 
     def remove(self, items: tuple[Item, ...]) -> None:
         self._library.commit("".join(f"delete table {item.place}\n" for item in items))
@@ -131,11 +133,12 @@ class NftBackend:
     def poll(self) -> None:
         return None
 
-    def _replay_rules(self, desired: Desired, observed: Observation, whole: bool) -> int | None:
-        """Write without libnftables, if the kernel's form of each rule is known: in how many transactions. `whole` if
-        only rules differ; then a chain that is in order is left alone.
+    def _write_cached(self, desired: Desired, observed: Observation, whole: bool) -> int | None:
+        """Write without libnftables, unless the kernel's form of a rule is not known. Return the number of
+        transactions, or None if libnftables is needed. `whole` says that only rules differ; then a chain that is in
+        order is left alone.
 
-        libnftables lists all chains of all tables before it adds a rule: 40 ms where others have 50,000 rules.
+        libnftables lists all chains of all tables before it adds a rule: 40 ms if there are 50,000 foreign rules.
         """
         try:
             rules = {
@@ -144,7 +147,7 @@ class NftBackend:
             }
             if whole:
                 return self._refill(rules, observed)
-            chains = {_kernel_chain(render.CHAINS[group]): found for group, found in rules.items()}
+            chains = {_kernel_chain(render.CHAINS[group]): own for group, own in rules.items()}
             self._netlink.rebuild(self.family, render.TABLE, chains)
         except LookupError:
             return None
@@ -155,18 +158,20 @@ class NftBackend:
 
     def _refill(self, rules: Mapping[Group, tuple[KernelRule, ...]], observed: Observation) -> int:
         chains = {
-            (render.TABLE, render.CHAINS[group].name): found
-            for group, found in rules.items()
-            if not holds(observed, render.chain_place(self.family, group), found)
+            (render.TABLE, render.CHAINS[group].name): own
+            for group, own in rules.items()
+            if not holds(observed, render.chain_place(self.family, group), own)
         }
         if chains:
             self._netlink.refill(self.family, chains)
         return 1 if chains else 0
 
     def _items(self, table: Table, groups: Collection[Group]) -> Iterator[Item]:
-        found = render.describe_table(self.family, table.use, table.flags, table.owner) + _commented(table.comment)
-        yield Item(ItemKind.TABLE, render.table_place(self.family), found, raw=found)
-        rules = self._netlink.rules(self.family, render.TABLE)  # of all chains at once: 20 us less than one by one
+        text = render.describe_table(self.family, table.use, table.flags, table.owner) + _commented(table.comment)
+        yield Item(ItemKind.TABLE, render.table_place(self.family), text, raw=text)
+        rules = self._netlink.rules(
+            self.family, render.TABLE
+        )  # one dump of all chains takes 20 us less than one of each
         for group in Group:
             if group in groups:
                 yield from self._chain_items(group, rules)
@@ -176,8 +181,8 @@ class NftBackend:
         chain = self._netlink.chain(self.family, render.TABLE, name)
         if chain is None:
             return
-        found = _describe(chain)
-        yield Item(ItemKind.CHAIN, place, found, raw=found, handle=chain.handle)
+        text = _describe(chain)
+        yield Item(ItemKind.CHAIN, place, text, raw=text, handle=chain.handle)
         for rule in (rule for rule in rules if rule.chain == name):
             tag = comment(rule)
             tag = tag[len(COMMENT_PREFIX) :] if tag.startswith(COMMENT_PREFIX) else ""
@@ -195,7 +200,7 @@ class NftBackend:
         try:
             printed = self._host.run(("nft", "--version")).stdout.split()
         except CommandError:
-            return ("libnftables",)  # the nft program is not needed, so its absence is no news
+            return ("libnftables",)  # the nft program is not needed
         return (" ".join(printed[:2]).replace("nftables v", "nft "),)
 
 
@@ -217,7 +222,7 @@ def _commented(comment: str) -> str:
 
 
 def _structure(items: tuple[Item, ...]) -> list[tuple[str, str, str]]:
-    """Tables and chains: where these are as wanted, only rules are written, and no hook is unregistered."""
+    """Return tables and chains. If these are as desired, only rules are written, and no hook is unregistered."""
     return [(item.kind, item.place, item.raw) for item in items if item.kind is not ItemKind.RULE]
 
 

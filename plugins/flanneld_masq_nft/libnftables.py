@@ -1,4 +1,4 @@
-"""libnftables, by the distribution's Python binding, behind two calls."""
+"""Commits and checks by libnftables, through the distribution's Python binding."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from flanneld_masq import footprint
 from flanneld_masq.errors import BackendUnavailable, RulesetError
 
 REMEDY = "install the package python3-nftables (Debian, Ubuntu, Fedora and RHEL call it so)"
-# A context keeps a list of every chain of the kernel: 20 MB at 50,000 foreign rules. The next command drops a list that
-# is out of date, and this one needs none. Closing the socket would do as well, but after a commit it takes 20 ms, in
-# which the kernel holds up the next one.
+# A context keeps a list of every chain of the kernel: 20 MB for 50,000 foreign rules. The next command drops a list
+# that is out of date, and this command needs none. Closing the socket drops it too, but takes 20 ms after a commit,
+# during which the kernel delays the next commit.
 _FORGET = "describe ip saddr"
 
 
@@ -23,7 +23,7 @@ class _Library(Protocol):
 
 
 class Nftables:
-    """A context of libnftables, made in the thread and network namespace that first use it."""
+    """A context of libnftables, in the thread and network namespace that first use it."""
 
     @cached_property
     def _library(self) -> _Library:
@@ -40,15 +40,15 @@ class Nftables:
         return cast(_Library, library)
 
     def commit(self, text: str) -> None:
-        """All of `text` in one transaction, or nothing of it and a RulesetError."""
+        """Commit `text` in one transaction. Raises RulesetError if it is refused; then nothing has changed."""
         self._run(text)
         self._library.cmd(_FORGET)
         footprint.trim()
 
     def check(self, text: str) -> None:
-        """Let the kernel judge `text` and throw it away. Raises RulesetError where it would refuse.
+        """Let the kernel check `text` without a commit. Raises RulesetError if it would refuse.
 
-        Releases before 1.0.3 cannot do that; there nothing is judged beforehand.
+        Releases of libnftables before 1.0.3 cannot do that; with these nothing is checked.
         """
         if _is_old(self._library):
             return
@@ -67,6 +67,6 @@ class Nftables:
 
 
 def _is_old(library: object) -> bool:
-    """Whether nftables is older than 1.0.3: no dry run, and a context must never be freed, for if there was ever a
-    second one, of the other family, that ends the process ("double free or corruption", seen with 0.9.8)."""
+    """Return True if libnftables is older than 1.0.3. It has no dry run, and its contexts must not be freed: if there
+    was ever a second one, that ends the process ("double free or corruption", seen with 0.9.8)."""
     return not hasattr(library, "set_dry_run")

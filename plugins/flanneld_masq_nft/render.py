@@ -1,4 +1,4 @@
-"""Rules to nft's language. Pure; what `render` prints is what is committed."""
+"""Rules in nft's language, exactly as they are committed. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TABLE = "flanneld-masq"
 
 @dataclass(frozen=True, **SLOTS)
 class BaseChain:
-    """A base chain of ours. `hook_number` is the kernel's (uapi/linux/netfilter.h), `priority` an integer."""
+    """A base chain of the daemon. `hook_number` is the kernel's NF_INET_* number of the hook."""
 
     name: str
     type: str
@@ -45,7 +45,7 @@ def describe_chain(kind: str, hook: str, priority: int, policy: str) -> str:
 
 
 def describe_table(family: Family, uses: int, flags: int = 0, owner: int = 0) -> str:
-    """The table in words. `uses` counts its chains, sets and objects, so one of others shows."""
+    """Return the table in words. `uses` counts its chains, sets and objects, so that a foreign one shows."""
     extra = (f", flags {flags:#x}" if flags else "") + (f", owned by netlink port {owner}" if owner else "")
     return f"table {table_place(family)} holding {uses} chains, sets and objects{extra}"
 
@@ -55,21 +55,21 @@ def rule_text(family: Family, rule: Rule) -> str:
 
 
 def items(desired: Desired) -> tuple[Item, ...]:
-    """What an observation of `desired` holds. The kernel's form of rules is not known beforehand."""
+    """Return the items of an observation of `desired`. The kernel's form of rules is not known beforehand."""
     if not desired.groups:
         return ()
     table, *chains = structure(desired)
-    found = [table]
+    all_items = [table]
     for chain, group in zip(chains, desired.groups):
         rules = (
             Item(ItemKind.RULE, chain.place, rule_text(desired.family, rule), tag=rule.tag) for rule in group.rules
         )
-        found += [chain, *rules]
-    return tuple(found)
+        all_items += [chain, *rules]
+    return tuple(all_items)
 
 
 def structure(desired: Desired) -> tuple[Item, ...]:
-    """The table and its chains, as an observation has them."""
+    """Return the table and its chains, as an observation has them."""
     table = describe_table(desired.family, len(desired.groups))
     return (
         Item(ItemKind.TABLE, table_place(desired.family), table, raw=table),
@@ -78,7 +78,7 @@ def structure(desired: Desired) -> tuple[Item, ...]:
 
 
 def render(desired: Desired) -> str:
-    """The table as a block for `nft -f`; empty where nothing is wanted."""
+    """Return the table as a block for `nft -f`; empty if nothing is desired."""
     if not desired.groups:
         return ""
     blocks = "\n".join(_block(desired.family, group) for group in desired.groups)
@@ -86,12 +86,12 @@ def render(desired: Desired) -> str:
 
 
 def removal(family: Family) -> str:
-    """Removes the table, whether it is there or not."""
+    """Return commands that remove the table; it need not be there."""
     return f"add table {table_place(family)}\ndelete table {table_place(family)}\n"
 
 
 def flush(desired: Desired) -> str:
-    """Empties the chains that `render` fills anew, and leaves their hooks registered."""
+    """Return commands that empty the chains which `render` fills again; their hooks stay registered."""
     return "".join(f"flush chain {chain_place(desired.family, group.group)}\n" for group in desired.groups)
 
 

@@ -1,4 +1,4 @@
-"""What the nft backend does with a libnftables of long ago. The present one is met in tests/kernel."""
+"""Contexts of an old libnftables. tests/kernel uses the installed one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flanneld_masq_nft.libnftables import Nftables
 
 
 class Old:
-    """As the binding of nftables 0.9.8 ends a context."""
+    """Ends a context as the binding of nftables 0.9.8 does."""
 
     freed: ClassVar[list[object]] = []
 
@@ -31,10 +31,10 @@ class Recent(Old):
 
 
 @pytest.mark.parametrize(("binding", "freed"), [(Old, []), (Recent, [None, None])])
-def test_a_context_is_freed_where_that_is_safe(
+def test_a_context_is_freed_if_that_is_safe(
     monkeypatch: pytest.MonkeyPatch, binding: type[Old], freed: list[None]
 ) -> None:
-    """Before 1.0.3 it ended the process, if there was ever another context."""
+    """Before 1.0.3 that ended the process if there was ever another context."""
     module = ModuleType("nftables")
     module.Nftables = binding  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "nftables", module)
