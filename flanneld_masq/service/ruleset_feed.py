@@ -19,12 +19,18 @@ EVENT_PAUSE_SECONDS = 0.02
 class RulesetFeed:
     """Queues each commit for each family. The event loop calls `deliver` when something is queued; `drain` never does.
 
-    Without a socket the resync alone finds what other programs change.
+    Without a socket the resync alone finds what other programs change. `subscribe` opens the socket.
     """
 
-    def __init__(self, deliver: Callable[[], None], log: Callable[[LogEntry], None]) -> None:
+    def __init__(
+        self,
+        deliver: Callable[[], None],
+        log: Callable[[LogEntry], None],
+        subscribe: Callable[[], RulesetEvents] = RulesetEvents,
+    ) -> None:
         self._deliver = deliver
         self._log = log
+        self._subscribe = subscribe
         self._events: RulesetEvents | None = None
         self._queues: dict[Family, deque[Transaction]] = {family: deque(maxlen=MAX_HEARD) for family in Family}
         self._lost: set[Family] = set()
@@ -32,7 +38,7 @@ class RulesetFeed:
     def start(self) -> None:
         """Have the kernel report all commits from now on."""
         try:
-            self._events = RulesetEvents()
+            self._events = self._subscribe()
         except MasqError as error:
             self._log(notice(f"{error}; drift is found at the resync only", logging.WARNING))
             return

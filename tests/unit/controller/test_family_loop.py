@@ -1,12 +1,11 @@
-"""What a loop says of its passes, to the log and to whoever waits for it to settle."""
+"""A loop over a kernel in memory: its passes, what it reports of them, and which events begin one."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import NoReturn
 import pytest
 
 from flanneld_masq import plugin_loader
-from flanneld_masq.controller import backoff, family_loop
+from flanneld_masq.controller import backoff, family_loop, schedule
 from flanneld_masq.controller.family_loop import FamilyLoop
+from flanneld_masq.controller.report import FamilyReport, LogEntry
 from flanneld_masq.errors import KernelError, MasqError
 from flanneld_masq.hookspecs import Event, Host
 from flanneld_masq.kernel.ruleset_events import Transaction
@@ -47,31 +47,37 @@ OURS = "memory masquerade"
 
 
 @dataclass
-class Owner:
-    """What a loop asks of the daemon."""
+class Surroundings:
+    """The inputs and outputs of a loop: desired state, feed and publisher."""
 
     settings: Settings = field(default_factory=lambda: Settings(reconcile=ReconcileSettings(resync_seconds=60.0)))
     events: list[tuple[Event, int]] = field(default_factory=list)
-    found: FamilyLoop | None = None
+    report: FamilyReport = field(default_factory=lambda: FamilyReport(V4))
     published: str = ""
     said: list[tuple[str, str]] = field(default_factory=list)  # each event, and the state that was published by then
+    leased: bool = True
+    queued: tuple[tuple[Transaction, ...], bool] = ((), False)
 
-    def desired_state(self) -> DesiredState:
+    def current(self) -> DesiredState | None:
         subnet = FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1"))
-        return DesiredState(self.settings, (Lease("/run/flannel/subnet.env", subnet),))
+        return DesiredState(self.settings, (Lease("/run/flannel/subnet.env", subnet),)) if self.leased else None
 
-    def resync(self, family: Family) -> None:
-        assert self.found is not None
-        self.found.mark(family_loop.RESYNC)
+    def drain(self) -> None: ...
 
-    def hear(self) -> None: ...
+    def queue(self, *transactions: Transaction, lost: bool = False) -> None:
+        self.queued = ((*self.queued[0], *transactions), lost or self.queued[1])
+
+    def take(self, family: Family) -> tuple[tuple[Transaction, ...], bool]:
+        queued, self.queued = self.queued, ((), False)
+        return queued
 
     def publish(self) -> None:
-        self.published = self.found.state if self.found is not None else ""
+        self.published = self.report.state.value
 
-    def event(self, event: Event, level: int = logging.INFO) -> None:
-        self.events.append((event, level))
-        self.said.append((event.kind, self.published))
+    def emit(self, entries: Iterable[LogEntry]) -> None:
+        for entry in entries:
+            self.events.append((entry.event, entry.level))
+            self.said.append((entry.event.kind, self.published))
 
     def kinds(self) -> list[str]:
         return [event.kind for event, _ in self.events]
@@ -83,8 +89,25 @@ class Owner:
 @dataclass
 class Stage:
     kernel: MemoryKernel
-    owner: Owner
+    around: Surroundings
     loop: FamilyLoop
+
+    @property
+    def state(self) -> str:
+        return self.loop.report.state.value
+
+    @property
+    def repairs(self) -> int:
+        return self.loop.report.status().repairs or 0
+
+    @property
+    def dirty(self) -> bool:
+        return self.loop._schedule.dirty
+
+    def hear(self, *transactions: Transaction, lost: bool = False) -> None:
+        """These transactions are reported, in the event loop's thread."""
+        self.around.queue(*transactions, lost=lost)
+        self.loop.receive()
 
 
 Scene = Callable[[Stage], Awaitable[None]]
@@ -111,28 +134,29 @@ def play_two(tmp_path: Path, kernel: MemoryKernel) -> Play:
 def player(tmp_path: Path, kernel: MemoryKernel, *names: BackendName) -> Play:
     async def run(scene: Scene) -> None:
         backends = {name: memory_backend_type(name, kernel=kernel).create(V4, Host(ProcessRunner())) for name in names}
-        owner = Owner()
-        found = owner.found = FamilyLoop(V4, Reconciler(V4, backends, StateDirectory(tmp_path / "state")), owner)
-        task = asyncio.create_task(found.run())
+        around = Surroundings()
+        reconciler = Reconciler(V4, backends, StateDirectory(tmp_path / "state"))
+        loop = FamilyLoop(around.report, reconciler, around, around, around)
+        task = asyncio.create_task(loop.run())
         try:
-            await scene(Stage(kernel, owner, found))
+            await scene(Stage(kernel, around, loop))
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            found.close()
+            loop.close()
 
     return lambda scene: asyncio.run(run(scene))
 
 
 async def at_rest(stage: Stage) -> None:
-    await until(lambda: stage.loop.state == "synced")
+    await until(lambda: stage.state == "synced")
     await asyncio.wait_for(stage.loop.look("test"), DEADLINE)
 
 
 def test_what_was_written_first_has_a_diff_and_no_culprit(play: Play) -> None:
     async def scene(stage: Stage) -> None:
-        await until(lambda: stage.loop.state == "synced")
-        event = stage.owner.last("rules-applied")
+        await until(lambda: stage.state == "synced")
+        event = stage.around.last("rules-applied")
         assert event.diff.startswith("@@ ipv4 memory: ")
         assert "\n+ " in event.diff
         assert (event.reason, event.backend, event.culprit) == ("resync", "memory", "")
@@ -145,13 +169,13 @@ def test_drift_has_the_diff_and_all_that_is_known_of_the_culprit(play: Play) -> 
     """The parent of this very process plays the culprit."""
 
     async def scene(stage: Stage) -> None:
-        await until(lambda: stage.loop.state == "synced")
+        await until(lambda: stage.state == "synced")
         stage.kernel.append(V4, OURS, "accept everything")
         parent = Path(f"/proc/{os.getppid()}")
         name = (parent / "comm").read_text().strip()
-        stage.loop.ruleset_changed([Transaction(stage.kernel.generation, os.getppid(), name)], False)
-        await until(lambda: stage.loop.repairs)
-        event, level = stage.owner.events[-1]
+        stage.hear(Transaction(stage.kernel.generation, os.getppid(), name))
+        await until(lambda: stage.repairs)
+        event, level = stage.around.events[-1]
         assert (event.kind, level, event.reason) == ("drift-repaired", logging.WARNING, "ruleset changed")
         assert event.diff == f"@@ ipv4 memory: {OURS} @@\n# extra\n- accept everything"
         assert (event.culprit, event.culprit_pid) == (name, os.getppid())
@@ -166,9 +190,9 @@ def test_a_pass_after_a_failure_is_a_retry(play: Play, kernel: MemoryKernel) -> 
     kernel.fail("observe", KernelError("reading", "no"))
 
     async def scene(stage: Stage) -> None:
-        await until(lambda: stage.loop.state == "synced")
-        assert stage.owner.kinds() == ["degraded", "backend-chosen", "backend-chosen", "rules-applied", "recovered"]
-        assert {event.reason for event, _ in stage.owner.events[3:]} == {"retry"}
+        await until(lambda: stage.state == "synced")
+        assert stage.around.kinds() == ["degraded", "backend-chosen", "backend-chosen", "rules-applied", "recovered"]
+        assert {event.reason for event, _ in stage.around.events[3:]} == {"retry"}
 
     play(scene)
 
@@ -177,9 +201,9 @@ def test_a_failure_that_lasts_is_told_once(play: Play, kernel: MemoryKernel) -> 
     kernel.fail("observe", *(KernelError("reading", f"no, at {number}") for number in range(3)))
 
     async def scene(stage: Stage) -> None:
-        await until(lambda: stage.loop.state == "synced")
-        assert stage.owner.kinds().count("degraded") == stage.owner.kinds().count("recovered") == 1
-        assert stage.loop.last_error == ""
+        await until(lambda: stage.state == "synced")
+        assert stage.around.kinds().count("degraded") == stage.around.kinds().count("recovered") == 1
+        assert stage.loop.report.status().last_error == ""
 
     play(scene)
 
@@ -191,12 +215,12 @@ def test_a_line_that_tells_of_a_state_comes_when_the_status_says_the_same(
     kernel.fail("observe", KernelError("reading", "no"))
 
     async def scene(stage: Stage) -> None:
-        await until(lambda: ("recovered", "synced") in stage.owner.said)
-        while "contended" not in stage.owner.kinds():
+        await until(lambda: ("recovered", "synced") in stage.around.said)
+        while "contended" not in stage.around.kinds():
             stage.kernel.append(V4, OURS, "accept everything")
             await stage.loop.look("test")
-        await until(lambda: stage.owner.kinds().count("recovered") == 2)
-        told = [said for said in stage.owner.said if said[0] in ("recovered", "contended")]
+        await until(lambda: stage.around.kinds().count("recovered") == 2)
+        told = [said for said in stage.around.said if said[0] in ("recovered", "contended")]
         assert told == [("recovered", "synced"), ("contended", "contended"), ("recovered", "synced")]
 
     play(scene)
@@ -207,7 +231,7 @@ def test_a_line_that_tells_of_a_state_comes_when_the_status_says_the_same(
 
 def commits(stage: Stage, name: str) -> None:
     """The event of what was committed last, by a process that is gone."""
-    stage.loop.ruleset_changed([Transaction(stage.kernel.generation, 4_000_000, name)], False)
+    stage.hear(Transaction(stage.kernel.generation, 4_000_000, name))
 
 
 @pytest.mark.parametrize("failures", [0, 1])
@@ -231,22 +255,22 @@ def test_what_comes_behind_the_back_of_a_first_pass_or_of_the_one_that_ends_a_fa
             return last_look(detector, generation)
 
         monkeypatch.setattr(ChangeDetector, "fingerprint_at", look)
-        await until(lambda: "drift-repaired" in stage.owner.kinds())
+        await until(lambda: "drift-repaired" in stage.around.kinds())
         assert kernel.chain(V4, OURS)
-        assert stage.owner.last("drift-repaired").culprit == "nft"
+        assert stage.around.last("drift-repaired").culprit == "nft"
 
     play(scene)
 
 
 def test_without_a_subnet_file_nothing_that_others_commit_is_kept(play: Play) -> None:
     async def scene(stage: Stage) -> None:
-        await until(lambda: stage.loop.state == "synced")
-        stage.owner.desired_state = lambda: None  # type: ignore[assignment,method-assign,return-value]
+        await until(lambda: stage.state == "synced")
+        stage.around.leased = False
         for _ in range(3):
             stage.kernel.append(V4, "elsewhere", "rule")
             commits(stage, "nft")
-        assert not stage.loop._suspects.heard
-        assert not stage.loop._dirty.up
+        assert not stage.loop._filter.suspects.undecided
+        assert not stage.dirty
 
     play(scene)
 
@@ -259,8 +283,8 @@ def test_who_commits_after_the_rules_were_broken_is_not_blamed(play: Play) -> No
         for name in ("dockerd", "felix", "kube-proxy", "nft"):
             stage.kernel.append(V4, "elsewhere", "rule")
             commits(stage, name)
-        await until(lambda: stage.loop.repairs)
-        event = stage.owner.last("drift-repaired")
+        await until(lambda: stage.repairs)
+        event = stage.around.last("drift-repaired")
         assert (event.culprit, " or " in event.message) == ("evil", False)
 
     play(scene)
@@ -277,8 +301,8 @@ def test_who_breaks_them_after_a_harmless_change_in_what_we_look_at_is_named(pla
         commits(stage, "felix")
         stage.kernel.flush(V4, OURS)
         commits(stage, "evil")
-        await until(lambda: stage.loop.repairs)
-        assert "by evil (pid 4000000) or kube-proxy (pid 4000000)" in stage.owner.last("drift-repaired").message
+        await until(lambda: stage.repairs)
+        assert "by evil (pid 4000000) or kube-proxy (pid 4000000)" in stage.around.last("drift-repaired").message
 
     play(scene)
 
@@ -291,17 +315,17 @@ def test_who_breaks_them_between_the_event_of_another_and_the_look_is_named(
     async def scene(stage: Stage) -> None:
         await at_rest(stage)
 
-        def hear() -> None:
-            monkeypatch.setattr(stage.owner, "hear", lambda: None)
-            stage.loop.ruleset_changed([Transaction(broken_at, 4_000_001, "evil")], False)
+        def drain() -> None:
+            monkeypatch.setattr(stage.around, "drain", lambda: None)
+            stage.around.queue(Transaction(broken_at, 4_000_001, "evil"))
 
-        monkeypatch.setattr(stage.owner, "hear", hear)
+        monkeypatch.setattr(stage.around, "drain", drain)
         stage.kernel.append(V4, "postrouting", "rule")
         commits(stage, "kube-proxy")
         stage.kernel.flush(V4, OURS)
         broken_at = stage.kernel.generation
-        await until(lambda: stage.loop.repairs)
-        assert "by evil (pid 4000001) or kube-proxy (pid 4000000)" in stage.owner.last("drift-repaired").message
+        await until(lambda: stage.repairs)
+        assert "by evil (pid 4000001) or kube-proxy (pid 4000000)" in stage.around.last("drift-repaired").message
 
     play(scene)
 
@@ -314,10 +338,10 @@ def test_who_breaks_them_before_the_event_of_another_is_looked_into_is_named(pla
         stage.kernel.append(V4, "elsewhere", "rule")
         harmless = Transaction(stage.kernel.generation, 4_000_000, "kube-proxy")
         stage.kernel.flush(V4, OURS)
-        stage.loop.ruleset_changed([harmless], False)
+        stage.hear(harmless)
         commits(stage, "evil")
-        await until(lambda: stage.loop.repairs)
-        assert "by evil (pid 4000000) or kube-proxy (pid 4000000)" in stage.owner.last("drift-repaired").message
+        await until(lambda: stage.repairs)
+        assert "by evil (pid 4000000) or kube-proxy (pid 4000000)" in stage.around.last("drift-repaired").message
 
     play(scene)
 
@@ -330,8 +354,8 @@ def test_who_breaks_them_first_is_blamed_whoever_changes_what_we_look_at_later(p
         for name in ("iptables", "nft", "kube-proxy"):
             stage.kernel.append(V4, "postrouting", "rule")
             commits(stage, name)
-        await until(lambda: stage.loop.repairs)
-        assert stage.owner.last("drift-repaired").culprit == "evil"
+        await until(lambda: stage.repairs)
+        assert stage.around.last("drift-repaired").culprit == "evil"
 
     play(scene)
 
@@ -342,13 +366,13 @@ def test_who_breaks_them_while_they_are_broken_is_not_taken_for_harmless(play: P
         for _ in range(2):
             stage.kernel.flush(V4, OURS)
             commits(stage, "evil")
-        await until(lambda: stage.loop.repairs)
+        await until(lambda: stage.repairs)
         stage.kernel.append(V4, "elsewhere", "rule")
         newcomer = Transaction(stage.kernel.generation, 4_000_001, "newcomer")
         stage.kernel.flush(V4, OURS)
-        stage.loop.ruleset_changed([newcomer, Transaction(stage.kernel.generation, 4_000_000, "evil")], False)
-        await until(lambda: stage.loop.repairs == 2)
-        assert stage.owner.last("drift-repaired").culprit == "evil"
+        stage.hear(newcomer, Transaction(stage.kernel.generation, 4_000_000, "evil"))
+        await until(lambda: stage.repairs == 2)
+        assert stage.around.last("drift-repaired").culprit == "evil"
 
     play(scene)
 
@@ -362,12 +386,12 @@ def test_a_break_of_long_ago_does_not_hide_another(play: Play, generation: int) 
         await at_rest(stage)
         stage.kernel.flush(V4, OURS)
         commits(stage, "evil")
-        await until(lambda: stage.loop.repairs)
+        await until(lambda: stage.repairs)
         stage.kernel.generation = generation
         await at_rest(stage)
         stage.kernel.flush(V4, OURS)
         commits(stage, "evil")
-        await until(lambda: stage.loop.repairs == 2)
+        await until(lambda: stage.repairs == 2)
 
     play(scene)
 
@@ -397,7 +421,7 @@ def test_what_is_broken_again_before_the_other_backend_is_repaired_comes_back(
         kernel.flush(V4, OURS)
         kernel.flush(V4, "other forward")
         commits(stage, "evil")
-        await until(lambda: stage.loop.repairs >= 2 and kernel.chain(V4, OURS))
+        await until(lambda: stage.repairs >= 2 and kernel.chain(V4, OURS))
 
     play_two(scene)
 
@@ -407,14 +431,14 @@ def test_of_several_who_may_have_done_it_one_that_was_harmless_before_is_not_bla
         await at_rest(stage)
         stage.kernel.append(V4, "elsewhere", "rule")
         commits(stage, "kube-proxy")
-        assert not stage.loop._dirty.up
+        assert not stage.dirty
         stage.kernel.flush(V4, OURS)
         generation = stage.kernel.generation
         stage.kernel.append(V4, "elsewhere", "rule")
         heard = [Transaction(generation, 4_000_000, "evil"), Transaction(generation + 1, 4_000_001, "kube-proxy")]
-        stage.loop.ruleset_changed(heard, False)
-        await until(lambda: stage.loop.repairs)
-        event = stage.owner.last("drift-repaired")
+        stage.hear(*heard)
+        await until(lambda: stage.repairs)
+        event = stage.around.last("drift-repaired")
         assert event.culprit == "evil"
         assert "by kube-proxy (pid 4000001) or evil (pid 4000000)" in event.message
 
@@ -423,15 +447,15 @@ def test_of_several_who_may_have_done_it_one_that_was_harmless_before_is_not_bla
 
 def test_a_group_that_moves_on_new_evidence_is_nobody_s_drift(play_two: Play) -> None:
     async def scene(stage: Stage) -> None:
-        await until(lambda: stage.loop.state == "synced")
+        await until(lambda: stage.state == "synced")
         stage.kernel.drops[OTHER] = "docker drops"
         stage.kernel.append(V4, "forward", "docker's rule")
         commits(stage, "dockerd")
         await until(lambda: stage.kernel.chain(V4, "other forward") and not stage.kernel.chain(V4, "memory forward"))
-        await until(lambda: stage.owner.last("backend-chosen").backend == OTHER)
-        assert "drift-repaired" not in stage.owner.kinds()
-        assert not stage.loop.repairs
-        assert all(not event.culprit for event, _ in stage.owner.events)
+        await until(lambda: stage.around.last("backend-chosen").backend == OTHER)
+        assert "drift-repaired" not in stage.around.kinds()
+        assert not stage.repairs
+        assert all(not event.culprit for event, _ in stage.around.events)
 
     play_two(scene)
 
@@ -442,15 +466,15 @@ def test_what_was_repaired_in_a_pass_that_failed_in_the_end_is_told_and_counted(
     kernel.drops[OTHER] = "docker drops"
 
     async def scene(stage: Stage) -> None:
-        await until(lambda: stage.loop.state == "synced")
+        await until(lambda: stage.state == "synced")
         kernel.fail("drops_forwarding", ZeroDivisionError("oh"))
         kernel.flush(V4, OURS)
         commits(stage, "evil")
-        await until(lambda: "degraded" in stage.owner.kinds())
-        assert stage.loop.repairs == 1
-        assert stage.owner.last("drift-repaired").culprit == "evil"
-        await until(lambda: stage.loop.state == "synced")
-        assert stage.loop.repairs == 1
+        await until(lambda: "degraded" in stage.around.kinds())
+        assert stage.repairs == 1
+        assert stage.around.last("drift-repaired").culprit == "evil"
+        await until(lambda: stage.state == "synced")
+        assert stage.repairs == 1
 
     play_two(scene)
 
@@ -470,12 +494,12 @@ def test_who_undoes_each_write_at_once_is_named(play: Play, kernel: MemoryKernel
         kernel.interfere = undo
         kernel.flush(V4, OURS)
         commits(stage, "evil")
-        await until(lambda: "degraded" in stage.owner.kinds())
-        event = stage.owner.last("degraded")
+        await until(lambda: "degraded" in stage.around.kinds())
+        event = stage.around.last("degraded")
         assert event.culprit == "evil"
         assert "wrote the rules 4 times" in event.message and "meanwhile changed by evil (pid 4000000)" in event.message
         kernel.interfere = None
-        await until(lambda: stage.loop.state == "synced")
+        await until(lambda: stage.state == "synced")
 
     play(scene)
 
@@ -496,7 +520,7 @@ def test_while_passes_fail_each_damage_has_a_culprit_of_its_own(
             commits(stage, name)
             with pytest.raises(MasqError):
                 await asyncio.wait_for(stage.loop.look("test"), DEADLINE)
-            assert stage.owner.last("drift-repaired").culprit == name
+            assert stage.around.last("drift-repaired").culprit == name
 
     play_two(scene)
 
@@ -505,7 +529,7 @@ def test_what_was_of_no_concern_is_held_against_nobody_later(
     play: Play, kernel: MemoryKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also if it was heard while a pass ran."""
-    monkeypatch.setitem(family_loop.SETTLE_SECONDS, "iptables-restor", 60.0)
+    monkeypatch.setitem(schedule.SETTLE_SECONDS, "iptables-restor", 60.0)
     monkeypatch.setattr(family_loop, "MAX_SETTLE_SECONDS", 60.0)
 
     async def scene(stage: Stage) -> None:
@@ -514,7 +538,7 @@ def test_what_was_of_no_concern_is_held_against_nobody_later(
         last_look = ChangeDetector.fingerprint_at
 
         async def hear() -> None:
-            stage.loop.ruleset_changed([Transaction(kernel.generation + 1, 4_000_000, "kube-proxy")], False)
+            stage.hear(Transaction(kernel.generation + 1, 4_000_000, "kube-proxy"))
 
         def look(detector: ChangeDetector, generation: int | None) -> tuple[bytes | None, ...]:
             monkeypatch.setattr(ChangeDetector, "fingerprint_at", last_look)
@@ -524,12 +548,12 @@ def test_what_was_of_no_concern_is_held_against_nobody_later(
 
         monkeypatch.setattr(ChangeDetector, "fingerprint_at", look)
         await asyncio.wait_for(stage.loop.look("test"), DEADLINE)
-        await until(lambda: not stage.loop._dirty.up and not stage.loop._suspects.heard)
+        await until(lambda: not stage.dirty and not stage.loop._filter.suspects.undecided)
         kernel.append(V4, "elsewhere", "rule")
         kernel.flush(V4, OURS)
         commits(stage, "evil")
-        await until(lambda: stage.loop.repairs)
-        assert "by evil (pid 4000000)" in stage.owner.last("drift-repaired").message
+        await until(lambda: stage.repairs)
+        assert "by evil (pid 4000000)" in stage.around.last("drift-repaired").message
 
     play(scene)
 
@@ -538,10 +562,10 @@ def test_events_that_were_lost_while_it_holds_back_are_looked_for(play: Play, ke
     async def scene(stage: Stage) -> None:
         await at_rest(stage)
         kernel.append(V4, "elsewhere", "rule")
-        stage.loop.mark(family_loop._RULESET_CHANGED)
+        stage.loop.mark(schedule.RULESET_CHANGED)
         kernel.flush(V4, OURS)
-        stage.loop.ruleset_changed((), True)
-        await until(lambda: stage.loop.repairs)
+        stage.hear(lost=True)
+        await until(lambda: stage.repairs)
 
     play(scene)
 
@@ -551,37 +575,37 @@ def test_what_cannot_be_seen_of_others_is_told_once(play: Play, kernel: MemoryKe
         await at_rest(stage)
         for _ in range(3):
             kernel.fail("survey", KernelError("reading", "no"))
-            await asyncio.wait_for(stage.loop.look(family_loop.RESYNC), DEADLINE)
-        assert [event.message for event, _ in stage.owner.events if event.kind == "notice"] == [
+            await asyncio.wait_for(stage.loop.look(schedule.RESYNC), DEADLINE)
+        assert [event.message for event, _ in stage.around.events if event.kind == "notice"] == [
             "ipv4: what others keep cannot be seen, or flannel's of it not be removed: reading: no"
         ]
-        await asyncio.wait_for(stage.loop.look(family_loop.RESYNC), DEADLINE)
+        await asyncio.wait_for(stage.loop.look(schedule.RESYNC), DEADLINE)
         kernel.fail("survey", KernelError("reading", "no"))
-        await asyncio.wait_for(stage.loop.look(family_loop.RESYNC), DEADLINE)
-        assert stage.owner.kinds().count("notice") == 2
+        await asyncio.wait_for(stage.loop.look(schedule.RESYNC), DEADLINE)
+        assert stage.around.kinds().count("notice") == 2
 
     play(scene)
 
 
 def test_a_contention_is_told_once_whatever_fails_meanwhile(play: Play, kernel: MemoryKernel) -> None:
     async def scene(stage: Stage) -> None:
-        await until(lambda: stage.loop.state == "synced")
-        while stage.loop.state != "contended":
+        await until(lambda: stage.state == "synced")
+        while stage.state != "contended":
             kernel.flush(V4, OURS)
             await asyncio.wait_for(stage.loop.look("test"), DEADLINE)
         kernel.fail("observe", KernelError("reading", "no"))
         with pytest.raises(KernelError):
             await asyncio.wait_for(stage.loop.look("test"), DEADLINE)
         await asyncio.wait_for(stage.loop.look("test"), DEADLINE)
-        assert stage.loop.state == "contended"
-        assert stage.owner.kinds().count("contended") == 1
+        assert stage.state == "contended"
+        assert stage.around.kinds().count("contended") == 1
 
     play(scene)
 
 
 def test_a_kernel_that_cannot_be_polled_is_a_failure_as_any_other(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene(stage: Stage) -> None:
-        await until(lambda: stage.loop.state == "synced")
+        await until(lambda: stage.state == "synced")
         failing = [KernelError("polling", "no")]
 
         def polls(detector: ChangeDetector) -> bool:
@@ -597,24 +621,6 @@ def test_a_kernel_that_cannot_be_polled_is_a_failure_as_any_other(play: Play, mo
     play(scene)
 
 
-@pytest.mark.parametrize(
-    ("now", "pause", "every", "turn"),
-    [
-        (100.0, 0, 0.5, 100.5),
-        (99.9999, 0, 0.5, 100.5),
-        (100.06, 0, 0.5, 100.5),
-        (100.3, 0, 0.5, 100.5),
-        (100.46, 0, 0.5, 101.0),
-        (100.06, 1.8, 0.5, 102.0),
-        (100.2, 0, 2.0, 102.0),
-        (100.01, 0, 0.05, 100.05),
-    ],
-)
-def test_a_poll_that_is_late_does_not_skip_the_next_turn(now: float, pause: float, every: float, turn: float) -> None:
-    assert family_loop.next_turn(now, pause, every) == pytest.approx(turn)
-    assert now + pause <= turn <= now + pause + 1.1 * every
-
-
 # ---- whether it has settled
 
 
@@ -622,22 +628,22 @@ def test_it_has_settled_after_the_first_pass_whatever_came_of_it(play: Play, ker
     kernel.fail("observe", KernelError("reading", "no"))
 
     async def scene(stage: Stage) -> None:
-        assert not stage.loop.settled
-        await until(lambda: stage.loop.state == "degraded")
-        assert stage.loop.settled
+        assert not stage.loop.report.settled
+        await until(lambda: stage.state == "degraded")
+        assert stage.loop.report.settled
 
     play(scene)
 
 
 def test_a_reload_unsettles_it_until_a_pass_has_followed(play: Play) -> None:
     async def scene(stage: Stage) -> None:
-        await until(lambda: stage.loop.state == "synced")
+        await until(lambda: stage.state == "synced")
         looked = len(stage.kernel.log)
         stage.loop.mark("something else")
-        assert stage.loop.settled
+        assert stage.loop.report.settled
         stage.loop.mark("reload", reprobe=True)
-        assert not stage.loop.settled
-        await until(lambda: stage.loop.settled)
+        assert not stage.loop.report.settled
+        await until(lambda: stage.loop.report.settled)
         assert ("probe", MEMORY, V4) in stage.kernel.log[looked:]
 
     play(scene)
@@ -645,7 +651,7 @@ def test_a_reload_unsettles_it_until_a_pass_has_followed(play: Play) -> None:
 
 def test_a_reload_during_a_pass_is_not_settled_by_that_pass(play: Play, kernel: MemoryKernel) -> None:
     async def scene(stage: Stage) -> None:
-        await until(lambda: stage.loop.state == "synced")
+        await until(lambda: stage.state == "synced")
         here = asyncio.get_running_loop()
         seen = []
 
@@ -655,12 +661,12 @@ def test_a_reload_during_a_pass_is_not_settled_by_that_pass(play: Play, kernel: 
 
         async def reload() -> None:
             stage.loop.mark("reload", reprobe=True)
-            stage.owner.publish = lambda: seen.append(stage.loop.settled)  # type: ignore[method-assign]
+            stage.around.publish = lambda: seen.append(stage.loop.report.settled)  # type: ignore[method-assign]
 
         kernel.interfere = meanwhile
         kernel.flush(V4, OURS)
         stage.loop.mark("look")
-        await until(lambda: stage.loop.settled and len(seen) > 1)
+        await until(lambda: stage.loop.report.settled and len(seen) > 1)
         assert seen[0] is False
 
     play(scene)
@@ -671,13 +677,13 @@ def test_a_reload_during_a_pass_is_not_settled_by_that_pass(play: Play, kernel: 
 
 def test_who_asks_gets_what_came_of_the_next_pass(play: Play) -> None:
     async def scene(stage: Stage) -> None:
-        await until(lambda: stage.loop.state == "synced")
+        await until(lambda: stage.state == "synced")
         stage.kernel.flush(V4, OURS)
         asked = [stage.loop.look("Reconcile called") for _ in range(2)]
         first, second = await asyncio.wait_for(asyncio.gather(*asked), DEADLINE)
         (repair,) = first.repairs
         assert (repair.plan.backend, second) == (MEMORY, first)
-        assert stage.owner.last("drift-repaired").reason == "Reconcile called"
+        assert stage.around.last("drift-repaired").reason == "Reconcile called"
         assert (await asyncio.wait_for(stage.loop.look("Reconcile called"), DEADLINE)).repairs == ()
 
     play(scene)
@@ -685,7 +691,7 @@ def test_who_asks_gets_what_came_of_the_next_pass(play: Play) -> None:
 
 def test_who_asks_during_a_pass_waits_for_the_one_after_it(play: Play, kernel: MemoryKernel) -> None:
     async def scene(stage: Stage) -> None:
-        await until(lambda: stage.loop.state == "synced")
+        await until(lambda: stage.state == "synced")
         here = asyncio.get_running_loop()
         asked: list[asyncio.Future[Outcome]] = []
 
@@ -702,14 +708,14 @@ def test_who_asks_during_a_pass_waits_for_the_one_after_it(play: Play, kernel: M
         stage.loop.mark("look")
         await until(lambda: asked)
         assert (await asyncio.wait_for(asked[0], DEADLINE)).repairs == ()
-        assert stage.loop.repairs == 1
+        assert stage.repairs == 1
 
     play(scene)
 
 
 def test_who_asks_gets_the_error_of_the_pass(play: Play, kernel: MemoryKernel) -> None:
     async def scene(stage: Stage) -> None:
-        await until(lambda: stage.loop.state == "synced")
+        await until(lambda: stage.state == "synced")
         for error in (KernelError("reading", "no"), ZeroDivisionError("oh")):
             kernel.fail("observe", error)
             with pytest.raises(MasqError) as raised:
@@ -722,8 +728,8 @@ def test_who_asks_gets_the_error_of_the_pass(play: Play, kernel: MemoryKernel) -
 
 def test_who_asks_before_there_is_a_subnet_file_is_told_so(play: Play) -> None:
     async def scene(stage: Stage) -> None:
-        await until(lambda: stage.loop.state == "synced")
-        stage.owner.desired_state = lambda: None  # type: ignore[assignment,method-assign,return-value]
+        await until(lambda: stage.state == "synced")
+        stage.around.leased = False
         with pytest.raises(MasqError, match="no subnet file"):
             await asyncio.wait_for(stage.loop.look("Reconcile called"), DEADLINE)
 
@@ -732,28 +738,45 @@ def test_who_asks_before_there_is_a_subnet_file_is_told_so(play: Play) -> None:
 
 def test_who_asked_and_went_away_harms_nobody(play: Play) -> None:
     async def scene(stage: Stage) -> None:
-        await until(lambda: stage.loop.state == "synced")
+        await until(lambda: stage.state == "synced")
         stage.loop.look("Reconcile called").cancel()
         assert (await asyncio.wait_for(stage.loop.look("Reconcile called"), DEADLINE)).repairs == ()
 
     play(scene)
 
 
-@pytest.mark.parametrize("urgent", [True, False])
-def test_what_is_heard_of_others_waits_for_the_end_of_a_contention(play: Play, urgent: bool) -> None:
-    async def scene(stage: Stage) -> None:
-        await until(lambda: stage.loop.state == "synced")
-        while stage.loop.state != "contended":
-            stage.kernel.flush(V4, OURS)
-            await asyncio.wait_for(stage.loop.look("Reconcile called"), DEADLINE)
-        for _ in range(3):  # each of which doubles the delay, 0.1 s at first
-            stage.kernel.flush(V4, OURS)
-            await asyncio.wait_for(stage.loop.look("Reconcile called"), DEADLINE)
-        began, repairs = time.monotonic(), stage.loop.repairs
+async def contended(stage: Stage) -> float:
+    """Spend the back-off until a repair has to wait for longer than any test; return until when."""
+    await until(lambda: stage.state == "synced")
+    while (held := stage.loop._schedule.held_until()) < asyncio.get_running_loop().time() + 2 * DEADLINE:
         stage.kernel.flush(V4, OURS)
-        stage.loop.mark("firewalld reloaded", urgent=urgent)
-        await until(lambda: stage.loop.repairs > repairs)
-        assert (time.monotonic() - began > 0.5) == (not urgent)
+        await asyncio.wait_for(stage.loop.look("Reconcile called"), DEADLINE)
+    return held
+
+
+def test_an_urgent_reason_does_not_wait_in_a_contention(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        held, repairs = await contended(stage), stage.repairs
+        stage.kernel.flush(V4, OURS)
+        stage.loop.mark("a new lease")
+        await until(lambda: stage.repairs > repairs)
+        assert asyncio.get_running_loop().time() < held
+
+    play(scene)
+
+
+def test_a_hint_waits_for_the_end_of_a_contention(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await contended(stage)
+        repairs = stage.repairs
+        stage.kernel.flush(V4, OURS)
+        stage.loop.mark("firewalld reloaded", urgent=False)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert stage.dirty and stage.repairs == repairs
+        stage.loop.mark("a new lease")
+        await until(lambda: stage.repairs > repairs)
+        assert stage.around.last("drift-repaired").reason == "firewalld reloaded, a new lease"
 
     play(scene)
 
@@ -763,14 +786,12 @@ def test_the_daemon_tells_of_all_families_that_failed(tmp_path: Path) -> None:
 
     async def answers(*errors: MasqError) -> MasqError:
         daemon = Daemon(lambda: Settings(state_directory=str(tmp_path)), plugin_loader.load())
-        loops = [FamilyLoop(family, Reconciler(family, {}, StateDirectory(tmp_path)), Owner()) for family in Family]
-        daemon._loops = tuple(loops)
         asking = asyncio.ensure_future(daemon.reconcile())
         await asyncio.sleep(0)
-        for found, error in zip(loops, errors):
-            found._error = error
-            found._answer(found._asked)
-            found.close()
+        for each, error in zip(daemon._loops, errors):
+            each.report.error = error
+            each._answer(each._asked)
+            each.close()
         with pytest.raises(MasqError) as raised:
             await asyncio.wait_for(asking, DEADLINE)
         return raised.value

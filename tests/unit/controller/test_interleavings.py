@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -15,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flanneld_masq.controller.family_loop import FamilyLoop
-from flanneld_masq.hookspecs import Event, Host
+from flanneld_masq.controller.report import FamilyReport, LogEntry
+from flanneld_masq.controller.status import State
+from flanneld_masq.hookspecs import Host
 from flanneld_masq.kernel.objects import following
 from flanneld_masq.kernel.ruleset_events import Transaction
 from flanneld_masq.model import (
@@ -47,7 +48,7 @@ LEASE = Lease(
 SETTINGS = Settings(
     masquerade=MasqueradeSettings(position=Position.FIRST), reconcile=ReconcileSettings(resync_seconds=60.0)
 )
-WISH = DesiredState(SETTINGS, (LEASE,))
+DESIRED = DesiredState(SETTINGS, (LEASE,))
 MASQUERADES, FORWARDS = BackendName("masquerades"), BackendName("forwards")
 OURS = ("masquerades masquerade", "forwards forward")
 BASES = ("postrouting", "forward")
@@ -132,7 +133,7 @@ class Kernel(MemoryKernel):
 
 
 class Stage:
-    """Both families with their groups in two backends, and what their loops ask of the daemon."""
+    """Both families with their groups in two backends, and the inputs and outputs of their loops."""
 
     settings = SETTINGS
 
@@ -140,23 +141,42 @@ class Stage:
         self.kernel = Kernel()
         types = [memory_backend_type(name, kernel=self.kernel) for name in (MASQUERADES, FORWARDS)]
         commits = OwnCommits()
+        self.queues: dict[Family, tuple[list[Transaction], bool]] = {family: ([], False) for family in Family}
         self.loops = []
         for family in Family:
-            backends = {found.name: found.create(family, Host(ProcessRunner())) for found in types}
+            backends = {each.name: each.create(family, Host(ProcessRunner())) for each in types}
             reconciler = Reconciler(family, backends, StateDirectory(directory), commits=commits)
-            self.loops.append(FamilyLoop(family, reconciler, self))
+            self.loops.append(FamilyLoop(FamilyReport(family), reconciler, self, self, self))
 
-    def desired_state(self) -> DesiredState:
-        return WISH
+    def current(self) -> DesiredState:
+        return DESIRED
 
-    def resync(self, family: Family) -> None: ...
+    def drain(self) -> None:
+        if self.read():
+            asyncio.get_running_loop().call_soon(self.deliver)
+
+    def read(self) -> bool:
+        events, lost = self.kernel.events()
+        for family, (queue, lost_before) in self.queues.items():
+            self.queues[family] = ([*queue, *events], lost or lost_before)
+        return bool(events) or lost
+
+    def take(self, family: Family) -> tuple[list[Transaction], bool]:
+        queued, self.queues[family] = self.queues[family], ([], False)
+        return queued
+
+    def deliver(self) -> None:
+        for loop in self.loops:
+            loop.receive()
 
     def hear(self) -> None:
-        events, lost = self.kernel.events()
-        for loop in self.loops if events or lost else ():
-            loop.ruleset_changed(events, lost)
+        """The socket is readable."""
+        self.read()
+        self.deliver()
 
-    def event(self, event: Event, level: int = logging.INFO) -> None: ...
+    def emit(self, entries: Iterable[LogEntry]) -> None:
+        for _ in entries:
+            pass
 
     def publish(self) -> None: ...
 
@@ -165,7 +185,12 @@ class Stage:
 
         def tell(at_once: bool) -> None:
             heard = threading.Event()
-            here.call_soon_threadsafe(lambda: (self.hear(), heard.set()))
+
+            def hear() -> None:
+                self.hear()
+                heard.set()
+
+            here.call_soon_threadsafe(hear)
             if at_once and threading.current_thread() is not threading.main_thread():
                 assert heard.wait(DEADLINE)
 
@@ -191,10 +216,10 @@ class Stage:
         return not self.kernel.steps
 
     def synced(self) -> bool:
-        return all(loop.state == "synced" for loop in self.loops)
+        return all(loop.report.state is State.SYNCED for loop in self.loops)
 
     def at_rest(self) -> bool:
-        return not any(loop._dirty.up or loop._passing for loop in self.loops)
+        return not any(loop._schedule.dirty or loop._schedule.passing for loop in self.loops)
 
 
 @settings(deadline=None, max_examples=100)

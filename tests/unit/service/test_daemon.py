@@ -10,15 +10,12 @@ from typing import NoReturn
 
 import pytest
 
-from flanneld_masq.controller.family_loop import FamilyLoop
 from flanneld_masq.errors import KernelError, StateError
 from flanneld_masq.hookspecs import Event
-from flanneld_masq.model import Family, Settings
+from flanneld_masq.model import Settings
 from flanneld_masq.plugin_loader import Plugins, load
-from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.service import journal
 from flanneld_masq.service.daemon import Daemon
-from flanneld_masq.state_directory import StateDirectory
 
 Told = list[tuple[str, int, str]]
 
@@ -46,7 +43,7 @@ def daemon(state: Path, plugins: Plugins, metrics: str = "") -> Daemon:
 
 def test_a_pass_that_hangs(tmp_path: Path, plugins: Plugins, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "60000000")
-    daemon(tmp_path, plugins)._tell_hung("ipv4")
+    daemon(tmp_path, plugins)._on_hung("ipv4")
     ((kind, level, message),) = told
     assert (kind, level) == ("hanging", logging.ERROR)
     assert "watchdog ends the daemon in 60 s" in message
@@ -55,9 +52,8 @@ def test_a_pass_that_hangs(tmp_path: Path, plugins: Plugins, told: Told, monkeyp
 def test_rules_that_could_not_be_removed(
     tmp_path: Path, plugins: Plugins, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reconciler = Reconciler(Family.IPV4, {}, StateDirectory(tmp_path))
-    monkeypatch.setattr(reconciler, "remove_everything", lambda: ((), [KernelError("removing", "no")]))
-    loop = FamilyLoop(Family.IPV4, reconciler, daemon(tmp_path, plugins))
+    loop = daemon(tmp_path, plugins)._loops[0]
+    monkeypatch.setattr(loop._reconciler, "remove_everything", lambda: ((), [KernelError("removing", "no")]))
     asyncio.run(loop.remove())
     loop.close()
     assert told == [("rules-left", logging.ERROR, "ipv4: rules not removed: removing: no")]
@@ -69,9 +65,8 @@ def test_rules_that_another_instance_keeps_from_being_removed(
     def held() -> NoReturn:
         raise StateError("ipv4.lock was held")
 
-    reconciler = Reconciler(Family.IPV4, {}, StateDirectory(tmp_path))
-    monkeypatch.setattr(reconciler, "remove_everything", held)
-    loop = FamilyLoop(Family.IPV4, reconciler, daemon(tmp_path, plugins))
+    loop = daemon(tmp_path, plugins)._loops[0]
+    monkeypatch.setattr(loop._reconciler, "remove_everything", held)
     asyncio.run(loop.remove())
     loop.close()
     assert told == [("rules-left", logging.ERROR, "ipv4: rules not removed: ipv4.lock was held")]
@@ -81,19 +76,19 @@ def test_a_file_that_cannot_be_written_is_told_once_and_so_is_its_end(
     tmp_path: Path, plugins: Plugins, told: Told
 ) -> None:
     metrics = tmp_path / "collector" / "metrics"
-    found = daemon(tmp_path / "state", plugins, str(metrics))
-    found._bus_tried = True
+    publisher = daemon(tmp_path / "state", plugins, str(metrics))._publisher
+    publisher._bus._tried = True
     for state in ("one", "one", "another"):
-        found._refused = state  # so that there is something new to write
-        found.publish()
+        publisher.refused = state  # so that there is something new to write
+        publisher.publish()
     (message,) = (message for kind, level, message in told if (kind, level) == ("unwritable", logging.ERROR))
     assert message == f"{metrics} cannot be written: No such file or directory"
     metrics.parent.mkdir()
-    found.publish()
-    found.publish()
+    publisher.publish()
+    publisher.publish()
     assert told[1:] == [("notice", logging.INFO, "status and metrics are written again")]
     metrics.unlink()
     metrics.parent.rmdir()
-    found._refused = "a third"
-    found.publish()
+    publisher.refused = "a third"
+    publisher.publish()
     assert told[2:] == [("unwritable", logging.ERROR, message)]

@@ -1,0 +1,132 @@
+"""What a family reports: outcomes and failures in, log entries and status out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from datetime import datetime, timezone
+
+import pytest
+
+from flanneld_masq.controller.attribution import Culprit
+from flanneld_masq.controller.report import Failure, FamilyReport, LogEntry, Repaired
+from flanneld_masq.controller.status import State
+from flanneld_masq.errors import KernelError
+from flanneld_masq.model import BackendName, Change, ChangeKind, Family, Group, Item, ItemKind, Plan, Settings, Survey
+from flanneld_masq.reconcile.values import DesiredState, Outcome, Repair
+from flanneld_masq.ruleset.backend_choice import Choice
+
+V4, NFT = Family.IPV4, BackendName("nft")
+AT = datetime(2026, 11, 26, 12, 0, 0, 123456, tzinfo=timezone.utc)
+CHOICES = {group: Choice(NFT, "the first choice of auto") for group in Group}
+DESIRED = DesiredState(Settings())
+EVIL = Culprit("evil", 42, "evil --now", "evil.service")
+PLAN = Plan(V4, NFT, (Change(ChangeKind.EXTRA, "ip t", found="accept"),))
+DRIFT = Repair(PLAN, 1500, found_at=7, drift=True)
+
+
+@pytest.fixture
+def report() -> FamilyReport:
+    return FamilyReport(V4)
+
+
+def lines(entries: Iterable[LogEntry]) -> list[tuple[str, int, str]]:
+    return [(entry.event.kind, entry.level, entry.event.message) for entry in entries]
+
+
+def failure(text: str, *culprits: Culprit) -> Failure:
+    return Failure(KernelError("reading", text), culprits, 0.2, 0.0)
+
+
+def test_a_new_choice_is_logged_once(report: FamilyReport) -> None:
+    outcome = Outcome(CHOICES, (), {Group.MASQUERADE: 5, Group.FORWARD: 2})
+    assert [kind for kind, _, _ in lines(report.chosen(outcome, ()))] == ["backend-chosen"] * 2
+    report.succeeded(DESIRED, outcome, contended=False)
+    assert lines(report.chosen(outcome, (NFT,))) == []
+    assert report.status().groups[Group.MASQUERADE].rules == 5
+
+
+def test_a_backend_without_random_ports_is_reported(report: FamilyReport) -> None:
+    outcome = Outcome({Group.MASQUERADE: CHOICES[Group.MASQUERADE]}, (), {})
+    assert lines(report.chosen(outcome, (NFT,)))[-1] == (
+        "notice",
+        logging.INFO,
+        "ipv4: nft cannot choose fully random ports here; masquerading without",
+    )
+
+
+def test_a_repair_names_the_culprit_and_is_counted(report: FamilyReport) -> None:
+    (entry,) = report.repaired(Repaired((DRIFT,), "ruleset changed", (EVIL,), AT))
+    assert (entry.event.culprit, entry.event.culprit_pid, entry.event.culprit_unit) == ("evil", 42, "evil.service")
+    assert "by evil (pid 42, evil.service, evil --now)" in entry.event.message
+    status = report.status()
+    assert status.repairs == 1
+    assert status.last_repair is not None
+    assert (status.last_repair.time, status.last_repair.culprits) == ("2026-11-26T12:00:00.123+00:00", (EVIL,))
+
+
+def test_the_first_write_is_no_drift(report: FamilyReport) -> None:
+    (entry,) = report.repaired(Repaired((Repair(PLAN, 1500, found_at=7),), "start", (EVIL,), AT))
+    assert (entry.event.kind, entry.level, entry.event.culprit) == ("rules-applied", logging.INFO, "")
+    assert report.status().repairs == 0
+
+
+def test_drift_without_a_generation_names_nobody(report: FamilyReport) -> None:
+    (entry,) = report.repaired(Repaired((Repair(PLAN, 1500, drift=True),), "legacy tables changed", (EVIL,), AT))
+    assert entry.event.message.endswith("; the kernel does not tell by whom")
+    assert entry.event.culprit == ""
+
+
+def test_a_failure_is_logged_once_and_its_end_too(report: FamilyReport) -> None:
+    assert lines(report.failed(failure("no, at 1"))) == [
+        ("degraded", logging.ERROR, "ipv4: reading: no, at 1; next try in 0.2 s, then ever more slowly")
+    ]
+    assert lines(report.failed(failure("no, at 2"))) == []
+    assert (report.state, report.status().last_error) == (State.DEGRADED, "reading: no, at 2")
+    report.succeeded(DESIRED, Outcome(CHOICES, (), {}), contended=False)
+    assert [kind for kind, _, _ in lines(report.state_entries("retry", (), quiet=False))] == ["recovered"]
+    assert (report.state, report.status().last_error) == (State.SYNCED, "")
+    assert lines(report.state_entries("resync", (), quiet=False)) == []
+
+
+def test_a_failure_names_what_is_in_the_way(report: FamilyReport) -> None:
+    (entry,) = report.failed(failure("no", EVIL))
+    assert "; meanwhile changed by evil (pid 42, evil.service, evil --now)" in entry.event.message
+    assert entry.event.culprit == "evil"
+
+
+def test_a_contention_is_logged_once(report: FamilyReport) -> None:
+    for expected in (["contended"], []):
+        report.succeeded(DESIRED, Outcome(CHOICES, (DRIFT,), {}), contended=True)
+        assert [kind for kind, _, _ in lines(report.state_entries("", (EVIL,), quiet=False))] == expected
+    assert report.state is State.CONTENDED
+    report.succeeded(DESIRED, Outcome(CHOICES, (), {}), contended=False)
+    assert [kind for kind, _, _ in lines(report.state_entries("", (), quiet=True))] == ["recovered"]
+
+
+def test_only_a_first_pass_without_repairs_is_verified(report: FamilyReport) -> None:
+    outcome = Outcome(CHOICES, (), {})
+    assert [kind for kind, _, _ in lines(report.verified(outcome))] == ["verified"]
+    assert lines(report.verified(Outcome({}, (), {}))) == []
+    assert lines(report.verified(Outcome(CHOICES, (DRIFT,), {}))) == []
+    report.succeeded(DESIRED, outcome, contended=False)
+    assert lines(report.verified(outcome)) == []
+
+
+def test_a_survey_shows_in_the_status_and_in_the_log(report: FamilyReport) -> None:
+    rule = Item(ItemKind.RULE, "nat FLANNEL-POSTRTG", "a rule")
+    surveys = {NFT: Survey((rule,), "chain CNI-1")}
+    removed, masquerade = lines(report.surveyed(((NFT, (rule,)),), surveys))
+    assert removed == ("notice", logging.INFO, "ipv4: 1 objects that flannel had written removed from nft")
+    assert masquerade[1] == logging.WARNING and "(chain CNI-1)" in masquerade[2]
+    status = report.status()
+    assert (status.flannel_rules, status.cni_masquerade) == (("nft",), ("chain CNI-1",))
+    assert lines(report.surveyed((), surveys)) == [], "pods come and go"
+
+
+def test_a_survey_that_fails_is_logged_until_one_succeeds(report: FamilyReport) -> None:
+    error = KernelError("reading", "no")
+    assert len(lines(report.survey_failure(error))) == 1
+    assert lines(report.survey_failure(error)) == [] and report.survey_failed
+    assert lines(report.surveyed((), {})) == [] and not report.survey_failed
+    assert len(lines(report.survey_failure(error))) == 1
