@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import fcntl
 import itertools
-import logging
 import signal
 import socket
 import subprocess
@@ -22,17 +21,18 @@ import pytest
 from flanneld_masq.controller.attribution import in_initial_pid_namespace
 from flanneld_masq.controller.backoff import BURST, QUIET_SECONDS, REFILL_PER_SECOND
 from flanneld_masq.controller.family_loop import FamilyLoop
-from flanneld_masq.hookspecs import Event
+from flanneld_masq.controller.report import FamilyReport
+from flanneld_masq.controller.status import State
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.kernel.ruleset_events import RulesetEvents
 from flanneld_masq.model import Family, Group
 from flanneld_masq.process import Completed, ProcessRunner
-from flanneld_masq.reconcile.values import DesiredState
 from flanneld_masq.selftest import fault_injection, netns
 from flanneld_masq.selftest.commit_log import Commits
 from flanneld_masq.selftest.fault_injection import Tools
 
 from ..common import eventually, lasting, patience, until
+from ..surroundings import Surroundings
 from .conftest import BACKENDS, Daemon, Node
 
 BY_EVENTS = ("nft", "iptables-nft")
@@ -327,46 +327,23 @@ def test_a_restore_that_flushes_table_after_table_comes_to_its_end(node: Node, f
             eventually(lambda: in_order(node, tools, verified_state))
 
 
-class Quiet:
-    """An owner of a loop that has nothing else to do."""
-
-    def __init__(self, desired_state: DesiredState) -> None:
-        self.settings = desired_state.settings
-        self.events: list[Event] = []
-        self._desired_state = desired_state
-
-    def desired_state(self) -> DesiredState:
-        return self._desired_state
-
-    def resync(self, family: Family) -> None:
-        raise AssertionError(f"the resync of {family} is not due")
-
-    def event(self, event: Event, level: int = logging.INFO) -> None:
-        self.events.append(event)
-
-    def hear(self) -> None:
-        pass
-
-    def publish(self) -> None:
-        pass
-
-
 @pytest.mark.parametrize("name", BY_EVENTS)
 def test_a_loop_that_is_told_of_lost_events_verifies(node: Node, name: str, family: Family) -> None:
     node.configure(BY_EVENTS_ALONE, backend=name)
     tools = tools_of(node, name, family)
 
     async def scenario() -> None:
-        owner = Quiet(node.desired_state())
-        loop = FamilyLoop(family, node.reconciler(family), owner)
+        around = Surroundings(FamilyReport(family), node.desired_state())
+        loop = FamilyLoop(around.report, node.reconciler(family), around, around, around)
         task = asyncio.create_task(loop.run())
-        await until(lambda: loop.state == "synced")
+        await until(lambda: around.report.state is State.SYNCED)
         verified_state = tools.ours()
         tools.damages["chain flushed"]()
-        loop.ruleset_changed((), lost=True)
-        await until(lambda: loop.repairs == 1)
+        around.queue(lost=True)
+        loop.receive()
+        await until(lambda: around.report.status().repairs == 1)
         assert tools.ours() == verified_state
-        assert owner.events[-1].reason == "ruleset events lost"
+        assert around.last("drift-repaired").reason == "ruleset events lost"
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         loop.close()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import NoReturn
@@ -16,9 +16,9 @@ import pytest
 from flanneld_masq import plugin_loader
 from flanneld_masq.controller import backoff, family_loop, schedule
 from flanneld_masq.controller.family_loop import FamilyLoop
-from flanneld_masq.controller.report import FamilyReport, LogEntry
+from flanneld_masq.controller.report import FamilyReport
 from flanneld_masq.errors import KernelError, MasqError
-from flanneld_masq.hookspecs import Event, Host
+from flanneld_masq.hookspecs import Host
 from flanneld_masq.kernel.ruleset_events import Transaction
 from flanneld_masq.model import (
     BackendName,
@@ -39,6 +39,7 @@ from flanneld_masq.state_directory import StateDirectory
 from flanneld_masq.testing import MemoryKernel, memory_backend_type
 
 from ...common import until
+from ...surroundings import Surroundings
 
 DEADLINE = 10.0  # seconds
 V4 = Family.IPV4
@@ -46,44 +47,10 @@ MEMORY, OTHER = BackendName("memory"), BackendName("other")
 OURS = "memory masquerade"
 
 
-@dataclass
-class Surroundings:
-    """The inputs and outputs of a loop: desired state, feed and publisher."""
-
-    settings: Settings = field(default_factory=lambda: Settings(reconcile=ReconcileSettings(resync_seconds=60.0)))
-    events: list[tuple[Event, int]] = field(default_factory=list)
-    report: FamilyReport = field(default_factory=lambda: FamilyReport(V4))
-    published: str = ""
-    said: list[tuple[str, str]] = field(default_factory=list)  # each event, and the state that was published by then
-    leased: bool = True
-    queued: tuple[tuple[Transaction, ...], bool] = ((), False)
-
-    def current(self) -> DesiredState | None:
-        subnet = FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1"))
-        return DesiredState(self.settings, (Lease("/run/flannel/subnet.env", subnet),)) if self.leased else None
-
-    def drain(self) -> None: ...
-
-    def queue(self, *transactions: Transaction, lost: bool = False) -> None:
-        self.queued = ((*self.queued[0], *transactions), lost or self.queued[1])
-
-    def take(self, family: Family) -> tuple[tuple[Transaction, ...], bool]:
-        queued, self.queued = self.queued, ((), False)
-        return queued
-
-    def publish(self) -> None:
-        self.published = self.report.state.value
-
-    def emit(self, entries: Iterable[LogEntry]) -> None:
-        for entry in entries:
-            self.events.append((entry.event, entry.level))
-            self.said.append((entry.event.kind, self.published))
-
-    def kinds(self) -> list[str]:
-        return [event.kind for event, _ in self.events]
-
-    def last(self, kind: str) -> Event:
-        return next(event for event, _ in reversed(self.events) if event.kind == kind)
+def desired() -> DesiredState:
+    subnet = FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1"))
+    settings = Settings(reconcile=ReconcileSettings(resync_seconds=60.0))
+    return DesiredState(settings, (Lease("/run/flannel/subnet.env", subnet),))
 
 
 @dataclass
@@ -134,7 +101,7 @@ def play_two(tmp_path: Path, kernel: MemoryKernel) -> Play:
 def player(tmp_path: Path, kernel: MemoryKernel, *names: BackendName) -> Play:
     async def run(scene: Scene) -> None:
         backends = {name: memory_backend_type(name, kernel=kernel).create(V4, Host(ProcessRunner())) for name in names}
-        around = Surroundings()
+        around = Surroundings(FamilyReport(V4), desired())
         reconciler = Reconciler(V4, backends, StateDirectory(tmp_path / "state"))
         loop = FamilyLoop(around.report, reconciler, around, around, around)
         task = asyncio.create_task(loop.run())
@@ -265,7 +232,7 @@ def test_what_comes_behind_the_back_of_a_first_pass_or_of_the_one_that_ends_a_fa
 def test_without_a_subnet_file_nothing_that_others_commit_is_kept(play: Play) -> None:
     async def scene(stage: Stage) -> None:
         await until(lambda: stage.state == "synced")
-        stage.around.leased = False
+        stage.around.desired = None
         for _ in range(3):
             stage.kernel.append(V4, "elsewhere", "rule")
             commits(stage, "nft")
@@ -729,7 +696,7 @@ def test_who_asks_gets_the_error_of_the_pass(play: Play, kernel: MemoryKernel) -
 def test_who_asks_before_there_is_a_subnet_file_is_told_so(play: Play) -> None:
     async def scene(stage: Stage) -> None:
         await until(lambda: stage.state == "synced")
-        stage.around.leased = False
+        stage.around.desired = None
         with pytest.raises(MasqError, match="no subnet file"):
             await asyncio.wait_for(stage.loop.look("Reconcile called"), DEADLINE)
 
