@@ -40,7 +40,7 @@ test-one: setup ## the tests that T names, e.g. T=tests/kernel/test_daemon.py or
 
 coverage: setup ## which lines the unit and kernel tests run: a report, and pages in build/coverage
 	@rm -rf build/coverage && mkdir -p build/coverage
-	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(bin)/python -m pytest $(at_once) tests/unit tests/kernel
+	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml COVERAGE_FILE=$(CURDIR)/build/coverage/data $(bin)/python -m pytest $(at_once) tests/unit tests/kernel
 	$(bin)/python -m coverage combine --quiet
 	$(bin)/python -m coverage html --quiet
 	$(bin)/python -m coverage report --skip-covered --sort=cover

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from typing import Any
@@ -17,6 +18,14 @@ def pytest_xdist_setupnodes(specs: list[Any]) -> None:
     if os.geteuid() != 0:
         for spec in specs:
             spec.python = f"{sys.executable} -m tests.worker {sys.executable}"
+
+
+def pytest_sessionfinish() -> None:
+    """Save what `make coverage` measures in this process: one of pytest-xdist ends without doing so."""
+    if "COVERAGE_PROCESS_START" in os.environ:
+        measured = importlib.import_module("coverage").Coverage.current()
+        measured.stop()
+        measured.save()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
