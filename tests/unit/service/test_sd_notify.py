@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 
-from flanneld_masq.controller import family_loop
-from flanneld_masq.controller.family_loop import FamilyLoop
+from flanneld_masq.controller.family_loop import LONGEST_STEP_SECONDS, FamilyLoop
 from flanneld_masq.hookspecs import Event, Host
 from flanneld_masq.model import BackendName, Family, FamilyLease, Lease, Settings
 from flanneld_masq.process import ProcessRunner
@@ -242,6 +241,11 @@ class Owner:
         self.events.append(event)
 
 
+def set_clock(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Have the clock of the event loop that runs go so much ahead of the real one."""
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: time.monotonic() + seconds)
+
+
 class TestWatchdog:
     """With the periods of the real one, only shorter."""
 
@@ -272,6 +276,7 @@ class TestWatchdog:
             watchdog = Watchdog(notifier, lambda: "", pytest.fail)
             watchdog.start()
             await asyncio.to_thread(systemd.wait)
+            systemd.heard()  # while that was on its way
             stuck = time.monotonic()
             while time.monotonic() < stuck + 0.2:  # ten periods in which nothing else gets a turn
                 assert systemd.heard() == []
@@ -283,7 +288,6 @@ class TestWatchdog:
         self, systemd: Systemd, notifier: Notifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The event loop goes on meanwhile; when the pass does so too, it is fed again."""
-        monkeypatch.setattr(family_loop, "LONGEST_STEP_SECONDS", 0.1)
         kernel = MemoryKernel()
         release = threading.Event()
         kernel.interfere = lambda: None if release.wait(DEADLINE) else pytest.fail("never released")
@@ -299,6 +303,7 @@ class TestWatchdog:
             watchdog.start()
             assert not found.settled
             assert "WATCHDOG=1" in await asyncio.to_thread(systemd.wait)
+            set_clock(monkeypatch, LONGEST_STEP_SECONDS + 1)
             await until(lambda: told)
             systemd.heard()
             since = time.monotonic()
@@ -316,14 +321,13 @@ class TestWatchdog:
         assert told == ["ipv4"]
 
     def test_one_of_many_steps_does_not_hang(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(family_loop, "LONGEST_STEP_SECONDS", 0.05)
-
         async def scene() -> None:
             found = FamilyLoop(Family.IPV4, Reconciler(Family.IPV4, {}, StateDirectory(tmp_path / "state")), Owner())
-            found._expect(0)
-            await until(lambda: found.hangs(float("-inf")))
             runner = ProcessRunner()
-            assert found.hangs(runner.moved)
+            set_clock(monkeypatch, -LONGEST_STEP_SECONDS - 1)
+            found._expect(0)
+            set_clock(monkeypatch, 0)
+            assert found.hangs(float("-inf"))
             runner(("true",))
             assert not found.hangs(runner.moved)
             found.close()
