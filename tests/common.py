@@ -18,6 +18,7 @@ _PATIENCE = float(os.environ.get("PATIENCE", "6"))
 FIGURE = "figure"  # the property of a test that is shown at the end
 _PAUSE_SECONDS = 0.005
 _TURN_SECONDS = 0.001
+Tell = Callable[[str], None]
 _Result = TypeVar("_Result")
 _pause = threading.Event()
 _one_line = threading.Lock()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
-from .common import FIGURE
+from .common import FIGURE, Tell
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -26,6 +28,12 @@ def pytest_sessionfinish() -> None:
         measured = importlib.import_module("coverage").Coverage.current()
         measured.stop()
         measured.save()
+
+
+@pytest.fixture
+def tell(record_property: Callable[[str, object], None]) -> Tell:
+    """Takes a line with a figure, for the end of the run."""
+    return partial(record_property, FIGURE)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

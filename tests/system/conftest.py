@@ -38,7 +38,7 @@ from flanneld_masq.errors import MasqError
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.selftest import netns
 
-from ..common import FIGURE, is_root, say, unable
+from ..common import is_root, say, unable
 from . import cgroups
 from .layers import Overlay, install
 from .machine import Machine
@@ -50,7 +50,6 @@ _HERE = Path(__file__).parent
 _CONTROL = str(_HERE.parents[1] / "packaging/debian/control")
 _names = itertools.count()
 _failures: dict[str, str] = {}
-Tell = Callable[[str], None]
 
 
 class MakeMachine(Protocol):
@@ -86,12 +85,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
     if report.failed and report.when != "teardown":
         for machine in getattr(item, "funcargs", {}).get("machines", ()):
             report.sections.append((f"{machine.name}, {machine.release}", machine.story()))
-
-
-@pytest.fixture
-def tell(record_property: Callable[[str, object], None]) -> Tell:
-    """Takes a line with a figure, for the end of the run."""
-    return partial(record_property, FIGURE)
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ import pytest
 
 from flanneld_masq.model import BackendName
 
-from ..common import eventually, patience
-from .conftest import MakeMachine, Tell
+from ..common import Tell, eventually, patience
+from .conftest import MakeMachine
 from .machine import UNIT, Machine
 from .rules import BACKENDS, Outages, rules_of
 

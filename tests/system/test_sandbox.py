@@ -12,8 +12,7 @@ import pytest
 
 from flanneld_masq.model import BackendName, Family
 
-from ..common import eventually
-from .conftest import Tell
+from ..common import Tell, eventually
 from .machine import UNIT, Machine
 from .rules import BACKENDS
 from .site import SUBNET_FILE, subnet_file_text
