@@ -17,13 +17,15 @@ from typing import Any, Optional
 import pytest
 
 from flanneld_masq.cli import monitor
+from flanneld_masq.controller.status import GroupStatus, State
 from flanneld_masq.dbus import connection
 from flanneld_masq.dbus.manager1 import MANAGER, PATH, STATE_CHANGED
 from flanneld_masq.dbus.object_server import PROPERTIES, Message
 from flanneld_masq.dbus.publisher import BusPublisher
+from flanneld_masq.model import BackendName, Family, Group
 
 from ...bus import Bus
-from ..dbus.test_publisher import DEADLINE, DRIFT, STATUS, Plain, changed
+from ..dbus.scene import DEADLINE, DRIFT, STATUS, FakeManager, changed
 
 NOW = datetime(2026, 7, 8, 9, 10, 11, 12345, timezone(timedelta(hours=2)))
 REPAIRED = ("ipv4", "nft", "ruleset changed", 2345, "nft", 77, "ipv4: drift repaired, by nft (pid 77)")
@@ -151,7 +153,7 @@ def test_it_follows_a_daemon_that_comes_and_goes(bus: Bus) -> None:
     async def story() -> None:
         async with watching("--json") as watcher:
             assert await watcher.event() == {"event": "not-running"}
-            publisher = BusPublisher(Plain(), print)
+            publisher = BusPublisher(FakeManager(), print)
             running = await watcher.event()
             assert running.pop("backends")[0]["backend"] == "nft"
             assert running.pop("lease")[0]["subnet"] == "10.244.1.0/24"
@@ -159,22 +161,21 @@ def test_it_follows_a_daemon_that_comes_and_goes(bus: Bus) -> None:
             publisher.tell(DRIFT)
             repaired = await watcher.event()
             assert (repaired["event"], repaired["culprit"], repaired["culprit_pid"]) == ("repaired", "nft", 77)
-            publisher.publish(changed(STATUS, "ipv6", state="degraded", last_error="oh", groups={"forward": GROUP}))
+            groups = {Group.FORWARD: GroupStatus(BackendName("nft"), "", 1)}
+            publisher.publish(changed(STATUS, Family.IPV6, state=State.DEGRADED, last_error="oh", groups=groups))
             state, backends = await watcher.event(), await watcher.event()
             assert state == {"event": "state", "family": "ipv6", "old": "synced", "new": "degraded", "error": "oh"}
-            assert backends["backends"][2] == {"family": "ipv6", "group": "forward", **GROUP}
+            group = {"family": "ipv6", "group": "forward", "backend": "nft", "why": "", "rules": 1}
+            assert backends["backends"][2] == group
             await publisher.close()
             assert await watcher.event() == {"event": "not-running"}
 
     play(story)
 
 
-GROUP = {"backend": "nft", "why": "", "rules": 1}
-
-
 def test_text_to_a_pipe_is_without_colour(bus: Bus) -> None:
     async def story() -> None:
-        publisher = BusPublisher(Plain(), print)
+        publisher = BusPublisher(FakeManager(), print)
         async with watching() as watcher:
             while "1.2.3 runs: synced" not in await watcher.line():
                 continue  # it may have been quicker than the presence
@@ -191,7 +192,7 @@ def test_an_impostor_is_not_shown(bus: Bus) -> None:
     """Anyone may send a signal to the monitor alone."""
 
     async def story() -> None:
-        publisher = BusPublisher(Plain(), print)
+        publisher = BusPublisher(FakeManager(), print)
         impostor = await connection.connect()
         async with watching("--json") as watcher:
             while (await watcher.event())["event"] != "running":
@@ -271,7 +272,7 @@ def test_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_reader_that_goes_away_ends_it(bus: Bus) -> None:
     async def story() -> None:
-        publisher = BusPublisher(Plain(), print)
+        publisher = BusPublisher(FakeManager(), print)
         read, write = os.pipe()
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "flanneld_masq", "monitor"), stdout=write, stderr=subprocess.PIPE

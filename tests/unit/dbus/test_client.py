@@ -1,0 +1,78 @@
+"""A command asks the daemon over a real bus."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from flanneld_masq import errors
+from flanneld_masq.dbus import client
+from flanneld_masq.dbus.client import Instance
+from flanneld_masq.dbus.manager1 import MANAGER, NAME, PATH
+from flanneld_masq.dbus.object_server import Object
+from flanneld_masq.errors import BusError, KernelError
+
+from ...bus import Bus
+from .scene import REPAIRS, STATUS, Scene, in_thread, play
+
+MINE = Instance(os.getpid())
+
+
+def test_a_command_asks_only_the_daemon_that_is_meant(scene: Scene) -> None:
+    asked_for = {
+        Instance(): True,
+        MINE: True,
+        Instance(os.getppid()): False,
+        Instance(config=STATUS.config): True,
+        Instance(config="/elsewhere"): False,
+        Instance(os.getpid(), STATUS.config): True,
+        Instance(os.getpid(), "/elsewhere"): False,
+    }
+
+    async def story(scene: Scene) -> Any:
+        await scene.present()
+        statuses = [await in_thread(client.status, instance) for instance in asked_for]
+        return statuses, [await in_thread(client.reconcile, instance) for instance in asked_for]
+
+    statuses, repairs = play(scene, story)
+    assert statuses == [STATUS if meant else None for meant in asked_for.values()]
+    assert repairs == [list(REPAIRS) if meant else None for meant in asked_for.values()]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"state": "dancing"}', '{"state": "synced", "leases": {}}'])
+def test_a_status_of_another_release_is_no_answer(text: str, scene: Scene) -> None:
+    async def get_status() -> tuple[Any, ...]:
+        return (text,)
+
+    async def story(scene: Scene) -> Any:
+        other = await scene.connect()
+        other.serve(Object(PATH, MANAGER, dict, {"GetStatus": get_status}))
+        await other.own(NAME)
+        return await in_thread(client.status, Instance()), await in_thread(client.reconcile, Instance())
+
+    assert play(scene, story) == (None, None)
+
+
+def test_a_command_finds_no_daemon_and_starts_none(scene: Scene) -> None:
+    assert client.status(MINE) is None
+    assert client.reconcile(MINE) is None
+
+
+def test_a_command_finds_no_bus(bus: Bus) -> None:
+    assert client.status(MINE) is None
+    assert client.reconcile(MINE) is None
+
+
+def test_a_command_gets_the_error_that_the_daemon_raised(scene: Scene) -> None:
+    async def story(scene: Scene) -> BusError:
+        await scene.present()
+        scene.manager.problem = KernelError("asking", "no", 1)
+        with pytest.raises(BusError) as raised:
+            await in_thread(client.reconcile, MINE)
+        return raised.value
+
+    error = play(scene, story)
+    assert str(error) == "the daemon: asking: no"
+    assert error.name == f"{errors.DBUS_PREFIX}KernelRefused"
