@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn, Optional, TypeVar
 
 import pytest
 
@@ -48,7 +48,7 @@ def is_root() -> bool:
     return os.geteuid() == 0 and int(users[2]) > 1
 
 
-def eventually(condition: Callable[[], _Result], seconds: float = 10.0) -> _Result:
+def eventually(condition: Callable[[], Optional[_Result]], seconds: float = 10.0) -> _Result:
     """Ask until the answer is true, and return it; fail where that takes longer than `patience` with `seconds`."""
     limit = patience(seconds)
     deadline = time.monotonic() + limit

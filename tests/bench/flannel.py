@@ -94,7 +94,7 @@ def idle(found: Sequence[Replay], nftables: Replay, scale: Scale, record: Record
     first = {replay: len(replay.cycles()) for replay in found}
     pause(scale.flannel_idle_seconds)
     for replay in found:
-        until(lambda replay=replay: len(replay.cycles()) > first[replay] + 1, f"{replay.subject}: two resyncs")  # type: ignore[misc]
+        until(lambda: len(replay.cycles()) > first[replay] + 1, f"{replay.subject}: two resyncs")
         cycles = replay.cycles()[first[replay] - 1 :]
         seconds = cycles[-1]["ended"] - cycles[0]["ended"]
         for figure, key, unit in (("idle-cpu", "cpu", "s/min"), ("processes", "processes", "1/min")):
@@ -132,7 +132,7 @@ def restarts(found: Sequence[Replay], scale: Scale, record: Record) -> None:
             replay.stop()
             gone = outage(replay.watch, replay.start, f"{replay.subject}: restart")
             record.add("restart", replay.subject, replay.foreign, "s", [gone])
-            until(lambda replay=replay: bool(replay.cycles()), f"{replay.subject}: its first pass ends")  # type: ignore[misc]
+            until(lambda: bool(replay.cycles()), f"{replay.subject}: its first pass ends")
 
 
 def never(found: Sequence[Replay], nftables: Replay, scale: Scale, record: Record) -> None:
@@ -145,7 +145,7 @@ def never(found: Sequence[Replay], nftables: Replay, scale: Scale, record: Recor
         act()
     for act, replay, _ in broken:
         act.check()
-        until(lambda replay=replay: not replay.watch.whole(), f"{replay.subject}: {act.name}")  # type: ignore[misc]
+        until(lambda: not replay.watch.whole(), f"{replay.subject}: {act.name}")
     end = now() + scale.watch_seconds
     seen = {replay: 0 for _, replay, _ in broken}
     while now() < end:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from flanneld_masq_nft.libnftables import Nftables
 
-from flanneld_masq.controller.family_loop import LISTING_PAUSE
+from flanneld_masq.controller.legacy_poller import LISTING_PAUSE
 
 from . import damage
 from .clock import now, pause, progress, until

@@ -11,8 +11,10 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from ipaddress import ip_network
 from itertools import count
+from typing import Any
 
 from flanneld_masq_iptables.rules import PLACES, Place, is_ours, jump_line, rule_line
 from flanneld_masq_nft import render
@@ -81,8 +83,9 @@ def alterations(rule: Rule, family: Family, group: Group) -> Iterator[tuple[str,
     for field in ("src", "dst", "dst_not"):
         network = getattr(rule, field)
         if network is not None:
-            yield f"wider {field}", replace(rule, **{field: network.supernet()})
-            yield f"no {field}", replace(rule, **{field: None})
+            changes: dict[str, Any] = {f"wider {field}": network.supernet(), f"no {field}": None}
+            for name, change in changes.items():
+                yield name, _with(rule, **{field: change})
     yield "dst and its negation exchanged", replace(rule, dst=rule.dst_not, dst_not=rule.dst)
     yield "other mark", replace(rule, mark=Mark(0x8000, 0x8000))
     if rule.mark is not None:
@@ -421,7 +424,7 @@ class IptablesSubject(Subject):
         strays = {"jump": body, "goto": f"{foreign} {body.replace('-j ', '-g ')}"}
         for name, stray in strays.items():
             command = f"-A FOREIGN {stray}"
-            yield step(f"stray {name}", lambda _, command=command: [command], f"{place.table} FOREIGN")
+            yield step(f"stray {name}", partial(_one, command), f"{place.table} FOREIGN")
         if group.group is Group.FORWARD:  # MASQUERADE may be reached from nowhere but POSTROUTING
             yield step("stray in a built-in chain", lambda _: [f"-A OUTPUT {body}"], f"{place.table} OUTPUT")
 
@@ -456,14 +459,14 @@ class IptablesSubject(Subject):
                 ("ruleset flushed", "flush ruleset"),
             ):
                 where = (place.jump, (place.chain,)) if command.startswith("flush table") else own
-                do = lambda command=command: self.nft(command)  # noqa: E731
+                do = partial(self.nft, command)
                 yield Mutation(f"{what}, as seen in {place.own}", *where, do, foreign_stays=False)
             chain = f"{family} {place.table} {place.chain}"
             rule = f"{family} daddr {_HOSTS[self.family]} accept"
-            do = lambda chain=chain, rule=rule: self.nft(f"insert rule {chain} {rule}")  # noqa: E731
+            do = partial(self.nft, f"insert rule {chain} {rule}")
             yield Mutation(f"{place.own}: native foreign rule", place.own, (rule,), do)
             vmap = "meta l4proto vmap { tcp : accept, udp : return }"
-            do = lambda chain=chain, vmap=vmap: self.nft(f"add rule {chain} {vmap}")  # noqa: E731
+            do = partial(self.nft, f"add rule {chain} {vmap}")
             yield Mutation(f"{place.own}: rule that iptables cannot parse", place.own, ("lookup",), do)
 
     def _of_legacy(self) -> Iterator[Mutation]:
@@ -559,6 +562,14 @@ def _foreign_lines(listing: str) -> Iterator[str]:
             end = "\t}"
         elif line and not any(chain in line for chain in _OUR_CHAINS):
             yield line
+
+
+def _with(rule: Rule, **changes: Any) -> Rule:
+    return replace(rule, **changes)
+
+
+def _one(command: str, _: int) -> list[str]:
+    return [command]
 
 
 def _body(line: str) -> str:

@@ -81,7 +81,7 @@ def test_a_renamed_subnet_file_brings_the_rules_of_the_new_subnet(node: Node, ba
     with in_sync(node, backend_name) as daemon:
         node.write_subnet(OTHER_SUBNET)
         for subnet in ("10.244.9.0/24", "fd00:10:244:9::/64"):
-            eventually(lambda subnet=subnet: subnet in node.ruleset())
+            eventually(lambda: subnet in node.ruleset())
         eventually(lambda: not any(subnet in node.ruleset() for subnet in ("10.244.1.0/24", "fd00:10:244:1::/64")))
         for family in Family:
             daemon.logged(str(family), "rules applied", "subnet file changed")
@@ -96,7 +96,7 @@ def test_a_directory_removed_and_made_anew_is_followed(node: Node) -> None:
             eventually(lambda: daemon.status()["troubles"])
             node.subnet_file.parent.mkdir()
             node.write_subnet(subnet_env)
-            eventually(lambda subnet=subnet: subnet in node.ruleset())
+            eventually(lambda: subnet in node.ruleset())
             eventually(lambda: not daemon.status()["troubles"])
         eventually(lambda: rules(node) == before)
 
@@ -164,7 +164,7 @@ def test_sighup_with_a_good_configuration_brings_its_rules(node: Node, backend_n
         node.configure('[masquerade]\nnon_masquerade_cidrs = ["192.168.0.0/16", "fd99::/16"]', backend=backend_name)
         daemon.signal(signal.SIGHUP)
         for cidr in ("192.168.0.0/16", "fd99::/16"):
-            eventually(lambda cidr=cidr: cidr in node.ruleset())
+            eventually(lambda: cidr in node.ruleset())
         daemon.reached("synced")
 
 
@@ -235,7 +235,12 @@ def test_a_second_sigterm_ends_it_though_a_pass_hangs(
         daemon.signal(signal.SIGTERM)
         daemon.logged("stopped in")
         assert daemon.process.poll() is None
-        eventually(lambda: daemon.signal(signal.SIGTERM) or daemon.process.poll() is not None)
+
+        def ended() -> bool:
+            daemon.signal(signal.SIGTERM)
+            return daemon.process.poll() is not None
+
+        eventually(ended)
         assert daemon.process.returncode == -signal.SIGTERM
 
 
@@ -363,11 +368,11 @@ def test_a_metrics_file_that_cannot_be_written_is_told_once_and_so_is_its_end(no
         daemon.logged("ERROR", f"{metrics} cannot be written: No such file or directory")
         for count in (1, 2):
             metrics.parent.mkdir()
-            eventually(lambda count=count: len(daemon.lines("INFO", "written again")) == count)  # type: ignore[misc]
+            eventually(lambda: len(daemon.lines("INFO", "written again")) == count)
             assert metrics.exists()
             shutil.rmtree(metrics.parent)
             damage(node, Family.IPV4, BackendName("nft"))  # so that there is something new to write
-            eventually(lambda count=count: len(daemon.lines("ERROR")) == count + 1)  # type: ignore[misc]
+            eventually(lambda: len(daemon.lines("ERROR")) == count + 1)
         assert daemon.status()["state"] == "synced"
 
 
@@ -401,7 +406,9 @@ def test_a_reload_brings_a_metrics_file_into_force_while_nothing_else_changes(no
     with in_sync(node) as daemon:
         node.configure(f'[metrics]\ntextfile = "{metrics}"', backend="nft")
         reload(daemon)
-        assert 'flanneld_masq_state{state="synced"} 1' in eventually(lambda: metrics.exists() and metrics.read_text())
+        assert 'flanneld_masq_state{state="synced"} 1' in eventually(
+            lambda: metrics.read_text() if metrics.exists() else ""
+        )
 
 
 def test_status_tells_state_lease_backend_and_rules(node: Node, backend_name: BackendName) -> None:

@@ -116,7 +116,7 @@ def test_each_damage_is_heard_and_undone_and_its_author_named(node: Node, name: 
             done, earlier = repairs(daemon, family), len(run.pids)
             with node.entered():
                 damage()
-            eventually(lambda done=done: repairs(daemon, family) > done)
+            eventually(lambda: repairs(daemon, family) > done)
             eventually(lambda: in_order(node, tools, verified_state))
             last = daemon.status()["families"][str(family)]["last_repair"]
             assert last["drift"], what
@@ -166,7 +166,7 @@ def test_we_do_not_name_ourselves(node: Node, name: str) -> None:
             with node.entered():
                 run(("nft", f"flush chain ip {chain}; flush chain ip6 {chain}"))
             for family in Family:
-                eventually(lambda family=family, number=number: repairs(daemon, family) == number)
+                eventually(lambda: repairs(daemon, family) == number)
                 culprits = daemon.status()["families"][str(family)]["last_repair"]["culprits"]
                 if KERNEL_SHARES_OUR_PIDS:
                     assert [(found["name"], found["pid"]) for found in culprits] == [("nft", run.pids[-1])]
@@ -188,7 +188,7 @@ def test_legacy_tables_are_polled_and_nobody_can_be_named(node: Node, family: Fa
             done = repairs(daemon, family)
             with node.entered():
                 damage()
-            eventually(lambda done=done: repairs(daemon, family) > done)
+            eventually(lambda: repairs(daemon, family) > done)
             eventually(lambda: in_order(node, tools, verified_state))
             assert daemon.status()["families"][str(family)]["last_repair"]["culprits"] == [], what
         with node.entered():
@@ -227,7 +227,7 @@ def test_no_legacy_table_comes_into_being_where_there_is_none(node: Node) -> Non
         daemon.reached("synced")
         node.tool("nft", "flush ruleset")
         for family in Family:
-            eventually(lambda family=family: repairs(daemon, family) == 1)
+            eventually(lambda: repairs(daemon, family) == 1)
         daemon.signal(signal.SIGHUP)
         daemon.logged("configuration read anew")
         daemon.reached("synced")
@@ -252,7 +252,7 @@ def test_our_own_commits_lead_to_no_further_ones(node: Node, name: str) -> None:
             for family in Family:
                 done = repairs(daemon, family)
                 node.tool("nft", f"flush chain {family.data.nft} {chain}")
-                eventually(lambda done=done, family=family: repairs(daemon, family) > done)
+                eventually(lambda: repairs(daemon, family) > done)
         # A pass for something else comes after all that those writes could have led to.
         node.tool("nft", "add table inet other")
         node.write_subnet(node.subnet_file.read_text().replace("10.244.1.1/24", "10.244.9.1/24"))
@@ -323,7 +323,7 @@ def test_a_restore_that_flushes_table_after_table_comes_to_its_end(node: Node, f
             verified_state = tools.ours()
         for turn in range(4):
             node.tool(f"{family.data.tools}-nft-restore", "-w", "-n", stdin=text)
-            eventually(lambda turn=turn: repairs(daemon, family) > turn)  # type: ignore[misc]
+            eventually(lambda: repairs(daemon, family) > turn)
             eventually(lambda: in_order(node, tools, verified_state))
 
 
@@ -409,7 +409,7 @@ def test_who_keeps_undoing_our_rules_is_named_and_met_with_patience(make_node: C
             threading.Event().wait(max(0.0, started + MEDDLING_SECONDS - time.monotonic()))
         lasted = time.monotonic() - started
         for name, daemon in daemons.items():
-            eventually(lambda daemon=daemon: daemon.lines("in sync again"), 60)
+            eventually(lambda: daemon.lines("in sync again"), 60)
             assert daemon.status()["state"] == "synced"
             assert repairs(daemon, Family.IPV4) <= BURST + (lasted + QUIET_SECONDS) * REFILL_PER_SECOND
             assert repairs(daemon, Family.IPV6) == 0
@@ -468,7 +468,7 @@ def test_every_hit_among_many_foreign_transactions_is_repaired(make_node: Callab
             assert flow.wait(patience(60 + 2 * hits)) == 0
         for name, node in nodes.items():
             daemon = daemons[name]
-            eventually(lambda daemon=daemon: repairs(daemon, Family.IPV4) == hits)
+            eventually(lambda: repairs(daemon, Family.IPV4) == hits)
             rules = [line for line in node.ruleset().splitlines() if "ip daddr 192.0.2.1 counter accept" in line]
             assert [line.split('"')[1] for line in rules] == [str(n) for n in range(100 * hits) if n % 100 != 50]
             node.tool("nft", "delete table ip busy")
@@ -503,7 +503,7 @@ def test_a_held_xtables_lock_is_waited_for_and_holds_up_nothing_else(make_node: 
             unconcerned.reached("synced")
             for each in (daemon, stopped):
                 each.logged("started, pid")
-                eventually(lambda each=each: children(each))
+                eventually(lambda: children(each))
             assert stopped.stop() == 0
             assert len(stopped.lines("ERROR")) == 0
             for family in Family:

@@ -10,7 +10,8 @@ import pytest
 
 from flanneld_masq.model import BackendName, Family
 
-from .conftest import BACKENDS, SUBNET_ENV, Daemon, Node, eventually
+from ..common import eventually
+from .conftest import BACKENDS, SUBNET_ENV, Daemon, Node
 
 FLAVOURS = ("nft", "legacy")
 CLUSTER = {Family.IPV4: "10.244.0.0/16", Family.IPV6: "fd00:10:244::/56"}
@@ -267,7 +268,7 @@ def test_they_stay_and_are_reported_unless_the_daemon_is_told(node: Node) -> Non
     with node.running() as daemon:
         daemon.reached("synced")
         for family in Family:
-            eventually(lambda family=family: survey(daemon, family, "flannel_rules") == list(BACKENDS))
+            eventually(lambda: survey(daemon, family, "flannel_rules") == list(BACKENDS))
         assert daemon.stop() == 0
     assert node.masq("cleanup").returncode == 0
     assert node.ruleset() == before
@@ -397,7 +398,7 @@ def test_the_masquerade_of_the_bridge_plugin_is_reported_and_that_it_is_gone(nod
         if look == "reload":
             daemon.signal(signal.SIGHUP)
         for family in Family:
-            (found,) = eventually(lambda family=family: survey(daemon, family, "cni_masquerade"))
+            (found,) = eventually(lambda: survey(daemon, family, "cni_masquerade"))
             assert FOUND[where].format(family.data.nft) in found
             line = daemon.logged(f"WARNING {family}: the CNI bridge plugin masquerades too", found)
             assert '"ipMasq": false' in line
@@ -409,7 +410,7 @@ def test_the_masquerade_of_the_bridge_plugin_is_reported_and_that_it_is_gone(nod
         if look == "reload":
             daemon.signal(signal.SIGHUP)
         for family in Family:
-            eventually(lambda family=family: survey(daemon, family, "cni_masquerade") == [])
+            eventually(lambda: survey(daemon, family, "cni_masquerade") == [])
         assert len(daemon.lines("the CNI bridge plugin masquerades too")) == len(Family)
 
 
@@ -439,6 +440,6 @@ def test_host_ports_of_the_cni_plugins_are_no_such_masquerade(node: Node) -> Non
     with node.running() as daemon:
         daemon.reached("synced")
         for family in Family:  # the look that finds these is the one that would find the others
-            eventually(lambda family=family: survey(daemon, family, "flannel_rules") == ["iptables-nft"])
+            eventually(lambda: survey(daemon, family, "flannel_rules") == ["iptables-nft"])
             assert survey(daemon, family, "cni_masquerade") == []
         assert not daemon.lines("CNI")

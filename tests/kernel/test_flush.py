@@ -35,7 +35,7 @@ def test_a_flushed_ruleset_lets_few_of_a_thousand_packets_a_second_through(
                 flow.more(PER_SECOND // 2)
             lab_node.tool("nft", "flush", "ruleset")
             for family in Family:
-                eventually(lambda family=family, turn=turn: repairs(daemon, family) > turn)
+                eventually(lambda: repairs(daemon, family) > turn)
         for of, flow in flows.items():
             flow.more(PER_SECOND // 2)
             arrived = flow.finish()

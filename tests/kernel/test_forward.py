@@ -48,7 +48,7 @@ def backend_of(daemon: Daemon, group: Group, family: Family) -> str:
 
 def reach(daemon: Daemon, group: Group, backend: str) -> None:
     for family in Family:
-        eventually(lambda family=family: backend_of(daemon, group, family) == backend)
+        eventually(lambda: backend_of(daemon, group, family) == backend)
     daemon.reached("synced")
 
 

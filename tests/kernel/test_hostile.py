@@ -19,7 +19,8 @@ from flanneld_masq.process import Completed, ProcessRunner
 from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.state_directory import StateDirectory
 
-from .conftest import Node, at_once, eventually
+from ..common import eventually
+from .conftest import Node, at_once
 from .mutations import Nft, add_foreign, legacy_snapshot
 
 FLAVOURS = ("nft", "legacy")

@@ -26,7 +26,8 @@ from flanneld_masq.selftest.packets import PacketError, Wire
 from flanneld_masq.selftest.topology import Addresses, Topology, families
 from flanneld_masq.state_directory import StateDirectory
 
-from .conftest import BACKENDS, unable
+from ..common import unable
+from .conftest import BACKENDS
 
 
 def reconcilers(state: Path, run: ProcessRunner) -> dict[Family, Reconciler]:
@@ -36,7 +37,7 @@ def reconcilers(state: Path, run: ProcessRunner) -> dict[Family, Reconciler]:
 
 
 def insist_on(each: Reconciler, name: str) -> None:
-    probe = each.probes()[BackendName(name)]
+    probe = each.selector.probe(BackendName(name))
     if not probe.usable:
         unable(f"{name} for {each.family}: {probe.reason}; {probe.remedy}")
 

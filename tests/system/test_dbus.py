@@ -104,8 +104,13 @@ class Output:
 def test_busctl_monitor_shows_a_repair_with_the_culprit(present: Machine) -> None:
     rule = f"type='signal',interface='{MANAGER.name}',member='Repaired'"
     output = Output(present, "busctl", "monitor", "--json=short", f"--match={rule}")
+
     # it does not say on each release when it began
-    eventually(lambda: output.lines('"Repaired"') or flush(present))
+    def repaired() -> bool:
+        flush(present)
+        return bool(output.lines('"Repaired"'))
+
+    eventually(repaired)
     told = dict(zip(MANAGER.signals["Repaired"], output.line('"Repaired"')["payload"]["data"]))
     assert (told["family"], told["backend"], told["culprit"]) == ("ipv4", "nft", "nft")
     assert "drift repaired with nft" in told["message"]

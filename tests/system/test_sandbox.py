@@ -285,7 +285,7 @@ def test_a_crash_is_followed_by_a_start_however_often(machine: Machine) -> None:
     start(machine)
     for count in range(1, 11):  # systemd's own limit would be five in ten seconds
         machine.systemctl("kill", "--signal=SIGKILL", UNIT)
-        eventually(lambda count=count: machine.show("NRestarts") == str(count))  # type: ignore[misc]
+        eventually(lambda: machine.show("NRestarts") == str(count))
         eventually(lambda: machine.show("ActiveState") == "active")
     machine.reached("synced")
 

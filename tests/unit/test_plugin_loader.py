@@ -257,8 +257,8 @@ class TestGuardedBackend:
                 raise self.answer
             return self.answer
 
-        probe = wanted = render = observe = replace = generation = _answer
-        poll = drops_forwarding = survey = remove = fingerprint = _answer
+    for _method in plugin_loader._ANSWERS:
+        setattr(Broken, _method, Broken._answer)
 
     CALLS: ClassVar[dict[str, Callable[[Backend], object]]] = {
         "wanted": lambda backend: backend.wanted(Desired(Family.IPV4)),
@@ -266,7 +266,7 @@ class TestGuardedBackend:
         "observe": lambda backend: backend.observe(()),
         "replace": lambda backend: backend.replace(Desired(Family.IPV4), Observation(), ()),
         "drops_forwarding": lambda backend: backend.drops_forwarding(),
-        "survey": lambda backend: backend.survey(None),
+        "survey": lambda backend: backend.survey(()),
         "remove": lambda backend: backend.remove(()),
         "fingerprint": lambda backend: backend.fingerprint(()),
         "generation": lambda backend: backend.generation(),

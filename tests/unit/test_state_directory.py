@@ -9,7 +9,7 @@ import os
 import stat
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -170,7 +170,7 @@ class TestDirectory:
         directory.mkdir(parents=True)
         directory.chmod(mode)
         kept = StateDirectory(directory)
-        attempts = (
+        attempts: tuple[Callable[[], object], ...] = (
             lambda: kept.write_status({}),
             lambda: kept.remember(NFT, Family.IPV4, GOLDEN),
             lambda: kept.instance().__enter__(),

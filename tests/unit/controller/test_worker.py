@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -48,7 +49,7 @@ def test_calls_are_made_by_its_thread_in_their_order(worker: Worker, play: Play)
         return threading.current_thread().name
 
     async def scene() -> object:
-        return await asyncio.gather(*[worker.call(lambda number=number: call(number)) for number in range(9)])
+        return await asyncio.gather(*[worker.call(partial(call, number)) for number in range(9)])
 
     assert play(scene) == ["ipv4"] * 9
     assert made == list(range(9))

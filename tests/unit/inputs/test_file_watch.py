@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import queue
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +209,7 @@ class TestWhatCannotBeWatched:
     def limit(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[OSError]]:
         """What inotify fails with, as long as it is in here."""
         errors: list[OSError] = []
-        usual = Inotify._add_watch
+        usual: Callable[..., Any] = Inotify._add_watch
 
         def add(*arguments: Any) -> Any:
             if errors:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from flanneld_masq_iptables import binaries
 
-from flanneld_masq.errors import CommandError
+from flanneld_masq.errors import BackendUnavailable, CommandError
 from flanneld_masq.model import BackendName
 from flanneld_masq.process import Completed, ProcessRunner
 
@@ -61,7 +61,7 @@ class TestPrograms:
         self.binary(tmp_path / "xtables-nft-multi")
         (tmp_path / "xtables-nft-multi").chmod(0o644)
         (tmp_path / "xtables-legacy-multi").mkdir()
-        with pytest.raises(binaries.BackendUnavailable, match="no iptables program of flavour legacy was found"):
+        with pytest.raises(BackendUnavailable, match="no iptables program of flavour legacy was found"):
             binaries.find(binaries.LEGACY, NAME, self.Versions(tmp_path))
 
     @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ class TestPrograms:
     @pytest.mark.parametrize("said", ["", "nftables v1.0.6", "iptables"])
     def test_the_error_names_other_programs(self, said: str, tmp_path: Path) -> None:
         self.binary(tmp_path / "iptables")
-        with pytest.raises(binaries.BackendUnavailable) as caught:
+        with pytest.raises(BackendUnavailable) as caught:
             binaries.find(binaries.LEGACY, NAME, self.Versions(tmp_path, iptables=said))
         assert f"(found instead: {tmp_path}/iptables is not iptables)" in caught.value.reason
         assert "install the package iptables" in caught.value.remedy

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from flanneld_masq_iptables import binaries, legacy_backend, rules
+from flanneld_masq_iptables import binaries, rules
 from flanneld_masq_iptables.legacy_backend import IptablesLegacy
+from flanneld_masq_iptables.sockopt import TableInfo
 
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.model import Desired, Group, ItemKind, Observation
@@ -45,8 +46,8 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(legacy_backend.TableInfo, "read", lambda self, table: b"")
-    monkeypatch.setattr(legacy_backend.TableInfo, "watch", lambda self, table: Quiet())
+    monkeypatch.setattr(TableInfo, "read", lambda self, table: b"")
+    monkeypatch.setattr(TableInfo, "watch", lambda self, table: Quiet())
     monkeypatch.setattr(IptablesLegacy, "_fingerprint", lambda self, place: b"")  # every listing is read
 
 

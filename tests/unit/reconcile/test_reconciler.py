@@ -11,7 +11,7 @@ import pytest
 from flanneld_masq import plugin_loader
 from flanneld_masq.errors import KernelError, PluginError, StateError
 from flanneld_masq.hookspecs import BackendType, Host, hookimpl
-from flanneld_masq.model import Group, Position, Probe
+from flanneld_masq.model import Group, Observation, Position, Probe
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.state_directory import StateDirectory
@@ -153,7 +153,7 @@ class TestPass:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         class Broken(MemoryBackend):
-            def observe(self, groups: object) -> object:  # type: ignore[override]
+            def observe(self, groups: object) -> Observation:
                 raise ZeroDivisionError("oops")
 
         class Plugin:

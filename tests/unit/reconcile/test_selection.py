@@ -64,7 +64,7 @@ class TestProbes:
 class TestAssignment:
     def test_groups_are_gathered_by_backend(self) -> None:
         one, two = Choice(ONE, ""), Choice(TWO, "")
-        assert assignment_of({Group.MASQUERADE: one, Group.FORWARD: one}) == {ONE: set(Group)}
+        assert assignment_of({Group.MASQUERADE: one, Group.FORWARD: one}) == {ONE: frozenset(Group)}
         assert assignment_of({Group.MASQUERADE: one, Group.FORWARD: two}) == {
             ONE: {Group.MASQUERADE},
             TWO: {Group.FORWARD},
@@ -75,9 +75,9 @@ class TestAssignment:
         selector = bench.reconciler.selector
         assert (selector.unsettled, selector.assignment) == (True, {})
         bench.reconcile()
-        assert (selector.unsettled, selector.assignment) == (False, {ONE: set(Group)})
+        assert (selector.unsettled, selector.assignment) == (False, {ONE: frozenset(Group)})
         selector.reprobe()
-        assert (selector.unsettled, selector.assignment) == (True, {ONE: set(Group)})
+        assert (selector.unsettled, selector.assignment) == (True, {ONE: frozenset(Group)})
 
 
 class TestEvidence:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import permutations
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -41,7 +42,7 @@ def jump() -> Item:
     return Item(ItemKind.JUMP, BASE, "jump OURS", tag="tag-jump")
 
 
-def kernel(item: Item, *, handle: int = 7, **changed: str) -> Item:
+def kernel(item: Item, *, handle: int = 7, **changed: Any) -> Item:
     """As the kernel holds it: its own bytes, and of rules its own words."""
     text = f"as read: {item.text}" if item.tag else item.text
     held = replace(item, raw=item.raw or f"bytes of {item.text}", text=text, handle=handle)
@@ -118,7 +119,7 @@ class TestWithAVerifiedState:
         assert changes(*HELD, stray) == [("extra", "nat ELSEWHERE", "", "jump OURS")]
 
     def test_the_same_bytes_as_another_kind_of_object(self) -> None:
-        disguised = replace(HELD[4], kind="rule")
+        disguised = replace(HELD[4], kind=ItemKind.RULE)
         assert [kind for kind, *_ in changes(*HELD[:4], disguised)] == ["changed"]
 
     def test_each_place_is_told_by_itself(self) -> None:
@@ -249,7 +250,7 @@ class TestFingerprint:
             (WANTED[0], WANTED[2], WANTED[1], *WANTED[3:]),
             (*WANTED[:-1], replace(WANTED[-1], text="jump ELSEWHERE")),
             (*WANTED[:-1], replace(WANTED[-1], place="nat ELSEWHERE")),
-            (*WANTED[:-1], replace(WANTED[-1], kind="rule")),
+            (*WANTED[:-1], replace(WANTED[-1], kind=ItemKind.RULE)),
         ],
     )
     def test_different_for_others(self, other: tuple[Item, ...]) -> None:
