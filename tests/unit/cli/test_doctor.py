@@ -1,4 +1,4 @@
-"""What is found out of a node, and what follows from it."""
+"""The findings of `doctor`: what the facts of a node mean."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from flanneld_masq.cli.doctor import Facts, FamilyFacts, Severity, examine, text_of
+from flanneld_masq.controller.status import FamilyStatus, State, Status
 from flanneld_masq.model import (
     BackendName,
     Family,
@@ -25,13 +26,14 @@ from flanneld_masq.model import (
 NFT = BackendName("nft")
 SUBNET = FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1"))
 LEASE = Lease("/run/flannel/subnet.env", SUBNET)
+DEGRADED = FamilyStatus(State.DEGRADED, last_error="nft said no")
 HEALTHY = FamilyFacts(Family.IPV4, forwarding=True)
 NOBODY = Holder(False, 0, "nobody holds /run/flanneld-masq/lock")
 NODE = Facts(
     Settings(),
     (LEASE,),
     holder=Holder(True, 7, "it is held"),
-    status={"families": {}},
+    status=Status(State.SYNCED),
     families=(HEALTHY,),
     conntrack=(100, 1000),
 )
@@ -52,7 +54,7 @@ PROBLEMS = {
     "no subnet": (replace(NODE, troubles=("/x is gone",)), "no subnet is known", "/x is gone"),
     "no daemon": (replace(NODE, holder=NOBODY), "the daemon does not run", "/run/flanneld-masq/lock"),
     "degraded": (
-        replace(NODE, status={"families": {"ipv4": {"state": "degraded", "last_error": "nft said no"}}}),
+        replace(NODE, status=Status(State.DEGRADED, families={Family.IPV4: DEGRADED})),
         "the daemon is degraded",
         "nft said no",
     ),
@@ -71,11 +73,11 @@ PROBLEMS = {
 
 @pytest.mark.parametrize(("facts", "what", "evidence"), PROBLEMS.values(), ids=PROBLEMS)
 def test_each_problem_is_found_with_its_evidence_and_a_remedy(facts: Facts, what: str, evidence: str) -> None:
-    (found,) = examine(facts)
-    assert found.severity is Severity.PROBLEM
-    assert what in found.what
-    assert evidence in found.evidence
-    assert found.remedy
+    (finding,) = examine(facts)
+    assert finding.severity is Severity.PROBLEM
+    assert what in finding.what
+    assert evidence in finding.evidence
+    assert finding.remedy
 
 
 NOTICES = {
@@ -88,9 +90,9 @@ NOTICES = {
 
 @pytest.mark.parametrize(("facts", "what"), NOTICES.values(), ids=NOTICES)
 def test_what_harms_nobody_is_a_notice(facts: Facts, what: str) -> None:
-    (found,) = examine(facts)
-    assert found.severity is Severity.NOTICE
-    assert what in found.what
+    (finding,) = examine(facts)
+    assert finding.severity is Severity.NOTICE
+    assert what in finding.what
 
 
 def test_drops_are_met_by_the_forward_group_where_it_is_on() -> None:
@@ -99,7 +101,11 @@ def test_drops_are_met_by_the_forward_group_where_it_is_on() -> None:
 
 def test_the_remedy_for_drift_depends_on_the_daemon() -> None:
     with_daemon, without = (
-        [found.remedy for found in examine(replace(in_family(differs="x"), holder=holder)) if "wanted" in found.what]
+        [
+            finding.remedy
+            for finding in examine(replace(in_family(differs="x"), holder=holder))
+            if "wanted" in finding.what
+        ]
         for holder in (NODE.holder, NOBODY)
     )
     assert with_daemon == ["systemctl reload flanneld-masq"]

@@ -25,7 +25,7 @@ from flanneld_masq.dbus.publisher import BusPublisher
 from flanneld_masq.model import BackendName, Family, Group
 
 from ...bus import Bus
-from ..dbus.scene import DEADLINE, DRIFT, STATUS, FakeManager, changed
+from ..dbus.scene import DEADLINE, DRIFT, STATUS, FakeManager, changed, forge
 
 NOW = datetime(2026, 7, 8, 9, 10, 11, 12345, timezone(timedelta(hours=2)))
 REPAIRED = ("ipv4", "nft", "ruleset changed", 2345, "nft", 77, "ipv4: drift repaired, by nft (pid 77)")
@@ -189,7 +189,8 @@ def test_text_to_a_pipe_is_without_colour(bus: Bus) -> None:
 
 
 def test_an_impostor_is_not_shown(bus: Bus) -> None:
-    """Anyone may send a signal to the monitor alone."""
+    """Any program may address a signal to the monitor."""
+    forged = Message("ssss", ("", "a", "b", ""), path=PATH, interface=MANAGER.name, member=STATE_CHANGED)
 
     async def story() -> None:
         publisher = BusPublisher(FakeManager(), print)
@@ -199,11 +200,7 @@ def test_an_impostor_is_not_shown(bus: Bus) -> None:
                 continue  # it may have been quicker than the presence
             for name in (await impostor.ask_bus("ListNames"))[0]:
                 if await impostor.ask_bus("GetConnectionUnixProcessID", name) == (watcher.process.pid,):
-                    packet = connection._Packet.new_signal(
-                        PATH, MANAGER.name, STATE_CHANGED, "ssss", ["", "a", "b", ""]
-                    )
-                    packet.destination = name  # ours have no addressee
-                    await impostor._bus.send(packet)
+                    await forge(impostor, name, forged)
             await impostor.sent(DEADLINE)
             publisher.tell(DRIFT)
             assert (await watcher.event())["event"] == "repaired"

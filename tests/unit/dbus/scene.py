@@ -230,6 +230,15 @@ async def in_thread(function: Callable[..., _Result], *arguments: Any) -> _Resul
     return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
 
 
+async def forge(sender: Connection, destination: str, signal: Message) -> None:
+    """Send a signal to one connection alone, as an impostor would; Connection.emit has no destination."""
+    from dbus_next import Message as Packet  # at the top it would load GLib
+
+    packet = Packet.new_signal(signal.path, signal.interface, signal.member, signal.signature, list(signal.body))
+    packet.destination = destination
+    await sender._bus.send(packet)
+
+
 async def firewalld_of(scene: Scene) -> tuple[Connection, Answers]:
     """Return a connection that has the name of firewalld, and its answers."""
     connection, answers = await scene.connect(), Answers()

@@ -129,14 +129,14 @@ def test_a_bus_that_is_restarted_is_joined_again(scene: Scene) -> None:
         assert scene.manager.reasons == []
         for number in (1, 2):
             scene.bus.stop()
-            await soon(lambda: len(scene.said) == 2 * number - 1)  # noqa: B023  it is asked within the turn
+            await soon(lambda: len(scene.said) == 2 * number - 1)
             publisher.tell(DRIFT)
             scene.bus.start()
             client = await scene.connect()
-            await soon(lambda: client.owner(NAME))  # noqa: B023
+            await soon(lambda: client.owner(NAME))
             heard = await scene.hears(client)
             publisher.tell(DRIFT)
-            await soon(lambda: heard)  # noqa: B023
+            await soon(lambda: heard)
             assert [signal.member for signal in heard] == ["Repaired"], "a signal that was lost is not sent later"
 
     play(scene, story)

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from flanneld_masq.dbus import connection, reload_signals
-from flanneld_masq.dbus.connection import Connection
+from flanneld_masq.dbus import reload_signals
+from flanneld_masq.dbus.connection import BUS, BUS_PATH, Connection
 from flanneld_masq.dbus.manager1 import NAME
 from flanneld_masq.dbus.object_server import Interface, Message, Object
 from flanneld_masq.dbus.reload_signals import FIREWALLD, FIREWALLD_PATH, SYSTEMD, SYSTEMD_PATH, UNITS
 
-from .scene import DEADLINE, Scene, firewalld_of, play, soon
+from .scene import DEADLINE, Scene, firewalld_of, forge, play, soon
 
 
 def test_a_start_of_firewalld_counts_once_it_answers(scene: Scene) -> None:
@@ -150,15 +150,13 @@ def test_a_signal_of_an_impostor_is_ignored(scene: Scene) -> None:
         systemd = await systemd_of(scene)
         _, impostor = await scene.present()
         owner = await impostor.owner(NAME)
-        for path, interface, member, signature, body in (
-            (FIREWALLD_PATH, FIREWALLD, "Reloaded", "", []),
-            (SYSTEMD_PATH, f"{SYSTEMD}.Manager", "JobRemoved", "uoss", [1, "/job", "ufw.service", "done"]),
-            (connection.BUS_PATH, connection.BUS, "NameOwnerChanged", "sss", [FIREWALLD, ":1.0", ""]),
+        job = ("uoss", (1, "/job", "ufw.service", "done"))
+        for signal in (
+            Message(path=FIREWALLD_PATH, interface=FIREWALLD, member="Reloaded"),
+            Message(*job, path=SYSTEMD_PATH, interface=f"{SYSTEMD}.Manager", member="JobRemoved"),
+            Message("sss", (FIREWALLD, ":1.0", ""), path=BUS_PATH, interface=BUS, member="NameOwnerChanged"),
         ):
-            # built by the library: Connection.emit sends to no single destination
-            packet = connection._Packet.new_signal(path, interface, member, signature, body)
-            packet.destination = owner
-            await impostor._bus.send(packet)
+            await forge(impostor, owner, signal)
         await impostor.sent(DEADLINE)
         systemd.job_removed("docker.service")
         await soon(lambda: scene.manager.reasons)
