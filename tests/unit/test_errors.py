@@ -12,7 +12,7 @@ import pytest
 
 import flanneld_masq
 from flanneld_masq import errors
-from flanneld_masq.cli import commands, main
+from flanneld_masq.cli import main, status
 from flanneld_masq.errors import MasqError
 
 SAMPLES = {"str": "some text", "int": 7, "bool": True, "tuple[str, ...]": ("iptables", "-v"), "int | None": 3}
@@ -59,7 +59,7 @@ def test_each_has_an_exit_status_and_a_line(
     def fail(options: object) -> int:
         raise error
 
-    monkeypatch.setattr(commands, "status", fail)
+    monkeypatch.setattr(status, "status", fail)
     assert main.main(["status"]) == error.exit_code
     assert capsys.readouterr() == ("", f"flanneld-masq: {error}\n")
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from flanneld_masq.controller.status import FamilyStatus, GroupStatus, State, Status
+from flanneld_masq.model import BackendName, Family, Group
 from flanneld_masq.service import prometheus
 
-STATUS = {
-    "state": "degraded",
-    "families": {
-        "ipv4": {"state": "synced", "repairs": 3, "groups": {"masquerade": {"backend": "nft", "rules": 5}}},
-        "ipv6": {"state": "degraded", "repairs": 0, "groups": {}},
+GROUPS = {Group.MASQUERADE: GroupStatus(BackendName("nft"), "it is usable", 5)}
+STATUS = Status(
+    State.DEGRADED,
+    families={
+        Family.IPV4: FamilyStatus(State.SYNCED, groups=GROUPS, repairs=3),
+        Family.IPV6: FamilyStatus(State.DEGRADED),
     },
-}
+)
 
 
 def test_each_state_and_each_family_has_its_sample() -> None:
@@ -21,6 +24,7 @@ def test_each_state_and_each_family_has_its_sample() -> None:
     assert 'flanneld_masq_family_in_sync{family="ipv6"} 0' in lines
     assert 'flanneld_masq_rules{family="ipv4",group="masquerade",backend="nft"} 5' in lines
     assert 'flanneld_masq_repairs_total{family="ipv4"} 3' in lines
+    assert 'flanneld_masq_repairs_total{family="ipv6"} 0' in lines
 
 
 def test_every_sample_follows_the_type_of_its_metric() -> None:
