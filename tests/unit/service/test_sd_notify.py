@@ -7,18 +7,21 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from flanneld_masq.controller.family_loop import LONGEST_STEP_SECONDS, FamilyLoop
-from flanneld_masq.hookspecs import Event, Host
-from flanneld_masq.model import BackendName, Family, FamilyLease, Lease, Settings
+from flanneld_masq.controller.family_loop import FamilyLoop
+from flanneld_masq.controller.report import FamilyReport, LogEntry
+from flanneld_masq.controller.schedule import MAX_STEP_SECONDS
+from flanneld_masq.controller.status import FamilyStatus, GroupStatus, State, Status
+from flanneld_masq.hookspecs import Host
+from flanneld_masq.kernel.ruleset_events import Transaction
+from flanneld_masq.model import BackendName, Family, FamilyLease, Group, Lease, Settings
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.reconcile.values import DesiredState
@@ -29,20 +32,25 @@ from flanneld_masq.testing import MemoryKernel, memory_backend_type
 from ...common import until
 
 DEADLINE = 10.0  # seconds
-LEASES = [{"path": "/run/flannel/subnet.env", "ipv4": {"subnet": "10.244.1.0/24"}, "ipv6": {"subnet": "fd00::/64"}}]
+IPV4 = FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1"))
+IPV6 = FamilyLease((ip_network("fd00::/56"),), ip_network("fd00::/64"), ip_address("fd00::1"))
+LEASES = (Lease("/run/flannel/subnet.env", IPV4, IPV6),)
 
 
-def family(state: str = "synced", *backends: str, error: str = "") -> dict[str, Any]:
-    groups = {str(number): {"backend": name} for number, name in enumerate(backends)}
-    return {"state": state, "last_error": error, "groups": groups}
+def family(state: str = "synced", *backends: str, error: str = "") -> FamilyStatus:
+    groups = {group: GroupStatus(BackendName(name), "") for group, name in zip(Group, backends)}
+    return FamilyStatus(State(state), error, groups)
 
 
-def status(state: str, leases: list[Any] = LEASES, troubles: tuple[str, ...] = (), **families: Any) -> dict[str, Any]:
-    return {"state": state, "leases": leases, "troubles": troubles, "families": families}
+def status(
+    state: str, leases: tuple[Lease, ...] = LEASES, troubles: tuple[str, ...] = (), **families: FamilyStatus
+) -> Status:
+    by_family = {Family(name): family for name, family in families.items()}
+    return Status(State(state), leases=leases, troubles=troubles, families=by_family)
 
 
 SYNCED = status("synced", ipv4=family("synced", "nft", "nft"), ipv6=family("synced", "nft", "nft"))
-WAITING = status("waiting", [], ("waiting for /run/flannel/subnet.env, which flannel has not written yet",))
+WAITING = status("waiting", (), ("waiting for /run/flannel/subnet.env, which flannel has not written yet",))
 
 
 @dataclass
@@ -58,12 +66,12 @@ class Systemd:
     def heard(self) -> list[list[str]]:
         """The messages until now, each as its lines."""
         self.socket.setblocking(False)
-        found = []
+        messages = []
         while True:
             try:
-                found.append(self.socket.recv(1 << 16).decode().split("\n"))
+                messages.append(self.socket.recv(1 << 16).decode().split("\n"))
             except BlockingIOError:
-                return found
+                return messages
 
     def wait(self) -> list[str]:
         self.socket.settimeout(DEADLINE)
@@ -72,15 +80,15 @@ class Systemd:
 
 @contextmanager
 def listening(address: str) -> Iterator[Systemd]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as found:
-        found.bind(address.replace("@", "\0", 1))
-        yield Systemd(found, address)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(address.replace("@", "\0", 1))
+        yield Systemd(listener, address)
 
 
 @pytest.fixture
 def systemd(tmp_path: Path) -> Iterator[Systemd]:
-    with listening(str(tmp_path / "notify")) as found:
-        yield found
+    with listening(str(tmp_path / "notify")) as systemd:
+        yield systemd
 
 
 class TestMessages:
@@ -100,9 +108,9 @@ class TestMessages:
     def test_then_only_what_reads_otherwise(self, systemd: Systemd) -> None:
         notifier = Notifier(systemd.environ())
         notifier.publish(SYNCED, settled=True)
-        notifier.publish({**SYNCED, "pid": 7}, settled=True)
+        notifier.publish(replace(SYNCED, pid=7), settled=True)
         notifier.publish(WAITING, settled=True)
-        assert systemd.heard()[1:] == [[f"STATUS={WAITING['troubles'][0]}"]]
+        assert systemd.heard()[1:] == [[f"STATUS={WAITING.troubles[0]}"]]
 
     def test_a_reload_ends_when_it_is_settled(self, systemd: Systemd) -> None:
         notifier = Notifier(systemd.environ())
@@ -170,16 +178,16 @@ class TestWatchdogSeconds:
 
 class TestText:
     @pytest.mark.parametrize(
-        ("found", "text"),
+        ("status", "text"),
         [
             (WAITING, "waiting for /run/flannel/subnet.env, which flannel has not written yet"),
-            (status("waiting", []), "waiting"),
+            (status("waiting", ()), "waiting"),
             (
-                status("waiting", [], ("/a, line 3: no subnet; no rules follow from it", "waiting for /b")),
+                status("waiting", (), ("/a, line 3: no subnet; no rules follow from it", "waiting for /b")),
                 "waiting; /a, line 3: no subnet; no rules follow from it; waiting for /b",
             ),
             (
-                status("waiting", [], ("waiting for /b", "/c: colour: unknown key; the running settings stay")),
+                status("waiting", (), ("waiting for /b", "/c: colour: unknown key; the running settings stay")),
                 "waiting for /b; /c: colour: unknown key; the running settings stay",
             ),
             (status("waiting", ipv4=family("waiting")), "starting: ipv4 10.244.1.0/24"),
@@ -196,18 +204,18 @@ class TestText:
                 "contended: ipv4 nft 10.244.1.0/24 contended, ipv6 nft fd00::/64",
             ),
             (
-                status("synced", [{"ipv4": {"subnet": "10.0.1.0/24"}}], ipv4=family("synced", "nft"), ipv6=family()),
-                "synced: ipv4 nft 10.0.1.0/24",
+                status("synced", (Lease("/x", IPV4),), ipv4=family("synced", "nft"), ipv6=family()),
+                "synced: ipv4 nft 10.244.1.0/24",
             ),
             (
                 status("synced", troubles=("/run/flannel/subnet.env is gone",), ipv4=family("synced", "nft")),
                 "synced: ipv4 nft 10.244.1.0/24; /run/flannel/subnet.env is gone",
             ),
-            ({**SYNCED, "state": "stopped"}, "stopped"),
+            (replace(SYNCED, state=State.STOPPED), "stopped"),
         ],
     )
-    def test_one_line(self, found: Mapping[str, Any], text: str) -> None:
-        assert status_text(found) == text
+    def test_one_line(self, status: Status, text: str) -> None:
+        assert status_text(status) == text
 
     def test_what_a_tool_said_cannot_break_the_message(self) -> None:
         said = status("degraded", ipv4=family("degraded", error="bad\nREADY=1\x1b \udcff end"))
@@ -220,25 +228,29 @@ class TestText:
         assert text.endswith("错...")
 
 
-@dataclass
-class Owner:
-    """What a loop asks of the daemon."""
+class Surroundings:
+    """The inputs and outputs of a loop: a desired state, no events, and no publisher."""
 
-    settings: Settings = field(default_factory=Settings)
-    events: list[Event] = field(default_factory=list)
+    settings = Settings()
 
-    def desired_state(self) -> DesiredState:
-        subnet = FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1"))
-        return DesiredState(self.settings, (Lease("/run/flannel/subnet.env", subnet),))
+    def current(self) -> DesiredState:
+        return DesiredState(self.settings, LEASES)
 
-    def resync(self, family: Family) -> None: ...
+    def drain(self) -> None: ...
 
-    def hear(self) -> None: ...
+    def take(self, family: Family) -> tuple[tuple[Transaction, ...], bool]:
+        return (), False
+
+    def emit(self, entries: Iterable[LogEntry]) -> None:
+        for _ in entries:
+            continue
 
     def publish(self) -> None: ...
 
-    def event(self, event: Event, level: int = 0) -> None:
-        self.events.append(event)
+
+def loop_of(reconciler: Reconciler) -> FamilyLoop:
+    around = Surroundings()
+    return FamilyLoop(FamilyReport(reconciler.family), reconciler, around, around, around)
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
@@ -296,14 +308,14 @@ class TestWatchdog:
         told: list[str] = []
 
         async def scene() -> None:
-            found = FamilyLoop(Family.IPV4, reconciler, Owner())
-            watchdog = Watchdog(notifier, lambda: "ipv4" if found.hangs(float("-inf")) else "", told.append)
-            task = asyncio.create_task(found.run())
+            loop = loop_of(reconciler)
+            watchdog = Watchdog(notifier, lambda: "ipv4" if loop.hangs(float("-inf")) else "", told.append)
+            task = asyncio.create_task(loop.run())
             await until(lambda: kernel.generation)  # written, and hanging before it is read back
             watchdog.start()
-            assert not found.settled
+            assert not loop.report.settled
             assert "WATCHDOG=1" in await asyncio.to_thread(systemd.wait)
-            set_clock(monkeypatch, LONGEST_STEP_SECONDS + 1)
+            set_clock(monkeypatch, MAX_STEP_SECONDS + 1)
             await until(lambda: told)
             systemd.heard()
             since = time.monotonic()
@@ -312,24 +324,24 @@ class TestWatchdog:
                 assert systemd.heard() == []
             release.set()
             assert "WATCHDOG=1" in await asyncio.to_thread(systemd.wait)
-            await until(lambda: found.settled)
+            await until(lambda: loop.report.settled)
             watchdog.stop()
             task.cancel()
-            found.close()
+            loop.close()
 
         asyncio.run(scene())
         assert told == ["ipv4"]
 
     def test_one_of_many_steps_does_not_hang(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         async def scene() -> None:
-            found = FamilyLoop(Family.IPV4, Reconciler(Family.IPV4, {}, StateDirectory(tmp_path / "state")), Owner())
+            loop = loop_of(Reconciler(Family.IPV4, {}, StateDirectory(tmp_path / "state")))
             runner = ProcessRunner()
-            set_clock(monkeypatch, -LONGEST_STEP_SECONDS - 1)
-            found._expect(0)
+            set_clock(monkeypatch, -MAX_STEP_SECONDS - 1)
+            loop._schedule.expect(asyncio.get_running_loop().time())
             set_clock(monkeypatch, 0)
-            assert found.hangs(float("-inf"))
+            assert loop.hangs(float("-inf"))
             runner(("true",))
-            assert not found.hangs(runner.moved)
-            found.close()
+            assert not loop.hangs(runner.moved)
+            loop.close()
 
         asyncio.run(scene())
