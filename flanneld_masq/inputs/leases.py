@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class News:
     path: str
     change: Change
     message: str
-    error: SubnetFileError | None = None
+    error: SubnetFileError | None = field(default=None, compare=False)
 
 
 class Leases:
