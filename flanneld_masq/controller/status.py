@@ -141,17 +141,18 @@ def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Reader:
-    """Reads the members of a JSON object by their types. Raises ValueError."""
+    """Reads the members of a JSON object by their types. Raises ValueError, which names types alone: the `repr` of a
+    deeply nested value raises RecursionError."""
 
     def __init__(self, content: object) -> None:
         if not isinstance(content, dict):
-            raise ValueError(f"{content!r} is not an object")  # noqa: TRY004  one error for any wrong JSON
+            raise ValueError(f"{type(content).__name__} instead of an object")  # noqa: TRY004  one error for any wrong JSON
         self._content: dict[str, Any] = content
 
     def get(self, key: str, kind: type[_Value]) -> _Value:
         value = self._content.get(key)
         if type(value) is not kind:  # a bool is an int, but not here
-            raise ValueError(f"{key} is {value!r}, not {kind.__name__}")
+            raise ValueError(f"{key} is {type(value).__name__}, not {kind.__name__}")
         return value
 
     def optional(self, key: str, kind: type[_Value]) -> _Value | None:
@@ -166,7 +167,7 @@ class _Reader:
     def texts(self, key: str) -> tuple[str, ...]:
         values = self.list(key)
         if not all(isinstance(value, str) for value in values):
-            raise ValueError(f"{key} is {values!r}, not a list of texts")
+            raise ValueError(f"{key} is not a list of texts")
         return tuple(values)
 
     def mapping(self, key: str) -> dict[str, Any]:

@@ -1,0 +1,261 @@
+"""The JSON form of a status: it can be read again, and any other JSON is refused with ValueError."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from ipaddress import ip_network
+from typing import Any, TypeVar, Union
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flanneld_masq.controller.attribution import Culprit
+from flanneld_masq.controller.status import (
+    FamilyStatus,
+    GroupStatus,
+    LastRepair,
+    State,
+    Status,
+    from_json,
+    to_json,
+)
+from flanneld_masq.model import (
+    BackendName,
+    Change,
+    ChangeKind,
+    Family,
+    FamilyLease,
+    Group,
+    Lease,
+    Network,
+)
+
+_Value = TypeVar("_Value")
+Path = tuple[Union[str, int], ...]
+
+TEXT = st.text(max_size=8)
+NUMBER = st.integers(0, 1 << 40)
+BACKEND = TEXT.map(BackendName)
+SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | TEXT
+KEYS = ("state", "leases", "families", "groups", "last_repair", "changes", "culprits", "ipv4", "subnet", "masquerade")
+JSON = st.recursive(
+    SCALAR | st.sampled_from(["synced", "10.244.1.0/24", "fd00::/64", "missing"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS) | TEXT, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def tuples(values: st.SearchStrategy[_Value]) -> st.SearchStrategy[tuple[_Value, ...]]:
+    return st.lists(values, max_size=3).map(tuple)
+
+
+def networks(family: Family) -> st.SearchStrategy[Network]:
+    addresses, prefixes = st.ip_addresses(v=family.data.version), st.integers(0, family.data.width)
+    return st.builds(lambda address, prefix: ip_network(f"{address}/{prefix}", strict=False), addresses, prefixes)
+
+
+def leases(family: Family) -> st.SearchStrategy[FamilyLease]:
+    return st.builds(FamilyLease, tuples(networks(family)), networks(family), st.ip_addresses(v=family.data.version))
+
+
+LEASES = st.builds(
+    Lease,
+    TEXT,
+    st.none() | leases(Family.IPV4),
+    st.none() | leases(Family.IPV6),
+    mtu=st.none() | NUMBER,
+    ipmasq=st.none() | st.booleans(),
+)
+REPAIRS = st.builds(
+    LastRepair,
+    time=TEXT,
+    backend=BACKEND,
+    reason=TEXT,
+    drift=st.booleans(),
+    duration_us=NUMBER,
+    changes=tuples(st.builds(Change, st.sampled_from(ChangeKind), TEXT, TEXT, TEXT)),
+    culprits=tuples(st.builds(Culprit, TEXT, NUMBER, TEXT, TEXT)),
+)
+FAMILIES = st.builds(
+    FamilyStatus,
+    st.sampled_from(State),
+    last_error=TEXT,
+    groups=st.dictionaries(st.sampled_from(Group), st.builds(GroupStatus, BACKEND, TEXT, st.none() | NUMBER)),
+    repairs=st.none() | NUMBER,
+    last_repair=st.none() | REPAIRS,
+    flannel_rules=tuples(TEXT),
+    cni_masquerade=tuples(TEXT),
+    kernel=TEXT,
+)
+STATUSES = st.builds(
+    Status,
+    st.sampled_from(State),
+    version=TEXT,
+    pid=st.none() | NUMBER,
+    config=TEXT,
+    leases=tuples(LEASES),
+    troubles=tuples(TEXT),
+    plugin_failures=tuples(TEXT),
+    families=st.dictionaries(st.sampled_from(Family), FAMILIES),
+)
+DOCUMENT: Mapping[str, Any] = {
+    "version": "1.2.3",
+    "pid": 7,
+    "config": "/etc/flanneld-masq/config.toml",
+    "state": "degraded",
+    "leases": [
+        {
+            "path": "/run/flannel/subnet.env",
+            "mtu": 1450,
+            "ipmasq": True,
+            "ipv4": {"networks": ["10.244.0.0/16"], "subnet": "10.244.1.0/24", "gateway": "10.244.1.1"},
+            "ipv6": {"networks": ["fd00::/56"], "subnet": "fd00::/64", "gateway": "fd00::1"},
+        }
+    ],
+    "troubles": ["/x is gone"],
+    "plugin_failures": ["plugin x failed"],
+    "families": {
+        "ipv4": {
+            "state": "contended",
+            "last_error": "nft said no",
+            "groups": {"masquerade": {"backend": "nft", "why": "it is usable", "rules": 5}},
+            "last_repair": {
+                "time": "2026-07-08T09:10:11.012+00:00",
+                "backend": "nft",
+                "reason": "ruleset changed",
+                "drift": True,
+                "duration_us": 1234,
+                "changes": [{"kind": "missing", "place": "ip nat", "wanted": "a jump", "found": ""}],
+                "culprits": [{"name": "nft", "pid": 8, "command": "nft flush ruleset", "unit": "x.service"}],
+            },
+            "flannel_rules": ["nft"],
+            "cni_masquerade": ["chain CNI-x"],
+            "repairs": 3,
+            "kernel": "holds what is wanted",
+        }
+    },
+}
+
+
+def as_read(status: Status) -> Any:
+    """Return the JSON of a status as a program reads it from a file or from D-Bus."""
+    return json.loads(json.dumps(to_json(status)))
+
+
+def paths(content: object, path: Path = ()) -> Iterator[Path]:
+    """Yield the path of each value in a JSON document, the document's own first."""
+    yield path
+    members = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in members:
+        yield from paths(value, (*path, key))
+
+
+def parent(content: Any, path: Path) -> Any:
+    for key in path[:-1]:
+        content = content[key]
+    return content
+
+
+def without(content: Any, path: Path) -> Any:
+    changed = copy.deepcopy(content)
+    del parent(changed, path)[path[-1]]
+    return changed
+
+
+def replaced(content: Any, path: Path, value: object) -> Any:
+    changed = copy.deepcopy(content)
+    parent(changed, path)[path[-1]] = value
+    return changed
+
+
+def read_or_refuse(content: object) -> None:
+    """Fail if reading raises anything but ValueError, or returns what cannot be written and read again."""
+    with contextlib.suppress(ValueError):
+        status = from_json(content)
+        assert from_json(as_read(status)) == status
+
+
+@given(STATUSES)
+def test_what_was_written_can_be_read(status: Status) -> None:
+    assert from_json(as_read(status)) == status
+
+
+def test_the_document_says_the_same_again() -> None:
+    assert as_read(from_json(DOCUMENT)) == DOCUMENT
+
+
+@given(JSON)
+def test_any_json_is_read_or_refused(content: object) -> None:
+    read_or_refuse(content)
+    read_or_refuse({"state": "synced", "leases": content})
+    read_or_refuse({"state": "synced", "families": {"ipv4": content}})
+    read_or_refuse({"state": "synced", "families": {"ipv4": {"state": "synced", "last_repair": content}}})
+
+
+@given(STATUSES, st.data())
+def test_a_document_that_lacks_a_value_is_read_or_refused(status: Status, data: st.DataObject) -> None:
+    content = as_read(status)
+    read_or_refuse(without(content, data.draw(st.sampled_from(list(paths(content))[1:]))))
+
+
+@given(STATUSES, st.data(), JSON)
+def test_a_document_with_another_value_is_read_or_refused(status: Status, data: st.DataObject, value: object) -> None:
+    content = as_read(status)
+    read_or_refuse(replaced(content, data.draw(st.sampled_from(list(paths(content))[1:])), value))
+
+
+@pytest.mark.parametrize("path", list(paths(DOCUMENT))[1:], ids=lambda path: ".".join(map(str, path)))
+def test_each_value_is_checked_by_its_type(path: Path) -> None:
+    """Absent and null values, and those of each other type, are read only where the format allows that."""
+    value = DOCUMENT
+    for key in path:
+        value = value[key]  # type: ignore[index]
+    read_or_refuse(without(DOCUMENT, path))
+    read_or_refuse(replaced(DOCUMENT, path, None))
+    others: tuple[object, ...] = (True, 7, 1.5, "x", ["x"], [7], {"x": 7}, {"x": {}})
+    for other in others:
+        if type(other) is not type(value):
+            with pytest.raises(ValueError, match=r"\w"):
+                from_json(replaced(DOCUMENT, path, other))
+
+
+@pytest.mark.parametrize("content", [None, True, 7, 1.5, "synced", [], {}, {"state": None}, {"state": "dancing"}])
+def test_a_document_needs_a_state(content: object) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        from_json(content)
+
+
+@pytest.mark.parametrize("key", ["state", "pid", "leases", "troubles", "families", "unknown"])
+def test_a_value_of_any_depth_is_read_or_refused(key: str) -> None:
+    nested: object = []
+    for _ in range(sys.getrecursionlimit()):
+        nested = [nested]
+    with contextlib.suppress(ValueError):
+        from_json({"state": "synced", key: nested})
+
+
+def test_a_status_of_0_1_0_has_no_gateway() -> None:
+    lease = {"path": "/x", "mtu": None, "ipmasq": None, "ipv4": {"networks": [], "subnet": "10.244.1.0/24"}}
+    (read,) = from_json({"state": "synced", "leases": [lease]}).leases
+    assert read.ipv4 is not None
+    assert str(read.ipv4.gateway) == "10.244.1.0"
+
+
+def test_unknown_values_are_ignored() -> None:
+    """A command may be older than the daemon."""
+    assert from_json({**DOCUMENT, "colour": "red"}) == from_json(DOCUMENT)
+
+
+class TestErrors:
+    def test_of_each_family_that_has_one_and_of_the_files(self) -> None:
+        families = {Family.IPV4: FamilyStatus(State.SYNCED), Family.IPV6: FamilyStatus(State.DEGRADED, "no nft")}
+        status = Status(State.DEGRADED, troubles=("/x is gone",), families=families)
+        assert status.errors == ("ipv6: no nft", "/x is gone")
+
+    def test_none(self) -> None:
+        assert Status(State.SYNCED).errors == ()
