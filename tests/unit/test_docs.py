@@ -28,13 +28,13 @@ EXAMPLES = re.findall(r"^```python\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 
 def signature(name: str, function: Callable[..., object]) -> str:
     """As it stands in the source, without `self`."""
-    found = inspect.signature(function)
-    parameters = [f"{one.name}: {one.annotation}" for one in found.parameters.values() if one.name != "self"]
-    return f"{name}({', '.join(parameters)}) -> {found.return_annotation}"
+    signature = inspect.signature(function)
+    parameters = [f"{one.name}: {one.annotation}" for one in signature.parameters.values() if one.name != "self"]
+    return f"{name}({', '.join(parameters)}) -> {signature.return_annotation}"
 
 
 def public(cls: type) -> Iterator[tuple[str, Callable[..., object]]]:
-    return ((name, found) for name, found in vars(cls).items() if inspect.isfunction(found) and name[0] != "_")
+    return ((name, member) for name, member in vars(cls).items() if inspect.isfunction(member) and name[0] != "_")
 
 
 @pytest.mark.parametrize(("name", "hook"), list(public(HookSpecs)))
@@ -78,11 +78,11 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 def test_the_example_of_a_backend_is_found(installed: Path) -> None:
-    found = plugin_loader.load()
-    assert [failure for failure in found.failures if failure.plugin == "paper"] == []
-    assert found.owners[found.backends["paper"].name] == "paper"  # type: ignore[index]
+    plugins = plugin_loader.load()
+    assert [failure for failure in plugins.failures if failure.plugin == "paper"] == []
+    assert plugins.owners[plugins.backends["paper"].name] == "paper"  # type: ignore[index]
     (installed / "root").mkdir()
-    backend = found.create(Family.IPV4, Host(ProcessRunner(), installed / "root"))["paper"]  # type: ignore[index]
+    backend = plugins.create(Family.IPV4, Host(ProcessRunner(), installed / "root"))["paper"]  # type: ignore[index]
     assert backend.probe().remedy == "mount a tmpfs there"
 
 
@@ -112,13 +112,13 @@ def test_the_other_examples_do_as_they_say(installed: Path, monkeypatch: pytest.
     import count  # type: ignore[import-not-found]
     import ranges  # type: ignore[import-not-found]
 
-    found = plugin_loader.load({"ranges": ranges, "count": count})
+    plugins = plugin_loader.load({"ranges": ranges, "count": count})
     monkeypatch.setattr(ranges, "FILE", installed / "ranges.txt")
-    assert found.non_masquerade_cidrs(Settings()) == ((), ())
+    assert plugins.non_masquerade_cidrs(Settings()) == ((), ())
     (installed / "ranges.txt").write_text("10.0.0.0/8\nfd00::/8\n")
     networks = (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
-    assert found.non_masquerade_cidrs(Settings()) == (networks, ())
+    assert plugins.non_masquerade_cidrs(Settings()) == (networks, ())
     (installed / "ranges.txt").write_text("nonsense")
-    assert found.non_masquerade_cidrs(Settings())[0] == networks
-    assert found.tell(Event("notice", "hello", family="ipv4")) == ()
+    assert plugins.non_masquerade_cidrs(Settings())[0] == networks
+    assert plugins.tell(Event("notice", "hello", family="ipv4")) == ()
     assert count.SEEN == {("notice", "ipv4"): 1}

@@ -30,8 +30,8 @@ EXAMPLE = (ROOT / "packaging/config.toml").read_text()
 
 def section(text: str, title: str) -> str:
     """The text below a heading, up to the next one."""
-    (_, found) = text.split(f"\n{title}\n{'=' * len(title)}\n")
-    return re.split(r"\n\S.*\n=+\n", found)[0]
+    (_, rest) = text.split(f"\n{title}\n{'=' * len(title)}\n")
+    return re.split(r"\n\S.*\n=+\n", rest)[0]
 
 
 def terms(text: str) -> list[str]:
@@ -80,18 +80,18 @@ def test_each_field_of_the_journal_is_there() -> None:
     assert sorted(fields) == sorted(said)
 
 
-def test_each_member_of_the_d_bus_interface_is_there_and_no_other() -> None:
+def test_each_d_bus_member_is_there_and_no_other() -> None:
     said = section(PROGRAM, "D-BUS")
     assert all(f"**{name}**" in said for name in (NAME, MANAGER.name))
     assert f"*{PATH}*" in said
     parts = re.split(r"^(Properties|Methods|Signals):$", said, flags=re.MULTILINE)
-    found = {title: sorted(terms(text)) for title, text in zip(parts[1::2], parts[2::2])}
+    documented = {title: sorted(terms(text)) for title, text in zip(parts[1::2], parts[2::2])}
     members = {"Properties": MANAGER.properties, "Methods": MANAGER.methods, "Signals": MANAGER.signals}
-    assert found == {title: sorted(names) for title, names in members.items()}
+    assert documented == {title: sorted(names) for title, names in members.items()}
 
 
 def test_each_hook_is_there_and_no_other() -> None:
-    hooks = [name for name, found in vars(HookSpecs).items() if inspect.isfunction(found)]
+    hooks = [name for name, member in vars(HookSpecs).items() if inspect.isfunction(member)]
     assert terms(section(PROGRAM, "PLUGINS")) == hooks
 
 
@@ -99,7 +99,7 @@ def test_each_hook_is_there_and_no_other() -> None:
 
 
 def keys() -> list[str]:
-    return [f"{table}.{key}" if table else key for table, found in config._TABLES.items() for key in found]
+    return [f"{table}.{key}" if table else key for table, names in config._TABLES.items() for key in names]
 
 
 def described() -> Iterator[tuple[str, str]]:
@@ -129,7 +129,7 @@ def test_the_example_has_it_commented_out_at_its_default(key: str, default: str)
     assert part.split("\n[")[0].splitlines().count(f"#{name} = {default}") == 1
 
 
-def test_the_example_changes_nothing_and_nor_does_it_with_all_its_lines_in_force() -> None:
+def test_the_example_names_each_key_with_its_default() -> None:
     assert config.parse(EXAMPLE, "example") == Settings()
     in_force = re.sub(r"^#(?=\w+ = )", "", EXAMPLE, flags=re.MULTILINE)
     assert config.parse(in_force, "example") == Settings()

@@ -39,17 +39,17 @@ def of(member: str, *body: Any, interface: str = MANAGER.name) -> list[dict[str,
 
 class TestEvents:
     def test_a_repair(self) -> None:
-        (found,) = of("Repaired", *REPAIRED)
-        assert found == {"event": "repaired", **dict(zip(MANAGER.signals["Repaired"], REPAIRED))}
+        (event,) = of("Repaired", *REPAIRED)
+        assert event == {"event": "repaired", **dict(zip(MANAGER.signals["Repaired"], REPAIRED))}
 
     def test_a_state(self) -> None:
-        (found,) = of(STATE_CHANGED, "ipv4", "synced", "degraded", "no nft")
-        assert found == {"event": "state", "family": "ipv4", "old": "synced", "new": "degraded", "error": "no nft"}
+        (event,) = of(STATE_CHANGED, "ipv4", "synced", "degraded", "no nft")
+        assert event == {"event": "state", "family": "ipv4", "old": "synced", "new": "degraded", "error": "no nft"}
 
     def test_properties_of_which_no_other_signal_tells(self) -> None:
         rows = {"Lease": tuple(tuple(row.values()) for row in LEASE), "State": "degraded", "Repairs": 3}
-        found = of("PropertiesChanged", MANAGER.name, rows, (), interface=PROPERTIES)
-        assert found == [{"event": "lease", "lease": LEASE}]
+        events = of("PropertiesChanged", MANAGER.name, rows, (), interface=PROPERTIES)
+        assert events == [{"event": "lease", "lease": LEASE}]
 
     def test_what_it_does_not_know(self) -> None:
         assert of("Exploded", 1) == []
@@ -57,7 +57,7 @@ class TestEvents:
 
 class TestLines:
     @pytest.mark.parametrize(
-        ("found", "line"),
+        ("event", "line"),
         [
             ({"event": "repaired", "message": "ipv4: drift repaired"}, "ipv4: drift repaired"),
             (
@@ -79,20 +79,20 @@ class TestLines:
             ({"event": "backends", "backends": []}, "no backend"),
         ],
     )
-    def test_each_event(self, found: dict[str, Any], line: str) -> None:
-        assert monitor.text_line(NOW, found, colour=False) == f"09:10:11.012 {line}"
+    def test_each_event(self, event: dict[str, Any], line: str) -> None:
+        assert monitor.text_line(NOW, event, colour=False) == f"09:10:11.012 {line}"
 
     def test_colour(self) -> None:
-        found = {"event": "repaired", "message": "text"}
-        assert monitor.text_line(NOW, found, colour=True) == "09:10:11.012 \033[33mtext\033[0m"
+        event = {"event": "repaired", "message": "text"}
+        assert monitor.text_line(NOW, event, colour=True) == "09:10:11.012 \033[33mtext\033[0m"
 
     def test_no_character_of_an_event_commands_the_terminal(self) -> None:
-        found = {"event": "repaired", "message": "by \033[2J\n\x9b2Jnft"}
-        assert monitor.text_line(NOW, found, colour=False) == "09:10:11.012 by  [2J  2Jnft"
+        event = {"event": "repaired", "message": "by \033[2J\n\x9b2Jnft"}
+        assert monitor.text_line(NOW, event, colour=False) == "09:10:11.012 by  [2J  2Jnft"
 
     def test_json(self) -> None:
-        found = json.loads(monitor.json_line(NOW, {"event": "not-running"}))
-        assert found == {"time": "2026-07-08T09:10:11.012+02:00", "event": "not-running"}
+        event = json.loads(monitor.json_line(NOW, {"event": "not-running"}))
+        assert event == {"time": "2026-07-08T09:10:11.012+02:00", "event": "not-running"}
 
 
 # ---- the program
@@ -109,9 +109,9 @@ class Watcher:
         return (await asyncio.wait_for(self.process.stdout.readline(), DEADLINE)).decode()
 
     async def event(self) -> dict[str, Any]:
-        found = json.loads(await self.line())
-        assert abs(datetime.fromisoformat(found.pop("time")) - datetime.now().astimezone()) < timedelta(minutes=1)
-        return dict(found)
+        event = json.loads(await self.line())
+        assert abs(datetime.fromisoformat(event.pop("time")) - datetime.now().astimezone()) < timedelta(minutes=1)
+        return dict(event)
 
     async def end(self) -> tuple[Optional[int], str]:
         """Its exit status, and what it complained of."""
@@ -138,11 +138,11 @@ async def watching(*options: str) -> AsyncIterator[Watcher]:
 
 @pytest.fixture
 def bus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bus]:
-    found = Bus(tmp_path)
-    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", found.address)
-    found.start()
-    yield found
-    found.stop()
+    bus = Bus(tmp_path)
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", bus.address)
+    bus.start()
+    yield bus
+    bus.stop()
 
 
 def play(story: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -40,11 +40,11 @@ def logger() -> Iterator[logging.Logger]:
 
 @pytest.fixture
 def records(logger: logging.Logger) -> Records:
-    found = Records()
-    logger.handlers[:] = [found]
+    records = Records()
+    logger.handlers[:] = [records]
     logger.propagate = False
     logger.setLevel(logging.DEBUG)
-    return found
+    return records
 
 
 def journal_fields(record: logging.LogRecord) -> dict[str, Any]:
@@ -54,12 +54,12 @@ def journal_fields(record: logging.LogRecord) -> dict[str, Any]:
 def test_message_ids_are_ids_and_distinct() -> None:
     ids = list(journal.MESSAGE_IDS.values())
     assert len(set(ids)) == len(ids) >= 14
-    assert all(re.fullmatch("[0-9a-f]{32}", found) for found in ids)
+    assert all(re.fullmatch("[0-9a-f]{32}", message_id) for message_id in ids)
 
 
 def test_they_are_random_ones() -> None:
     """As `journalctl --new-id128` makes them: version 4 of RFC 9562."""
-    assert all(found[12] == "4" and found[16] in "89ab" for found in journal.MESSAGE_IDS.values())
+    assert all(message_id[12] == "4" and message_id[16] in "89ab" for message_id in journal.MESSAGE_IDS.values())
 
 
 def test_those_that_were_published_stay() -> None:
@@ -111,7 +111,7 @@ def test_an_event_carries_its_fields(records: Records) -> None:
         culprit_unit="kube-proxy.service",
         diff="@@ ipv4 nft: ip flanneld-masq @@\n# missing\n+ table ip flanneld-masq",
     )
-    assert all(getattr(event, found.name) for found in fields(event)), "every field is tried here"
+    assert all(getattr(event, field.name) for field in fields(event)), "every field is tried here"
     journal.emit(event)
     assert journal_fields(records.records[0]) == {
         "MESSAGE_ID": journal.MESSAGE_IDS["drift-repaired"],
@@ -149,12 +149,12 @@ class TestWhereItGoes:
         monkeypatch.setitem(sys.modules, "systemd.journal", module)
 
     def stream(self, path: Path) -> str:
-        found = path.stat()
-        return f"{found.st_dev}:{found.st_ino}"
+        status = path.stat()
+        return f"{status.st_dev}:{status.st_ino}"
 
     def handler(self) -> logging.Handler:
-        (found,) = journal.LOGGER.handlers
-        return found
+        (handler,) = journal.LOGGER.handlers
+        return handler
 
     def test_to_the_journal_if_that_is_what_stderr_is(self, stderr: Path) -> None:
         journal.set_up("info", {"JOURNAL_STREAM": self.stream(stderr)})
@@ -165,9 +165,9 @@ class TestWhereItGoes:
         assert [record.getMessage() for record in handler.records] == ["hello"]
         assert stderr.read_text() == ""
 
-    @pytest.mark.parametrize("found", [None, "", "1:2", "nonsense", "{}x", ":"])
-    def test_else_to_stderr(self, found: str | None, stderr: Path) -> None:
-        environ = {} if found is None else {"JOURNAL_STREAM": found.format(self.stream(stderr))}
+    @pytest.mark.parametrize("stream", [None, "", "1:2", "nonsense", "{}x", ":"])
+    def test_else_to_stderr(self, stream: str | None, stderr: Path) -> None:
+        environ = {} if stream is None else {"JOURNAL_STREAM": stream.format(self.stream(stderr))}
         journal.set_up("info", environ)
         journal.emit(Event("notice", "hello"))
         assert re.fullmatch(r"\S+ \S+ INFO hello\n", stderr.read_text())
@@ -178,7 +178,7 @@ class TestWhereItGoes:
         assert not isinstance(self.handler(), Records)
 
     def test_without_the_binding_of_systemd(self, stderr: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "systemd.journal", None)
+        monkeypatch.setitem(sys.modules, "systemd.journal", None)  # type: ignore[misc]  # as if absent
         journal.set_up("info", {"JOURNAL_STREAM": self.stream(stderr)})
         journal.emit(Event("notice", "hello"))
         assert "hello" in stderr.read_text()
