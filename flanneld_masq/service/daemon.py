@@ -51,7 +51,6 @@ class Daemon:
         settings = load()
         check_names(settings, plugins.backends, plugins.failures)
         self._load = load
-        self._config = os.path.realpath(config)
         self._plugins = plugins
         self._runners = {family: ProcessRunner() for family in Family}
         self._notifier = Notifier()
@@ -60,9 +59,10 @@ class Daemon:
         self._bus = BusService(self, lambda entry: self._publisher.log(entry))
         self._feed = RulesetFeed(self._on_ruleset_events, lambda entry: self._publisher.log(entry))
         self._watch: FileWatch | None = None
+        self._resync: asyncio.TimerHandle | None = None
         reports = {family: FamilyReport(family) for family in Family}
         self._publisher = StatusPublisher(
-            self._config, self._desired, reports, plugins, self._notifier, self._bus, self._directory
+            os.path.realpath(config), self._desired, reports, plugins, self._notifier, self._bus, self._directory
         )
         commits = OwnCommits()
         self._loops = tuple(self._family_loop(report, root, commits) for report in reports.values())
@@ -93,7 +93,7 @@ class Daemon:
             self._publisher.emit(plugin_entries(self._desired.ask_plugins()))
             self._refresh("start")
             tasks = [asyncio.create_task(family_loop.run()) for family_loop in self._loops]
-            tasks.append(asyncio.create_task(self._resync_inputs()))
+            self._resync_later()
             watchdog = Watchdog(self._notifier, self._hung, self._on_hung)
             watchdog.start()
             join = loop.call_later(BUS_AFTER_SECONDS, self._join_bus)
@@ -136,6 +136,7 @@ class Daemon:
             self._join_bus()
         else:
             self._bus.leave()
+        self._resync_later()
         for family_loop in self._loops:
             family_loop.mark("reload", reprobe=True)
         self._refresh("reload")
@@ -162,7 +163,7 @@ class Daemon:
             held.enter_context(self._directory.instance())
         except StateError as error:
             if error.lasting:
-                raise ConfigError(self._config, "state_directory", str(error)) from error
+                raise ConfigError(self._publisher.config, "state_directory", str(error)) from error
             raise
         except AlreadyRunning as error:
             if not self._notifier.listened_to:
@@ -187,13 +188,18 @@ class Daemon:
                 family_loop.mark(reason)
         self._publisher.publish()
 
-    async def _resync_inputs(self) -> None:
+    def _resync_later(self) -> None:
         """Read all inputs at each resync, for an event of a file may be lost, and plugins have none."""
-        while True:
-            await asyncio.sleep(self.settings.reconcile.resync_seconds)
-            self._publisher.emit(plugin_entries(self._desired.ask_plugins()))
-            self._watch_again()
-            self._refresh(RESYNC)
+        if self._resync is not None:
+            self._resync.cancel()
+        seconds = self.settings.reconcile.resync_seconds
+        self._resync = asyncio.get_running_loop().call_later(seconds, self._resync_inputs)
+
+    def _resync_inputs(self) -> None:
+        self._resync_later()
+        self._publisher.emit(plugin_entries(self._desired.ask_plugins()))
+        self._watch_again()
+        self._refresh(RESYNC)
 
     def _on_ruleset_events(self) -> None:
         for family_loop in self._loops:
@@ -241,6 +247,8 @@ class Daemon:
             await self._remove_rules()
         if self._watch is not None:
             self._watch.stop()
+        if self._resync is not None:
+            self._resync.cancel()
         self._publisher.publish(stopped=True)
         self._bus.leave()
         await self._bus.left()

@@ -36,8 +36,8 @@ class StatusPublisher:
         bus: BusService,
         directory: StateDirectory,
     ) -> None:
+        self.config = config
         self.refused = ""  # why the last reload was refused
-        self._config = config
         self._desired = desired
         self._reports = reports
         self._plugins = plugins
@@ -71,7 +71,7 @@ class StatusPublisher:
             State.STOPPED if stopped else self._state(),
             version=__version__,
             pid=os.getpid(),
-            config=self._config,
+            config=self.config,
             leases=self._desired.leases.good,
             troubles=(*self._desired.leases.troubles, *filter(None, (self.refused,))),
             plugin_failures=tuple(map(str, self._plugins.failures)),
