@@ -6,12 +6,12 @@ import dataclasses
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from typing import Any, Optional, TypeVar
 
 from flanneld_masq.controller.attribution import Culprit
 from flanneld_masq.inputs.leases import as_data
-from flanneld_masq.model import SLOTS, BackendName, Change, ChangeKind, Family, FamilyLease, Group, Lease
+from flanneld_masq.model import SLOTS, BackendName, Change, ChangeKind, Family, FamilyLease, Group, Lease, family_of
 
 _Value = TypeVar("_Value")
 
@@ -179,7 +179,7 @@ class _Reader:
 
 def _lease(content: object) -> Lease:
     reader = _Reader(content)
-    families = {family: _family_lease(reader.mapping(family.value)) for family in Family}
+    families = {family: _family_lease(family, reader.mapping(family.value)) for family in Family}
     return Lease(
         reader.text("path"),
         ipv4=families[Family.IPV4],
@@ -189,14 +189,15 @@ def _lease(content: object) -> Lease:
     )
 
 
-def _family_lease(content: dict[str, Any]) -> FamilyLease | None:
+def _family_lease(family: Family, content: dict[str, Any]) -> FamilyLease | None:
+    """Read one family of a lease. JSON has no gateway; the address of the subnet stands for it."""
     if not content:
         return None
     reader = _Reader(content)
-    subnet = ip_network(reader.text("subnet"))
-    gateway = reader.optional("gateway", str)  # a status file of 0.1.0 has none
-    networks = tuple(map(ip_network, reader.texts("networks")))
-    return FamilyLease(networks, subnet, subnet.network_address if gateway is None else ip_address(gateway))
+    subnet, *networks = (ip_network(text) for text in (reader.text("subnet"), *reader.texts("networks")))
+    if any(family_of(network) is not family for network in (subnet, *networks)):
+        raise ValueError(f"{family} has a network of the other family")
+    return FamilyLease(tuple(networks), subnet, subnet.network_address)
 
 
 def _family(content: object) -> FamilyStatus:

@@ -104,6 +104,5 @@ def as_data(lease: Lease) -> dict[str, Any]:
             described[str(family)] = {
                 "networks": [str(n) for n in family_lease.networks],
                 "subnet": str(family_lease.subnet),
-                "gateway": str(family_lease.gateway),
             }
     return described

@@ -60,7 +60,12 @@ def networks(family: Family) -> st.SearchStrategy[Network]:
 
 
 def leases(family: Family) -> st.SearchStrategy[FamilyLease]:
-    return st.builds(FamilyLease, tuples(networks(family)), networks(family), st.ip_addresses(v=family.data.version))
+    """The gateway is no part of a status."""
+
+    def lease(others: tuple[Network, ...], subnet: Network) -> FamilyLease:
+        return FamilyLease(others, subnet, subnet.network_address)
+
+    return st.builds(lease, tuples(networks(family)), networks(family))
 
 
 LEASES = st.builds(
@@ -113,8 +118,8 @@ DOCUMENT: Mapping[str, Any] = {
             "path": "/run/flannel/subnet.env",
             "mtu": 1450,
             "ipmasq": True,
-            "ipv4": {"networks": ["10.244.0.0/16"], "subnet": "10.244.1.0/24", "gateway": "10.244.1.1"},
-            "ipv6": {"networks": ["fd00::/56"], "subnet": "fd00::/64", "gateway": "fd00::1"},
+            "ipv4": {"networks": ["10.244.0.0/16"], "subnet": "10.244.1.0/24"},
+            "ipv6": {"networks": ["fd00::/56"], "subnet": "fd00::/64"},
         }
     ],
     "troubles": ["/x is gone"],
@@ -239,11 +244,10 @@ def test_a_value_of_any_depth_is_read_or_refused(key: str) -> None:
         from_json({"state": "synced", key: nested})
 
 
-def test_a_status_of_0_1_0_has_no_gateway() -> None:
-    lease = {"path": "/x", "mtu": None, "ipmasq": None, "ipv4": {"networks": [], "subnet": "10.244.1.0/24"}}
-    (read,) = from_json({"state": "synced", "leases": [lease]}).leases
-    assert read.ipv4 is not None
-    assert str(read.ipv4.gateway) == "10.244.1.0"
+def test_a_network_of_the_other_family_is_refused() -> None:
+    lease = {"path": "/x", "mtu": None, "ipmasq": None, "ipv4": {"networks": [], "subnet": "fd00::/64"}}
+    with pytest.raises(ValueError, match="other family"):
+        from_json({"state": "synced", "leases": [lease]})
 
 
 def test_unknown_values_are_ignored() -> None:

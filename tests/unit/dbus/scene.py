@@ -35,11 +35,11 @@ STATUS = Status(
     leases=(
         Lease(
             "/run/flannel/subnet.env",
-            FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1")),
+            FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.0")),
             FamilyLease(
                 (ip_network("fd00::/56"), ip_network("fd01::/56")),
                 ip_network("fd00:0:0:1::/64"),
-                ip_address("fd00:0:0:1::1"),
+                ip_address("fd00:0:0:1::"),
             ),
             mtu=1450,
             ipmasq=False,
@@ -67,11 +67,10 @@ DOCUMENT: dict[str, Any] = {  # the same in JSON
             "path": "/run/flannel/subnet.env",
             "mtu": 1450,
             "ipmasq": False,
-            "ipv4": {"networks": ["10.244.0.0/16"], "subnet": "10.244.1.0/24", "gateway": "10.244.1.1"},
+            "ipv4": {"networks": ["10.244.0.0/16"], "subnet": "10.244.1.0/24"},
             "ipv6": {
                 "networks": ["fd00::/56", "fd01::/56"],
                 "subnet": "fd00:0:0:1::/64",
-                "gateway": "fd00:0:0:1::1",
             },
         }
     ],

@@ -166,7 +166,7 @@ def test_description() -> None:
 
 
 def test_description_for_machines() -> None:
-    v4 = {"networks": ["10.244.0.0/16", "10.42.0.0/16"], "subnet": "10.244.1.0/24", "gateway": "10.244.1.1"}
-    v6 = {"networks": ["fd00::/56"], "subnet": "fd00:0:0:1::/64", "gateway": "fd00:0:0:1::1"}
+    v4 = {"networks": ["10.244.0.0/16", "10.42.0.0/16"], "subnet": "10.244.1.0/24"}
+    v6 = {"networks": ["fd00::/56"], "subnet": "fd00:0:0:1::/64"}
     assert as_data(lease()) == {"path": ONE, "mtu": 1450, "ipmasq": None, "ipv4": v4, "ipv6": v6}
     assert as_data(Lease(ONE, V4, ipmasq=True)) == {"path": ONE, "mtu": None, "ipmasq": True, "ipv4": v4}
