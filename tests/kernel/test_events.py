@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import itertools
 import signal
 import socket
 import subprocess
@@ -520,6 +519,9 @@ def test_a_held_xtables_lock_is_waited_for_and_holds_up_nothing_else(make_node: 
 
 def children(daemon: Daemon) -> list[str]:
     """The programs that it waits for."""
-    task = Path("/proc", str(daemon.process.pid), "task")
-    pids = itertools.chain.from_iterable((found / "children").read_text().split() for found in task.iterdir())
-    return [name for pid in pids if "-restore" in (name := Path("/proc", pid, "cmdline").read_text())]
+    names = []
+    for thread in Path("/proc", str(daemon.process.pid), "task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # what ends meanwhile is not waited for
+            pids = (thread / "children").read_text().split()
+            names += [Path("/proc", pid, "cmdline").read_text() for pid in pids]
+    return [name for name in names if "-restore" in name]
