@@ -30,6 +30,12 @@ def say(config: pytest.Config, line: str) -> None:
         print(f"\n{line}", file=sys.stderr, flush=True)
 
 
+def needs_long_messages() -> None:
+    """Leave a test to root whose netlink messages are longer than net.core.wmem_max lets an ordinary user send."""
+    if not is_root():
+        unable("an ordinary user cannot send such long netlink messages")
+
+
 def unable(reason: str) -> NoReturn:
     """Skip, or fail where CI promises that the machine is able."""
     if os.environ.get("CI") == "true":

@@ -17,6 +17,7 @@ from flanneld_masq.errors import KernelError
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.model import BackendName, Family, Group
 
+from ..common import needs_long_messages
 from .conftest import Node
 
 
@@ -124,6 +125,7 @@ print(resident() - before)
 
 def test_what_libnftables_lists_for_a_commit_is_not_kept(node: Node) -> None:
     """Of 20,000 chains each context would keep more than that."""
+    needs_long_messages()
     assert float(node.tool(sys.executable, "-c", f"import sys; sys.path[:] = {sys.path}\n{KEPT}")) < 5
 
 
