@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NewType, Optional, Union
 
@@ -368,16 +368,16 @@ class ChangeKind(str, enum.Enum):
 
 @dataclass(frozen=True, **SLOTS)
 class Change:
-    """One difference. `found` is in the kernel, `wanted` should be; either may be empty."""
+    """One difference. `found` is in the kernel, `wanted` should be; either may be empty.
+
+    `item` is the kind of the object, for people, and is not compared; None if it is not known.
+    """
 
     kind: ChangeKind
     place: str
     wanted: str = ""
     found: str = ""
-
-    @property
-    def summary(self) -> str:
-        return f"{self.kind} in {self.place}: {self.found or self.wanted}"
+    item: Optional[ItemKind] = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, **SLOTS)

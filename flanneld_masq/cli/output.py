@@ -9,10 +9,11 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from flanneld_masq.controller.status import FamilyStatus, GroupStatus, LastRepair, Status
+from flanneld_masq.controller.status import FamilyStatus, GroupStatus, LastWrite, State, Status
 from flanneld_masq.errors import MasqError
 from flanneld_masq.model import Family, Group, Lease, Plan
-from flanneld_masq.reconcile.values import Repair, describe
+from flanneld_masq.reconcile.values import Repair
+from flanneld_masq.reconcile.wording import describe
 from flanneld_masq.ruleset import diff
 
 _COLOURS = {"-": "\033[31m", "+": "\033[32m", "@": "\033[36m"}
@@ -65,7 +66,7 @@ def status_lines(status: Status) -> Iterator[str]:
     for lease in status.leases:
         yield f"  lease: {lease.path}: {', '.join(_subnets(lease))}"
     for name, family in status.families.items():
-        yield from _family_lines(name, family)
+        yield from _family_lines(name, family, named=status.names(name) or not status.leases)
 
 
 def backend_lines(families: Mapping[str, Any], failures: list[str]) -> Iterator[str]:
@@ -85,16 +86,26 @@ def _subnets(lease: Lease) -> Iterator[str]:
     return (f"{family} {part.subnet}" for family in Family if (part := lease.of(family)) is not None)
 
 
-def _family_lines(name: Family, family: FamilyStatus) -> Iterator[str]:
-    yield f"{name}: {family.state}" + (f", {family.last_error}" if family.last_error else "")
+def _family_lines(name: Family, family: FamilyStatus, *, named: bool) -> Iterator[str]:
+    """Yield the lines of one family. `named` is False if there are subnet files and none names the family."""
+    states = [str(family.state)] if named else ["not in the subnet file"]
+    if not named and family.state in (State.DEGRADED, State.CONTENDED):
+        states.append(str(family.state))
+    yield f"{name}: {', '.join(filter(None, (*states, family.last_error)))}"
     for group, choice in family.groups.items():
         yield f"  {_group_line(group, choice)}"
     if family.kernel:
         yield f"  kernel: {family.kernel}"
-    if family.repairs is not None:
+    if family.verified is not None and named:
+        yield f"  verified: {family.verified.isoformat(timespec='milliseconds')}"
+    if family.repairs or (named and family.repairs is not None):
         yield f"  repairs: {family.repairs}"
     if family.last_repair is not None:
-        yield from _repair_lines(family.last_repair)
+        yield f"  last repair: {_write_text(family.last_repair)}"
+        for culprit in family.last_repair.culprits:
+            yield f"    changed by {culprit.name} (pid {culprit.pid}) {culprit.unit}".rstrip()
+    if family.last_write is not None:
+        yield f"  last write: {_write_text(family.last_write)}"
 
 
 def _group_line(group: Group, choice: GroupStatus) -> str:
@@ -102,8 +113,7 @@ def _group_line(group: Group, choice: GroupStatus) -> str:
     return f"{group}: {rules}{choice.backend} ({choice.why})"
 
 
-def _repair_lines(last: LastRepair) -> Iterator[str]:
-    what = "drift repaired" if last.drift else "rules applied"
-    yield f"  last write: {last.time}, {what} in {last.duration_us / 1000:.1f} ms ({last.reason})"
-    for culprit in last.culprits if last.drift else ():
-        yield f"    changed by {culprit.name} (pid {culprit.pid}) {culprit.unit}".rstrip()
+def _write_text(write: LastWrite) -> str:
+    changes = describe(write.changes)
+    what = f"{write.time}, {write.backend} in {write.duration_us / 1000:.1f} ms ({write.reason})"
+    return f"{what}: {changes}" if changes else what

@@ -230,7 +230,8 @@ class FamilyLoop:
         self._publisher.emit(self.report.verified(outcome))
         quiet = not outcome.repairs and self._schedule.backoff.in_order(self._now())
         self._schedule.succeeded()
-        self.report.succeeded(desired, outcome, contended=self._schedule.backoff.contended)
+        contended, now = self._schedule.backoff.contended, datetime.now(timezone.utc)
+        self.report.succeeded(desired, outcome, contended=contended, at=now)
         self._settle()
         self._publisher.emit(self.report.state_entries(begun.because, culprits, quiet=quiet))
 

@@ -11,11 +11,12 @@ from typing import Any
 from flanneld_masq.controller.attribution import Culprit
 from flanneld_masq.controller.backoff import LAST_DELAY
 from flanneld_masq.controller.log_throttle import LogThrottle
-from flanneld_masq.controller.status import FamilyStatus, GroupStatus, LastRepair, State
+from flanneld_masq.controller.status import FamilyStatus, GroupStatus, LastWrite, State
 from flanneld_masq.errors import MasqError
 from flanneld_masq.hookspecs import Event
 from flanneld_masq.model import SLOTS, BackendName, Family, Survey
-from flanneld_masq.reconcile.values import DesiredState, Outcome, Removed, Repair, describe
+from flanneld_masq.reconcile.values import DesiredState, Outcome, Removed, Repair
+from flanneld_masq.reconcile.wording import describe
 from flanneld_masq.ruleset.diff import diff_text
 
 
@@ -55,6 +56,22 @@ class Failure:
 
 
 @dataclass
+class WriteHistory:
+    """The writes for one family since the daemon's start: how often drift was repaired, and the last write of each
+    kind. A new lease does not hide who removed rules."""
+
+    repairs: int = 0
+    last_repair: LastWrite | None = None
+    last_write: LastWrite | None = None
+
+    def add(self, write: LastWrite) -> None:
+        if write.drift:
+            self.repairs, self.last_repair = self.repairs + 1, write
+        else:
+            self.last_write = write
+
+
+@dataclass
 class FamilyReport:
     """The status of one family, and what the log says of each change of it."""
 
@@ -64,8 +81,8 @@ class FamilyReport:
     outcome: Outcome | None = None  # of the last pass that succeeded
     held: DesiredState | None = None  # what that pass made the kernel hold
     error: MasqError | None = None  # of the last pass
-    _repairs: int = 0
-    _last_repair: LastRepair | None = None
+    _verified_at: datetime | None = None  # when a pass last succeeded
+    _writes: WriteHistory = field(default_factory=WriteHistory)
     _surveys: Mapping[BackendName, Survey] = field(default_factory=dict)
     _survey_failure: str = ""
     _throttle: LogThrottle = field(default_factory=LogThrottle)
@@ -82,8 +99,10 @@ class FamilyReport:
             self.state,
             last_error="" if self.error is None else str(self.error),
             groups={group: GroupStatus(one.backend, one.why, rules.get(group, 0)) for group, one in choices.items()},
-            repairs=self._repairs,
-            last_repair=self._last_repair,
+            repairs=self._writes.repairs,
+            last_repair=self._writes.last_repair,
+            last_write=self._writes.last_write,
+            verified=self._verified_at,
             flannel_rules=tuple(name for name, survey in self._surveys.items() if survey.flannel),
             cni_masquerade=self._cni_masquerade(),
         )
@@ -107,15 +126,16 @@ class FamilyReport:
             attributed = repair.drift and repair.found_at is not None
             culprits = done.culprits if attributed else ()
             yield self._repair_entry(repair, done.because, culprits)
-            self._repairs += 1 if repair.drift else 0
-            self._last_repair = LastRepair(
-                time=done.at.isoformat(timespec="milliseconds"),
-                backend=repair.plan.backend,
-                reason=done.because,
-                drift=repair.drift,
-                duration_us=repair.duration_us,
-                changes=repair.plan.changes,
-                culprits=culprits,
+            self._writes.add(
+                LastWrite(
+                    time=done.at.isoformat(timespec="milliseconds"),
+                    backend=repair.plan.backend,
+                    reason=done.because,
+                    drift=repair.drift,
+                    duration_us=repair.duration_us,
+                    changes=repair.plan.changes,
+                    culprits=culprits,
+                )
             )
 
     def verified(self, outcome: Outcome) -> Iterator[LogEntry]:
@@ -124,9 +144,11 @@ class FamilyReport:
             message = f"{self.family}: the kernel already holds the right rules; nothing written"
             yield self._entry("verified", message)
 
-    def succeeded(self, desired: DesiredState, outcome: Outcome, *, contended: bool) -> None:
-        """Take the outcome of a pass into the status."""
-        self.error, self.held, self.outcome = None, desired, outcome
+    def succeeded(
+        self, desired: DesiredState, outcome: Outcome, *, contended: bool, at: datetime | None = None
+    ) -> None:
+        """Take the outcome of a pass, and the time of its end, into the status."""
+        self.error, self.held, self.outcome, self._verified_at = None, desired, outcome, at
         self.state = State.CONTENDED if contended else State.SYNCED
 
     def state_entries(self, because: str, culprits: tuple[Culprit, ...], *, quiet: bool) -> Iterator[LogEntry]:

@@ -6,12 +6,24 @@ import dataclasses
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from ipaddress import ip_network
 from typing import Any, Optional, TypeVar
 
 from flanneld_masq.controller.attribution import Culprit
-from flanneld_masq.inputs.leases import as_data
-from flanneld_masq.model import SLOTS, BackendName, Change, ChangeKind, Family, FamilyLease, Group, Lease, family_of
+from flanneld_masq.inputs.leases import NO_RULES, as_data
+from flanneld_masq.model import (
+    SLOTS,
+    BackendName,
+    Change,
+    ChangeKind,
+    Family,
+    FamilyLease,
+    Group,
+    ItemKind,
+    Lease,
+    family_of,
+)
 
 _Value = TypeVar("_Value")
 
@@ -40,8 +52,8 @@ class GroupStatus:
 
 
 @dataclass(frozen=True, **SLOTS)
-class LastRepair:
-    """The last write of a family. `time` is ISO 8601 in UTC with milliseconds; `drift` is True if another program had
+class LastWrite:
+    """A write for a family. `time` is ISO 8601 in UTC with milliseconds; `drift` is True if another program had
     changed rules that were right before, and `culprits` are the programs that may have done it."""
 
     time: str
@@ -57,16 +69,20 @@ class LastRepair:
 class FamilyStatus:
     """The status of one family.
 
-    `repairs` counts repairs of drift since the daemon's start; None where no daemon reported any. `flannel_rules` are
-    the backends that hold rules of flannel, `cni_masquerade` the places where the CNI bridge plugin masquerades.
-    `kernel` is what a command found in the kernel; empty in the status of a running daemon.
+    `repairs` counts repairs of drift since the daemon's start; None where no daemon reported any. `last_repair` is the
+    last of them, `last_write` the last write for any other reason. `verified` is the time of the last pass that
+    succeeded; a status that differs in nothing else is not new. `flannel_rules` are the backends that hold rules of
+    flannel, `cni_masquerade` the places where the CNI bridge plugin masquerades. `kernel` is what a command found in
+    the kernel; empty in the status of a running daemon.
     """
 
     state: State
     last_error: str = ""
     groups: Mapping[Group, GroupStatus] = field(default_factory=dict)
     repairs: Optional[int] = 0
-    last_repair: Optional[LastRepair] = None
+    last_repair: Optional[LastWrite] = None
+    last_write: Optional[LastWrite] = None
+    verified: Optional[datetime] = field(default=None, compare=False)
     flannel_rules: tuple[str, ...] = ()
     cni_masquerade: tuple[str, ...] = ()
     kernel: str = ""
@@ -75,16 +91,29 @@ class FamilyStatus:
 @dataclass(frozen=True, **SLOTS)
 class Status:
     """The status of the daemon. `pid` is None where no daemon runs, or none that is known; `config` is the absolute
-    path of its configuration file."""
+    path of its configuration file. `config_loaded` is the time when the settings in force were read, and
+    `reload_refused` is True if the file was invalid at a reload since then."""
 
     state: State
     version: str = ""
     pid: Optional[int] = None
     config: str = ""
+    config_loaded: Optional[datetime] = None
+    reload_refused: bool = False
     leases: tuple[Lease, ...] = ()
     troubles: tuple[str, ...] = ()
     plugin_failures: tuple[str, ...] = ()
     families: Mapping[Family, FamilyStatus] = field(default_factory=dict)
+
+    def names(self, family: Family) -> bool:
+        """Return True if a subnet file names the family."""
+        return any(lease.of(family) for lease in self.leases)
+
+    @property
+    def waits(self) -> bool:
+        """True if the daemon waits for a first subnet file, and no file is there that cannot be used."""
+        unusable = any(trouble.endswith(NO_RULES) for trouble in self.troubles)
+        return self.state is State.WAITING and not self.leases and not unusable
 
     @property
     def errors(self) -> tuple[str, ...]:
@@ -93,17 +122,28 @@ class Status:
         return (*families, *self.troubles)
 
 
+def stopped(status: Status) -> Status:
+    """Return the status with everything marked as stopped."""
+    families = {name: dataclasses.replace(family, state=State.STOPPED) for name, family in status.families.items()}
+    return dataclasses.replace(status, state=State.STOPPED, families=families)
+
+
 def to_json(status: Status) -> dict[str, Any]:
     """Return the status as plain values for `json.dumps`. Optional values that are not known are left out."""
     return {
         "version": status.version,
         "pid": status.pid,
         "config": status.config,
+        "config_loaded": _time_to_json(status.config_loaded),
+        "reload_refused": status.reload_refused,
         "state": status.state.value,
         "leases": [as_data(lease) for lease in status.leases],
         "troubles": list(status.troubles),
         "plugin_failures": list(status.plugin_failures),
-        "families": {family.value: _family_to_json(one) for family, one in status.families.items()},
+        "families": {
+            name.value: {"in_subnet_file": status.names(name), **_family_to_json(family)}
+            for name, family in status.families.items()
+        },
     }
 
 
@@ -115,6 +155,8 @@ def from_json(content: object) -> Status:
         version=reader.text("version", ""),
         pid=reader.optional("pid", int),
         config=reader.text("config", ""),
+        config_loaded=_time(reader.optional("config_loaded", str)),
+        reload_refused=reader.optional("reload_refused", bool) or False,
         leases=tuple(map(_lease, reader.list("leases"))),
         troubles=reader.texts("troubles"),
         plugin_failures=reader.texts("plugin_failures"),
@@ -123,17 +165,29 @@ def from_json(content: object) -> Status:
 
 
 def _family_to_json(family: FamilyStatus) -> dict[str, Any]:
-    last = family.last_repair
     optional = {"repairs": family.repairs, "kernel": family.kernel or None}
     return {
         "state": family.state.value,
         "last_error": family.last_error,
         "groups": {group.value: _without_none(dataclasses.asdict(one)) for group, one in family.groups.items()},
-        "last_repair": dataclasses.asdict(last) if last is not None else None,
+        "last_repair": _write_to_json(family.last_repair),
+        "last_write": _write_to_json(family.last_write),
+        "verified": _time_to_json(family.verified),
         "flannel_rules": list(family.flannel_rules),
         "cni_masquerade": list(family.cni_masquerade),
         **_without_none(optional),
     }
+
+
+def _write_to_json(write: LastWrite | None) -> dict[str, Any] | None:
+    if write is None:
+        return None
+    content = dataclasses.asdict(write)
+    return {**content, "changes": [_without_none(change) for change in content["changes"]]}
+
+
+def _time_to_json(time: datetime | None) -> str | None:
+    return None if time is None else time.isoformat(timespec="milliseconds")
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,13 +256,14 @@ def _family_lease(family: Family, content: dict[str, Any]) -> FamilyLease | None
 
 def _family(content: object) -> FamilyStatus:
     reader = _Reader(content)
-    last = reader.optional("last_repair", dict)
     return FamilyStatus(
         State(reader.text("state")),
         last_error=reader.text("last_error", ""),
         groups={Group(name): _group(one) for name, one in reader.mapping("groups").items()},
         repairs=reader.optional("repairs", int),
-        last_repair=None if last is None else _last_repair(last),
+        last_repair=_last_write(reader.optional("last_repair", dict)),
+        last_write=_last_write(reader.optional("last_write", dict)),
+        verified=_time(reader.optional("verified", str)),
         flannel_rules=reader.texts("flannel_rules"),
         cni_masquerade=reader.texts("cni_masquerade"),
         kernel=reader.text("kernel", ""),
@@ -220,9 +275,11 @@ def _group(content: object) -> GroupStatus:
     return GroupStatus(BackendName(reader.text("backend")), reader.text("why"), reader.optional("rules", int))
 
 
-def _last_repair(content: object) -> LastRepair:
+def _last_write(content: object) -> LastWrite | None:
+    if content is None:
+        return None
     reader = _Reader(content)
-    return LastRepair(
+    return LastWrite(
         time=reader.text("time"),
         backend=BackendName(reader.text("backend")),
         reason=reader.text("reason"),
@@ -235,8 +292,18 @@ def _last_repair(content: object) -> LastRepair:
 
 def _change(content: object) -> Change:
     reader = _Reader(content)
-    texts = (reader.text(key) for key in ("place", "wanted", "found"))
-    return Change(ChangeKind(reader.text("kind")), *texts)
+    place, wanted, found = (reader.text(key) for key in ("place", "wanted", "found"))
+    item = reader.optional("item", str)
+    return Change(ChangeKind(reader.text("kind")), place, wanted, found, None if item is None else ItemKind(item))
+
+
+def _time(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    time = datetime.fromisoformat(text)
+    if time.utcoffset() is None:
+        raise ValueError("a time without its offset from UTC")
+    return time
 
 
 def _culprit(content: object) -> Culprit:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from flanneld_masq.controller.status import Status
+from flanneld_masq.controller.status import State, Status
 from flanneld_masq.dbus.object_server import Arguments, Interface
 from flanneld_masq.hookspecs import Event
 from flanneld_masq.model import BackendName, Change, ChangeKind, Family, Plan
@@ -83,10 +83,13 @@ def repaired(event: Event) -> tuple[Any, ...]:
 
 
 def state_changes(before: Status, after: Status) -> Iterator[tuple[str, str, str, str]]:
-    """Yield the arguments of each StateChanged that leads from one status to the other, the whole daemon's last."""
+    """Yield the arguments of each StateChanged that leads from one status to the other, the whole daemon's last.
+
+    When the daemon stops, its own says it for all families.
+    """
     for name, family in after.families.items():
         old = before.families[name].state
-        if old is not family.state:
+        if old is not family.state and after.state is not State.STOPPED:
             yield str(name), old.value, family.state.value, family.last_error
     if before.state is not after.state:
         yield "", before.state.value, after.state.value, "; ".join(after.errors)

@@ -12,6 +12,8 @@ from flanneld_masq.errors import SubnetFileError
 from flanneld_masq.inputs import subnet_env
 from flanneld_masq.model import SLOTS, Family, Lease
 
+NO_RULES = "; no rules follow from it"  # the end of a trouble with a file that was never good
+
 
 class Change(enum.Enum):
     """How a subnet file differs from when it was last read."""
@@ -85,7 +87,7 @@ class Leases:
         return News(path, change, message, error)
 
     def _kept(self, path: str) -> str:
-        return "; the rules of its last good state stay" if path in self._good else "; no rules follow from it"
+        return "; the rules of its last good state stay" if path in self._good else NO_RULES
 
 
 def describe(lease: Lease) -> str:

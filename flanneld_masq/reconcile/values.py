@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Optional
@@ -11,7 +10,6 @@ from flanneld_masq.hookspecs import Backend
 from flanneld_masq.model import (
     SLOTS,
     BackendName,
-    Change,
     Desired,
     Group,
     Item,
@@ -77,11 +75,3 @@ class Outcome:
     rules: Mapping[Group, int]
     generation: int | None = None
     fingerprint: Fingerprint = ()
-
-
-def describe(changes: tuple[Change, ...], limit: int = 2) -> str:
-    """Return one line: each change if there are at most `limit`, else the count of each kind in each place."""
-    if len(changes) <= limit:
-        return "; ".join(change.summary for change in changes)
-    counts = Counter((change.place, change.kind) for change in changes)
-    return "; ".join(f"{count} {kind} in {place}" for (place, kind), count in counts.items())

@@ -41,7 +41,7 @@ def differences(
 ) -> tuple[Change, ...]:
     """Return what a reconcile would change, in the order of the kernel's objects; empty if nothing differs."""
     if not wanted:
-        return tuple(Change(ChangeKind.EXTRA, item.place, found=item.text) for item in observed.items)
+        return tuple(Change(ChangeKind.EXTRA, item.place, found=item.text, item=item.kind) for item in observed.items)
     if (
         verified_state is None
         or verified_state.fingerprint != fingerprint(wanted, position)
@@ -67,13 +67,15 @@ def moved(
     remembered = {around.place: around for around in verified_state}
     for around in observed:
         if position is Position.FIRST and around.before:
-            yield Change(ChangeKind.MOVED, around.place, "our jump before all other rules", _behind(len(around.before)))
+            now = _behind(len(around.before))
+            yield Change(ChangeKind.MOVED, around.place, "our jump before all other rules", now, ItemKind.JUMP)
         then = remembered.get(around.place, Neighbours(around.place))
         passed = set(then.before) & set(around.after) - set(around.before)
         stayed = then.jump != 0 and then.jump == around.jump
         if position is Position.LAST and passed and not stayed:
             now = f"our jump before {len(passed)} of the rules that it was behind"
-            yield Change(ChangeKind.MOVED, around.place, "our jump behind the rules that were there first", now)
+            asked = "our jump behind the rules that were there first"
+            yield Change(ChangeKind.MOVED, around.place, asked, now, ItemKind.JUMP)
 
 
 def unmet(wanted: tuple[Item, ...], observed: Observation) -> str:
@@ -139,7 +141,7 @@ def _tag(item: Item) -> str:
 def _unverified(wanted: tuple[Item, ...]) -> Iterator[Change]:
     """Yield a change for each chain: all tags are right, but without a verified state that proves nothing."""
     heads = [item for item in wanted if item.kind is ItemKind.CHAIN] or wanted[:1]
-    return (Change(ChangeKind.UNVERIFIED, item.place, item.text, item.text) for item in heads)
+    return (Change(ChangeKind.UNVERIFIED, item.place, item.text, item.text, item.kind) for item in heads)
 
 
 def _translated(observed: tuple[Item, ...], reference: tuple[Item, ...]) -> tuple[Item, ...]:
@@ -170,8 +172,8 @@ def _changes_by(
 def _changes(wanted: list[Item], held: list[Item]) -> Iterator[Change]:
     for expected, actual in zip_longest(wanted, held):
         if expected is None:
-            yield Change(ChangeKind.EXTRA, actual.place, found=actual.text)
+            yield Change(ChangeKind.EXTRA, actual.place, found=actual.text, item=actual.kind)
         elif actual is None:
-            yield Change(ChangeKind.MISSING, expected.place, wanted=expected.text)
+            yield Change(ChangeKind.MISSING, expected.place, wanted=expected.text, item=expected.kind)
         else:
-            yield Change(ChangeKind.CHANGED, expected.place, wanted=expected.text, found=actual.text)
+            yield Change(ChangeKind.CHANGED, expected.place, expected.text, actual.text, expected.kind)

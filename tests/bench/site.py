@@ -125,7 +125,8 @@ class Site:
 
     def last_write(self) -> str:
         """The time of the daemon's last write; empty for none."""
-        return str((self.status().get("last_repair") or {}).get("time", ""))
+        status = self.status()
+        return max(str((status.get(kind) or {}).get("time", "")) for kind in ("last_repair", "last_write"))
 
     def last_repair_seconds(self) -> float:
         """How long the daemon was about its last repair."""

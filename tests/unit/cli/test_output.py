@@ -6,22 +6,23 @@ import io
 import json
 import sys
 from dataclasses import replace
+from datetime import datetime, timezone
 from ipaddress import ip_address, ip_network
 
 import pytest
 
 from flanneld_masq.cli import output
 from flanneld_masq.controller.attribution import Culprit
-from flanneld_masq.controller.status import FamilyStatus, GroupStatus, LastRepair, State, Status
+from flanneld_masq.controller.status import FamilyStatus, GroupStatus, LastWrite, State, Status
 from flanneld_masq.errors import MasqError
-from flanneld_masq.model import BackendName, Change, ChangeKind, Family, FamilyLease, Group, Lease, Plan
+from flanneld_masq.model import BackendName, Change, ChangeKind, Family, FamilyLease, Group, ItemKind, Lease, Plan
 from flanneld_masq.reconcile.values import Repair
 
 NFT = BackendName("nft")
 IPV4 = FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1"))
 IPV6 = FamilyLease((ip_network("fd00::/56"),), ip_network("fd00:0:0:1::/64"), ip_address("fd00:0:0:1::1"))
-DRIFT = LastRepair("then", NFT, "ruleset changed", True, 1234, culprits=(Culprit("nft", 77, "nft -f x", "x.service"),))
-PLAN = Plan(Family.IPV4, NFT, (Change(ChangeKind.MISSING, "ip nat", wanted="a jump"),))
+DRIFT = LastWrite("then", NFT, "ruleset changed", True, 1234, culprits=(Culprit("nft", 77, "nft -f x", "x.service"),))
+PLAN = Plan(Family.IPV4, NFT, (Change(ChangeKind.MISSING, "ip nat", wanted="a jump", item=ItemKind.JUMP),))
 
 
 class TestStatusLines:
@@ -62,31 +63,61 @@ class TestStatusLines:
             "  kernel: holds what is wanted",
         ]
 
+    def test_a_family_that_no_subnet_file_names(self) -> None:
+        leases = (Lease("/run/s.env", IPV4),)
+        families = {
+            Family.IPV4: FamilyStatus(State.WAITING, verified=datetime(2026, 7, 8, 9, tzinfo=timezone.utc)),
+            Family.IPV6: FamilyStatus(State.WAITING),
+        }
+        status = Status(State.WAITING, leases=leases, families=families)
+        assert list(output.status_lines(status))[2:] == [
+            "ipv4: waiting",
+            "  verified: 2026-07-08T09:00:00.000+00:00",
+            "  repairs: 0",
+            "ipv6: not in the subnet file",
+        ]
+        failed = {Family.IPV6: FamilyStatus(State.DEGRADED, last_error="nft said no", repairs=1)}
+        assert list(output.status_lines(replace(status, families=failed)))[2:] == [
+            "ipv6: not in the subnet file, degraded, nft said no",
+            "  repairs: 1",
+        ]
+
+    def test_without_a_subnet_file_every_family_waits(self) -> None:
+        status = Status(State.WAITING, families={Family.IPV6: FamilyStatus(State.WAITING)})
+        assert list(output.status_lines(status))[1:] == ["ipv6: waiting", "  repairs: 0"]
+
     @pytest.mark.parametrize(
-        ("last", "lines"),
+        ("family", "lines"),
         [
             (
-                DRIFT,
-                [
-                    "  last write: then, drift repaired in 1.2 ms (ruleset changed)",
-                    "    changed by nft (pid 77) x.service",
-                ],
+                FamilyStatus(State.SYNCED, repairs=None, last_repair=DRIFT),
+                ["  last repair: then, nft in 1.2 ms (ruleset changed)", "    changed by nft (pid 77) x.service"],
             ),
-            (replace(DRIFT, drift=False), ["  last write: then, rules applied in 1.2 ms (ruleset changed)"]),
             (
-                replace(DRIFT, culprits=(Culprit("nft", 77), Culprit("ufw", 78))),
+                FamilyStatus(State.SYNCED, repairs=None, last_write=replace(DRIFT, drift=False, reason="start")),
+                ["  last write: then, nft in 1.2 ms (start)"],
+            ),
+            (
+                FamilyStatus(
+                    State.SYNCED,
+                    repairs=None,
+                    last_repair=replace(
+                        DRIFT, changes=PLAN.changes * 3, culprits=(Culprit("nft", 77), Culprit("ufw", 78))
+                    ),
+                    last_write=replace(DRIFT, time="later", drift=False, reason="subnet file changed"),
+                ),
                 [
-                    "  last write: then, drift repaired in 1.2 ms (ruleset changed)",
+                    "  last repair: then, nft in 1.2 ms (ruleset changed): 3 jumps were missing",
                     "    changed by nft (pid 77)",
                     "    changed by ufw (pid 78)",
+                    "  last write: later, nft in 1.2 ms (subnet file changed)",
                 ],
             ),
         ],
-        ids=["drift", "no drift", "two culprits"],
+        ids=["repair", "write", "both"],
     )
-    def test_the_last_write(self, last: LastRepair, lines: list[str]) -> None:
-        status = Status(State.SYNCED, families={Family.IPV4: FamilyStatus(State.SYNCED, last_repair=last)})
-        assert list(output.status_lines(status))[3:] == lines
+    def test_the_last_repair_and_the_last_other_write(self, family: FamilyStatus, lines: list[str]) -> None:
+        assert list(output.status_lines(Status(State.SYNCED, families={Family.IPV4: family})))[2:] == lines
 
 
 class TestRepairs:
@@ -112,7 +143,9 @@ class TestRepairs:
         assert document["errors"] == ["no"]
         (changed,) = document["changed"]
         assert (changed["backend"], changed["duration_us"]) == ("nft", 1500)
-        assert changed["changes"] == [{"kind": "missing", "place": "ip nat", "wanted": "a jump", "found": ""}]
+        assert changed["changes"] == [
+            {"kind": "missing", "place": "ip nat", "wanted": "a jump", "found": "", "item": "jump"}
+        ]
 
 
 class Terminal(io.StringIO):

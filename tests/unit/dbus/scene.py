@@ -61,6 +61,8 @@ DOCUMENT: dict[str, Any] = {  # the same in JSON
     "version": "1.2.3",
     "pid": os.getpid(),
     "config": "/etc/flanneld-masq/config.toml",
+    "config_loaded": None,
+    "reload_refused": False,
     "state": "synced",
     "leases": [
         {
@@ -78,6 +80,7 @@ DOCUMENT: dict[str, Any] = {  # the same in JSON
     "plugin_failures": [],
     "families": {
         "ipv4": {
+            "in_subnet_file": True,
             "state": "synced",
             "last_error": "",
             "groups": {
@@ -86,15 +89,20 @@ DOCUMENT: dict[str, Any] = {  # the same in JSON
             },
             "repairs": 3,
             "last_repair": None,
+            "last_write": None,
+            "verified": None,
             "flannel_rules": [],
             "cni_masquerade": [],
         },
         "ipv6": {
+            "in_subnet_file": True,
             "state": "synced",
             "last_error": "",
             "groups": {},
             "repairs": 4,
             "last_repair": None,
+            "last_write": None,
+            "verified": None,
             "flannel_rules": [],
             "cni_masquerade": [],
         },

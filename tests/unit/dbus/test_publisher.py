@@ -6,7 +6,7 @@ import asyncio
 import os
 from dataclasses import replace
 
-from flanneld_masq.controller.status import LastRepair, State
+from flanneld_masq.controller.status import LastWrite, State
 from flanneld_masq.dbus import connection
 from flanneld_masq.dbus.manager1 import MANAGER, NAME, PATH
 from flanneld_masq.dbus.object_server import PROPERTIES, Message
@@ -66,7 +66,7 @@ def test_what_has_not_changed_is_not_told(scene: Scene) -> None:
     async def story(scene: Scene) -> list[Message]:
         publisher, client = await scene.present()
         heard = await scene.hears(client)
-        last = LastRepair("now", BackendName("nft"), "resync", drift=False, duration_us=1)
+        last = LastWrite("now", BackendName("nft"), "resync", drift=False, duration_us=1)
         publisher.publish(STATUS)
         publisher.publish(changed(STATUS, Family.IPV4, last_repair=last))  # no property tells of that
         publisher.tell(DRIFT)

@@ -302,7 +302,3 @@ class TestDiff:
         changes = tuple(Change(ChangeKind.EXTRA, "nat OURS", found=f"-j X{number}") for number in range(50_000))
         *lines, last = diff.diff_text(Plan(Family.IPV4, BackendName("iptables-nft"), changes)).split("\n")
         assert (len(lines), last) == (diff.MAX_DIFF_LINES, f"({100_001 - diff.MAX_DIFF_LINES} more lines)")
-
-    def test_summaries(self) -> None:
-        assert Change(ChangeKind.MISSING, "nat OURS", wanted="rule a").summary == "missing in nat OURS: rule a"
-        assert Change(ChangeKind.CHANGED, "nat OURS", wanted="a", found="b").summary == "changed in nat OURS: b"
