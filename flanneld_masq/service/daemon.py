@@ -124,8 +124,7 @@ class Daemon:
             message = f"state_directory stays {self.settings.state_directory} until a restart"
             self._publisher.log(notice(message, logging.WARNING))
             settings = dataclasses.replace(settings, state_directory=self.settings.state_directory)
-        self._publisher.refused = ""
-        self._publisher.write_again()
+        self._publisher.configuration_loaded()
         journal.set_level(settings.log_level)
         self._desired.follow(settings)
         self._publisher.emit(plugin_entries(self._desired.ask_plugins()))
@@ -142,7 +141,12 @@ class Daemon:
         self._refresh("reload")
 
     async def reconcile(self) -> tuple[Repair, ...]:
-        """Run a pass over all families now; return what was repaired. Raises MasqError if one of them fails."""
+        """Run a pass over all families now; return what was repaired.
+
+        Raises MasqError if one of them fails, or if there is no lease: then it says why.
+        """
+        if self._desired.leases.troubles:
+            self._desired.required()
         asked = [family_loop.look("Reconcile called") for family_loop in self._loops]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         errors = {str(answer): answer for answer in answers if isinstance(answer, BaseException)}
@@ -250,6 +254,7 @@ class Daemon:
         if self._resync is not None:
             self._resync.cancel()
         self._publisher.publish(stopped=True)
+        self._publisher.close()
         self._bus.leave()
         await self._bus.left()
         kept = "rules removed" if self.settings.stop_remove_rules else "rules stay in place"

@@ -11,7 +11,7 @@ from pathlib import Path
 from flanneld_masq.controller.report import LogEntry, notice
 from flanneld_masq.errors import ConfigError, MasqError, PluginError
 from flanneld_masq.hookspecs import Event
-from flanneld_masq.inputs.leases import Change, Leases, News
+from flanneld_masq.inputs.leases import NO_RULES, Change, Leases, News
 from flanneld_masq.inputs.net_conf import flannel_uses_nftables
 from flanneld_masq.model import SLOTS, Lease, Network, Settings
 from flanneld_masq.plugin_loader import Plugins
@@ -54,10 +54,7 @@ class DesiredStateBuilder:
         """Return what is to hold now. Raises MasqError if there is no lease."""
         desired = self.current()
         if desired is None:
-            raise MasqError(
-                f"there is no subnet file yet ({', '.join(self.settings.subnet_files)}), so there is nothing to do; "
-                f"flannel writes it when it starts, and --subnet-file names another"
-            )
+            raise MasqError(self._why_none())
         return desired
 
     def follow(self, settings: Settings) -> None:
@@ -84,6 +81,15 @@ class DesiredStateBuilder:
         if errors and self._on_error is OnError.RAISE:
             raise errors[0]
         return news
+
+    def _why_none(self) -> str:
+        """Return why there is no desired state: no subnet file yet, or none that can be used."""
+        if any(trouble.endswith(NO_RULES) for trouble in self.leases.troubles):
+            return "; ".join(self.leases.troubles)
+        return (
+            f"there is no subnet file yet ({', '.join(self.settings.subnet_files)}), so there is nothing to do; "
+            f"flannel writes it when it starts, and --subnet-file names another"
+        )
 
     def _read_net_conf(self) -> ConfigError | None:
         try:

@@ -5,35 +5,96 @@ Format: https://prometheus.io/docs/instrumenting/exposition_formats/. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import NamedTuple
 
-from flanneld_masq.controller.status import State, Status
+from flanneld_masq.controller.status import FamilyStatus, State, Status
+from flanneld_masq.model import Family
 
 STATES = (State.SYNCED, State.WAITING, State.DEGRADED, State.CONTENDED, State.STOPPED)
+_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
+
+
+class _Metric(NamedTuple):
+    name: str
+    type: str
+    help: str
+    samples: Iterable[str]  # labels and value of each
 
 
 def exposition(status: Status) -> str:
     """Return the whole file."""
-    return "".join(f"{line}\n" for line in _lines(status))
+    return "".join(f"{line}\n" for metric in _metrics(status) for line in _lines(metric))
 
 
-def _lines(status: Status) -> Iterator[str]:
-    families = status.families
-    yield "# HELP flanneld_masq_state 1 for the state that the daemon is in, 0 for the others."
-    yield "# TYPE flanneld_masq_state gauge"
-    for state in STATES:
-        yield f'flanneld_masq_state{{state="{state}"}} {int(status.state is state)}'
-    yield "# HELP flanneld_masq_family_in_sync 1 if the kernel holds what is wanted for the family."
-    yield "# TYPE flanneld_masq_family_in_sync gauge"
+def _metrics(status: Status) -> Iterator[_Metric]:
+    named = {name: family for name, family in status.families.items() if status.names(name)}
+    yield _Metric("state", "gauge", "1 for the state that the daemon is in, 0 for the others.", _states(status))
+    yield _Metric(
+        "family_in_sync",
+        "gauge",
+        "1 if the kernel held the wanted rules at the last verification; only families that a subnet file names.",
+        (_sample(int(family.state is State.SYNCED), family=str(name)) for name, family in named.items()),
+    )
+    yield _Metric(
+        "last_verified_timestamp_seconds",
+        "gauge",
+        "When the kernel's rules were last verified; at least at every resync.",
+        _verifications(named),
+    )
+    yield _Metric("rules", "gauge", "Rules that the kernel holds for flanneld-masq.", _rules(status))
+    yield _Metric(
+        "repairs_total",
+        "counter",
+        "Repairs of rules that other programs had changed, since the start.",
+        (_sample(family.repairs or 0, family=str(name)) for name, family in status.families.items()),
+    )
+    yield _Metric(
+        "config_last_reload_successful",
+        "gauge",
+        "1 if the configuration was valid when it was last read.",
+        [_sample(int(not status.reload_refused))],
+    )
+    yield _Metric(
+        "config_last_reload_success_timestamp_seconds",
+        "gauge",
+        "When the settings in force were read.",
+        [_sample(_seconds(status.config_loaded))] if status.config_loaded else [],
+    )
+    yield _Metric("build_info", "gauge", "1; the label is the release.", [_sample(1, version=status.version)])
+
+
+def _lines(metric: _Metric) -> Iterator[str]:
+    name = f"flanneld_masq_{metric.name}"
+    yield f"# HELP {name} {metric.help}"
+    yield f"# TYPE {name} {metric.type}"
+    for sample in metric.samples:
+        yield name + sample
+
+
+def _states(status: Status) -> Iterator[str]:
+    return (_sample(int(status.state is state), state=str(state)) for state in STATES)
+
+
+def _verifications(families: dict[Family, FamilyStatus]) -> Iterator[str]:
     for name, family in families.items():
-        yield f'flanneld_masq_family_in_sync{{family="{name}"}} {int(family.state is State.SYNCED)}'
-    yield "# HELP flanneld_masq_rules Rules that the kernel holds for us."
-    yield "# TYPE flanneld_masq_rules gauge"
-    for name, family in families.items():
+        if family.verified is not None:
+            yield _sample(_seconds(family.verified), family=str(name))
+
+
+def _rules(status: Status) -> Iterator[str]:
+    for name, family in status.families.items():
         for group, choice in family.groups.items():
-            labels = f'family="{name}",group="{group}",backend="{choice.backend}"'
-            yield f"flanneld_masq_rules{{{labels}}} {choice.rules or 0}"
-    yield "# HELP flanneld_masq_repairs_total Times that others had changed our rules and we put them back."
-    yield "# TYPE flanneld_masq_repairs_total counter"
-    for name, family in families.items():
-        yield f'flanneld_masq_repairs_total{{family="{name}"}} {family.repairs or 0}'
+            yield _sample(choice.rules or 0, family=str(name), group=str(group), backend=choice.backend)
+
+
+def _sample(value: float | str, **labels: str) -> str:
+    """Return labels and value; the name of the metric goes before them."""
+    pairs = ",".join(f'{name}="{text.translate(_ESCAPES)}"' for name, text in labels.items())
+    return f"{{{pairs}}} {value}" if pairs else f" {value}"
+
+
+def _seconds(time: datetime) -> str:
+    """Return a time of Unix, cut to milliseconds as in status.json."""
+    return f"{time.replace(microsecond=time.microsecond // 1000 * 1000).timestamp():.3f}"

@@ -5,20 +5,22 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from dataclasses import replace
+from datetime import datetime, timezone
 
 from flanneld_masq import __version__
 from flanneld_masq.controller.report import FamilyReport, LogEntry, notice
-from flanneld_masq.controller.status import State, Status, to_json
-from flanneld_masq.errors import MasqError
+from flanneld_masq.controller.status import FamilyStatus, State, Status
+from flanneld_masq.controller.status import stopped as all_stopped
 from flanneld_masq.hookspecs import Event
 from flanneld_masq.model import Family
 from flanneld_masq.plugin_loader import Plugins
-from flanneld_masq.service import journal, prometheus
+from flanneld_masq.service import journal
 from flanneld_masq.service.bus_service import BusService
 from flanneld_masq.service.desired_state import DesiredStateBuilder
 from flanneld_masq.service.sd_notify import Notifier
-from flanneld_masq.state_directory import StateDirectory, replace_file
+from flanneld_masq.service.status_files import StatusFiles
+from flanneld_masq.state_directory import StateDirectory
 
 _WORST_FIRST = (State.DEGRADED, State.CONTENDED, State.WAITING, State.SYNCED)
 
@@ -43,9 +45,8 @@ class StatusPublisher:
         self._plugins = plugins
         self._notifier = notifier
         self._bus = bus
-        self._directory = directory
-        self._written: Status | None = None
-        self._unwritable = ""  # why status or metrics could not be written last
+        self._loaded = datetime.now(timezone.utc)  # when the settings in force were read
+        self._files = StatusFiles(directory)
         self._logged_once: set[str] = set()
 
     def emit(self, entries: Iterable[LogEntry]) -> None:
@@ -67,51 +68,63 @@ class StatusPublisher:
 
     def status(self, *, stopped: bool = False) -> Status:
         """Return the status of this moment."""
-        return Status(
-            State.STOPPED if stopped else self._state(),
+        status = Status(
+            State.WAITING,
             version=__version__,
             pid=os.getpid(),
             config=self.config,
+            config_loaded=self._loaded,
+            reload_refused=bool(self.refused),
             leases=self._desired.leases.good,
-            troubles=(*self._desired.leases.troubles, *filter(None, (self.refused,))),
+            troubles=(*self._desired.leases.troubles, *filter(None, (self.refused, *self._files.failures))),
             plugin_failures=tuple(map(str, self._plugins.failures)),
             families={family: report.status() for family, report in self._reports.items()},
         )
+        return all_stopped(status) if stopped else _with_states(status)
 
     def publish(self, *, stopped: bool = False) -> None:
         """Give the status to systemd and D-Bus, and write it if anything in it is new."""
-        status = self.status(stopped=stopped)
+        status = self._write(stopped=stopped)
         settled = not status.leases or all(report.settled for report in self._reports.values())
         self._notifier.publish(status, settled=settled)
         self._bus.publish(status, settled=settled, enabled=self._desired.settings.dbus_enabled)
-        if status != self._written:
-            self._write(status)
 
-    def write_again(self) -> None:
-        """Have the next status written even if it is the same: the settings may want it in another place."""
-        self._written = None
+    def configuration_loaded(self) -> None:
+        """Note that new settings are in force."""
+        self.refused, self._loaded = "", datetime.now(timezone.utc)
+        self._files.write_again()
 
-    def _write(self, status: Status) -> None:
-        textfile = self._desired.settings.metrics_textfile
-        try:
-            self._directory.write_status(to_json(status))
-            if textfile:
-                replace_file(Path(textfile), prometheus.exposition(status))
-        except MasqError as error:
-            self._on_write(str(error))
-        else:
-            self._written = status
-            self._on_write("")
+    def close(self) -> None:
+        """Leave the files as they are when the process ends."""
+        self._files.close()
 
-    def _on_write(self, failure: str) -> None:
-        if failure and failure != self._unwritable:
-            self.log(LogEntry(Event("unwritable", failure), logging.ERROR))
-        elif self._unwritable and not failure:
+    def _write(self, *, stopped: bool) -> Status:
+        """Write the status if that is due; return it, with what could not be written among the troubles."""
+        settings = self._desired.settings
+        status = self.status(stopped=stopped)
+        if not self._files.is_due(status, settings.reconcile.resync_seconds):
+            return status
+        before = self._files.failures
+        self._files.write_metrics(status, settings.metrics_textfile)
+        self._files.write_status(self.status(stopped=stopped))
+        for failure in self._files.failures:
+            if failure not in before:
+                self.log(LogEntry(Event("unwritable", failure), logging.ERROR))
+        if before and not self._files.failures:
             self.log(notice("status and metrics are written again"))
-        self._unwritable = failure
+        return self.status(stopped=stopped)
 
-    def _state(self) -> State:
-        if not self._desired.leases.good:
-            return State.WAITING
-        states = {report.state for report in self._reports.values()}
-        return next(state for state in _WORST_FIRST if state in states)
+
+def _with_states(status: Status) -> Status:
+    """Return the status with the state of the daemon, and without a synced family that no subnet file names.
+
+    Nobody asked for such a family, so it cannot make the node unhealthy either.
+    """
+    families = {name: family if status.names(name) else _unnamed(family) for name, family in status.families.items()}
+    states = {family.state for name, family in families.items() if status.names(name)}
+    state = next((state for state in _WORST_FIRST if state in states), State.WAITING)
+    return replace(status, state=state, families=families)
+
+
+def _unnamed(family: FamilyStatus) -> FamilyStatus:
+    return replace(family, state=State.WAITING) if family.state is State.SYNCED else family

@@ -162,6 +162,12 @@ def test_metrics_where_a_drop_in_opens_a_directory(machine: Machine) -> None:
     drop_in(machine, "[Service]\nReadWritePaths=/var/lib/metrics\n")
     start(machine, text='[metrics]\ntextfile = "/var/lib/metrics/masq.prom"')
     eventually(lambda: 'flanneld_masq_state{state="synced"} 1' in read(machine.path("/var/lib/metrics/masq.prom")))
+    drop_in(machine, "[Service]\nReadWritePaths=/var/lib/metrics\nRestartSec=3600\n")
+    machine.run("kill", "-KILL", machine.show("MainPID"))
+    eventually(lambda: 'flanneld_masq_state{state="stopped"} 1' in read(machine.path("/var/lib/metrics/masq.prom")))
+    eventually(lambda: machine.show("ActiveState") == "activating")
+    text = machine.path("/var/lib/metrics/masq.prom").read_text()
+    assert 'flanneld_masq_state{state="stopped"} 1' in text and "in_sync" in text
 
 
 def test_root_in_a_drop_in_works_as_well(machine: Machine, backend: BackendName) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -16,6 +17,7 @@ from flanneld_masq.model import Settings
 from flanneld_masq.plugin_loader import Plugins, load
 from flanneld_masq.service import journal
 from flanneld_masq.service.daemon import Daemon
+from flanneld_masq.state_directory import StateDirectory
 
 Told = list[tuple[str, int, str]]
 
@@ -87,8 +89,23 @@ def test_a_file_that_cannot_be_written_is_told_once_and_so_is_its_end(
     publisher.publish()
     publisher.publish()
     assert told[1:] == [("notice", logging.INFO, "status and metrics are written again")]
-    metrics.unlink()
-    metrics.parent.rmdir()
+    shutil.rmtree(metrics.parent)
     publisher.refused = "a third"
     publisher.publish()
+    publisher.close()
     assert told[2:] == [("unwritable", logging.ERROR, message)]
+
+
+def test_a_file_that_cannot_be_written_is_a_trouble(tmp_path: Path, plugins: Plugins, told: Told) -> None:
+    metrics = tmp_path / "collector" / "metrics"
+    store = StateDirectory(tmp_path / "state")
+    publisher = daemon(tmp_path / "state", plugins, str(metrics))._publisher
+    publisher._bus._tried = True
+    publisher.publish()
+    message = f"{metrics} cannot be written: No such file or directory"
+    assert publisher.status().troubles == (message,)
+    assert (store.status() or {})["troubles"] == [message], "status.json says so at once"
+    metrics.parent.mkdir()
+    publisher.publish()
+    publisher.close()
+    assert (publisher.status().troubles, (store.status() or {})["troubles"]) == ((), [])
