@@ -1,6 +1,6 @@
 # fish completion for flanneld-masq
 
-set -l commands run plan apply status render explain backends selftest doctor monitor cleanup
+set -l commands run plan apply status render explain backends selftest doctor monitor metrics cleanup
 set -l data plan apply status render explain backends selftest doctor monitor cleanup
 
 complete -c flanneld-masq -f
@@ -20,10 +20,13 @@ complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a back
 complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a selftest -d 'Prove the backends on this kernel'
 complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a doctor -d 'Look for what breaks masquerading'
 complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a monitor -d 'Follow the daemon'
+complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a metrics -d 'Print the metrics for Prometheus'
 complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a cleanup -d 'Remove everything of ours'
 
 complete -c flanneld-masq -n "__fish_seen_subcommand_from $data" -l json -d 'Print JSON'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from explain' -l src -x -d 'Source address'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from explain' -l dst -x -d 'Destination address'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from explain' -l mark -x -d 'Mark of the packet'
+complete -c flanneld-masq -n '__fish_seen_subcommand_from status' -l check -d 'Exit status 0 healthy, 1 not, 2 not running'
+complete -c flanneld-masq -n '__fish_seen_subcommand_from metrics' -l write -d 'Write metrics.textfile if no daemon runs'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from cleanup' -l flannel -d 'Also remove the rules that flannel left'

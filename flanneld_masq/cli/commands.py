@@ -16,7 +16,19 @@ from flanneld_masq.cli.session import Session, load_settings
 from flanneld_masq.dbus import client
 from flanneld_masq.errors import BackendUnavailable, BusError, ConfigError, MasqError
 from flanneld_masq.inputs import net_conf
-from flanneld_masq.model import Change, ChangeKind, Family, Group, Lease, Packet, Plan, Settings, Verdict, family_of
+from flanneld_masq.model import (
+    Change,
+    ChangeKind,
+    Family,
+    Group,
+    Item,
+    Lease,
+    Packet,
+    Plan,
+    Settings,
+    Verdict,
+    family_of,
+)
 from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.reconcile.survey import remove_flannel_rules
 from flanneld_masq.reconcile.values import Repair
@@ -129,12 +141,16 @@ def _remove_flannel_rules(session: Session) -> tuple[list[Repair], list[MasqErro
         print(f"flanneld-masq: rules of old flannel releases are not looked for: {error}", file=sys.stderr)
     found, errors = session.each(lambda each: (each.family, remove_flannel_rules(each.selector.usable(), leases)))
     repairs = [
-        Repair(Plan(family, name, tuple(Change(ChangeKind.FLANNEL, item.place, found=item.text) for item in items)), 0)
+        Repair(Plan(family, name, tuple(map(_of_flannel, items))), 0)
         for family, removed in found
         for name, items in removed
     ]
     print_errors(errors)
     return repairs, errors
+
+
+def _of_flannel(item: Item) -> Change:
+    return Change(ChangeKind.FLANNEL, item.place, found=item.text, item=item.kind)
 
 
 def monitor(options: argparse.Namespace) -> int:

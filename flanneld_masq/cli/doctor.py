@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Optional
 
+from flanneld_masq.cli.service_user import Unreadable
 from flanneld_masq.controller.status import State, Status
 from flanneld_masq.model import SLOTS, BackendName, Family, Holder, Lease, Settings, Survey
 
@@ -57,7 +58,8 @@ class FamilyFacts:
 class Facts:
     """What was found out of a node. `troubles` say why subnet files give no lease; `status` is what the daemon
     says of itself, `holder` whether it runs; `conntrack` counts the connections, and how many there may be. `wrong`
-    says what is wrong with the configuration file, without which nothing is known of what depends on it."""
+    says what is wrong with the configuration file, without which nothing is known of what depends on it. `unreadable`
+    are the input files that the user of the service may not read; a daemon that runs reports that itself."""
 
     settings: Settings
     leases: tuple[Lease, ...] = ()
@@ -67,6 +69,7 @@ class Facts:
     families: tuple[FamilyFacts, ...] = ()
     conntrack: Optional[tuple[int, int]] = None
     wrong: str = ""
+    unreadable: tuple[Unreadable, ...] = ()
 
 
 def examine(facts: Facts) -> Iterator[Finding]:
@@ -116,7 +119,20 @@ def _daemon(facts: Facts) -> Iterator[Finding]:
     elif not facts.holder.runs:
         what, remedy = "the daemon does not run, so nobody repairs the rules", "systemctl enable --now flanneld-masq"
         yield Finding(Severity.PROBLEM, what, facts.holder.why, remedy)
-    for name, family in facts.status.families.items() if facts.status is not None else ():
+    for file in facts.unreadable:
+        yield Finding(Severity.PROBLEM, "the service may not read a file that it needs", str(file), file.remedy)
+    if facts.status is not None:
+        yield from _reported(facts, facts.status)
+
+
+def _reported(facts: Facts, status: Status) -> Iterator[Finding]:
+    """Yield what the running daemon reports. It may meet troubles that this command, as another user, does not."""
+    for trouble in status.troubles:
+        if trouble not in facts.troubles and not (facts.wrong and trouble.startswith(facts.wrong)):
+            severity = Severity.NOTICE if status.state is State.SYNCED else Severity.PROBLEM
+            remedy = "do what the line above says; the daemon tries again by itself, at the next resync at the latest"
+            yield Finding(severity, "the daemon reports a trouble", trouble, remedy)
+    for name, family in status.families.items():
         if family.state in (State.DEGRADED, State.CONTENDED):
             remedy = "journalctl -u flanneld-masq -x says who or what, and what to do"
             evidence = family.last_error or "the daemon says so"

@@ -15,7 +15,8 @@ from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.model import Family
 from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.reconcile.survey import survey_backends
-from flanneld_masq.reconcile.values import DesiredState, describe
+from flanneld_masq.reconcile.values import DesiredState
+from flanneld_masq.reconcile.wording import describe
 from flanneld_masq.service.desired_state import DesiredStateBuilder
 
 _IPTABLES_TABLES = ("nat", "filter")
@@ -40,7 +41,14 @@ def of_daemon(session: Session) -> Facts:
     holder = session.directory.holder()
     status = written_status(session.directory) if holder.runs else None
     wrong = str(session.wrong or "")
-    return Facts(session.settings, holder=holder, status=status, conntrack=_conntrack(session.root), wrong=wrong)
+    return Facts(
+        session.settings,
+        holder=holder,
+        status=status,
+        conntrack=_conntrack(session.root),
+        wrong=wrong,
+        unreadable=() if holder.runs else session.unreadable(),
+    )
 
 
 def _family(reconciler: Reconciler, desired_state: DesiredState, root: Path) -> FamilyFacts:
@@ -55,7 +63,7 @@ def _family(reconciler: Reconciler, desired_state: DesiredState, root: Path) -> 
     else:
         try:
             changes = [change for plan in reconciler.plan(desired_state) for change in plan.changes]
-            differs = describe(tuple(changes))
+            differs = describe(changes, past=False)
             surveyed = survey_backends(reconciler.selector.usable(), desired_state.leases)
             surveys = {backend.name: survey for backend, survey in surveyed}
         except MasqError as error:

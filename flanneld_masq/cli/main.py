@@ -11,6 +11,7 @@ from ipaddress import ip_address
 from flanneld_masq import footprint  # noqa: F401  isort: skip  before what imports asyncio and hashlib
 from flanneld_masq import __version__
 from flanneld_masq.cli import commands, status
+from flanneld_masq.cli import metrics as metrics_command
 from flanneld_masq.errors import MasqError
 from flanneld_masq.model import Address
 
@@ -21,6 +22,7 @@ exit status:
   1  failed
   2  wrong usage or configuration
   3  plan: the kernel differs from what is wanted
+  status --check: 0 in sync, or waiting for a first subnet file; 1 degraded, contended or starting; 2 not running
 
 files:
   /etc/flanneld-masq/config.toml   configuration; everything has a default
@@ -77,7 +79,13 @@ def parser() -> argparse.ArgumentParser:
     )
     add("plan", commands.plan, "show what a reconcile would change, and change nothing; exit status 3 if anything")
     add("apply", commands.apply, "reconcile once")
-    add("status", status.status, "show the state of the daemon, the backends, the lease and the last repair")
+    shown = add("status", status.status, "show the state of the daemon, the backends, the lease and the last repair")
+    shown.add_argument(
+        "--check",
+        action="store_true",
+        help="exit status 0 if the rules are in sync or a first subnet file is waited for, 1 if degraded or contended, "
+        "2 if no daemon runs",
+    )
     add("render", commands.render, "print the ruleset for a backend; needs neither a kernel nor root")
     explain = add("explain", commands.explain, "say which rule decides a packet; needs neither a kernel nor root")
     explain.add_argument("--src", type=_address, required=True, metavar="ADDRESS", help="source address of the packet")
@@ -101,6 +109,17 @@ def parser() -> argparse.ArgumentParser:
         commands.monitor,
         "follow live what the daemon says on D-Bus: repairs and who made them needed, changes of state, lease and "
         "backends; a line each, until Ctrl-C",
+    )
+    metrics = add(
+        "metrics",
+        metrics_command.metrics,
+        "print the metrics of the daemon in the text format of Prometheus",
+        json=False,
+    )
+    metrics.add_argument(
+        "--write",
+        action="store_true",
+        help="write metrics.textfile instead, if no daemon runs that does; the service does so after its end",
     )
     cleanup = add("cleanup", commands.cleanup, "remove everything of ours from every backend, and nothing else")
     cleanup.add_argument(

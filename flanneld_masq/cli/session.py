@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from flanneld_masq import plugin_loader
+from flanneld_masq.cli.running import directory_of
+from flanneld_masq.cli.service_user import Unreadable, unreadable
 from flanneld_masq.errors import ConfigError, MasqError
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.inputs import config
@@ -28,13 +31,15 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, **SLOTS)
 class Session:
-    """The start of a command. `wrong` is what is wrong with the configuration file; then the settings are defaults."""
+    """The start of a command. `config` is the path of the configuration file; `wrong` is what is wrong with the file,
+    and then the settings are defaults."""
 
     settings: Settings
     plugins: Plugins
     directory: StateDirectory
     root: Path = Path("/")
     wrong: ConfigError | None = None
+    config: str = ""
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Session:
@@ -42,7 +47,8 @@ class Session:
         settings = load_settings(options)
         plugins = plugin_loader.load()
         check_names(settings, plugins.backends, plugins.failures)
-        return cls(settings, plugins, StateDirectory(Path(settings.state_directory)))
+        directory = _directory(settings.state_directory, options)
+        return cls(settings, plugins, directory, config=options.config)
 
     @classmethod
     def despite(cls, options: argparse.Namespace) -> Session:
@@ -52,8 +58,12 @@ class Session:
         except ConfigError as error:
             if options.backend or options.subnet_file:
                 raise
-            directory = StateDirectory(Path(config.state_directory(Path(options.config))))
-            return cls(Settings(), plugin_loader.load(), directory, wrong=error)
+            directory = _directory(config.state_directory(Path(options.config)), options)
+            return cls(Settings(), plugin_loader.load(), directory, wrong=error, config=options.config)
+
+    def unreadable(self) -> tuple[Unreadable, ...]:
+        """Return the input files that the user of the service may not read, as far as root can find out."""
+        return tuple(unreadable((self.config, *self.settings.subnet_files), ProcessRunner()))
 
     def builder(self, on_error: OnError) -> DesiredStateBuilder:
         return DesiredStateBuilder(self.settings, self.plugins, on_error)
@@ -87,6 +97,10 @@ class Session:
         missing = missing_family(self.root, family)
         backends = self.plugins.create(family, host)
         return Reconciler(family, backends, self.directory, missing=lambda: missing)
+
+
+def _directory(configured: str, options: argparse.Namespace) -> StateDirectory:
+    return directory_of(StateDirectory(Path(configured)), os.path.realpath(options.config))
 
 
 def load_settings(options: argparse.Namespace) -> Settings:

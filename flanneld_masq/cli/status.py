@@ -14,20 +14,33 @@ from flanneld_masq.dbus import client
 from flanneld_masq.errors import MasqError
 from flanneld_masq.model import Family
 from flanneld_masq.reconcile.reconciler import Reconciler
-from flanneld_masq.reconcile.values import DesiredState, describe
+from flanneld_masq.reconcile.values import DesiredState
+from flanneld_masq.reconcile.wording import describe
 from flanneld_masq.state_directory import StateDirectory
+
+NOT_RUNNING = 2  # the exit status of --check; 1 is that of a daemon that is not healthy
 
 
 def status(options: argparse.Namespace) -> int:
+    """Print the status. Return its health with --check, else 0 or the exit status of an invalid configuration."""
     session = Session.despite(options)
-    found = reported(session, options) or _unreported(session)
-    if session.wrong is not None and not any(trouble.startswith(str(session.wrong)) for trouble in found.troubles):
-        found = replace(found, troubles=(*found.troubles, str(session.wrong)))
+    known = reported(session, options) or _unreported(session)
+    if session.wrong is not None and not any(trouble.startswith(str(session.wrong)) for trouble in known.troubles):
+        known = replace(known, troubles=(*known.troubles, str(session.wrong)))
     if options.json:
-        print_json(to_json(found))
+        print_json(to_json(known))
     else:
-        print("\n".join(status_lines(found)))
+        print("\n".join(status_lines(known)))
+    if options.check:
+        return health(known)
     return session.wrong.exit_code if session.wrong else 0
+
+
+def health(known: Status) -> int:
+    """Return 0 for a daemon in sync or waiting for a first subnet file, 2 for none that is known to run, else 1."""
+    if known.state in (State.STOPPED, State.UNKNOWN):
+        return NOT_RUNNING
+    return 0 if known.state is State.SYNCED or known.waits else 1
 
 
 def written_status(directory: StateDirectory) -> Status | None:
@@ -39,10 +52,11 @@ def written_status(directory: StateDirectory) -> Status | None:
 
 
 def reported(session: Session, options: argparse.Namespace) -> Status | None:
-    """Return what the running daemon reports, over D-Bus or in its file; None if none runs or reports anything."""
+    """Return what the running daemon reports, over D-Bus or in its file; None if none runs or reports anything.
+
+    A daemon that keeps another state directory until its restart answers over D-Bus.
+    """
     holder = session.directory.holder()
-    if holder.runs is False and session.wrong is None:
-        return None
     config = os.path.realpath(options.config)
     asked = client.status(client.Instance(pid=holder.pid) if holder.pid else client.Instance(config=config))
     written = written_status(session.directory)
@@ -56,7 +70,7 @@ def _unreported(session: Session) -> Status:
     state = State.STOPPED if holder.runs is False else State.UNKNOWN
     found = _kernel_status(session, replace(written or Status(state), state=state, pid=holder.pid or None))
     if holder.runs is False:
-        return found
+        return replace(found, troubles=(*map(str, session.unreadable()), *found.troubles))
     what = "the daemon says nothing of itself" if holder.runs else "whether the daemon runs cannot be told"
     trouble = f"{what}: {holder.why}; `systemctl status flanneld-masq` may tell, or this command as root"
     return replace(found, troubles=(trouble, *found.troubles))
@@ -88,7 +102,8 @@ def _kernel_families(session: Session, desired: DesiredState | None, before: Sta
         if desired is not None:
             family = _in_kernel(reconciler, desired, family)
         if last is not None:
-            family = replace(family, repairs=last.repairs, last_repair=last.last_repair)
+            past = {name: getattr(last, name) for name in ("repairs", "last_repair", "last_write", "verified")}
+            family = replace(family, **past)
         families[reconciler.family] = family
     return families
 
@@ -103,4 +118,4 @@ def _in_kernel(reconciler: Reconciler, desired: DesiredState, family: FamilyStat
         changes = [change for plan in reconciler.plan(desired) for change in plan.changes]
     except MasqError as error:
         return replace(family, last_error=str(error))
-    return replace(family, kernel=describe(tuple(changes)) if changes else "holds what is wanted")
+    return replace(family, kernel=describe(changes, past=False) if changes else "holds what is wanted")

@@ -142,7 +142,14 @@ def test_apply_tells_what_the_daemon_met(node: Node, bus: Bus) -> None:
         eventually(lambda: state(bus) == 's "waiting"')
         done = node.masq("apply", "--json")
         assert done.returncode == 1
-        assert done.stderr == "flanneld-masq: the daemon: there is no subnet file yet, so there is nothing to do\n"
+        assert done.stderr.startswith(
+            f"flanneld-masq: the daemon: there is no subnet file yet ({node.subnet_file}), so "
+        )
+        node.write_subnet("FLANNEL_NETWORK=10.244.0.0/16\n")
+        eventually(lambda: daemon.lines("no rules follow from it"))
+        done = node.masq("apply")
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"flanneld-masq: the daemon: {node.subnet_file}, line 1: FLANNEL_NETWORK names")
 
 
 def test_status_is_asked_of_the_daemon(node: Node, bus: Bus) -> None:

@@ -213,7 +213,7 @@ def test_a_daemon_that_crashes_is_started_anew_and_the_rules_stay(machine: Machi
     assert (left["state"], left["pid"]) == ("stopped", None)
     for family in left["families"].values():
         assert (family["state"], family["kernel"]) == ("stopped", "holds what is wanted")
-        assert (family["repairs"], family["last_repair"]["drift"]) == (0, False)
+        assert (family["repairs"], family["last_repair"], family["last_write"]["drift"]) == (0, None, False)
     machine.site.assert_masqueraded()
     drop_in(machine, "[Service]\nRestartSec=100ms\n")
     machine.systemctl("restart", UNIT)

@@ -22,6 +22,7 @@ COMMANDS = (
     "selftest",
     "doctor",
     "monitor",
+    "metrics",
     "cleanup",
 )
 SUBNET = """\

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from flanneld_masq.cli.doctor import Facts, FamilyFacts, Severity, examine, text_of
+from flanneld_masq.cli.service_user import Unreadable
 from flanneld_masq.controller.status import FamilyStatus, State, Status
 from flanneld_masq.model import (
     BackendName,
@@ -120,3 +121,32 @@ def test_a_finding_for_people_names_family_evidence_and_remedy() -> None:
         "  remedy: sysctl -w net.ipv4.ip_forward=1",
     ]
     assert next(text_of(examine(in_family(forwarding=False)), colour=True)).startswith("\033[31mproblem:\033[0m")
+
+
+class TestReported:
+    """A running daemon reports troubles that the command, which another user runs, does not meet."""
+
+    TROUBLE = "/run/flannel/subnet.env: cannot be read: Permission denied"
+
+    @pytest.mark.parametrize("state", [State.WAITING, State.DEGRADED, State.SYNCED])
+    def test_a_trouble_of_the_daemon(self, state: State) -> None:
+        (finding,) = examine(replace(NODE, status=Status(state, troubles=(self.TROUBLE,))))
+        assert finding.severity is (Severity.NOTICE if state is State.SYNCED else Severity.PROBLEM)
+        assert (finding.what, finding.evidence) == ("the daemon reports a trouble", self.TROUBLE)
+
+    def test_a_trouble_that_the_command_has_too(self) -> None:
+        status = Status(State.WAITING, troubles=(self.TROUBLE,))
+        whats = [finding.what for finding in examine(replace(NODE, status=status, troubles=(self.TROUBLE,)))]
+        assert whats == ["no subnet is known for this node's pods"]
+
+    def test_a_refused_configuration_is_told_once(self) -> None:
+        wrong = "/x.toml: colour: unknown key"
+        status = Status(State.SYNCED, troubles=(f"{wrong}; the running settings stay",))
+        whats = [finding.what for finding in examine(replace(NODE, status=status, wrong=wrong))]
+        assert len(whats) == 1 and whats[0].startswith("the configuration is wrong")
+
+    def test_a_file_that_the_service_cannot_read(self) -> None:
+        file = Unreadable("flanneld-masq", "/etc/x.toml", "/etc/x.toml", "r")
+        (finding,) = examine(replace(NODE, unreadable=(file,)))
+        assert finding.remedy == "`setfacl -m u:flanneld-masq:r /etc/x.toml` or `chmod o+r /etc/x.toml`"
+        assert (finding.severity, finding.evidence) == (Severity.PROBLEM, str(file))

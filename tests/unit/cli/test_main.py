@@ -34,7 +34,7 @@ class TestUsage:
         assert done.out.startswith(f"usage: flanneld-masq {command} ")
         for option in ("--config", "--backend", "--subnet-file"):
             assert option in done.out
-        assert ("--json" in done.out) == (command != "run")
+        assert ("--json" in done.out) == (command not in ("run", "metrics"))
 
     def test_version(self, masq: Program) -> None:
         assert masq("--version", options=False) == Done(0, f"flanneld-masq {__version__}\n", "")

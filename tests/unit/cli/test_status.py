@@ -3,14 +3,42 @@
 from __future__ import annotations
 
 import os
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
 
-from flanneld_masq.model import Holder
+from flanneld_masq.cli import running
+from flanneld_masq.cli import status as status_command
+from flanneld_masq.cli.service_user import Unreadable
+from flanneld_masq.cli.session import Session
+from flanneld_masq.controller.status import State, Status
+from flanneld_masq.model import FamilyLease, Holder, Lease
 from flanneld_masq.state_directory import StateDirectory
 
 from .program import Program
+
+NAMED = (Lease("/x", FamilyLease((ip_network("10.0.0.0/8"),), ip_network("10.1.0.0/16"), ip_address("10.1.0.1"))),)
+
+
+@pytest.mark.parametrize(
+    ("status", "health"),
+    [
+        (Status(State.SYNCED, leases=NAMED), 0),
+        (Status(State.SYNCED, leases=NAMED, troubles=("/m.prom cannot be written",)), 0),
+        (Status(State.WAITING, troubles=("waiting for /x, which flannel has not written yet",)), 0),
+        (Status(State.WAITING, troubles=("waiting for /x", "/m.prom cannot be written")), 0),
+        (Status(State.WAITING, troubles=("/x: is empty; no rules follow from it",)), 1),
+        (Status(State.WAITING, leases=NAMED), 1),
+        (Status(State.DEGRADED, leases=NAMED), 1),
+        (Status(State.CONTENDED, leases=NAMED), 1),
+        (Status(State.STOPPED, leases=NAMED), 2),
+        (Status(State.UNKNOWN), 2),
+    ],
+    ids=lambda value: value.state.value if isinstance(value, Status) else str(value),
+)
+def test_the_exit_status_of_a_check_says_health(status: Status, health: int) -> None:
+    assert status_command.health(status) == health
 
 
 class TestStatus:
@@ -73,8 +101,41 @@ class TestStatus:
         store.write_status({"state": "synced", "pid": 99999999, "families": {"ipv4": family}})  # it was killed
         done = masq("status")
         assert done.status == 0
-        assert (
-            "ipv4: stopped\n  repairs: 3\n  last write: then, drift repaired in 1.0 ms (ruleset changed)\n" in done.out
-        )
+        assert "ipv4: stopped\n  repairs: 3\n  last repair: then, nft in 1.0 ms (ruleset changed)\n" in done.out
         assert "    changed by nft (pid 8426) nftables.service\n" in done.out
         assert masq("status --json").json["families"]["ipv4"]["last_repair"] == family["last_repair"]
+
+    @pytest.mark.parametrize(("state", "health"), [("synced", 0), ("degraded", 1), ("contended", 1), ("waiting", 0)])
+    def test_a_check_of_a_running_daemon(self, state: str, health: int, masq: Program, store: StateDirectory) -> None:
+        masq.configure("colour = 1\n")  # the daemon keeps the settings from before
+        with store.instance():
+            store.write_status({"state": state, "pid": os.getpid(), "families": {}})
+            assert (masq("status --check").status, masq("status --check --json").json["state"]) == (health, state)
+
+    def test_a_check_without_a_daemon(self, masq: Program, store: StateDirectory) -> None:
+        store.write_status({"state": "synced", "pid": 99999999, "families": {}})
+        done = masq("status --check")
+        assert (done.status, done.out.splitlines()[0]) == (2, "flanneld-masq: stopped")
+
+    def test_a_daemon_that_keeps_its_state_directory(
+        self, masq: Program, store: StateDirectory, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """This process stands in for the daemon: it holds the lock in the directory that the file named before."""
+        monkeypatch.setattr(running, "_PROGRAM", b"py")
+        status = {"state": "synced", "pid": os.getpid(), "config": str(masq.config_file), "families": {}}
+        with store.instance():
+            store.write_status(status)
+            masq.config_file.write_text(masq.config_file.read_text().replace("/state", "/elsewhere"))
+            assert masq("status").out == f"flanneld-masq: synced, pid {os.getpid()}\n"
+            assert "the daemon runs" in masq("cleanup").err
+            store.write_status({**status, "config": "/etc/another.toml"})
+            assert masq("status").out.startswith("flanneld-masq: stopped\n"), "the daemon of another configuration"
+
+    def test_files_that_the_service_cannot_read_are_troubles(
+        self, masq: Program, store: StateDirectory, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        closed = Unreadable("flanneld-masq", str(masq.config_file), str(masq.directory), "x")
+        monkeypatch.setattr(Session, "unreadable", lambda _: (closed,))
+        assert f"  trouble: {closed}\n" in masq("status").out
+        (finding,) = (one for one in masq("doctor --json").json["findings"] if "may not read" in one["what"])
+        assert finding["remedy"] == f"`setfacl -m u:flanneld-masq:x {masq.directory}` or `chmod o+x {masq.directory}`"
