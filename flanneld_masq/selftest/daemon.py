@@ -17,16 +17,14 @@ from flanneld_masq.inputs import config, subnet_env
 from flanneld_masq.model import Lease, Settings
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.selftest.netns import Netns, spawn
-
-DEADLINE = 10.0  # seconds, for every wait without a limit of its own
-STOP_SECONDS = 1.0
+from flanneld_masq.selftest.speed import Limits
 
 
 class SelftestError(MasqError):
     """A condition that the self-test waited for did not become true in time."""
 
 
-def until(condition: Callable[[], bool], what: str, *, deadline: float = DEADLINE) -> float:
+def until(condition: Callable[[], bool], what: str, *, deadline: float) -> float:
     """Poll `condition` until it is true; return the seconds taken. Raises SelftestError after `deadline` seconds."""
     started = time.monotonic()
     pause = threading.Event()
@@ -40,13 +38,14 @@ def until(condition: Callable[[], bool], what: str, *, deadline: float = DEADLIN
 class Daemon:
     """flanneld-masq with files of its own, in one namespace. Its output goes to a file."""
 
-    def __init__(self, host: Netns, directory: Path, run: ProcessRunner) -> None:
+    def __init__(self, host: Netns, directory: Path, run: ProcessRunner, limits: Limits) -> None:
         self.subnet_file = directory / "subnet.env"
         self.config_file = directory / "config.toml"
         self._state = directory / "state"
         self._log = directory / "log"
         self._host = host
         self._run = run
+        self._limits = limits
         self._started: Optional[subprocess.Popen[bytes]] = None
         directory.mkdir()
 
@@ -94,7 +93,7 @@ class Daemon:
     def stop(self) -> float:
         """End the daemon as systemd does; return the seconds taken."""
         self._process.terminate()
-        took = until(lambda: self._process.poll() is not None, "SIGTERM ends the daemon", deadline=STOP_SECONDS)
+        took = until(lambda: self._process.poll() is not None, "SIGTERM ends the daemon", deadline=self._limits.stop)
         if self._process.returncode != 0:
             raise SelftestError(f"after SIGTERM the daemon ended with exit status {self._process.returncode}")
         return took
@@ -120,10 +119,10 @@ class Daemon:
         return self._started
 
     def _argv(self, *arguments: str) -> tuple[str, ...]:
-        return (*_program(), "--config", str(self.config_file), *arguments)
+        return (*program(), "--config", str(self.config_file), *arguments)
 
 
-def _program() -> tuple[str, ...]:
+def program() -> tuple[str, ...]:
     """Return the command that runs this very package, in whatever place Python found it."""
     places = os.pathsep.join(str(Path(place).resolve()) for place in sys.path if place or Path.cwd().is_dir())
     return ("env", f"PYTHONPATH={places}", sys.executable, "-m", "flanneld_masq")

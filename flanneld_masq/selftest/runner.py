@@ -15,10 +15,11 @@ from flanneld_masq.errors import CommandError, ConfigError
 from flanneld_masq.model import Family, Probe
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.selftest import report
-from flanneld_masq.selftest.daemon import Daemon
+from flanneld_masq.selftest.daemon import Daemon, program
 from flanneld_masq.selftest.netns import DIRECTORY, enter
 from flanneld_masq.selftest.report import Result
 from flanneld_masq.selftest.scenario import Scenario
+from flanneld_masq.selftest.speed import Limits, PatientRunner, measure
 from flanneld_masq.selftest.topology import Addresses, Topology, default_addresses
 
 
@@ -29,15 +30,18 @@ def main(backends: Optional[Sequence[str]], families: Collection[Family], json_o
     """
     progress = _Progress(sys.stderr if json_output else out)
     enter()
-    run = ProcessRunner()
+    speed = measure(program(), ProcessRunner())
+    run = PatientRunner(speed.limits.factor)
     versions = _versions(run)
     progress.line(", ".join(f"{name} {version}" for name, version in versions.items()))
+    progress.line(f"speed: {speed}")
     addresses = tuple(entry for entry in default_addresses() if entry.family in families)
-    results = _Selftest(addresses, run, progress).run(backends)
+    results = _Selftest(addresses, run, speed.limits, progress).run(backends)
     if json_output:
         document = {
             "ok": report.passed(results),
             "versions": versions,
+            "speed": speed.document(),
             "results": [result.document() for result in results],
         }
         print(json.dumps(document, indent=2), file=out)
@@ -50,9 +54,9 @@ def main(backends: Optional[Sequence[str]], families: Collection[Family], json_o
 
 def _versions(run: ProcessRunner) -> dict[str, str]:
     versions = {"kernel": os.uname().release}
-    for name, program in (("nft", "nft"), ("iptables", "iptables"), ("iptables-legacy", "iptables-legacy")):
+    for name in ("nft", "iptables", "iptables-legacy"):
         try:
-            words = run((program, "--version")).stdout.split()
+            words = run((name, "--version")).stdout.split()
         except CommandError:
             versions[name] = "not there"
         else:
@@ -78,10 +82,13 @@ class _Progress:
 
 
 class _Selftest:
-    def __init__(self, addresses: tuple[Addresses, ...], run: ProcessRunner, progress: _Progress) -> None:
+    def __init__(
+        self, addresses: tuple[Addresses, ...], run: ProcessRunner, limits: Limits, progress: _Progress
+    ) -> None:
         self._addresses = addresses
         self._families = tuple(entry.family for entry in addresses)
         self._run = run
+        self._limits = limits
         self._progress = progress
 
     def run(self, names: Optional[Sequence[str]]) -> tuple[Result, ...]:
@@ -101,13 +108,15 @@ class _Selftest:
         usable = tuple(entry for entry in self._addresses if probes[entry.family].usable)
         if usable:
             with Topology(self._addresses, run=self._run) as topology:
-                results.update(Scenario(name, probes, usable, topology, self._run, self._progress.verdict).results())
+                verdict = self._progress.verdict
+                scenario = Scenario(name, probes, usable, topology, self._run, self._limits, verdict)
+                results.update(scenario.results())
         return list(results.values())
 
     def _probes(self) -> dict[str, dict[Family, Probe]]:
         """Ask `flanneld-masq backends` in a namespace like those of the tests; return the probes by backend."""
         with Topology(self._addresses, run=self._run) as topology:
-            daemon = Daemon(topology.node, DIRECTORY / "backends", self._run)
+            daemon = Daemon(topology.node, DIRECTORY / "backends", self._run, self._limits)
             daemon.configure("auto")
             document = json.loads(daemon.command("backends", "--json"))
         probes: dict[str, dict[Family, Probe]] = {}

@@ -23,9 +23,8 @@ from flanneld_masq.selftest.fault_injection import PROGRAMS, tools
 from flanneld_masq.selftest.netns import DIRECTORY
 from flanneld_masq.selftest.packet_cases import Case
 from flanneld_masq.selftest.report import Repaired, Result, Sent
+from flanneld_masq.selftest.speed import Limits
 from flanneld_masq.selftest.topology import Addresses, Topology
-
-REPAIR_SECONDS = 3.0
 
 _SUBNET_CHANGED = "subnet file changed"
 
@@ -53,6 +52,7 @@ class Scenario:
         addresses: tuple[Addresses, ...],
         topology: Topology,
         run: ProcessRunner,
+        limits: Limits,
         tell: Callable[[str, bool, str], None],
     ) -> None:
         self._backend = backend
@@ -60,7 +60,8 @@ class Scenario:
         self._addresses = addresses
         self._topology = topology
         self._tell = tell
-        self._daemon = Daemon(topology.node, DIRECTORY / backend, run)
+        self._limits = limits
+        self._daemon = Daemon(topology.node, DIRECTORY / backend, run, limits)
         families = [entry.family for entry in addresses]
         self._tools = {family: known for family in families if (known := tools(backend, family, run))}
         self._sent: dict[Family, list[Sent]] = {family: [] for family in families}
@@ -110,9 +111,12 @@ class Scenario:
         daemon = self._daemon
         truth = _Truth(daemon.configure(self._backend), daemon.lease(self._subnet_lines()))
         daemon.start()
-        took = until(daemon.synced, "the daemon brings its rules into the kernel")
+        took = self._until(daemon.synced, "the daemon brings its rules into the kernel")
         self._check("daemon started", True, f"in sync after {took * 1000:.0f} ms")
         return truth
+
+    def _until(self, condition: Callable[[], bool], what: str) -> float:
+        return until(condition, what, deadline=self._limits.wait)
 
     # ---- packets
 
@@ -142,7 +146,8 @@ class Scenario:
         observed: Optional[Address] = None
         problem = ""
         try:
-            observed = send(hosts[case.sender], hosts[case.receiver], case.packet, device=case.device)
+            sender, receiver = hosts[case.sender], hosts[case.receiver]
+            observed = send(sender, receiver, case.packet, device=case.device, deadline=self._limits.packet)
         except packets.PacketError as error:
             problem = str(error)
         return Sent(case, transport, expected, observed, problem)
@@ -155,13 +160,13 @@ class Scenario:
             self._backend, masquerade=f"non_masquerade_cidrs = [{listed}]\nmasquerade_link_local = false\n"
         )
         self._daemon.nudge()
-        until(lambda: self._mentions(ranges), "new settings come into force")
+        self._until(lambda: self._mentions(ranges), "new settings come into force")
         self._send_all(
             "packets with exceptions", _Truth(settings, self._daemon.lease(self._subnet_lines(), write=False))
         )
         self._daemon.configure(self._backend)
         self._daemon.nudge()
-        until(lambda: self._ours() == verified_state, "the former settings come into force again")
+        self._until(lambda: self._ours() == verified_state, "the former settings come into force again")
 
     # ---- damage
 
@@ -184,7 +189,7 @@ class Scenario:
 
         self._repair(of, _SUBNET_CHANGED, new, change, lambda: self._mentions([str(of.next_subnet)]))
         self._daemon.lease(self._subnet_lines())
-        until(lambda: self._ours() == verified_state, "the former subnet is back in the rules")
+        self._until(lambda: self._ours() == verified_state, "the former subnet is back in the rules")
 
     def _repair(
         self, of: Addresses, name: str, truth: _Truth, damage: Callable[[], None], right: Callable[[], bool]
@@ -211,9 +216,9 @@ class Scenario:
         damaged = listed = time.monotonic()
         pause = threading.Event()
         while not right():
-            if listed > damaged + REPAIR_SECONDS:
-                said = self._daemon.said()
-                raise SelftestError(f"the rules are not back within {REPAIR_SECONDS:g} s; the daemon said last: {said}")
+            if listed > damaged + self._limits.repair:
+                limit, said = self._limits.repair, self._daemon.said()
+                raise SelftestError(f"the rules are not back within {limit:g} s; the daemon said last: {said}")
             pause.wait(0.001)
             listed = time.monotonic()
         commits = self._commits.since(before)
