@@ -136,7 +136,9 @@ def _reported(facts: Facts, status: Status) -> Iterator[Finding]:
         if family.state in (State.DEGRADED, State.CONTENDED):
             remedy = "journalctl -u flanneld-masq -x says who or what, and what to do"
             evidence = family.last_error or "the daemon says so"
-            yield Finding(Severity.PROBLEM, f"the daemon is {family.state}", evidence, remedy, str(name))
+            asked_for = status.names(name) or not status.leases
+            severity = Severity.PROBLEM if asked_for else Severity.NOTICE
+            yield Finding(severity, f"the daemon is {family.state}", evidence, remedy, str(name))
 
 
 def _conntrack(facts: Facts) -> Iterator[Finding]:

@@ -92,11 +92,12 @@ class FamilyReport:
     def survey_failed(self) -> bool:
         return bool(self._survey_failure)
 
-    def status(self) -> FamilyStatus:
+    def status(self, *, named: bool = True) -> FamilyStatus:
+        """Return the status. A family that no subnet file names (`named`) is never synced, for nothing is wanted."""
         choices = self.outcome.choices if self.outcome else {}
         rules = self.outcome.rules if self.outcome else {}
         return FamilyStatus(
-            self.state,
+            State.WAITING if self.state is State.SYNCED and not named else self.state,
             last_error="" if self.error is None else str(self.error),
             groups={group: GroupStatus(one.backend, one.why, rules.get(group, 0)) for group, one in choices.items()},
             repairs=self._writes.repairs,

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from datetime import datetime, timezone
 
 from flanneld_masq import __version__
 from flanneld_masq.controller.report import FamilyReport, LogEntry, notice
-from flanneld_masq.controller.status import FamilyStatus, State, Status
+from flanneld_masq.controller.status import State, Status
 from flanneld_masq.controller.status import stopped as all_stopped
 from flanneld_masq.hookspecs import Event
 from flanneld_masq.model import Family
@@ -68,19 +67,22 @@ class StatusPublisher:
 
     def status(self, *, stopped: bool = False) -> Status:
         """Return the status of this moment."""
+        leases = self._desired.leases.good
+        named = [family for family in self._reports if any(lease.of(family) for lease in leases)]
+        families = {family: report.status(named=family in named) for family, report in self._reports.items()}
         status = Status(
-            State.WAITING,
+            _state(families[family].state for family in named),
             version=__version__,
             pid=os.getpid(),
             config=self.config,
             config_loaded=self._loaded,
             reload_refused=bool(self.refused),
-            leases=self._desired.leases.good,
+            leases=leases,
             troubles=(*self._desired.leases.troubles, *filter(None, (self.refused, *self._files.failures))),
             plugin_failures=tuple(map(str, self._plugins.failures)),
-            families={family: report.status() for family, report in self._reports.items()},
+            families=families,
         )
-        return all_stopped(status) if stopped else _with_states(status)
+        return all_stopped(status) if stopped else status
 
     def publish(self, *, stopped: bool = False) -> None:
         """Give the status to systemd and D-Bus, and write it if anything in it is new."""
@@ -115,16 +117,10 @@ class StatusPublisher:
         return self.status(stopped=stopped)
 
 
-def _with_states(status: Status) -> Status:
-    """Return the status with the state of the daemon, and without a synced family that no subnet file names.
+def _state(states: Iterable[State]) -> State:
+    """Return the state of the daemon, from those of the families that a subnet file names.
 
-    Nobody asked for such a family, so it cannot make the node unhealthy either.
+    Nobody asked for another family, so that one cannot make the node unhealthy.
     """
-    families = {name: family if status.names(name) else _unnamed(family) for name, family in status.families.items()}
-    states = {family.state for name, family in families.items() if status.names(name)}
-    state = next((state for state in _WORST_FIRST if state in states), State.WAITING)
-    return replace(status, state=state, families=families)
-
-
-def _unnamed(family: FamilyStatus) -> FamilyStatus:
-    return replace(family, state=State.WAITING) if family.state is State.SYNCED else family
+    present = set(states)
+    return next((state for state in _WORST_FIRST if state in present), State.WAITING)

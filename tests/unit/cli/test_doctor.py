@@ -134,6 +134,11 @@ class TestReported:
         assert finding.severity is (Severity.NOTICE if state is State.SYNCED else Severity.PROBLEM)
         assert (finding.what, finding.evidence) == ("the daemon reports a trouble", self.TROUBLE)
 
+    def test_a_family_that_no_subnet_file_names_is_no_problem(self) -> None:
+        status = Status(State.SYNCED, leases=(LEASE,), families={Family.IPV6: DEGRADED})
+        (finding,) = examine(replace(NODE, status=status))
+        assert (finding.severity, finding.family) == (Severity.NOTICE, "ipv6")
+
     def test_a_trouble_that_the_command_has_too(self) -> None:
         status = Status(State.WAITING, troubles=(self.TROUBLE,))
         whats = [finding.what for finding in examine(replace(NODE, status=status, troubles=(self.TROUBLE,)))]
