@@ -130,7 +130,7 @@ def _reported(facts: Facts, status: Status) -> Iterator[Finding]:
     for trouble in status.troubles:
         if trouble not in facts.troubles and not (facts.wrong and trouble.startswith(facts.wrong)):
             severity = Severity.NOTICE if status.state is State.SYNCED else Severity.PROBLEM
-            remedy = "do what the line above says; the daemon tries again by itself, at the next resync at the latest"
+            remedy = "`journalctl -u flanneld-masq -x` explains it; the daemon tries again by itself, at each resync"
             yield Finding(severity, "the daemon reports a trouble", trouble, remedy)
     for name, family in status.families.items():
         if family.state in (State.DEGRADED, State.CONTENDED):

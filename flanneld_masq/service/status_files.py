@@ -32,7 +32,10 @@ class MetricsFile:
         ready = ready_path(self._path)
         replace_file(self._path, prometheus.exposition(status))
         replace_file(ready, prometheus.exposition(stopped(status)))
-        if self._hook is None or not self._hook.waits:
+        if self._hook is not None and not self._hook.waits:
+            self._hook.cancel()
+            self._hook = None
+        if self._hook is None:
             self._hook = ExitHook(("mv", "-f", "--", str(ready), str(self._path)))
 
     def remove(self) -> None:

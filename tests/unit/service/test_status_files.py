@@ -93,6 +93,19 @@ class TestMetricsFile:
         assert not list(tmp_path.iterdir())
         metrics.remove()
 
+    def test_a_shell_that_another_program_ended_is_replaced(self, tmp_path: Path) -> None:
+        metrics = MetricsFile()
+        metrics.write(str(tmp_path / "m.prom"), status())
+        first = metrics._hook
+        assert first is not None
+        metrics.write(str(tmp_path / "m.prom"), status())
+        assert metrics._hook is first
+        first._shell.kill()
+        first._shell.wait()
+        metrics.write(str(tmp_path / "m.prom"), status())
+        assert metrics._hook is not None and metrics._hook is not first and metrics._hook.waits
+        metrics.close()
+
     def test_a_directory_that_is_not_there(self, tmp_path: Path) -> None:
         metrics = MetricsFile()
         with pytest.raises(StateError, match=r"m\.prom cannot be written"):
