@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from flanneld_masq.dbus import manager1
+from flanneld_masq.dbus import client, manager1
 from flanneld_masq.dbus.connection import BUS, BUS_PATH, Connection, connect
 from flanneld_masq.dbus.manager1 import MANAGER, NAME, PATH, REPAIRED, STATE_CHANGED
 from flanneld_masq.dbus.object_server import PROPERTIES, Message
@@ -75,7 +75,7 @@ def _text(found: Mapping[str, Any]) -> tuple[str, str]:
 
 
 async def _follow(take: Callable[[Found], None]) -> None:
-    connection = await connect()
+    connection = await connect(client.MAX_ANSWER)
     heard: asyncio.Queue[Found | BusError] = asyncio.Queue()
     ears = _Ears(connection, heard)
     watching = asyncio.ensure_future(ears.watch())
@@ -101,7 +101,7 @@ class _Ears:
         self._greeting: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        self._connection.listen(self._signal)
+        self._connection.listen(self._signal, lambda signal: signal.sender in (BUS, self._owner))
         await self._connection.follow(sender=NAME, path=PATH)
         await self._connection.follow(sender=BUS, path=BUS_PATH, interface=BUS, member="NameOwnerChanged", arg0=NAME)
         owner = await self._connection.owner(NAME)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 STATUS_SECONDS = 5.0
 RECONCILE_SECONDS = 150.0  # the slowest tool has a minute
+MAX_ANSWER = 16 << 20  # bytes; a status may list as many changes as another program made to our chains
 _NOBODY = ("", f"{ERROR}ServiceUnknown", f"{ERROR}NameHasNoOwner")
 _Result = TypeVar("_Result")
 
@@ -74,7 +75,7 @@ def _ask(instance: Instance, question: Callable[[Connection, Status], Awaitable[
         return None
 
     async def ask() -> _Result | None:
-        connection = await connect()
+        connection = await connect(MAX_ANSWER)
         try:
             (text,) = await connection.call(NAME, PATH, MANAGER.name, "GetStatus", seconds=STATUS_SECONDS)
             try:

@@ -1,47 +1,59 @@
-"""The one module that touches dbus-next: a connection to the system bus, in plain values.
+"""A connection to the system bus, in plain values. Only this module and `bus` touch dbus-next.
 
-Releases of dbus-next end with 0.2.3 (2022), so what is wrong with it is put right here, in `_Bus`. Raises ImportError
-where the library is not installed.
+Raises ImportError where the library is not installed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import socket
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from flanneld_masq import footprint
+from flanneld_masq.dbus import wire
+from flanneld_masq.dbus.bus import MAX_UNSENT, Bus, parse
+from flanneld_masq.dbus.call_queue import CallQueue
 from flanneld_masq.dbus.object_server import ERROR, Message, Object, Variant
+from flanneld_masq.dbus.wire import Frame, WireError
 from flanneld_masq.errors import BusError, MasqError
 
 with footprint.without("gi"):  # GLib's bindings, which the package loads where it finds them: 3 MB
     from dbus_next import Message as _Packet
     from dbus_next import MessageFlag, MessageType, NameFlag, RequestNameReply
     from dbus_next import Variant as _Variant
-    from dbus_next.aio import MessageBus
 
 DEFAULT_ADDRESS = "unix:path=/run/dbus/system_bus_socket"
 BUS, BUS_PATH = "org.freedesktop.DBus", "/org/freedesktop/DBus"
 CONNECT_SECONDS = 25.0  # the bus may have to be started first
 REPLY_SECONDS = 25.0
-MAX_UNSENT = 1000  # messages; whoever reads no more of them than that is given up
+MAX_BODY = 4096  # bytes of a message that the daemon accepts; its methods take three strings at most
+ANSWERS = 4  # answers in one turn of the event loop
+ANSWER_PAUSE_SECONDS = 0.002  # between such turns: about 1500 answers a second, a third of a core
+MAX_ANSWERING = 64  # calls that are being answered; a Reconcile takes as long as a pass
+_STRINGS = {"s": 1, "ss": 2}  # the arguments that any offered method takes; of others the signature alone is read
 _LOGGER = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 
 class Connection:
-    """To the system bus, while it lasts."""
+    """To the system bus, while it lasts.
 
-    def __init__(self, bus: _Bus) -> None:
+    Any local user may send calls. They wait in a queue that is bounded and fair to each sender, and are answered a few
+    in each turn of the event loop. `on_excess` gets the sender of a call that is too large or one too many.
+    """
+
+    def __init__(self, bus: Bus) -> None:
+        self.on_excess: Callable[[str], None] = _ignore
         self._bus = bus
+        self._wants: Callable[[Message], bool] | None = None
         self._listener: Callable[[Message], None] | None = None
         self._object: Object | None = None
+        self._calls: CallQueue[Frame] = CallQueue()
+        self._next_answers: asyncio.Handle | None = None
         self._answering: set[asyncio.Task[None]] = set()
-        bus.add_message_handler(self._handle)
+        bus.receive = self._receive
 
     async def call(
         self, destination: str, path: str, interface: str, member: str, *arguments: str, seconds: float = REPLY_SECONDS
@@ -81,9 +93,10 @@ class Connection:
             raise
         return str(found)
 
-    def listen(self, listener: Callable[[Message], None]) -> None:
-        """Have each signal given to `listener`, also those that nobody follows: anyone may address one to us."""
-        self._listener = listener
+    def listen(self, listener: Callable[[Message], None], wants: Callable[[Message], bool]) -> None:
+        """Have signals given to `listener`. Any user may address one to this connection, so `wants` decides first, by a
+        message without its body: only what it returns True for is parsed, and its sender must be trusted."""
+        self._listener, self._wants = listener, wants
 
     async def follow(self, **conditions: str) -> None:
         """Have signals sent to us, as match rules of the specification say: sender, path, interface, member, arg0..."""
@@ -120,31 +133,57 @@ class Connection:
     def close(self) -> None:
         for task in self._answering:
             task.cancel()
+        if self._next_answers is not None:
+            self._next_answers.cancel()
         self._bus.close()
 
-    def _handle(self, packet: Any) -> bool:
-        """Whether it was handled; what is left to the library are replies."""
-        if packet.message_type is MessageType.SIGNAL:
-            if self._listener is not None:
-                self._listener(_message(packet))
-            return True
-        if packet.message_type is MessageType.METHOD_CALL:
-            task = asyncio.ensure_future(self._answer(packet))
+    def _receive(self, frame: Frame) -> None:
+        """Take a signal or a call; its bytes may be anything."""
+        if frame.fields is None:
+            return
+        if frame.kind == wire.SIGNAL:
+            self._take_signal(frame, _header(frame, frame.fields))
+        elif frame.kind == wire.METHOD_CALL:
+            self._take_call(frame, frame.fields.sender)
+
+    def _take_signal(self, frame: Frame, header: Message) -> None:
+        if self._listener is None or self._wants is None or not self._wants(header):
+            return
+        try:
+            self._listener(_message(parse(frame)))
+        except Exception:  # a sender that is trusted, or a bug, must not end the connection
+            _LOGGER.exception("D-Bus: internal error in signal %s", header.member)
+
+    def _take_call(self, frame: Frame, sender: str) -> None:
+        if not frame.content:
+            self.on_excess(sender)
+        if not self._calls.put(sender, frame):
+            self.on_excess(sender)
+        elif self._next_answers is None:
+            self._next_answers = asyncio.get_running_loop().call_soon(self._answer_some)
+
+    def _answer_some(self) -> None:
+        """Answer the next calls. Then wait, also if no call is left: the next one may come at once."""
+        self._next_answers = None
+        if not self._calls:
+            return
+        room = min(MAX_ANSWERING - len(self._answering), MAX_UNSENT // 10 - self._bus.unsent)
+        for _ in range(min(ANSWERS, len(self._calls), room)):
+            task = asyncio.ensure_future(self._answer(self._calls.take()))
             self._answering.add(task)
             task.add_done_callback(self._answering.discard)
-            return True
-        return False
+        self._next_answers = asyncio.get_running_loop().call_later(ANSWER_PAUSE_SECONDS, self._answer_some)
 
-    async def _answer(self, packet: Any) -> None:
+    async def _answer(self, frame: Frame) -> None:
         try:
-            answer = await self._answer_of_object(_message(packet))
-            reply = _Packet.new_method_return(packet, answer.signature, _to_bus(answer.body))
+            answer = await self._answer_of_object(_call(frame))
+            reply = _reply(frame, MessageType.METHOD_RETURN, answer.signature, _to_bus(answer.body))
         except MasqError as error:
-            reply = _Packet.new_error(packet, error.dbus_name, _to_bus(str(error)))
+            reply = _error(frame, error.dbus_name, str(error))
         except Exception as error:  # a bug must not leave the caller waiting, nor be hidden
-            _LOGGER.exception("D-Bus: internal error in %s", packet.member)
-            reply = _Packet.new_error(packet, f"{ERROR}Failed", f"internal error: {error!r}")
-        if not packet.flags & MessageFlag.NO_REPLY_EXPECTED:
+            _LOGGER.exception("D-Bus: internal error in %s", frame.fields.member if frame.fields else "a call")
+            reply = _error(frame, f"{ERROR}Failed", f"internal error: {error!r}")
+        if not frame.flags & wire.NO_REPLY_EXPECTED:
             self._bus.send(reply)
 
     async def _answer_of_object(self, call: Message) -> Message:
@@ -153,12 +192,12 @@ class Connection:
         return await self._object.answer(call)
 
 
-async def connect() -> Connection:
-    """Connect to the system bus. Raises BusError."""
+async def connect(limit: int = MAX_BODY) -> Connection:
+    """Connect to the system bus. Messages whose body has more than `limit` bytes are refused. Raises BusError."""
     address = os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", DEFAULT_ADDRESS)
     attempt = f"connecting to the system bus at {address}"
     try:
-        bus = _Bus(bus_address=address)
+        bus = Bus(address, limit)
     except (OSError, ValueError) as error:
         raise BusError(attempt, _why(error)) from error
     try:
@@ -167,67 +206,6 @@ async def connect() -> Connection:
         bus.close()
         raise
     return Connection(bus)
-
-
-class _Bus(MessageBus):  # type: ignore[misc]  # the types of the library are not looked at
-    """The library's connection, mended: it connects without blocking, ends when the bus goes away while it says hello
-    (the original loops for ever), closes its socket, and does not grow without end for a bus that does not read."""
-
-    def __init__(self, bus_address: str) -> None:
-        super().__init__(bus_address=bus_address)
-        self._closed = False
-        self._disconnect_future.add_done_callback(_note)
-
-    def send(self, msg: Any) -> asyncio.Future[None]:
-        if self._writer.messages.qsize() >= MAX_UNSENT:
-            self._finalize(ConnectionError(f"the bus does not read: {MAX_UNSENT} messages wait for it"))
-        sent: asyncio.Future[None] = self._loop.create_future()
-        if self._disconnected:
-            sent.set_exception(ConnectionError("the connection is closed"))
-        else:
-            sent = super().send(msg)
-        sent.add_done_callback(_note)
-        return sent
-
-    def close(self) -> None:
-        self._finalize()
-
-    def _setup_socket(self) -> None:
-        """To the first address that answers. One that is busy is as good as gone: nothing here may wait."""
-        problem: Exception = ValueError("no address of a Unix socket")
-        for transport, options in self._bus_address:
-            path = options.get("path") or "\0" + options.get("abstract", "")
-            if transport != "unix" or path == "\0":
-                continue
-            found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            found.setblocking(False)
-            try:
-                found.connect(path)
-            except OSError as error:
-                found.close()
-                problem = error
-                continue
-            self._sock, self._stream, self._fd = found, found.makefile("rwb"), found.fileno()
-            return
-        raise problem
-
-    async def _auth_readline(self) -> str:
-        line = b""
-        while not line.endswith(b"\r\n"):
-            received = await self._loop.sock_recv(self._sock, 1)
-            if not received:
-                raise EOFError("the bus closed the connection")
-            line += received
-        return line[:-2].decode()
-
-    def _finalize(self, err: Any = None) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        super()._finalize(err)
-        with contextlib.suppress(OSError):  # it flushes first what can no longer be sent
-            self._stream.close()
-        self._sock.close()
 
 
 async def _within(call: Awaitable[_Result], seconds: float, attempt: str) -> _Result:
@@ -246,18 +224,50 @@ async def _within(call: Awaitable[_Result], seconds: float, attempt: str) -> _Re
         raise BusError(attempt, _why(error), getattr(error, "type", "")) from error
 
 
-def _note(future: asyncio.Future[Any]) -> None:
-    """Its exception is told elsewhere; asyncio need not complain that nobody asked for it."""
-    if not future.cancelled():
-        future.exception()
-
-
 def _why(error: BaseException) -> str:
     if isinstance(error, EOFError):
         return "the bus closed the connection"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or repr(error)
+
+
+def _ignore(_: str) -> None:
+    """For connections of commands, which serve nothing."""
+
+
+def _header(frame: Frame, fields: wire.Fields) -> Message:
+    """Return the message without its body."""
+    return Message(fields.signature, (), fields.sender, fields.path, fields.interface, fields.member)
+
+
+def _call(frame: Frame) -> Message:
+    """Return the call, with its body if it consists of strings. Raises BusError."""
+    if frame.fields is None or not frame.content:
+        raise BusError("D-Bus", f"a call may have {MAX_BODY} bytes, not {frame.size}", f"{ERROR}LimitsExceeded")
+    call = _header(frame, frame.fields)
+    count = _STRINGS.get(call.signature)
+    if count is None:
+        return call
+    try:
+        return call._replace(body=wire.read_strings(frame.body, frame.order, count))
+    except WireError as error:
+        raise BusError("D-Bus", str(error), f"{ERROR}InvalidArgs") from error
+
+
+def _reply(frame: Frame, kind: Any, signature: str, body: list[Any], error_name: str | None = None) -> Any:
+    return _Packet(
+        message_type=kind,
+        reply_serial=frame.serial,
+        destination=frame.fields.sender if frame.fields is not None else None,
+        error_name=error_name,
+        signature=signature,
+        body=body,
+    )
+
+
+def _error(frame: Frame, name: str, text: str) -> Any:
+    return _reply(frame, MessageType.ERROR, "s", [_to_bus(text)], name)
 
 
 def _message(packet: Any) -> Message:

@@ -128,13 +128,13 @@ class Object:
     def _property(self, call: Message) -> Message:
         if (call.member, call.signature) not in (("Get", "ss"), ("GetAll", "s"), ("Set", "ssv")):
             raise _refusal("UnknownMethod", f"there is no method {PROPERTIES}.{call.member} with {call.signature!r}")
+        if call.member == "Set":
+            raise _refusal("PropertyReadOnly", "the properties can only be read")
         interface, names = call.body[0], call.body[1:2]
         if interface not in ("", self.interface.name):
             raise _refusal("UnknownInterface", f"there is no interface {interface}")
         if any(name not in self.interface.properties for name in names):
             raise _refusal("UnknownProperty", f"there is no property {names[0]}")
-        if call.member == "Set":
-            raise _refusal("PropertyReadOnly", f"{names[0]} can only be read")
         if call.member == "GetAll":
             return Message("a{sv}", (self.variants(self.values(), self.interface.properties),))
         return Message("v", (self.variants(self.values(), names)[names[0]],))

@@ -14,6 +14,7 @@ from flanneld_masq.controller.backoff import retry_delay
 from flanneld_masq.controller.status import Status, to_json
 from flanneld_masq.dbus import manager1
 from flanneld_masq.dbus.connection import BUS, Connection, connect
+from flanneld_masq.dbus.excess_report import ExcessReport
 from flanneld_masq.dbus.manager1 import MANAGER, NAME, PATH
 from flanneld_masq.dbus.object_server import ERROR, PROPERTIES, Message, Object
 from flanneld_masq.dbus.reload_signals import ReloadSignals
@@ -120,7 +121,12 @@ class BusPublisher:
         began = asyncio.get_running_loop().time()
         signals = ReloadSignals(connection, self._owner.on_external_hint)
         connection.serve(self._object)
-        connection.listen(lambda signal: self._signal(connection, signals, signal))
+        report = ExcessReport(connection, self._say)
+        connection.on_excess = report.add
+        connection.listen(
+            lambda signal: self._signal(connection, signals, signal),
+            lambda header: _name_acquired(header) or signals.wants(header),
+        )
         settling = asyncio.ensure_future(self._settle(connection, signals))
         try:
             self._lack("bus", f"the system bus is lost: {await connection.lost()}; no D-Bus service until it is back")
@@ -128,6 +134,7 @@ class BusPublisher:
             self._connection = None
             settling.cancel()
             signals.stop()
+            report.stop()
             connection.close()
         if asyncio.get_running_loop().time() - began > STABLE_SECONDS:
             self._failures = 0
@@ -157,17 +164,21 @@ class BusPublisher:
             await asyncio.sleep(retry_delay(tries))
 
     def _signal(self, connection: Connection, signals: ReloadSignals, signal: Message) -> None:
-        if signal.sender == BUS and signal.member == "NameAcquired" and signal.body == (NAME,):
+        if not _name_acquired(signal):
+            signals.signal(signal)
+        elif signal.body == (NAME,):
             self._connection = connection
             self._status = self._owner.status()
             if self._lacking:
                 self._say(f"on the system bus as {NAME}")
             self._lacking.clear()
-        else:
-            signals.signal(signal)
 
     def _lack(self, what: str, message: str) -> None:
         """Report it once, until nothing is missing any more."""
         if what not in self._lacking:
             self._lacking.add(what)
             self._say(message)
+
+
+def _name_acquired(signal: Message) -> bool:
+    return (signal.sender, signal.interface, signal.member) == (BUS, BUS, "NameAcquired")

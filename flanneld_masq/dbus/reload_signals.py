@@ -21,6 +21,11 @@ UNITS = tuple(
 FIREWALLD, FIREWALLD_PATH = "org.fedoraproject.FirewallD1", "/org/fedoraproject/FirewallD1"
 SYSTEMD, SYSTEMD_PATH = "org.freedesktop.systemd1", "/org/freedesktop/systemd1"
 _MANAGER = f"{SYSTEMD}.Manager"
+_FOLLOWED = {  # signals, and the name of their sender
+    (BUS, "NameOwnerChanged"): BUS,
+    (FIREWALLD, "Reloaded"): FIREWALLD,
+    (_MANAGER, "JobRemoved"): SYSTEMD,
+}
 ANSWER_SECONDS = 120.0  # firewalld answers nobody while it loads its rules, which may be very many
 
 
@@ -46,14 +51,19 @@ class ReloadSignals:
             self._owners.setdefault(name, owner)  # a signal that came meanwhile knows better
         self._spawn(self._subscribe())
 
+    def wants(self, signal: Message) -> bool:
+        """Return True for a followed signal, by its header. One that another sender than the owner of the name sends is
+        addressed to this connection by an impostor."""
+        name = _FOLLOWED.get((signal.interface, signal.member))
+        return bool(signal.sender) and signal.sender == (BUS if name == BUS else self._owners.get(name or ""))
+
     def signal(self, signal: Message) -> None:
-        """Take a signal. One that was not sent by who owns the name is addressed to us by an impostor."""
-        about = (signal.interface, signal.member)
-        if signal.sender == BUS and about == (BUS, "NameOwnerChanged"):
+        """Take a signal that `wants` let through."""
+        if signal.member == "NameOwnerChanged":
             self._owner_changed(*signal.body)
-        elif signal.sender == self._owners.get(FIREWALLD) and about == (FIREWALLD, "Reloaded"):
+        elif signal.member == "Reloaded":
             self._spawn(self._once_it_answers("firewalld reloaded"))
-        elif signal.sender == self._owners.get(SYSTEMD) and about == (_MANAGER, "JobRemoved"):
+        else:
             _, _, unit, result = signal.body
             self._heard(f"{unit} {result}")
 

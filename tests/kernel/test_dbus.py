@@ -74,7 +74,7 @@ async def in_thread(call: Callable[..., Any], *arguments: Any) -> Any:
 def test_a_repair_is_told_with_the_culprit(node: Node, bus: Bus) -> None:
     async def story(client: Connection) -> None:
         heard: asyncio.Queue[Message] = asyncio.Queue()
-        client.listen(heard.put_nowait)
+        client.listen(heard.put_nowait, lambda _: True)
         await client.follow(sender=NAME, interface=MANAGER.name, member="Repaired")
         node.tool("nft", "flush", "chain", "ip", "flanneld-masq", "postrouting")
         while (found := await heard.get()).member != "Repaired":
@@ -231,7 +231,7 @@ def test_a_bad_configuration_is_the_answer_of_reload(node: Node, bus: Bus) -> No
 def test_it_stops_in_time_and_says_so(node: Node, bus: Bus) -> None:
     async def story(client: Connection) -> None:
         heard: asyncio.Queue[Message] = asyncio.Queue()
-        client.listen(heard.put_nowait)
+        client.listen(heard.put_nowait, lambda _: True)
         await client.follow(sender=NAME, interface=MANAGER.name, member="StateChanged")
         assert await in_thread(daemon.stop) == 0
         while (found := await heard.get()).member != "StateChanged":

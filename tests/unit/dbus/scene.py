@@ -179,7 +179,7 @@ class Scene:
     async def hears(self, client: Connection) -> list[Message]:
         """Return the list to which each signal of the daemon is added from now on."""
         heard: list[Message] = []
-        client.listen(heard.append)
+        client.listen(heard.append, lambda _: True)
         await client.follow(sender=NAME, path=PATH)
         return heard
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from flanneld_masq.dbus import client, connection
+from flanneld_masq.dbus.bus import MAX_UNSENT
 from flanneld_masq.dbus.client import Instance
 from flanneld_masq.dbus.manager1 import MANAGER, NAME, PATH
 from flanneld_masq.dbus.object_server import PROPERTIES, Message
@@ -87,7 +88,7 @@ def test_a_bus_that_does_not_read_costs_bounded_memory(scene: Scene) -> None:
         publisher, _ = await scene.present()
         scene.bus.freeze()
         try:
-            for _ in range(10 * connection.MAX_UNSENT):
+            for _ in range(10 * MAX_UNSENT):
                 publisher.tell(DRIFT)
                 await asyncio.sleep(0)
             await soon(lambda: scene.said)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +13,16 @@ import pytest
 from flanneld_masq.dbus import connection
 from flanneld_masq.dbus.manager1 import MANAGER, NAME, PATH
 from flanneld_masq.dbus.object_server import PROPERTIES
+from flanneld_masq.dbus.reload_signals import FIREWALLD, FIREWALLD_PATH
+from flanneld_masq.dbus.wire import Frame
 
+from ... import attacker
+from ...attacker import PEER
 from ...bus import POLICY, Bus
 from ...common import is_root, unable
-from .scene import Scene, in_thread, play
+from .scene import Scene, firewalld_of, in_thread, play, soon
+
+DIRECTORY = str(Path(attacker.__file__).parent)
 
 
 @pytest.fixture
@@ -37,17 +45,19 @@ def strict_bus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bus]:
         (("introspect", NAME, PATH), True),
         (("get-property", NAME, PATH, MANAGER.name, "State"), True),
         (("call", NAME, PATH, PROPERTIES, "GetAll", "s", MANAGER.name), True),
-        (("call", NAME, PATH, "org.freedesktop.DBus.Peer", "Ping"), True),
+        (("call", NAME, PATH, PEER, "Ping"), True),
         (("call", NAME, PATH, MANAGER.name, "GetStatus"), True),
         (("call", NAME, PATH, MANAGER.name, "Reconcile"), False),
         (("call", NAME, PATH, MANAGER.name, "Reload"), False),
         (("set-property", NAME, PATH, MANAGER.name, "State", "s", "x"), False),
         (("call", NAME, PATH, MANAGER.name, "Explode"), False),
+        (("call", NAME, PATH, PEER, "GetMachineId"), False),
+        (("call", NAME, PATH, "org.freedesktop.DBus.ObjectManager", "GetManagedObjects"), False),
     ],
     ids=lambda value: " ".join(value[3:]) if isinstance(value, tuple) else "",
 )
 def test_every_user_may_read_and_only_root_may_call(strict_bus: Bus, arguments: tuple[str, ...], allowed: bool) -> None:
-    nobody, by_root = 65534, "Explode" not in arguments and arguments[0] != "set-property"
+    nobody, by_root = 65534, allowed or arguments[-1] in ("Reconcile", "Reload")
 
     async def story(scene: Scene) -> list[bool]:
         await scene.present()
@@ -67,3 +77,56 @@ def test_only_root_may_have_the_name(strict_bus: Bus) -> None:
     refused = strict_bus.ctl(*request, user=65534)
     assert refused.returncode != 0
     assert "Access denied" in refused.stderr
+
+
+@pytest.mark.parametrize("unique", [False, True], ids=["by name", "by unique name"])
+@pytest.mark.parametrize("user", [65534, 0])
+def test_no_user_may_send_the_daemon_a_signal(strict_bus: Bus, user: int, unique: bool) -> None:
+    reached: list[str] = []
+
+    async def story(scene: Scene) -> str:
+        publisher, client = await scene.present()
+        target = await client.owner(NAME) if unique else NAME
+        assert publisher._connection is not None
+        receive = publisher._connection._bus.receive
+
+        def noting(frame: Frame) -> None:
+            assert frame.fields is not None
+            reached.append(frame.fields.member)
+            receive(frame)
+
+        publisher._connection._bus.receive = noting
+        signal = attacker.message(target, FIREWALLD, "Reloaded", kind=attacker.SIGNAL)
+        await in_thread(send_as, user, strict_bus, signal * 3 + attacker.message(target, PEER, "Ping"))
+        return str(await client.call(NAME, PATH, PEER, "Ping"))
+
+    assert play(Scene(strict_bus), story) == "()"
+    assert set(reached) == {"Ping"}
+
+
+def test_broadcasts_that_the_daemon_follows_still_arrive(strict_bus: Bus) -> None:
+    """Their sender's policy holds for each receiver, as if they were addressed to it."""
+    strict_bus.allow(
+        f"<include>{POLICY}</include>"
+        f'<policy user="root"><allow own="{FIREWALLD}"/><allow send_destination="{FIREWALLD}"/></policy>'
+        f'<policy context="default"><allow send_destination="{FIREWALLD}"/></policy>'
+    )
+
+    async def story(scene: Scene) -> None:
+        firewalld, answers = await firewalld_of(scene)
+        answers.ready.set()
+        await scene.present()
+        firewalld.emit(FIREWALLD_PATH, FIREWALLD, "Reloaded", "")
+        await soon(lambda: scene.manager.reasons)
+
+    scene = Scene(strict_bus)
+    play(scene, story)
+    assert scene.manager.reasons == ["firewalld reloaded"]
+
+
+def send_as(user: int, bus: Bus, data: bytes) -> None:
+    """Send raw messages as a user, from a process of that user."""
+    script = "import sys, attacker; s = attacker.Sender(sys.argv[1]); s.send(sys.stdin.buffer.read()); s.finish()"
+    argv = (sys.executable, "-c", script, bus.address.partition("=")[2])
+    done = subprocess.run(argv, input=data, capture_output=True, user=user, env={"PYTHONPATH": DIRECTORY}, timeout=30)
+    assert done.returncode == 0, done.stderr.decode()

@@ -115,7 +115,7 @@ def test_the_bus_sends_no_job_of_other_units(scene: Scene) -> None:
         systemd = await systemd_of(scene)
         heard: list[Message] = []
         listener = reload_signals.ReloadSignals(client, lambda _: None)
-        client.listen(heard.append)
+        client.listen(heard.append, lambda _: True)
         await listener.start()
         await soon(lambda: systemd.subscribed)
         heard.clear()
