@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -123,6 +122,8 @@ class Daemon:
 
 
 def program() -> tuple[str, ...]:
-    """Return the command that runs this very package, in whatever place Python found it."""
-    places = os.pathsep.join(str(Path(place).resolve()) for place in sys.path if place or Path.cwd().is_dir())
-    return ("env", f"PYTHONPATH={places}", sys.executable, "-m", "flanneld_masq")
+    """Return the command that runs this very package, in whatever place Python found it, and loads from no other place
+    than this process does."""
+    places = [str(Path(place).resolve()) for place in sys.path if place or Path.cwd().is_dir()]
+    start = f"import sys; sys.path[:] = {places!r}; import flanneld_masq.__main__"
+    return (sys.executable, "-I", "-c", start)

@@ -144,6 +144,7 @@ def test_what_comes_with_the_deb_works(bare: Machine, debs: Packages) -> None:
     assert state(bare) == ("enabled", "active")
     assert bare.site.wrong_packets() == []
     assert_usable(bare)
+    assert_isolated(bare)
     assert_zsh_completes(bare)
 
 
@@ -225,6 +226,7 @@ def test_what_comes_with_the_rpm_works(bare: Machine, rpms: Packages) -> None:
     assert state(bare) == ("enabled", "active")
     assert bare.site.wrong_packets() == []
     assert_usable(bare)
+    assert_isolated(bare)
     listed = bare.masq("backends").stdout
     assert [name for name in BACKENDS if f" {name} " not in listed] == []
     bare.run("rm", CONFIGURATION)
@@ -470,6 +472,24 @@ def assert_usable(machine: Machine) -> None:
     )
     assert machine.run("bash", "-c", script).stdout == "explain\n"
     assert "explain" in machine.run("fish", "-c", "complete --do-complete 'flanneld-masq expl'").stdout
+
+
+def assert_isolated(machine: Machine) -> None:
+    """Root's command loads a plugin that root installed, and none from a home directory, PYTHONPATH or the working
+    directory."""
+    version = machine.run("python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])").stdout.strip()
+    local = f"/usr/local/lib/python{version}/dist-packages"
+    homes = (f"/root/.local/lib/python{version}/site-packages", "/tmp/evil")
+    for place, name in ((local, "good"), *((home, "evil") for home in homes)):
+        machine.write(f"{place}/{name}-1.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        machine.write(f"{place}/{name}-1.dist-info/entry_points.txt", f"[flanneld_masq]\n{name} = {name}plug\n")
+        machine.write(f"{place}/{name}plug.py", f"open('/run/{name}', 'w')\n")
+    for module in ("pluggy", "argparse", "usercustomize"):
+        for home in homes:
+            machine.write(f"{home}/{module}.py", "open('/run/evil', 'w')\n")
+    environ = {"HOME": "/root", "PYTHONPATH": "/tmp/evil"}
+    machine.run("sh", "-c", "cd /tmp/evil && flanneld-masq backends", environ=environ)
+    assert (machine.path("/run/good").exists(), machine.path("/run/evil").exists()) == (True, False)
 
 
 def assert_zsh_completes(machine: Machine) -> None:

@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from flanneld_masq import __version__
+from flanneld_masq.selftest import daemon
 
 from ..common import patience
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = "source packaging/common.sh; checked_version"
+PLUGINS = "from flanneld_masq import plugin_loader; print(*plugin_loader.load().backends)"
 VERSIONED = ("flanneld_masq/__init__.py", "packaging/debian/changelog", "packaging/rpm/flanneld-masq.spec")
+
+
+class Evil:
+    """A plugin and a module of Python's own name in a home directory, in PYTHONPATH and in the working directory. Each
+    leaves a mark where it is loaded."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.marker = directory / "loaded"
+        user_site = directory / f".local/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+        for place in (directory, user_site):
+            info = place / "evil-1.dist-info"
+            info.mkdir(parents=True)
+            (info / "METADATA").write_text("Metadata-Version: 2.1\nName: evil\nVersion: 1\n")
+            (info / "entry_points.txt").write_text("[flanneld_masq]\nevil = evilplug\n")
+            for name in ("evilplug", "pluggy", "argparse", "usercustomize"):
+                (place / f"{name}.py").write_text(f"open({str(self.marker)!r}, 'w')\n")
+        self.environ = {**os.environ, "HOME": str(directory), "PYTHONPATH": str(directory)}
+        self.trusted = [str(ROOT), str(ROOT / "plugins")]
 
 
 def checked_version(root: Path) -> subprocess.CompletedProcess[str]:
@@ -73,6 +96,32 @@ def test_the_rpm_makes_the_user_that_sysusers_d_describes() -> None:
     lines = (ROOT / "systemd/sysusers.d/flanneld-masq.conf").read_text().splitlines()
     (user,) = (line for line in lines if not line.startswith("#"))
     assert f"\necho '{user}' |\n" in (ROOT / "packaging/rpm/flanneld-masq.spec").read_text()
+
+
+def test_neither_package_loads_modules_from_a_home_directory_or_pythonpath(tmp_path: Path) -> None:
+    """Of the deb, tests/system starts the script that its build makes."""
+    script = (ROOT / "packaging/rpm/flanneld-masq").read_text()
+    first = script.splitlines()[0]
+    assert first == "#!/usr/bin/python3 -I"
+    assert f"s,^{first.removesuffix(' -I')}$$,& -I," in (ROOT / "packaging/debian/rules").read_text()
+    evil = Evil(tmp_path)
+    run = subprocess.run(
+        (sys.executable, "-I", "-c", f"import sys; sys.path[:0] = {evil.trusted!r}; {PLUGINS}"),
+        env=evil.environ,
+        cwd=evil.directory,
+        capture_output=True,
+        text=True,
+    )
+    assert (run.returncode, run.stderr, "nft" in run.stdout) == (0, "", True)
+    assert not evil.marker.exists()
+
+
+def test_the_daemon_of_the_selftest_loads_what_the_command_loads(tmp_path: Path) -> None:
+    evil = Evil(tmp_path)
+    argv = (*daemon.program(), "--version")
+    run = subprocess.run(argv, env=evil.environ, cwd=evil.directory, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, f"flanneld-masq {__version__}\n")
+    assert not evil.marker.exists()
 
 
 def test_the_rpm_starts_the_same_function_as_the_console_script() -> None:
