@@ -19,7 +19,7 @@ _VERSION = 1
 _CACHED = 64  # headers; a sender that floods mostly repeats itself
 _NUMBER, _TEXT, _SIGNATURE = b"u", b"so", b"g"
 _REPLY_SERIAL = 5
-_FIELDS = {1: "path", 2: "interface", 3: "member", 4: "error_name", _REPLY_SERIAL: "", 7: "sender", 8: "signature"}
+_FIELDS = {1: "path", 2: "interface", 3: "member", _REPLY_SERIAL: "", 7: "sender", 8: "signature"}
 
 
 class WireError(Exception):
@@ -32,7 +32,6 @@ class Fields(NamedTuple):
     path: str = ""
     interface: str = ""
     member: str = ""
-    error_name: str = ""
     sender: str = ""
     signature: str = ""
     reply_serial: int = 0
