@@ -12,8 +12,9 @@
      +-- StateError            the state directory cannot be used
      +-- BusError              D-Bus cannot be used, or the called service returned an error
 
-A message says what was tried, what happened, and what to do next. Only `cli` and `service` decide if an error ends the
-process. The table `OUTSIDE` gives each error its exit status and its D-Bus name.
+A message says what was tried, what happened, and what to do next. It is one line of printable text,
+whatever the tool, the kernel or the file that it quotes has written. Only `cli` and `service` decide if an error ends
+the process. The table `OUTSIDE` gives each error its exit status and its D-Bus name.
 """
 
 from __future__ import annotations
@@ -21,11 +22,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from flanneld_masq.printable import one_line
+
 DBUS_PREFIX = "io.github.flanneld_masq.Error."
 
 
 class MasqError(Exception):
     """Base of all errors. `exit_code` is the exit status of a command that does not handle the error."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
 
     @property
     def exit_code(self) -> int:
@@ -41,7 +47,7 @@ class ConfigError(MasqError):
         super().__init__(f"{source}: {key}: {reason}" if key else f"{source}: {reason}")
         self.source = source
         self.key = key
-        self.reason = reason
+        self.reason = one_line(reason)
 
 
 class SubnetFileError(MasqError):
@@ -51,15 +57,15 @@ class SubnetFileError(MasqError):
         super().__init__(f"{path}, line {line}: {reason}" if line else f"{path}: {reason}")
         self.path = path
         self.line = line
-        self.reason = reason
+        self.reason = one_line(reason)
 
 
 class BackendUnavailable(MasqError):
     def __init__(self, backend: str, reason: str, remedy: str = "") -> None:
         super().__init__(f"backend {backend} cannot be used: {reason}" + (f"; {remedy}" if remedy else ""))
         self.backend = backend
-        self.reason = reason
-        self.remedy = remedy
+        self.reason = one_line(reason)
+        self.remedy = one_line(remedy)
 
 
 class PluginError(MasqError):
@@ -67,17 +73,16 @@ class PluginError(MasqError):
         super().__init__(f"plugin {plugin} failed in {hook}: {reason}")
         self.plugin = plugin
         self.hook = hook
-        self.reason = reason
+        self.reason = one_line(reason)
 
 
 class CommandError(MasqError):
     """A program failed. `status` is its exit status, a negative signal number, or None if it did not end by itself."""
 
     def __init__(self, argv: tuple[str, ...], reason: str, *, status: int | None = None, stderr: str = "") -> None:
-        output = "; ".join(line.strip() for line in stderr.splitlines() if line.strip())  # a log line is one line
-        super().__init__(f"`{' '.join(argv)}` {reason}" + (f": {output}" if output else ""))
+        super().__init__(f"`{' '.join(argv)}` {reason}" + (f": {stderr.strip()}" if stderr.strip() else ""))
         self.argv = argv
-        self.reason = reason
+        self.reason = one_line(reason)
         self.status = status
         self.stderr = stderr
 
@@ -88,7 +93,7 @@ class KernelError(MasqError):
     def __init__(self, attempt: str, reason: str, errno: int = 0) -> None:
         super().__init__(f"{attempt}: {reason}")
         self.attempt = attempt
-        self.reason = reason
+        self.reason = one_line(reason)
         self.errno = errno
 
 
@@ -105,7 +110,7 @@ class StateError(MasqError):
 
     def __init__(self, reason: str, *, lasting: bool = False) -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason = one_line(reason)
         self.lasting = lasting
 
 
@@ -115,7 +120,7 @@ class BusError(MasqError):
     def __init__(self, attempt: str, reason: str, name: str = "") -> None:
         super().__init__(f"{attempt}: {reason}")
         self.attempt = attempt
-        self.reason = reason
+        self.reason = one_line(reason)
         self.name = name
 
     @property

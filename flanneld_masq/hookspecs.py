@@ -33,7 +33,9 @@ from flanneld_masq.model import (
     Probe,
     Settings,
     Survey,
+    make_printable,
 )
+from flanneld_masq.printable import one_line, printable
 from flanneld_masq.process import ProcessRunner
 
 ENTRY_POINT_GROUP = "flanneld_masq"
@@ -134,7 +136,8 @@ class BackendType:
 @dataclass(frozen=True, **SLOTS)
 class Event:
     """An event of the daemon. `kind` is one of the names in `service.journal.MESSAGE_IDS`. `diff` holds lines of what
-    was found (-) and wanted (+). Command line and unit of a culprit are empty if its process had ended already."""
+    was found (-) and wanted (+). Command line and unit of a culprit are empty if its process had ended already. The
+    command line may hold a secret: keep it from other users. All texts are printable, all but `diff` on one line."""
 
     kind: str
     message: str
@@ -148,6 +151,12 @@ class Event:
     culprit_command: str = ""
     culprit_unit: str = ""
     diff: str = ""
+
+    def __post_init__(self) -> None:
+        names = ("family", "group", "backend", "reason", "culprit", "culprit_command", "culprit_unit")
+        make_printable(self, *names)
+        object.__setattr__(self, "message", one_line(self.message))
+        object.__setattr__(self, "diff", "\n".join(map(printable, self.diff.split("\n"))))
 
 
 class HookSpecs:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NewType, Optional, Union
 
+from flanneld_masq.printable import printable
+
 SLOTS: dict[str, bool] = {"slots": True} if sys.version_info >= (3, 10) else {}
 
 Address = Union[IPv4Address, IPv6Address]
@@ -19,6 +21,14 @@ Network = Union[IPv4Network, IPv6Network]
 BackendName = NewType("BackendName", str)
 
 AUTO = BackendName("auto")
+
+
+def make_printable(value: object, *names: str) -> None:
+    """Make these texts of a frozen value printable, in its `__post_init__`."""
+    for name in names:
+        object.__setattr__(value, name, printable(getattr(value, name)))
+
+
 COMMENT_PREFIX = "flanneld-masq:"
 
 
@@ -275,6 +285,10 @@ class Probe:
     versions: tuple[str, ...] = ()
     random_fully: bool = True
 
+    def __post_init__(self) -> None:
+        make_printable(self, "reason", "remedy")
+        object.__setattr__(self, "versions", tuple(map(printable, self.versions)))
+
 
 class ItemKind(str, enum.Enum):
     """The kind of an object in the kernel. The value is what users and state files see."""
@@ -292,9 +306,9 @@ class ItemKind(str, enum.Enum):
 class Item:
     """One object of ours in the kernel, or a foreign one in its place.
 
-    `place` is where it is ("ip nat FLANNELD-MASQ"), `text` is for people. `raw` is compared: everything that the kernel
-    holds of the object, except handles and counters. `handle` serves to remove it and is not compared; 0 if there is
-    none.
+    `place` is where it is ("ip nat FLANNELD-MASQ"), `text` is for people once a `Change` has made it printable.
+    `raw` is compared: everything that the kernel holds of the object, except handles and counters. `handle` serves to
+    remove it and is not compared; 0 if there is none.
     """
 
     kind: ItemKind
@@ -330,6 +344,9 @@ class Observation:
     neighbours: tuple[Neighbours, ...] = ()
     obstacle: str = ""
 
+    def __post_init__(self) -> None:
+        make_printable(self, "obstacle")
+
 
 @dataclass(frozen=True, **SLOTS)
 class Survey:
@@ -341,6 +358,9 @@ class Survey:
 
     flannel: tuple[Item, ...] = ()
     cni_masquerade: str = ""
+
+    def __post_init__(self) -> None:
+        make_printable(self, "cni_masquerade")
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -368,7 +388,8 @@ class ChangeKind(str, enum.Enum):
 
 @dataclass(frozen=True, **SLOTS)
 class Change:
-    """One difference. `found` is in the kernel, `wanted` should be; either may be empty.
+    """One difference. `found` is in the kernel, `wanted` should be; either may be empty. The texts are for people:
+    printable, whatever another program wrote into a rule.
 
     `item` is the kind of the object, for people, and is not compared; None if it is not known.
     """
@@ -378,6 +399,9 @@ class Change:
     wanted: str = ""
     found: str = ""
     item: Optional[ItemKind] = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        make_printable(self, "place", "wanted", "found")
 
 
 @dataclass(frozen=True, **SLOTS)

@@ -28,6 +28,7 @@ from typing import IO, Any
 
 from flanneld_masq.errors import AlreadyRunning, StateError
 from flanneld_masq.model import BackendName, Family, Holder, Item, ItemKind, Neighbours, VerifiedState
+from flanneld_masq.printable import printable
 
 SERVICE_USER = "flanneld-masq"
 PASS_LOCK_SECONDS = 10.0
@@ -292,4 +293,4 @@ def _describe_process(pid: str) -> str:
         command = Path(f"/proc/{int(pid)}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except (OSError, ValueError):
         return f"pid {pid}"
-    return f"pid {pid} ({command})"
+    return f"pid {pid} ({printable(command)})"

@@ -10,6 +10,7 @@ from typing import Optional
 from flanneld_masq.cli.service_user import Unreadable
 from flanneld_masq.controller.status import State, Status
 from flanneld_masq.model import SLOTS, BackendName, Family, Holder, Lease, Settings, Survey
+from flanneld_masq.printable import one_line
 
 CONNTRACK_NEARLY_FULL = 0.9
 _NOBODY = Holder(False, 0, "")
@@ -89,9 +90,9 @@ def text_of(findings: Iterable[Finding], *, colour: bool = False) -> Iterator[st
     """Lines for people."""
     for found in findings:
         start, end = (_COLOURS[found.severity], "\033[0m") if colour else ("", "")
-        yield f"{start}{found.severity.value}:{end} {found.family + ': ' if found.family else ''}{found.what}"
-        yield f"  seen:   {found.evidence}"
-        yield f"  remedy: {found.remedy}"
+        yield f"{start}{found.severity.value}:{end} {found.family + ': ' if found.family else ''}{one_line(found.what)}"
+        yield f"  seen:   {one_line(found.evidence)}"
+        yield f"  remedy: {one_line(found.remedy)}"
 
 
 def _configuration(facts: Facts) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from flanneld_masq.dbus.connection import BUS, BUS_PATH, Connection, connect
 from flanneld_masq.dbus.manager1 import MANAGER, NAME, PATH, REPAIRED, STATE_CHANGED
 from flanneld_masq.dbus.object_server import PROPERTIES, Message
 from flanneld_masq.errors import BusError
+from flanneld_masq.printable import one_line
 
 Found = dict[str, Any]
 _RED, _GREEN, _YELLOW, _PLAIN = "\033[31m", "\033[32m", "\033[33m", "\033[0m"
@@ -37,7 +38,7 @@ def json_line(now: datetime, found: Mapping[str, Any]) -> str:
 def text_line(now: datetime, found: Mapping[str, Any], *, colour: bool) -> str:
     """Local time and the event, whatever characters are in it."""
     text, start = _text(found)
-    line = "".join(character if character.isprintable() else " " for character in text)
+    line = one_line(text)
     return f"{now:%H:%M:%S}.{now.microsecond // 1000:03} " + (f"{start}{line}{_PLAIN}" if colour and start else line)
 
 

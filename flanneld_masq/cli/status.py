@@ -13,6 +13,7 @@ from flanneld_masq.controller.status import FamilyStatus, GroupStatus, State, St
 from flanneld_masq.dbus import client
 from flanneld_masq.errors import MasqError
 from flanneld_masq.model import Family
+from flanneld_masq.printable import one_line
 from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.reconcile.values import DesiredState
 from flanneld_masq.reconcile.wording import describe
@@ -30,7 +31,7 @@ def status(options: argparse.Namespace) -> int:
     if options.json:
         print_json(to_json(known))
     else:
-        print("\n".join(status_lines(known)))
+        print("\n".join(map(one_line, status_lines(known))))
     if options.check:
         return health(known)
     return session.wrong.exit_code if session.wrong else 0

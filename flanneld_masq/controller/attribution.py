@@ -14,6 +14,7 @@ from pathlib import Path
 from flanneld_masq.errors import MasqError
 from flanneld_masq.kernel.ruleset_events import Transaction
 from flanneld_masq.model import SLOTS
+from flanneld_masq.printable import printable
 from flanneld_masq.reconcile.change_detector import ChangeDetector
 from flanneld_masq.reconcile.values import Fingerprint
 
@@ -28,7 +29,7 @@ _MAX_SHOWN = 300  # characters of a command line
 @dataclass(frozen=True, **SLOTS)
 class Culprit:
     """A program that committed a transaction. `command` (its command line) and `unit` (of systemd) are empty
-    where the process is gone."""
+    where the process is gone. The command line may hold a secret, so it is no part of the text."""
 
     name: str
     pid: int
@@ -36,8 +37,7 @@ class Culprit:
     unit: str = ""
 
     def __str__(self) -> str:
-        details = [f"pid {self.pid}", *([self.unit] if self.unit else []), *([self.command] if self.command else [])]
-        return f"{self.name} ({', '.join(details)})"
+        return f"{self.name} (pid {self.pid}, {self.unit})" if self.unit else f"{self.name} (pid {self.pid})"
 
 
 def in_initial_pid_namespace(root: Path = Path("/")) -> bool:
@@ -201,9 +201,8 @@ def _unit(cgroup: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """Return what a process says of itself as a log line may carry it: printable, and bounded."""
-    line = "".join(character if character.isprintable() else " " for character in text).strip()
-    return line if len(line) <= _MAX_SHOWN else line[: _MAX_SHOWN - 3] + "..."
+    """Return what a process says of itself as a log line may carry it."""
+    return printable(text.strip(), _MAX_SHOWN)
 
 
 def _read(path: Path) -> str:

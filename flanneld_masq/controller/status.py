@@ -180,9 +180,12 @@ def _family_to_json(family: FamilyStatus) -> dict[str, Any]:
 
 
 def _write_to_json(write: LastWrite | None) -> dict[str, Any] | None:
+    """Leave the command lines out: every local user may read the status, and an argument may be a secret."""
     if write is None:
         return None
     content = dataclasses.asdict(write)
+    for culprit in content["culprits"]:
+        del culprit["command"]
     return {**content, "changes": [_without_none(change) for change in content["changes"]]}
 
 
@@ -308,4 +311,4 @@ def _time(text: str | None) -> datetime | None:
 
 def _culprit(content: object) -> Culprit:
     reader = _Reader(content)
-    return Culprit(reader.text("name"), reader.get("pid", int), reader.text("command", ""), reader.text("unit", ""))
+    return Culprit(reader.text("name"), reader.get("pid", int), unit=reader.text("unit", ""))

@@ -12,6 +12,7 @@ from flanneld_masq.controller.status import State, Status
 from flanneld_masq.dbus.object_server import Arguments, Interface
 from flanneld_masq.hookspecs import Event
 from flanneld_masq.model import BackendName, Change, ChangeKind, Family, Plan
+from flanneld_masq.printable import printable
 from flanneld_masq.reconcile.values import Repair
 
 NAME = "io.github.flanneld_masq"
@@ -66,7 +67,7 @@ def properties(status: Status) -> dict[str, Any]:
             for group, choice in family.groups.items()
         ],
         "Lease": [
-            (lease.path, str(family), str(part.subnet), list(map(str, part.networks)))
+            (printable(lease.path), str(family), str(part.subnet), list(map(str, part.networks)))
             for lease in status.leases
             for family in Family
             if (part := lease.of(family)) is not None

@@ -11,6 +11,7 @@ from typing import Any
 from flanneld_masq.errors import SubnetFileError
 from flanneld_masq.inputs import subnet_env
 from flanneld_masq.model import SLOTS, Family, Lease
+from flanneld_masq.printable import printable
 
 NO_RULES = "; no rules follow from it"  # the end of a trouble with a file that was never good
 
@@ -99,7 +100,7 @@ def describe(lease: Lease) -> str:
 
 def as_data(lease: Lease) -> dict[str, Any]:
     """Return a lease as data for JSON: addresses as strings, absent families left out."""
-    described: dict[str, Any] = {"path": lease.path, "mtu": lease.mtu, "ipmasq": lease.ipmasq}
+    described: dict[str, Any] = {"path": printable(lease.path), "mtu": lease.mtu, "ipmasq": lease.ipmasq}
     for family in Family:
         family_lease = lease.of(family)
         if family_lease is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from flanneld_masq.errors import BackendUnavailable, ConfigError, PluginError
-from flanneld_masq.model import AUTO, SLOTS, BackendName, Group, Probe, Settings
+from flanneld_masq.model import AUTO, SLOTS, BackendName, Group, Probe, Settings, make_printable
 
 NFT = BackendName("nft")
 
@@ -18,6 +18,9 @@ class Choice:
 
     backend: BackendName
     why: str
+
+    def __post_init__(self) -> None:
+        make_printable(self, "why")
 
 
 def choose(

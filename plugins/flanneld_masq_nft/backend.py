@@ -73,7 +73,7 @@ class NftBackend:
             return Probe(False, str(error), "run as root (CAP_NET_ADMIN), on a kernel with nf_tables")
         except RulesetError as error:
             remedy = "the kernel needs nf_tables with NAT (modules nf_tables, nft_chain_nat, nft_masq)"
-            return Probe(False, str(error).splitlines()[0], remedy)
+            return Probe(False, str(error), remedy)
         return Probe(True, versions=self._versions())
 
     def wanted(self, desired: Desired) -> tuple[Item, ...]:

@@ -63,7 +63,7 @@ class Nftables:
         status, _, error = self._library.cmd(text)
         if status != 0:
             first = next(iter(error.strip().splitlines()), f"status {status} without a word")
-            raise RulesetError(f"the kernel or libnftables refused this transaction: {first}\n{text}")
+            raise RulesetError(f"the kernel or libnftables refused this transaction: {first}")
 
 
 def _is_old(library: object) -> bool:

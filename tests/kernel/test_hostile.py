@@ -480,3 +480,41 @@ def test_applies_at_once_leave_one_ruleset(make_node: Callable[[], Node], backen
         done = at_once(*[partial(node.masq, "apply")] * count)
         assert [each.returncode for each in done] == [0] * count, done
     assert crowded.ruleset() == alone.ruleset()
+
+
+# ---- text that commands a terminal
+
+EVIL = "a\x1b[2J\x1b]0;pwned\x07"
+FORGED = "Nov 26 node sshd[1]: Accepted password for root"
+
+
+def add_evil_rule(node: Node, backend: BackendName) -> None:
+    """Add a rule to our chain. Its comment clears a screen and, if the tool lets it, looks like another log line."""
+    if backend != "nft":
+        comment = f'-A {NAT} -m comment --comment "{EVIL}" -j RETURN'
+        restore(node, Family.IPV4, flavour_of(backend), "*nat", comment)
+        return
+    names = {"family": "ip", "table": "flanneld-masq", "chain": "postrouting"}
+    rule = {**names, "comment": f"{EVIL}\n{FORGED}", "expr": [{"accept": None}]}
+    node.tool("nft", "-j", "-f", "-", stdin=json.dumps({"nftables": [{"add": {"rule": rule}}]}))
+
+
+@pytest.mark.parametrize("name", ["nft", "iptables-nft", "iptables-legacy"])
+def test_no_comment_reaches_terminal_log_or_status_as_it_is(node: Node, name: str) -> None:
+    backend = BackendName(name)
+    node.configure("[reconcile]\nlegacy_poll_seconds = 0.1", backend=name)
+    assert node.masq("apply").returncode == 0
+    with node.entered():
+        add_evil_rule(node, backend)
+    plan = node.masq("plan")
+    shown = [node.masq(*argv).stdout for argv in (("status",), ("doctor",), ("apply",))]
+    assert r"a\x1b[2J\x1b]0;pwned\x07" in plan.stdout
+    assert plan.returncode == 3
+    with node.running() as daemon:
+        daemon.reached("synced")
+        with node.entered():
+            add_evil_rule(node, backend)
+        assert r"a\x1b[2J" in daemon.logged("drift repaired")
+        logged, written = daemon.lines(), (node.state / "status.json").read_text()
+    for text in (plan.stdout, *shown, *logged, json.loads(json.dumps(written))):
+        assert [line for line in text.split("\n") if not line.isprintable() or line.startswith(FORGED)] == []

@@ -7,6 +7,7 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,7 @@ def everything() -> list[type[MasqError]]:
 def make(kind: type[MasqError]) -> MasqError:
     if kind.__init__ is MasqError.__init__:
         return kind("some text")
+    arguments: dict[str, Any]
     parameters = inspect.signature(kind).parameters.values()
     arguments = {parameter.name: SAMPLES[str(parameter.annotation)] for parameter in parameters}
     return kind(**arguments)

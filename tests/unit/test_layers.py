@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LAYERS = (
-    ("__version__", "model", "errors", "footprint"),
+    ("__version__", "printable"),
+    ("model", "errors", "footprint"),
     ("inputs", "ruleset", "kernel", "process", "state_directory"),
     ("hookspecs",),
     ("reconcile", "flanneld_masq_nft", "flanneld_masq_iptables", "testing", "plugin_loader", "selftest"),

@@ -88,7 +88,7 @@ class TestLines:
 
     def test_no_character_of_an_event_commands_the_terminal(self) -> None:
         event = {"event": "repaired", "message": "by \033[2J\n\x9b2Jnft"}
-        assert monitor.text_line(NOW, event, colour=False) == "09:10:11.012 by  [2J  2Jnft"
+        assert monitor.text_line(NOW, event, colour=False) == r"09:10:11.012 by \x1b[2J; \x9b2Jnft"
 
     def test_json(self) -> None:
         event = json.loads(monitor.json_line(NOW, {"event": "not-running"}))

@@ -94,7 +94,7 @@ class TestStatus:
         assert (done.status, done.out) == (2, "")
 
     def test_what_a_daemon_did_is_told_after_its_end(self, masq: Program, store: StateDirectory) -> None:
-        culprit = {"name": "nft", "pid": 8426, "command": "nft flush ruleset", "unit": "nftables.service"}
+        culprit = {"name": "nft", "pid": 8426, "unit": "nftables.service"}
         last = {"time": "then", "backend": "nft", "reason": "ruleset changed", "drift": True, "duration_us": 1000}
         family = {"state": "synced", "last_error": "", "groups": {}, "repairs": 3}
         family["last_repair"] = {**last, "changes": [], "culprits": [culprit]}

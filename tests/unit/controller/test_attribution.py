@@ -36,7 +36,7 @@ def test_a_process_that_lives_is_known_by_its_command_line(proc: Proc) -> None:
     proc.add(42, "nft", b"nft\0-f\0/etc/nftables.conf\0")
     found = proc.identify(42, "nft")
     assert found == Culprit("nft", 42, "nft -f /etc/nftables.conf")
-    assert str(found) == "nft (pid 42, nft -f /etc/nftables.conf)"
+    assert str(found) == "nft (pid 42)", "a command line may hold a secret"
 
 
 def test_a_process_that_is_gone_is_known_by_name_and_pid(proc: Proc) -> None:
@@ -69,10 +69,10 @@ def test_the_unit_of_systemd_is_read_from_the_cgroup(proc: Proc, cgroup: str, un
     assert proc.identify(42, "dockerd").unit == unit
 
 
-def test_unit_and_command_line_are_both_said(proc: Proc) -> None:
+def test_the_unit_is_said_and_the_command_line_is_not(proc: Proc) -> None:
     proc.add(42, "firewalld", b"/usr/bin/python3\0/usr/sbin/firewalld\0", "0::/system.slice/firewalld.service\n")
     said = str(proc.identify(42, "firewalld"))
-    assert said == "firewalld (pid 42, firewalld.service, /usr/bin/python3 /usr/sbin/firewalld)"
+    assert said == "firewalld (pid 42, firewalld.service)"
 
 
 def test_a_kernel_thread_or_a_zombie_has_no_command_line(proc: Proc) -> None:
@@ -97,8 +97,8 @@ def test_the_message_stays_on_one_line_whatever_the_command_line(proc: Proc) -> 
     proc.add(42, "sh", b"sh\0-c\0nft flush ruleset\nsleep 1\r\x1b[31m\0")
     found = proc.identify(42, "sh")
     assert str(found).isprintable()
-    assert "nft flush ruleset" in found.command
-    assert str(proc.identify(43, "x\nERROR all is lost\x1b")).isprintable()
+    assert found.command == r"sh -c nft flush ruleset\nsleep 1\r\x1b[31m"
+    assert str(proc.identify(43, "x\nERROR all is lost\x1b")) == r"x\nERROR all is lost\x1b (pid 43)"
 
 
 def test_a_command_line_without_end_is_cut(proc: Proc) -> None:

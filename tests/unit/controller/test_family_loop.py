@@ -30,6 +30,7 @@ from flanneld_masq.model import (
     ReconcileSettings,
     Settings,
 )
+from flanneld_masq.printable import printable
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.reconcile.change_detector import ChangeDetector
 from flanneld_masq.reconcile.reconciler import Reconciler
@@ -146,9 +147,9 @@ def test_drift_has_the_diff_and_all_that_is_known_of_the_culprit(play: Play) -> 
         assert (event.kind, level, event.reason) == ("drift-repaired", logging.WARNING, "ruleset changed")
         assert event.diff == f"@@ ipv4 memory: {OURS} @@\n# extra\n- accept everything"
         assert (event.culprit, event.culprit_pid) == (name, os.getppid())
-        command = (parent / "cmdline").read_text().replace("\0", " ").strip()
+        command = printable((parent / "cmdline").read_text().replace("\0", " ").strip())
         assert event.culprit_command[:200] == command[:200] != ""
-        assert f"by {name} (pid {os.getppid()}, " in event.message
+        assert f"by {name} (pid {os.getppid()}" in event.message
 
     play(scene)
 

@@ -37,6 +37,7 @@ from flanneld_masq.model import (
     Lease,
     Network,
 )
+from flanneld_masq.printable import printable
 
 _Value = TypeVar("_Value")
 Path = tuple[Union[str, int], ...]
@@ -73,7 +74,7 @@ def leases(family: Family) -> st.SearchStrategy[FamilyLease]:
 
 LEASES = st.builds(
     Lease,
-    TEXT,
+    TEXT.map(printable),
     st.none() | leases(Family.IPV4),
     st.none() | leases(Family.IPV6),
     mtu=st.none() | NUMBER,
@@ -90,7 +91,7 @@ REPAIRS = st.builds(
     changes=tuples(
         st.builds(Change, st.sampled_from(ChangeKind), TEXT, TEXT, TEXT, st.none() | st.sampled_from(ItemKind))
     ),
-    culprits=tuples(st.builds(Culprit, TEXT, NUMBER, TEXT, TEXT)),
+    culprits=tuples(st.builds(Culprit, TEXT, NUMBER, unit=TEXT)),
 )
 FAMILIES = st.builds(
     FamilyStatus,
@@ -149,7 +150,7 @@ DOCUMENT: Mapping[str, Any] = {
                 "drift": True,
                 "duration_us": 1234,
                 "changes": [{"kind": "missing", "place": "ip nat", "wanted": "a jump", "found": "", "item": "jump"}],
-                "culprits": [{"name": "nft", "pid": 8, "command": "nft flush ruleset", "unit": "x.service"}],
+                "culprits": [{"name": "nft", "pid": 8, "unit": "x.service"}],
             },
             "last_write": None,
             "verified": "2026-07-08T09:10:11.012+00:00",
