@@ -378,6 +378,7 @@ def common_name(path: str) -> str:
         (r"^/usr/(lib/python3/dist-packages|share/flanneld-masq)/flanneld_masq", "MODULES"),
         (r"^(MODULES-[\d.]+dist-info)/(WHEEL|RECORD|top_level.txt)$", r"\1/METADATA"),
         (r"^/usr/share/zsh/(vendor-completions|site-functions)/", "ZSH/"),
+        (r"^/usr/share/doc/flanneld-masq/(changelog\.gz|CHANGELOG\.md)$", "CHANGELOG"),
         (r"^(/usr/share/doc/.*\.md)\.gz$", r"\1"),
         (r"^/usr/share/(licenses/flanneld-masq/LICENSE|doc/flanneld-masq/copyright)$", "LICENCE"),
     ):
