@@ -18,6 +18,7 @@ from flanneld_masq.model import SLOTS
 
 SYSTEM_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 DEFAULT_TIMEOUT = 20.0
+_ENCODING = ("utf-8", "surrogateescape")  # the comment of a foreign rule may hold any bytes, a lone CR among them
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -45,7 +46,7 @@ class ProcessRunner:
         self.path = search_path() if path is None else path
         self._environment = {"PATH": os.pathsep.join(self.path), "LC_ALL": "C"}
         self._lock = threading.Lock()
-        self._running: set[subprocess.Popen[str]] = set()
+        self._running: set[subprocess.Popen[bytes]] = set()
         self._stopped = False
         self.moved = -math.inf  # when a program last started or ended, by the monotonic clock
 
@@ -56,7 +57,7 @@ class ProcessRunner:
         self.moved = time.monotonic()
         process = self._start(argv, executable)
         try:
-            stdout, stderr = process.communicate(stdin, timeout=timeout)
+            stdout, stderr = process.communicate(stdin.encode(*_ENCODING), timeout=timeout)
         except subprocess.TimeoutExpired:
             _kill(process)
             raise CommandError(argv, f"gave no answer within {timeout:g} s and was ended") from None
@@ -64,7 +65,7 @@ class ProcessRunner:
             with self._lock:
                 self._running.discard(process)
             self.moved = time.monotonic()
-        return _judge(argv, process.returncode, stdout, stderr)
+        return _judge(argv, process.returncode, stdout.decode(*_ENCODING), stderr.decode(*_ENCODING))
 
     def stop(self) -> None:
         with self._lock:
@@ -76,7 +77,7 @@ class ProcessRunner:
         with self._lock:
             self._stopped = False
 
-    def _start(self, argv: tuple[str, ...], executable: str | None) -> subprocess.Popen[str]:
+    def _start(self, argv: tuple[str, ...], executable: str | None) -> subprocess.Popen[bytes]:
         with self._lock:
             if self._stopped:
                 raise CommandError(argv, "was not started: the daemon is stopping")
@@ -89,9 +90,6 @@ class ProcessRunner:
                     stderr=subprocess.PIPE,
                     env=self._environment,
                     cwd="/",
-                    text=True,
-                    encoding="utf-8",
-                    errors="surrogateescape",  # the comment of a foreign rule may hold any bytes
                     start_new_session=True,  # a group of its own, to end the processes that it starts too
                 )
             except OSError as error:
@@ -135,12 +133,12 @@ class ExitHook:
             self._shell.communicate(b"\n")
 
 
-def _kill_group(process: subprocess.Popen[str]) -> None:
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _kill(process: subprocess.Popen[str]) -> None:
+def _kill(process: subprocess.Popen[bytes]) -> None:
     """End the process and its children, and close the pipes even if another process still holds them."""
     _kill_group(process)
     with contextlib.suppress(subprocess.TimeoutExpired):

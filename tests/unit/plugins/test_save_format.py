@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+
 import pytest
 from flanneld_masq_iptables import save_format
 from hypothesis import given
@@ -65,10 +67,101 @@ class TestListings:
         line = '-A POSTROUTING -m comment --comment "one\ntwo" -j ACCEPT'
         assert read(saved(line, chains=())) == [line]
 
-    @given(st.text(alphabet='ab"\\\n', max_size=40))
-    def test_the_quick_split_equals_the_slow_one(self, text: str) -> None:
-        joined = [line for line in save_format.joined(text.split("\n")) if line]
-        assert [line for line in save_format.logical_lines(text) if line] == joined
+    def test_a_line_never_closed_takes_the_rest_at_once(self) -> None:
+        """A rule that is cut off swallows those behind it, and 80,000 of them do not take minutes."""
+        line = '-A POSTROUTING -m comment --comment "cut'
+        with pytest.raises(CommandError, match="did not print the whole"):
+            read(saved(line, *["-A X -j ACCEPT"] * 80_000))
+
+
+SAFE = string.ascii_letters + string.digits + "_-"
+TEXTS = st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), max_size=60) | st.text(
+    alphabet="ab -\"\\'\n\r\t|jACOMIT*:#[", max_size=20
+)
+NO_NEWLINE = TEXTS.filter(lambda text: "\n" not in text)
+PRINTABLE = st.text(alphabet="".join(map(chr, range(32, 127))), min_size=1, max_size=60)
+NAMES = st.text(alphabet="ab-\"\\'|:*#", min_size=1, max_size=6).filter(lambda name: name[0] not in "-!")
+
+
+def quoted(text: str) -> str:
+    """Print a value as xtables_save_string does."""
+    if text and all(character in SAFE for character in text):
+        return text
+    return '"' + "".join(f"\\{character}" if character in "\"\\'" else character for character in text) + '"'
+
+
+def quoted_string(text: str, escaped: str) -> str:
+    return '"' + "".join(f"\\{character}" if character in escaped else character for character in text) + '"'
+
+
+@st.composite
+def rule_lines(draw: st.DrawFn, escaped: str = '"\\') -> tuple[str, dict[str, str]]:
+    """Draw a rule line as iptables-save prints it, and the values of its options."""
+    chain, interface, target = draw(NAMES), draw(NAMES), draw(NAMES)
+    words, values = [f"-A {chain}"], {"-j": target}
+    if draw(st.booleans()):
+        words.append(f"-i {interface}")
+    if draw(st.booleans()):
+        values["--string"] = draw(PRINTABLE.filter(lambda text: not text.endswith("\\")))
+        words.append(f"-m string --string {quoted_string(values['--string'], escaped)} --algo bm --to 65535")
+    if draw(st.booleans()):
+        values["--comment"] = draw(TEXTS)
+        words.append(f"-m comment --comment {quoted(values['--comment'])}")
+    words.append(f"-j {target}")
+    if draw(st.booleans()):
+        values["--log-prefix"] = draw(NO_NEWLINE)
+        words.append(f"--log-prefix {quoted(values['--log-prefix'])}")
+    return " ".join(words), values
+
+
+class TestEveryString:
+    """What iptables-save prints of any comment, log prefix, string match and name is read back as it was put in."""
+
+    @given(st.lists(rule_lines(), max_size=6))
+    def test_values_are_read_back_as_they_were_put_in(self, drawn: list[tuple[str, dict[str, str]]]) -> None:
+        printed = [line for line, _ in drawn]
+        assert read(saved(*printed, chains=())) == printed
+        text = saved(*printed, chains=())
+        assert list(save_format.logical_lines(text)) == list(save_format.joined(text.split("\n")))
+        for line, values in drawn:
+            options = list(save_format.options(line))
+            assert all(pair in options for pair in values.items())
+            assert save_format.comment(line) == values.get("--comment", "")
+            assert save_format.jumps_to(line, values["-j"])
+
+    @given(st.lists(rule_lines(escaped='"'), max_size=6))
+    def test_lines_of_older_releases_are_split_alike(self, drawn: list[tuple[str, dict[str, str]]]) -> None:
+        """Their print_string does not escape backslashes."""
+        printed = [line for line, _ in drawn]
+        assert read(saved(*printed, chains=())) == printed
+        for line, values in drawn:
+            assert save_format.comment(line) == values.get("--comment", "")
+            assert save_format.jumps_to(line, values["-j"])
+
+    @given(TEXTS)
+    def test_no_text_makes_a_jump_or_a_comment(self, text: str) -> None:
+        line = f"-A X -m comment --comment {quoted(text)} -j LOG --log-prefix {quoted(text)}"
+        assert not save_format.jumps_to(line, "FLANNELD-MASQ")
+        assert save_format.comment(line) == text
+
+    @given(st.text(alphabet='-A comment"\\\n:*COMMIT', max_size=200))
+    def test_any_bytes_are_lines_or_an_error(self, text: str) -> None:
+        try:
+            for line in read(f"*nat\n{text}\nCOMMIT\n"):
+                save_format.comment(line)
+        except CommandError:
+            pass
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            '-A OTHER -m comment --comment "C:\\\\dir\\\\" -j RETURN',
+            '-A a"b -m comment --comment "one\n-A POSTROUTING -j a"b',
+            '-A "x -i e"t -m comment --comment "r \\"x" -g "x',
+        ],
+    )
+    def test_a_line_stays_in_one_piece(self, line: str) -> None:
+        assert read(saved(line, NAT_JUMP, chains=())) == [line, NAT_JUMP]
 
 
 class TestLines:
