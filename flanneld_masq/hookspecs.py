@@ -103,7 +103,8 @@ class Backend(Protocol):
         """Remove these items of a survey, and no others."""
 
     def fingerprint(self, groups: Collection[Group]) -> Optional[bytes]:
-        """Return bytes that differ whenever the result of `observe` for these groups or of `drops_forwarding` does.
+        """Return bytes that differ whenever the result of `observe` for these groups or of `drops_forwarding` does, and
+        whenever an object of ours of any other group appears.
 
         Counters must not change them. It must be far cheaper than these two: the daemon calls it after each
         transaction of another program, and observes only if the bytes changed. None for an interface without
@@ -117,7 +118,7 @@ class Backend(Protocol):
         """Return True if anything may have changed since `observe` last began to read; for an interface without events.
 
         Called several times a second while no other method runs, so it must be cheap; it may miss some changes.
-        None for an interface that has events."""
+        None for an interface that has events, or in which there is nothing at all yet."""
 
 
 @dataclass(frozen=True, **SLOTS)

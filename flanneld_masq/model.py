@@ -7,6 +7,7 @@ Python 3.10 on, where `dataclass` can do it).
 from __future__ import annotations
 
 import enum
+import re
 import sys
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -30,6 +31,8 @@ def make_printable(value: object, *names: str) -> None:
 
 
 COMMENT_PREFIX = "flanneld-masq:"
+TAG_LENGTH = 12  # hexadecimal digits
+_OUR_COMMENT = re.compile(f"{COMMENT_PREFIX}([0-9a-f]{{{TAG_LENGTH}}})")
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -96,6 +99,12 @@ _FAMILIES = {
 
 def family_of(value: Address | Network) -> Family:
     return Family.IPV4 if value.version == 4 else Family.IPV6
+
+
+def tag_of(comment: str) -> str:
+    """Return the tag of a comment that this program wrote; empty for any other, also one that merely begins alike."""
+    tagged = _OUR_COMMENT.fullmatch(comment)
+    return tagged[1] if tagged else ""
 
 
 class Group(enum.Enum):
@@ -333,8 +342,21 @@ class Neighbours:
 
 
 @dataclass(frozen=True, **SLOTS)
+class Stranger:
+    """A chain or table with a name of ours in which nothing has a tag of ours, nor a jump to it: `items[0]`.
+
+    `items` has its rules too. `empty` is True if there is nothing in it that would be lost with it.
+    """
+
+    items: tuple[Item, ...]
+    empty: bool
+
+
+@dataclass(frozen=True, **SLOTS)
 class Observation:
     """The objects that a backend found in the kernel, in order.
+
+    `strangers` are not among `items`: only the verified state tells if they are ours.
 
     `obstacle`, if not empty, says what makes writing pointless (a dormant foreign table, an owner, a base chain with
     our name) and what to do about it.
@@ -343,6 +365,7 @@ class Observation:
     items: tuple[Item, ...] = ()
     neighbours: tuple[Neighbours, ...] = ()
     obstacle: str = ""
+    strangers: tuple[Stranger, ...] = ()
 
     def __post_init__(self) -> None:
         make_printable(self, "obstacle")

@@ -90,15 +90,27 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def apply(options: argparse.Namespace) -> int:
-    """Ask the daemon, if one runs with this configuration and the command line asks for nothing else."""
+    """Ask the daemon, if one runs with this configuration. Refuse what it would undo at once."""
     session = Session.of(options)
-    repairs, errors = (None, []) if options.backend or options.subnet_file else _by_daemon(session.directory, options)
+    overridden = options.backend or options.subnet_file
+    if overridden:
+        _insist_on_no_daemon(session.directory, options.config)
+    repairs, errors = (None, []) if overridden else _by_daemon(session.directory, options)
     if repairs is None:
         desired_state = session.desired_state()
         outcomes, errors = session.each(lambda reconciler: reconciler.reconcile(desired_state))
         repairs = [repair for outcome in outcomes for repair in outcome.repairs]
     print_errors(errors)
     return print_repairs(repairs, errors, options.json, "in sync already")
+
+
+def _insist_on_no_daemon(directory: StateDirectory, config: str) -> None:
+    holder = directory.holder()
+    if holder.runs:
+        raise MasqError(
+            f"nothing was changed: the daemon runs (pid {holder.pid}) and would at once undo what --backend or "
+            f"--subnet-file asks for; set it in {config} and `systemctl reload flanneld-masq`, or stop the daemon first"
+        )
 
 
 def _by_daemon(directory: StateDirectory, options: argparse.Namespace) -> tuple[list[Repair] | None, list[MasqError]]:

@@ -196,7 +196,7 @@ class FamilyLoop:
         begun = self._schedule.begin(reasons)
         changed = begun.asked or desired != self.report.held
         try:
-            done = await self._worker.call(lambda: self._reconcile(desired, begun.reprobe))
+            done = await self._worker.call(lambda: self._reconcile(desired, begun))
         except MasqError as error:
             self._on_failure(error, begun)
         except Exception as error:  # the top of the loop: a bug must not end the daemon, nor be hidden
@@ -211,10 +211,12 @@ class FamilyLoop:
         finally:
             self._schedule.end()
 
-    def _reconcile(self, desired: DesiredState, reprobe: bool) -> _Pass:
+    def _reconcile(self, desired: DesiredState, begun: Begun) -> _Pass:
         """In the worker's thread."""
-        if reprobe:
+        if begun.reprobe:
             self._reconciler.selector.reprobe()
+        elif begun.is_resync:
+            self._reconciler.selector.recheck()
         started = cpu_seconds()
         outcome = self._reconciler.reconcile(desired)
         return _Pass(outcome, self._reconciler.detector.polls(), cpu_seconds() - started)

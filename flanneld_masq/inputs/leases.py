@@ -52,6 +52,11 @@ class Leases:
         return tuple(self._good[path] for path in self._paths if path in self._good)
 
     @property
+    def complete(self) -> bool:
+        """True if each file was good once."""
+        return all(path in self._good for path in self._paths)
+
+    @property
     def troubles(self) -> tuple[str, ...]:
         """The problems of the files now, in the order of the files."""
         return tuple(self._troubles[path] for path in self._paths if path in self._troubles)

@@ -35,10 +35,16 @@ class FingerprintRequest:
         stands for all chains."""
         asked = [(uapi.NFT_MSG_GETTABLE, table_key(table))]
         asked += [(uapi.NFT_MSG_GETCHAIN, chain_key(table, chain)) for chain in chains]
-        gets = [_request(kind, family, key) for kind, key in asked]
+        gets = tuple(_request(kind, family, key) for kind, key in asked)
+        return cls(gets) + cls.of_rules(family, table, dumped)
+
+    @classmethod
+    @lru_cache(_CACHED_REQUESTS)
+    def of_rules(cls, family: Family, table: str, dumped: tuple[str | None, ...]) -> FingerprintRequest:
+        """Ask for the rules of these chains; None stands for all chains of the table."""
         rules = [rules_key(table, chain) for chain in dumped]
         dumps = [_request(uapi.NFT_MSG_GETRULE, family, key, uapi.NLM_F_DUMP) for key in rules]
-        return cls(tuple(gets), tuple(dumps))
+        return cls(dumps=tuple(dumps))
 
     def __add__(self, other: FingerprintRequest) -> FingerprintRequest:
         return FingerprintRequest(self.gets + other.gets, self.dumps + other.dumps)

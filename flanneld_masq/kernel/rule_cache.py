@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from flanneld_masq.kernel.expressions import comment
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.kernel.objects import Chain, KernelRule
-from flanneld_masq.model import COMMENT_PREFIX, Family, ItemKind, Observation
+from flanneld_masq.model import Family, ItemKind, Observation, tag_of
 
 
 class RuleCache:
@@ -26,7 +26,7 @@ class RuleCache:
         chains = {place: chain for place, chain in read if chain is not None}
         rules = [rule for place in chains for rule in netlink.rules(self._family, *place)]
         if netlink.generation() == generation:
-            self._rules = {(rule.chain, comment(rule)): rule for rule in rules if _has_prefix(rule)}
+            self._rules = {(rule.chain, comment(rule)): rule for rule in rules if tag_of(comment(rule))}
             self._chains = chains
 
     def rules(self, chain: str, comments: Iterable[str]) -> tuple[KernelRule, ...]:
@@ -46,7 +46,3 @@ def holds(observed: Observation, place: str, rules: tuple[KernelRule, ...]) -> b
     items = [item for item in observed.items if item.place == place and item.kind is not ItemKind.JUMP]
     raws = [item.raw for item in items if item.kind is ItemKind.RULE]
     return len(items) == len(raws) + 1 and raws == [rule.raw for rule in rules]
-
-
-def _has_prefix(rule: KernelRule) -> bool:
-    return comment(rule).startswith(COMMENT_PREFIX)

@@ -62,15 +62,23 @@ class ChangeDetector:
         return tuple(fingerprints.values())
 
     def poll(self) -> bool:
-        """Return True if rules may have moved in a backend in use that has no events."""
-        return any(self._backends[name].poll() for name in self._selector.assignment)
+        """Return True if rules may have moved in a backend that has no events."""
+        return any(map(self._poll, self._backends))
 
     def polls(self) -> bool:
-        """Return True if a backend in use has no events."""
-        return any(self._backends[name].poll() is not None for name in self._selector.assignment)
+        """Return True if a backend has no events, and holds rules of whichever program."""
+        return any(self._poll(name) is not None for name in self._backends)
+
+    def _poll(self, name: BackendName) -> bool | None:
+        """Poll one backend. If it is not in use, None if it cannot be polled."""
+        if name in self._selector.assignment:
+            return self._backends[name].poll()
+        with contextlib.suppress(MasqError):
+            return self._backends[name].poll()
+        return None
 
     def _read(self, name: BackendName) -> bytes | None:
-        """Read one backend. If it is not in use, only its evidence counts; None if that cannot be read."""
+        """Read one backend. If it is not in use, its evidence and rules of ours count; None if they cannot be read."""
         groups = self._selector.assignment.get(name)
         if groups is not None:
             return self._backends[name].fingerprint(groups)

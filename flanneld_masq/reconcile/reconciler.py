@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 
-from flanneld_masq.errors import MasqError
+from flanneld_masq.errors import MasqError, RulesetError
 from flanneld_masq.hookspecs import Backend
 from flanneld_masq.model import AUTO, BackendName, Desired, Family, Group, Plan
 from flanneld_masq.reconcile.change_detector import ChangeDetector
@@ -45,23 +45,31 @@ class Reconciler:
         self._writer = Writer(family, store, commits, clock)
         # most passes have the desired state and the assignment of the one before, and so its targets
         self._targets: tuple[DesiredState, Assignment, tuple[Target, ...]] | None = None
+        self._cleared: dict[BackendName, bytes | None] = {}  # the fingerprint of each that holds nothing of ours
 
     def plan(self, desired_state: DesiredState) -> tuple[Plan, ...]:
         """Return what `reconcile` would change, in every backend. Change nothing."""
         plans = []
         assignment = assignment_of(self.selector.choices(desired_state))
         self.selector.check_evidence()
+        if not assignment and not desired_state.complete:
+            return ()
         for target in (*self._wanted(desired_state, assignment), *self._unwanted(assignment)):
-            _, changes = self._writer.compare(target, tuple(Group))
+            _, changes = self._writer.compare(target)
             plans.append(Plan(self.family, target.backend.name, changes))
+        for target in self._unwanted(assignment, usable=False):
+            with _despite_unusable():
+                _, changes = self._writer.compare(target)
+                plans.append(Plan(self.family, target.backend.name, changes))
         return tuple(plans)
 
     def reconcile(self, desired_state: DesiredState) -> Outcome:
         """Make the kernel hold the desired state, first in the chosen backends and then in the others.
 
-        The first pass, a pass after `reprobe` and one with another choice of backends also clear the other backends.
-        Every other pass reads only the backends that must hold rules. Raise MasqError if the kernel, a tool or a
-        plugin refuses; what was done before stays done.
+        Rules of ours in a backend that must hold none are removed, but not those of a family that a subnet file may
+        name which was not read yet. Such a backend is read in the first pass, after
+        `recheck` and `reprobe`, with another choice of backends, and whenever its fingerprint or poll has changed.
+        Raise MasqError if the kernel, a tool or a plugin refuses; what was done before stays done.
         """
         self.repairs, self._writer.verified = [], None
         first = self._undisputed(desired_state)
@@ -75,16 +83,20 @@ class Reconciler:
         targets = self._wanted(desired_state, assignment)
         self._converge([target for target in targets if target not in first])
         self.selector.check_evidence()  # all rules that are known to be wanted are in place, and none is removed yet
-        if self.selector.unsettled:
+        cleared = bool(assignment) or desired_state.complete
+        if cleared:
             self._clear(assignment)
-        self.selector.adopt(assignment)
-        generation = self._writer.verified if targets else None  # without a lease no foreign commit matters
+        self.selector.adopt(assignment, settled=cleared)
+        generation = self._writer.verified
+        fingerprint = self.detector.fingerprint_at(generation)
+        seen = dict(zip(self._backends, fingerprint))
+        self._cleared = {name: seen[name] for name in seen if name not in assignment}
         return Outcome(
             choices,
             tuple(self.repairs),
             {group.group: len(group.rules) for target in targets for group in target.desired.groups},
             generation,
-            self.detector.fingerprint_at(generation),
+            fingerprint,
         )
 
     def render(self, desired_state: DesiredState) -> Iterator[tuple[BackendName, str]]:
@@ -166,14 +178,26 @@ class Reconciler:
         return Target(backend, Desired(self.family), ())
 
     def _clear(self, assignment: Assignment) -> None:
-        """Remove this program's rules from the other backends.
+        """Remove this program's rules from the other backends, as far as those may hold any.
 
         A backend that can no longer be used may still have rules in force. Remove those that the kernel can remove
         without the backend's tools.
         """
-        self._converge(self._unwanted(assignment))
-        with contextlib.suppress(MasqError):
-            self._converge(self._unwanted(assignment, usable=False))
+        self._converge(list(filter(self._may_hold, self._unwanted(assignment))))
+        for target in filter(self._may_hold, self._unwanted(assignment, usable=False)):
+            with _despite_unusable():
+                self._converge([target])
+
+    def _may_hold(self, target: Target) -> bool:
+        """Return True unless it is certain that a backend holds as little as when it was last cleared."""
+        if self.selector.unsettled:
+            return True
+        backend = target.backend
+        with contextlib.suppress(MasqError):  # reading it meets the error too, and reports it
+            fingerprint = backend.fingerprint(frozenset())
+            changed = backend.poll() if fingerprint is None else fingerprint != self._cleared.get(backend.name)
+            return bool(changed)
+        return True
 
     def _converge(self, targets: Collection[Target]) -> None:
         """Bring each backend to its target, then raise the first error."""
@@ -187,9 +211,20 @@ class Reconciler:
         with self._store.exclusive(self.family):
             for target in targets:
                 try:
-                    repair = self._writer.converge(target, all_groups=self.selector.unsettled)
+                    repair = self._writer.converge(target)
                 except MasqError as error:
                     errors.append(error)
                 else:
                     self.repairs += [repair] if repair else []
         return tuple(errors)
+
+
+@contextlib.contextmanager
+def _despite_unusable() -> Iterator[None]:
+    """Go on if a backend that cannot be used does not answer; not if it says that rules of ours stay in force."""
+    try:
+        yield
+    except RulesetError:
+        raise
+    except MasqError:
+        return

@@ -16,8 +16,9 @@ from flanneld_masq.ruleset.backend_choice import Choice
 class BackendSelector:
     """Selects the backends of one family, for one thread. `backends` are in the order of preference.
 
-    `assignment` has the groups that each backend carries since the last pass that succeeded. `unsettled` is True
-    while backends outside the assignment may hold rules too: at the start, after `reprobe` and during a switch.
+    `assignment` has the groups that each backend carries since the last pass that succeeded. `unsettled` is True while
+    every backend must be read, even if nothing seems to have changed: at the start, after `recheck` and `reprobe`, and
+    during a switch.
     """
 
     def __init__(self, family: Family, backends: Mapping[BackendName, Backend], missing: Callable[[], str]) -> None:
@@ -42,8 +43,12 @@ class BackendSelector:
         return {name: self.probe(name) for name in self._backends}
 
     def reprobe(self) -> None:
-        """Forget the probes, because tools come and go. The next pass looks at all backends."""
+        """Forget the probes, because tools come and go. The next pass reads all backends."""
         self._probes.clear()
+        self.recheck()
+
+    def recheck(self) -> None:
+        """Make the next pass read all backends."""
         self.unsettled = True
 
     def usable(self) -> tuple[Backend, ...]:
@@ -88,10 +93,10 @@ class BackendSelector:
         if self._unread is not None:
             raise self._unread
 
-    def adopt(self, assignment: Assignment) -> None:
-        """Note that a pass has brought all backends to this assignment."""
+    def adopt(self, assignment: Assignment, *, settled: bool = True) -> None:
+        """Note that a pass has brought the backends to this assignment; `settled` if no other holds any rule."""
         self.assignment = assignment
-        self.unsettled = False
+        self.unsettled = not settled
 
     def _ask(self, name: BackendName) -> Probe:
         missing = self._missing()

@@ -29,12 +29,16 @@ Removed = tuple[tuple[BackendName, tuple[Item, ...]], ...]
 
 @dataclass(frozen=True, **SLOTS)
 class DesiredState:
-    """The input of a pass. `exceptions` are the networks that plugins add to `non_masquerade_cidrs`."""
+    """The input of a pass. `exceptions` are the networks that plugins add to `non_masquerade_cidrs`.
+
+    `complete` is False while a subnet file was never read: it may name a family that no lease names.
+    """
 
     settings: Settings
     leases: tuple[Lease, ...] = ()
     exceptions: tuple[Network, ...] = ()
     flannel_uses_nftables: bool = False
+    complete: bool = True
 
 
 @dataclass(frozen=True, **SLOTS)

@@ -10,7 +10,7 @@ from flanneld_masq.errors import RulesetError
 from flanneld_masq.kernel.objects import following, is_after
 from flanneld_masq.model import BackendName, Change, ChangeKind, Family, Group, Observation, Plan
 from flanneld_masq.reconcile.values import Repair, Target
-from flanneld_masq.ruleset import diff
+from flanneld_masq.ruleset import diff, ownership
 from flanneld_masq.state_directory import StateDirectory
 
 WRITE_TRIES = 4
@@ -69,32 +69,28 @@ class Writer:
         self._clock = clock
         self._held: dict[BackendName, Target] = {}  # the target that each backend last met
 
-    def converge(self, target: Target, *, all_groups: bool) -> Repair | None:
+    def converge(self, target: Target) -> Repair | None:
         """Make the backend hold its target, and return what that changed; None if it held it already.
 
-        Look for leftovers of `all_groups`, or only at the groups of the target; a target without rules means all.
-        Raise MasqError if the kernel, a tool or a plugin refuses.
+        Groups that are not in the target leave nothing. Raise MasqError if the kernel, a tool or a plugin refuses.
         """
         started = self._clock()
-        groups = tuple(group.group for group in target.desired.groups)
-        if all_groups or not target.wanted:
-            groups = tuple(Group)
         seen_at = target.backend.generation()
-        observed, changes = self.compare(target, groups)
+        observed, changes = self.compare(target)
         drift = self._held.get(target.backend.name) == target
         if not changes:
             self.confirm(seen_at)
             self._held[target.backend.name] = target
             return None
         found_at = target.backend.generation()
-        self._write(target, groups, seen_at, observed, changes)
+        self._write(target, seen_at, observed, changes)
         self._held[target.backend.name] = target
         duration_us = round((self._clock() - started) * 1_000_000)
         return Repair(Plan(self._family, target.backend.name, changes), duration_us, found_at, drift)
 
-    def compare(self, target: Target, groups: tuple[Group, ...]) -> tuple[Observation, tuple[Change, ...]]:
-        """Read the groups and return what is there and what must change. Raise RulesetError at an obstacle."""
-        observed = target.backend.observe(groups)
+    def compare(self, target: Target) -> tuple[Observation, tuple[Change, ...]]:
+        """Read the backend and return what is there and what must change. Raise RulesetError at an obstacle."""
+        observed = self._observe(target)
         return observed, self._differences(target, observed)
 
     def confirm(self, generation: int | None, afterwards: int | None = None) -> None:
@@ -106,6 +102,13 @@ class Writer:
         elif self.verified is not None and is_after(self.verified, generation):
             self.verified = generation
 
+    def _observe(self, target: Target) -> Observation:
+        observed = target.backend.observe(tuple(Group))
+        if not observed.strangers:
+            return observed
+        verified_state = self._store.verified_state(target.backend.name, self._family)
+        return ownership.settled(target.wanted, verified_state, observed)
+
     def _differences(self, target: Target, observed: Observation) -> tuple[Change, ...]:
         if target.wanted and observed.obstacle:
             raise RulesetError(observed.obstacle)
@@ -115,7 +118,6 @@ class Writer:
     def _write(
         self,
         target: Target,
-        groups: tuple[Group, ...],
         seen_at: int | None,
         observed: Observation,
         changes: tuple[Change, ...],
@@ -131,9 +133,9 @@ class Writer:
             with self._commits.own_turn():
                 before = target.backend.generation()
                 current = self._commits.made_all(seen_at, before)
-                transactions = target.backend.replace(target.desired, observed, changes)
+                transactions = self._replace(target, observed, changes)
                 seen_at = target.backend.generation()
-                observed = target.backend.observe(groups)
+                observed = self._observe(target)
                 after = target.backend.generation()
                 unmixed = before is None or after == following(before, transactions)
                 if unmixed and before is not None:
@@ -150,6 +152,15 @@ class Writer:
             f"{self._family}: {target.backend.name} wrote the rules {WRITE_TRIES} times, and each time the kernel held "
             f"something else at once: {problem}; see `flanneld-masq plan`"
         )
+
+    def _replace(self, target: Target, observed: Observation, changes: tuple[Change, ...]) -> int:
+        """Replace, and forget what was ours where nothing may be: what a foreign rule keeps there is empty."""
+        try:
+            return target.backend.replace(target.desired, observed, changes)
+        except RulesetError:
+            if not target.wanted:
+                self._store.forget(target.backend.name, self._family)
+            raise
 
     def _remember(self, target: Target, observed: Observation) -> None:
         if target.wanted:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from flanneld_masq.model import (
+    TAG_LENGTH,
     Desired,
     Family,
     FamilyLease,
@@ -32,8 +33,6 @@ from flanneld_masq.model import (
     Verdict,
     family_of,
 )
-
-TAG_LENGTH = 12
 
 
 def desired(

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Callable, Protocol
 
 from flanneld_masq.errors import CommandError, MasqError
-from flanneld_masq.model import Family
+from flanneld_masq.model import COMMENT_PREFIX, TAG_LENGTH, Family
 from flanneld_masq.process import ProcessRunner
 
 PROGRAMS = frozenset({"nft", "iptables-nft", "ip6tables-nft"})  # the kernel reports their changes
@@ -21,6 +21,8 @@ PROGRAMS = frozenset({"nft", "iptables-nft", "ip6tables-nft"})  # the kernel rep
 _TABLE = "flanneld-masq"
 _CHAIN = "FLANNELD-MASQ"
 _FOREIGN = "lab-foreign"
+_LIKE_OURS = "flanneld-masq: not its own"
+_TAG = re.compile(f'{COMMENT_PREFIX}[0-9a-f]{{{TAG_LENGTH}}}(?![^"])')
 _TRIES = 10
 
 
@@ -83,7 +85,7 @@ class NftTools:
 
     def _foreign(self) -> str:
         destination = "203.0.113.9" if self._family == "ip" else "2001:db8:ffff::9"
-        match = f"{self._family} daddr {destination} accept"
+        match = f'{self._family} daddr {destination} accept comment "{_LIKE_OURS}"'
         return (
             f"table {self._family} {_FOREIGN} {{\n"
             f"  chain sources {{ type nat hook postrouting priority 100; {match}; }}\n"
@@ -138,16 +140,17 @@ class IptablesTools:
         )
 
     def ours(self) -> tuple[str, ...]:
-        return tuple(line for line in self._lines() if _CHAIN in line or f"{_TABLE}:" in line)
+        return tuple(filter(_is_ours, self._lines()))
 
     def foreign(self) -> tuple[str, ...]:
-        return tuple(line for line in self._lines() if not (_CHAIN in line or f"{_TABLE}:" in line))
+        return tuple(line for line in self._lines() if not _is_ours(line))
 
     def add_foreign(self) -> None:
         destination = "203.0.113.9" if self._family is Family.IPV4 else "2001:db8:ffff::9"
-        rule = ("-d", destination, "-m", "comment", "--comment", _FOREIGN, "-j", "ACCEPT")
-        self._nat("-A", "POSTROUTING", *rule)
-        self._run((self._tool, "-w", "-t", "filter", "-A", "FORWARD", *rule))
+        for comment in (_FOREIGN, _LIKE_OURS):
+            rule = ("-d", destination, "-m", "comment", "--comment", comment, "-j", "ACCEPT")
+            self._nat("-A", "POSTROUTING", *rule)
+            self._run((self._tool, "-w", "-t", "filter", "-A", "FORWARD", *rule))
 
     def _lines(self) -> list[str]:
         lines = self._run((f"{self._tool}-save",)).stdout.splitlines()
@@ -182,6 +185,11 @@ class IptablesTools:
                 for action in ("-F", "-X"):
                     self._run((self._tool, "-w", "-t", table, action))
         self.add_foreign()
+
+
+def _is_ours(line: str) -> bool:
+    """Return True if a line of iptables-save names a chain or a tag of ours."""
+    return _CHAIN in line or _TAG.search(line) is not None
 
 
 def tools(backend: str, family: Family, run: ProcessRunner) -> Tools | None:

@@ -48,7 +48,9 @@ class DesiredStateBuilder:
     def current(self) -> DesiredState | None:
         """Return what is to hold now; None until there is a lease."""
         leases = self.leases.good
-        return DesiredState(self.settings, leases, self._networks, self._uses_nftables) if leases else None
+        if not leases:
+            return None
+        return DesiredState(self.settings, leases, self._networks, self._uses_nftables, self.leases.complete)
 
     def required(self) -> DesiredState:
         """Return what is to hold now. Raises MasqError if there is no lease."""

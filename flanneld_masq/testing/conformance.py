@@ -163,6 +163,23 @@ class BackendConformance:
             damage()
             assert before is None or bench.backend.fingerprint(tuple(Group)) != before, f"{name}: nothing differs"
 
+    def test_the_fingerprint_of_other_groups_shows_what_is_left_over(self, bench: Bench) -> None:
+        bench.add_foreign()
+        nothing = bench.backend.fingerprint(())
+        if nothing is None:
+            assert bench.backend.generation() is None, "a fingerprint goes with events"
+            return
+        for group in Group:
+            _write(bench, _desired(bench, _EVERY_ROW, groups=frozenset((group,))))
+            assert bench.backend.fingerprint(()) != nothing, f"objects of the {group} group do not show"
+        alone = frozenset((Group.MASQUERADE,))
+        _write(bench, _desired(bench, _EVERY_ROW, groups=alone))
+        before = bench.backend.fingerprint(alone)
+        _write(bench, every_row(bench))
+        assert bench.backend.fingerprint(alone) != before, "objects of another group do not show beside those of one"
+        _write(bench, Desired(bench.backend.family))
+        assert bench.backend.fingerprint(()) == nothing, "nothing of ours is left, and the fingerprint differs"
+
     def test_nothing_is_said_to_drop_where_nothing_does(self, bench: Bench) -> None:
         bench.add_foreign()
         assert bench.backend.drops_forwarding() == ""

@@ -7,14 +7,13 @@ program change something at the worst moment: after a write, before the read-bac
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Callable, Optional
 
 from flanneld_masq.hookspecs import BackendType, Host
 from flanneld_masq.kernel.objects import following
 from flanneld_masq.model import (
-    COMMENT_PREFIX,
     SLOTS,
     BackendName,
     Change,
@@ -31,7 +30,9 @@ from flanneld_masq.model import (
     Position,
     Probe,
     Rule,
+    Stranger,
     Survey,
+    tag_of,
 )
 
 BASE_CHAINS = {Group.MASQUERADE: "postrouting", Group.FORWARD: "forward"}
@@ -55,7 +56,7 @@ class MemoryRule:
 
     @property
     def tag(self) -> str:
-        return self.comment[len(COMMENT_PREFIX) :] if self.comment.startswith(COMMENT_PREFIX) else ""
+        return tag_of(self.comment)
 
 
 class MemoryKernel:
@@ -173,15 +174,19 @@ class MemoryBackend:
         self._kernel.called("observe", self.name, self.family)
         self._read_at = self._kernel.generation
         parts = [self._observe(group) for group in Group if group in groups]
-        items = tuple(item for observed, _ in parts for item in observed)
-        return Observation(items, tuple(around for _, around in parts), self._kernel.obstacles.get(self.family, ""))
+        own, strange = _by_tag(items for items, _ in parts)
+        return Observation(
+            own, tuple(around for _, around in parts), self._kernel.obstacles.get(self.family, ""), strange
+        )
 
     def replace(self, desired: Desired, observed: Observation, changes: tuple[Change, ...]) -> int:
         self._kernel.called("replace", self.name, self.family)
         transactions = 0
         for group in Group:
             wanted = desired.rules_of(group)
-            chains = self._removal(group) if wanted is None else self._addition(wanted, desired.position, changes)
+            chains = (
+                self._removal(group, observed) if wanted is None else self._addition(wanted, desired.position, changes)
+            )
             if chains:
                 self._kernel.commit(self.family, chains)
                 transactions += 1
@@ -198,7 +203,7 @@ class MemoryBackend:
     def fingerprint(self, groups: Collection[Group]) -> bytes | None:
         if not self._counted:
             return None
-        own = [self._kernel.chain(self.family, self.own_chain(group)) for group in Group if group in groups]
+        own = [self._kernel.chain(self.family, self.own_chain(group)) for group in Group]
         return repr((own, *map(self._base, Group), self._kernel.drops.get(self.name))).encode()
 
     def drops_forwarding(self) -> str:
@@ -256,12 +261,11 @@ class MemoryBackend:
             others = (jump, *others) if position is Position.FIRST else (*others, jump)
         return {own: tuple(map(_memory_rule, group.rules)), base: others}
 
-    def _removal(self, group: Group) -> Chains:
+    def _removal(self, group: Group, observed: Observation) -> Chains:
         around = self._base(group)
         others = tuple(rule for rule in around if not self._is_jump(rule, group))
-        if self._kernel.chain(self.family, self.own_chain(group)) is None and others == around:
-            return {}
-        return {self.own_chain(group): None, BASE_CHAINS[group]: others}
+        own = {item.place: None for item in observed.items if item.place == self.own_chain(group)}
+        return {**own, BASE_CHAINS[group]: others} if own or others != around else {}
 
     def _base(self, group: Group) -> tuple[MemoryRule, ...]:
         return self._kernel.chain(self.family, BASE_CHAINS[group]) or ()
@@ -270,7 +274,7 @@ class MemoryBackend:
         return MemoryRule(f"jump {self.own_chain(group.group)}", group.jump_comment)
 
     def _is_jump(self, rule: MemoryRule, group: Group) -> bool:
-        return rule.text == f"jump {self.own_chain(group)}"
+        return rule.text == f"jump {self.own_chain(group)}" and bool(rule.tag)
 
 
 def memory_backend_type(
@@ -284,6 +288,13 @@ def memory_backend_type(
         return MemoryBackend(backend_name, family, kernel, counted=counted)
 
     return BackendType(backend_name, "rules in memory, for tests", create, preference)
+
+
+def _by_tag(parts: Iterable[tuple[Item, ...]]) -> tuple[tuple[Item, ...], tuple[Stranger, ...]]:
+    """Return the items of the places in which something has a tag, and the chains of all others."""
+    places = [(items, any(item.tag for item in items)) for items in parts]
+    own = tuple(item for items, tagged in places if tagged for item in items)
+    return own, tuple(Stranger(items, len(items) == 1) for items, tagged in places if items and not tagged)
 
 
 def _memory_rule(rule: Rule) -> MemoryRule:

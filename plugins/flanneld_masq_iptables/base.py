@@ -20,6 +20,7 @@ from flanneld_masq.model import (
     Neighbours,
     Observation,
     Probe,
+    Stranger,
 )
 from flanneld_masq_iptables import binaries, rules
 from flanneld_masq_iptables.rules import PLACES, Jumps, Place
@@ -123,11 +124,11 @@ class IptablesBackend(abc.ABC):
 
     def _observation(self, places: Collection[Place]) -> Observation:
         observed = [self._observe(place) for place in places]
-        items = tuple(item for own, _ in observed for item in own)
         return Observation(
-            items,
+            tuple(item for items, _ in observed if _has_tag(items) for item in items),
             tuple(neighbours for _, neighbours in observed),
             "; ".join(filter(None, map(self._obstacle, places))),
+            tuple(Stranger(items, len(items) == 1) for items, _ in observed if items and not _has_tag(items)),
         )
 
     def _remove_place(self, place: Place, observed: Observation) -> Removal:
@@ -136,3 +137,8 @@ class IptablesBackend(abc.ABC):
         if len(removable) < len(items):
             return self._remove_chain(place, removable)
         return Removal(self._delete(place, removable, None))
+
+
+def _has_tag(items: tuple[Item, ...]) -> bool:
+    """Return True if a rule or jump among these is the daemon's, and so the chain."""
+    return any(item.tag for item in items)

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from flanneld_masq import footprint
-from flanneld_masq.errors import CommandError, KernelError
+from flanneld_masq.errors import BackendUnavailable, CommandError, KernelError, RulesetError
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.model import (
     COMMENT_PREFIX,
@@ -29,6 +29,7 @@ from flanneld_masq.model import (
     Observation,
     Probe,
     Survey,
+    tag_of,
 )
 from flanneld_masq.ruleset import flannel_rules
 from flanneld_masq_iptables import binaries, rules, save_format
@@ -84,10 +85,12 @@ class IptablesLegacy(IptablesBackend):
     def generation(self) -> None:
         return None
 
-    def poll(self) -> bool:
+    def poll(self) -> bool | None:
         # tables appear, and never disappear
-        appeared = len(self._watches) < len(_TABLES) and self._tables() & _TABLES != set(self._watches)
-        return appeared or any(watch.changed() for watch in self._watches.values())
+        tables = self._tables() & _TABLES if len(self._watches) < len(_TABLES) else _TABLES
+        if not tables:
+            return None
+        return tables != set(self._watches) or any(watch.changed() for watch in self._watches.values())
 
     def _forget(self) -> None:
         self._listings.clear()
@@ -175,13 +178,26 @@ class IptablesLegacy(IptablesBackend):
         printed = self._program.save(self._host.run, self.family.data.tools, place.table)
         return save_format.table_lines(printed, place.table)
 
+    def _lines_with_ours(self, place: Place) -> Iterator[str]:
+        """List a table in which something of the daemon is known to be. That cannot stay unsaid."""
+        try:
+            return self._lines(place)
+        except BackendUnavailable as error:
+            what = f"legacy table {place.table} holds rules of ours, which {self.name} alone can read and remove"
+            raise RulesetError(f"{what}: {error}") from error
+
     def _observe(self, place: Place) -> PlaceItems:
-        """Read a listing, unless the entries are those of an earlier one."""
-        fingerprint = self._fingerprint(place)
+        """Read a listing, unless nothing in the entries is the daemon's, or they are those of an earlier listing."""
+        try:
+            fingerprint = self._fingerprint(place)
+        except KernelError:
+            return _read_listing(place, self._lines(place))  # if only for its error
+        if fingerprint is None:
+            return (), Neighbours(place.jump)
         listings = self._listings.setdefault(place, {})
         if fingerprint in listings:
             return listings[fingerprint]
-        listing = _read_listing(place, self._lines(place))
+        listing = _read_listing(place, self._lines_with_ours(place))
         footprint.trim()  # nothing is left of the lines, which may have been 50,000
         if fingerprint and fingerprint == self._fingerprint(place):
             if len(listings) >= _MAX_LISTINGS:
@@ -189,13 +205,11 @@ class IptablesLegacy(IptablesBackend):
             listings[fingerprint] = listing
         return listing
 
-    def _fingerprint(self, place: Place) -> bytes:
-        """Return the fingerprint of the entries; empty if a listing is needed, if only for its error."""
-        try:
-            with self._info.entries(place.table) as entries:
-                return entries.fingerprint(place.chain, place.hook)
-        except KernelError:
-            return b""
+    def _fingerprint(self, place: Place) -> bytes | None:
+        """Return the fingerprint of the entries; None if nothing in them is the daemon's, empty if only a listing shows
+        it."""
+        with self._info.entries(place.table) as entries:
+            return entries.fingerprint(place.chain, place.hook) if entries.has_ours(place.chain) else None
 
 
 def _read_listing(place: Place, lines: Iterator[str]) -> PlaceItems:
@@ -209,7 +223,7 @@ def _read_listing(place: Place, lines: Iterator[str]) -> PlaceItems:
         if chain == place.chain:
             items.append(save_format.own_item(place, line))
         elif _is_jump(place, chain, line):
-            tag = rules.tag_of(save_format.comment(line))
+            tag = tag_of(save_format.comment(line))
             jumps.append(Item(ItemKind.JUMP, f"{place.table} {chain}", line, raw=line, tag=tag))
             first = len(base) if chain == place.base and first < 0 else first
         elif chain == place.base and not line.startswith(":"):
@@ -219,11 +233,11 @@ def _read_listing(place: Place, lines: Iterator[str]) -> PlaceItems:
 
 
 def _is_jump(place: Place, chain: str, line: str) -> bool:
-    """Return True for the daemon's jumps. In the built-in chain one is known by its target or its comment; elsewhere it
-    needs both."""
-    jumping = place.chain in line and save_format.jumps_to(line, place.chain)
-    commented = COMMENT_PREFIX in line and rules.is_ours(save_format.comment(line))
-    return (jumping or commented) if chain == place.base else (jumping and commented)
+    """Return True for the daemon's jumps: they have a tag. In the built-in chain that is enough; a rule elsewhere must
+    jump to the daemon's chain too."""
+    if COMMENT_PREFIX not in line or not tag_of(save_format.comment(line)):
+        return False
+    return chain == place.base or save_format.jumps_to(line, place.chain)
 
 
 def _flannel(

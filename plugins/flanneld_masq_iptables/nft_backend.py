@@ -33,6 +33,7 @@ from flanneld_masq.model import (
     Position,
     Probe,
     Survey,
+    tag_of,
 )
 from flanneld_masq.ruleset import flannel_rules
 from flanneld_masq_iptables import binaries, rules
@@ -88,7 +89,17 @@ class IptablesNft(IptablesBackend):
         requests = (self._request(PLACES[group]) for group in Group if group in groups)
         dumped = () if Group.FORWARD in groups else (forward.base,)
         request = sum(requests, FingerprintRequest.of_table(self.family, forward.table, (), dumped))
-        return self._netlink.fingerprint(request) + repr(base and base.policy).encode()
+        leftovers = b"".join(self._leftovers(PLACES[group]) for group in Group if group not in groups)
+        return self._netlink.fingerprint(request) + repr(base and base.policy).encode() + leftovers
+
+    def _leftovers(self, place: Place) -> bytes:
+        """Return what differs when objects of the daemon appear in a place; b"" if there are none."""
+        base = FingerprintRequest.of_rules(self.family, place.table, (place.base,))
+        chain = self._netlink.chain(self.family, place.table, place.chain)
+        if chain is None:
+            return b"".join(rules.TAG.findall(self._netlink.fingerprint(base)))
+        own = FingerprintRequest.of_rules(self.family, place.table, (place.chain,))
+        return self._netlink.fingerprint(base + own) + repr(chain).encode()
 
     def _request(self, place: Place) -> FingerprintRequest:
         return FingerprintRequest.of_table(self.family, place.table, (place.chain,), (place.chain, place.base))
@@ -186,7 +197,7 @@ class IptablesNft(IptablesBackend):
 
     def _observe(self, place: Place) -> PlaceItems:
         base = self._netlink.rules(self.family, place.table, place.base)
-        positions = [index for index, rule in enumerate(base) if _is_in_base(rule, place)]
+        positions = [index for index, rule in enumerate(base) if tag_of(comment(rule))]
         jumps = [base[index] for index in positions]
         own: tuple[KernelRule, ...] = ()
         items: list[Item] = []
@@ -195,7 +206,7 @@ class IptablesNft(IptablesBackend):
             own = self._netlink.rules(self.family, place.table, place.chain)
             items.append(Item(ItemKind.CHAIN, place.own, rules.chain_text(place), raw=_chain_raw(place, chain)))
             items.extend(self._item(ItemKind.RULE, place, rule) for rule in own)
-            if chain.use != len(own) + sum(jump_target(rule) == place.chain for rule in jumps):
+            if chain.use != len(own) + sum(jump_target(rule) == place.chain for rule in base):
                 jumps.extend(self._strays(place))
         items.extend(self._item(ItemKind.JUMP, place, rule) for rule in jumps)
         return tuple(items), _neighbours(place, base, positions)
@@ -204,7 +215,7 @@ class IptablesNft(IptablesBackend):
         """Yield jumps with the daemon's comment in chains where none belongs. This reads the whole table, so it is done
         only if the kernel counts more references to the daemon's chain than are known."""
         for rule in self._netlink.rules(self.family, place.table):
-            if rule.chain != place.base and jump_target(rule) == place.chain and rules.is_ours(comment(rule)):
+            if rule.chain != place.base and jump_target(rule) == place.chain and tag_of(comment(rule)):
                 yield rule
 
     def _flannel(self, group: Group, leases: tuple[FamilyLease, ...]) -> Iterator[Item]:
@@ -226,7 +237,7 @@ class IptablesNft(IptablesBackend):
         return source[1] if source else ""
 
     def _item(self, kind: ItemKind, place: Place, rule: KernelRule) -> Item:
-        tag = rules.tag_of(comment(rule))
+        tag = tag_of(comment(rule))
         text = describe(rule, self.family)
         if kind is ItemKind.JUMP and jump_target(rule) == place.chain and _is_plain_jump(rule):
             text = rules.jump_line(place, GroupRules(Group.MASQUERADE, (), tag))
@@ -237,18 +248,13 @@ def _chain_raw(place: Place, chain: Chain) -> str:
     return rules.chain_text(place) + (f", flags {chain.flags:#x}" if chain.flags else "")
 
 
-def _is_in_base(rule: KernelRule, place: Place) -> bool:
-    """Return True if a rule of the built-in chain is a jump of the daemon, by its target or its comment."""
-    return jump_target(rule) == place.chain or rules.is_ours(comment(rule))
-
-
 def _is_plain_jump(rule: KernelRule) -> bool:
     """Return True for a jump as the daemon writes it: a comment, a counter, and no match that could skip a packet."""
     names = [expression.name for expression in rule.expressions]
     return (
         len(set(names)) == len(names)
         and set(names) <= _JUMP_EXPRESSIONS
-        and rules.is_ours(comment(rule))
+        and bool(tag_of(comment(rule)))
         and " goto " not in f" {describe(rule, Family.IPV4)} "
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
@@ -11,6 +12,7 @@ from flanneld_masq.kernel import uapi
 from flanneld_masq.model import (
     COMMENT_PREFIX,
     SLOTS,
+    TAG_LENGTH,
     Change,
     ChangeKind,
     Desired,
@@ -49,6 +51,7 @@ PLACES = {
     Group.MASQUERADE: Place("nat", "FLANNELD-MASQ", "POSTROUTING", uapi.NF_INET_POST_ROUTING),
     Group.FORWARD: Place("filter", "FLANNELD-MASQ-FWD", "FORWARD", uapi.NF_INET_FORWARD),
 }
+TAG = re.compile(COMMENT_PREFIX.encode() + b"[0-9a-f]{%d}(?![^\\0])" % TAG_LENGTH)  # in bytes of the kernel
 RestoreLines = Callable[[Place, GroupRules], Sequence[str]]
 
 
@@ -104,14 +107,6 @@ def is_about_pods(source: str, leases: Iterable[FamilyLease]) -> bool:
     except ValueError:  # anywhere, or a mask with holes
         return True
     return any(network.version == lease.subnet.version and network.overlaps(lease.subnet) for lease in leases)
-
-
-def is_ours(comment: str) -> bool:
-    return comment.startswith(COMMENT_PREFIX)
-
-
-def tag_of(comment: str) -> str:
-    return comment[len(COMMENT_PREFIX) :] if is_ours(comment) else ""
 
 
 def digest(text: str) -> str:

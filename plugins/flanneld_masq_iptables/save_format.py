@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from flanneld_masq.errors import CommandError
-from flanneld_masq.model import Item, ItemKind
+from flanneld_masq.model import Item, ItemKind, tag_of
 from flanneld_masq.process import Completed
 from flanneld_masq_iptables import rules
 from flanneld_masq_iptables.rules import Place
@@ -25,6 +25,7 @@ _TEXTS = frozenset(("--comment", "--log-prefix", "--nflog-prefix", "--string")) 
 _PLAIN_TEXT = re.compile(r' --(?:comment|log-prefix|nflog-prefix) "[^"\n]*"(?=[ \n]|\Z)')
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _QUOTED_STRING = re.compile(r'"((?:[^"]|(?<=\\)")*)(?<!\\)"', re.DOTALL)
+_BARE = re.compile(r"[\w-]+(?= |\Z)", re.ASCII)  # a text without quotes
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _MAX_NEWLINES = 1000  # in one line of a listing; a comment has at most 255
 
@@ -74,7 +75,7 @@ def own_item(place: Place, line: str) -> Item:
     """Return the item that a line of the daemon's own chain stands for."""
     if line.startswith(":"):
         return Item(ItemKind.CHAIN, place.own, rules.chain_text(place), raw=rules.chain_text(place))
-    return Item(ItemKind.RULE, place.own, line, raw=line, tag=rules.tag_of(comment(line)))
+    return Item(ItemKind.RULE, place.own, line, raw=line, tag=tag_of(comment(line)))
 
 
 def options(line: str) -> Iterator[tuple[str, str]]:
@@ -84,7 +85,9 @@ def options(line: str) -> Iterator[tuple[str, str]]:
     """
     words = _words(line)
     if words is None:
-        raise CommandError(("iptables-save",), f"printed a rule that cannot be read (a quote is open): {line!r}")
+        raise CommandError(
+            ("iptables-save",), f"printed a rule that cannot be read (a quote is open or missing): {line!r}"
+        )
     before = ""
     for word, behind in zip(words, words[1:]):
         if before not in _TEXTS:
@@ -119,7 +122,8 @@ def _is_plain(text: str) -> bool:
 
 
 def _words(line: str) -> list[str] | None:
-    """Return the words of a rule line; None if a quote is left open. Only the value of an option has quotes."""
+    """Return the words of a rule line; None if a quote is left open, or is missing. Only values of options have
+    quotes."""
     words: list[str] = []
     start = 0
     while start < len(line):
@@ -129,6 +133,8 @@ def _words(line: str) -> list[str] | None:
             if quoted is None:
                 return None
             value, start = _ESCAPE.sub(r"\1", quoted[1]), quoted.end()
+        elif option in _TEXTS and _BARE.match(line, start) is None:
+            return None
         end = line.find(" ", start)
         end = len(line) if end < 0 else end
         words.append(value + line[start:end])

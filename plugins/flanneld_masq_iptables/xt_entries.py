@@ -18,7 +18,8 @@ from typing import Any
 
 from flanneld_masq.errors import KernelError
 from flanneld_masq.kernel import uapi
-from flanneld_masq.model import SLOTS, Family
+from flanneld_masq.model import COMMENT_PREFIX, SLOTS, Family
+from flanneld_masq_iptables import rules
 
 XT_EXTENSION_MAXNAMELEN = 29
 XT_FUNCTION_MAXNAMELEN = 30
@@ -66,6 +67,10 @@ class Entries:
                 return "policy DROP" if offset == self.policy[hook] else "a dropping rule"
         return ""
 
+    def has_ours(self, chain: str) -> bool:
+        """Return True if there is a chain of that name, or a rule whose comment has a tag of the daemon's."""
+        return self._start(chain) is not None or self._has_tag()
+
     def fingerprint(self, chain: str, hook: int) -> bytes:
         """Return a digest of the chain and of the built-in chain of the hook, without counters.
 
@@ -112,6 +117,14 @@ class Entries:
     def _referred(self, start: int) -> int:
         """Return the number of rules of the table that jump or go to the chain that begins there."""
         return len(self._find(_STANDARD + _VERDICT.pack(start)))
+
+    def _has_tag(self) -> bool:
+        at = self.memory.find(COMMENT_PREFIX.encode(), self.begin)
+        while at >= 0:
+            if rules.TAG.match(self.memory, at):
+                return True
+            at = self.memory.find(COMMENT_PREFIX.encode(), at + 1)
+        return False
 
     def _find(self, pattern: bytes) -> list[int]:
         return [match.start() - self.begin for match in re.finditer(re.escape(pattern), self.memory)]

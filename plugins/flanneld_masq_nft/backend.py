@@ -14,7 +14,6 @@ from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.kernel.objects import Chain, KernelRule, Table, following
 from flanneld_masq.kernel.rule_cache import RuleCache, holds
 from flanneld_masq.model import (
-    COMMENT_PREFIX,
     BackendName,
     Change,
     Desired,
@@ -27,8 +26,10 @@ from flanneld_masq.model import (
     Observation,
     Probe,
     Rule,
+    Stranger,
     Survey,
     Verdict,
+    tag_of,
 )
 from flanneld_masq.ruleset import flannel_rules
 from flanneld_masq_nft import render
@@ -86,7 +87,13 @@ class NftBackend:
         table = self._netlink.table(self.family, render.TABLE)
         if table is None:
             return Observation()
-        return Observation(tuple(self._items(table, groups)), obstacle=self._obstacle(table))
+        # one dump of all chains takes 20 us less than one of each
+        rules = self._netlink.rules(self.family, render.TABLE)
+        items, obstacle = tuple(self._items(table, rules, groups)), self._obstacle(table)
+        if any(tag_of(comment(rule)) for rule in rules):
+            return Observation(items, obstacle=obstacle)
+        chains = sum(item.kind is ItemKind.CHAIN for item in items)
+        return Observation(obstacle=obstacle, strangers=(Stranger(items, not rules and table.use == chains),))
 
     def replace(self, desired: Desired, observed: Observation, changes: tuple[Change, ...]) -> int:
         if not desired.groups:
@@ -122,8 +129,6 @@ class NftBackend:
         self._library.commit("".join(f"delete table {item.place}\n" for item in items))
 
     def fingerprint(self, groups: Collection[Group]) -> bytes:
-        if not groups:
-            return b""
         chains = tuple(render.CHAINS[group].name for group in Group if group in groups)
         return self._netlink.fingerprint(FingerprintRequest.of_table(self.family, render.TABLE, chains, (None,)))
 
@@ -166,12 +171,9 @@ class NftBackend:
             self._netlink.refill(self.family, chains)
         return 1 if chains else 0
 
-    def _items(self, table: Table, groups: Collection[Group]) -> Iterator[Item]:
+    def _items(self, table: Table, rules: Collection[KernelRule], groups: Collection[Group]) -> Iterator[Item]:
         text = render.describe_table(self.family, table.use, table.flags, table.owner) + _commented(table.comment)
         yield Item(ItemKind.TABLE, render.table_place(self.family), text, raw=text)
-        rules = self._netlink.rules(
-            self.family, render.TABLE
-        )  # one dump of all chains takes 20 us less than one of each
         for group in Group:
             if group in groups:
                 yield from self._chain_items(group, rules)
@@ -184,9 +186,8 @@ class NftBackend:
         text = _describe(chain)
         yield Item(ItemKind.CHAIN, place, text, raw=text, handle=chain.handle)
         for rule in (rule for rule in rules if rule.chain == name):
-            tag = comment(rule)
-            tag = tag[len(COMMENT_PREFIX) :] if tag.startswith(COMMENT_PREFIX) else ""
-            yield Item(ItemKind.RULE, place, describe(rule, self.family), raw=rule.raw, tag=tag, handle=rule.handle)
+            text, tag = describe(rule, self.family), tag_of(comment(rule))
+            yield Item(ItemKind.RULE, place, text, raw=rule.raw, tag=tag, handle=rule.handle)
 
     def _obstacle(self, table: Table) -> str:
         if not table.owner:

@@ -16,13 +16,13 @@ from ipaddress import ip_network
 from itertools import count
 from typing import Any
 
-from flanneld_masq_iptables.rules import PLACES, Place, is_ours, jump_line, rule_line
+from flanneld_masq_iptables.rules import PLACES, Place, jump_line, rule_line
 from flanneld_masq_nft import render
 from nftables import Nftables
 
 from flanneld_masq.errors import RulesetError
 from flanneld_masq.hookspecs import Backend
-from flanneld_masq.kernel.expressions import comment, jump_target
+from flanneld_masq.kernel.expressions import comment
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.kernel.objects import KernelRule
 from flanneld_masq.model import (
@@ -38,14 +38,17 @@ from flanneld_masq.model import (
     Position,
     Rule,
     Verdict,
+    tag_of,
 )
 from flanneld_masq.process import ProcessRunner
 
 FOREIGN_COMMENT = "not ours"
+LIKE_OURS = "flanneld-masq: do not NAT the office"
 _HOSTS = {Family.IPV4: "203.0.113.9", Family.IPV6: "2001:db8:ffff::9"}
 _NETWORKS = {Family.IPV4: ip_network("192.0.2.0/24"), Family.IPV6: ip_network("2001:db8::/48")}
 _OTHER_TAG = "0123456789ab"
 _OUR_CHAINS = frozenset(place.chain for place in PLACES.values())
+_TAG = re.compile(f'{COMMENT_PREFIX}[0-9a-f]{{12}}(?![^"])')
 _COUNTERS = re.compile(r"^\[\d+:\d+\] ")
 
 
@@ -404,20 +407,26 @@ class IptablesSubject(Subject):
         def altered(name: str, new: str) -> Mutation:
             return step(name, lambda number: [f"-R {base} {number} {new}"])
 
+        def replaced(name: str, new: str) -> Mutation:
+            """Without a tag it belongs to others from then on, though it jumps to our chain."""
+            undo = partial(self._restore, place.table, f"-D {base} {new}")
+            return replace(altered(name, new), undo=undo)
+
         yield step("deleted", lambda number: [f"-D {base} {number}"])
         yield step("doubled after itself", lambda number: [f"-I {base} {number + 1} {body}"])
         yield step("doubled at the beginning", lambda _: [f"-I {base} {body}"])
         yield step("doubled at the end", lambda _: [f"-A {base} {body}"])
-        yield step("second one by others", lambda _: [f"-I {base} {foreign} -j {place.chain}"])
+        yield step("second one with a match", lambda _: [f"-I {base} {foreign} {body}"])
         yield altered("only one destination", f"{foreign} {body}")
         yield altered("only one interface", f"-o eth9 {body}")
         yield altered("only one protocol", f"-p udp {body}")
         yield altered("only one mark", f"-m mark --mark 0x1 {body}")
         yield altered("goto", body.replace("-j ", "-g "))
-        yield altered("other comment", f"{_comment(FOREIGN_COMMENT)} -j {place.chain}")
+        yield replaced("other comment", f"{_comment(FOREIGN_COMMENT)} -j {place.chain}")
+        yield replaced("comment that begins like ours", f"{_comment(LIKE_OURS)} -j {place.chain}")
         yield altered("other tag", f"{_comment(COMMENT_PREFIX + _OTHER_TAG)} -j {place.chain}")
-        yield altered("no comment", f"-j {place.chain}")
-        yield altered("comment twice", f"{_comment(FOREIGN_COMMENT)} {body}")
+        yield replaced("no comment", f"-j {place.chain}")
+        yield replaced("comment twice", f"{_comment(FOREIGN_COMMENT)} {body}")
         yield altered("other chain", body.replace(f"-j {place.chain}", "-j FOREIGN"))
         yield altered("accept", body.replace(f"-j {place.chain}", "-j ACCEPT"))
         yield altered("no target", body.replace(f" -j {place.chain}", ""))
@@ -496,9 +505,10 @@ def add_foreign(family: Family, run: ProcessRunner) -> None:
         text = "".join(
             f"*{place.table}\n:FOREIGN - [0:0]\n"
             f"[1:100] -A FOREIGN -s {host} {_comment(FOREIGN_COMMENT)} -j RETURN\n"
+            f"[1:100] -A FOREIGN -s {host} {_comment(LIKE_OURS)} -j RETURN\n"
             f"[2:200] -A FOREIGN -d {host} -m mark --mark 0x4000/0x4000 -j ACCEPT\n"
             f"[3:300] -A {place.base} -d {host} {_comment('before ours')} -j ACCEPT\n"
-            f"[4:400] -A {place.base} -s {network} -j FOREIGN\n"
+            f"[4:400] -A {place.base} -s {network} {_comment(LIKE_OURS)} -j FOREIGN\n"
             f"[5:500] -A OUTPUT -d {network} -j ACCEPT\nCOMMIT\n"
             for place in PLACES.values()
         )
@@ -508,9 +518,11 @@ def add_foreign(family: Family, run: ProcessRunner) -> None:
         f"table {nft} foreign {{",
         f"  set hosts {{ type {'ipv4_addr' if family is Family.IPV4 else 'ipv6_addr'}; elements = {{ {host} }}; }}",
         f"  chain sources {{ type nat hook postrouting priority 99; {match}; }}",
-        f"  chain crossing {{ type filter hook forward priority 1; policy drop; {nft} saddr @hosts accept; {match}; }}",
+        f"  chain crossing {{ type filter hook forward priority 1; policy drop; {nft} saddr @hosts accept; "
+        f'{match}; {match} comment "{LIKE_OURS}"; }}',
         "}",
         f"table {nft} flanneld-masq-not-ours {{ chain postrouting {{ {match}; }}; }}",
+        f"table inet flanneld-masq-{family.value} {{ chain postrouting {{ {match}; }}; }}",
         f"add chain {nft} nat VMAP",
         f"add rule {nft} nat VMAP meta l4proto vmap {{ tcp : accept, udp : return }}",
         f"insert rule {nft} nat POSTROUTING {nft} daddr {host} jump VMAP",
@@ -532,7 +544,7 @@ def legacy_snapshot(family: Family, run: ProcessRunner) -> Snapshot:
         line = _COUNTERS.sub("", counted)
         if line.startswith("#"):
             continue
-        if any(chain in line for chain in _OUR_CHAINS) or COMMENT_PREFIX in line:
+        if any(chain in line for chain in _OUR_CHAINS) or _TAG.search(line):
             ours.append(line.split(" [")[0])
         else:
             foreign.append(counted)
@@ -540,13 +552,7 @@ def legacy_snapshot(family: Family, run: ProcessRunner) -> Snapshot:
 
 
 def _is_our_rule(table: str, rule: KernelRule) -> bool:
-    our_jumps = {(place.table, place.base, place.chain) for place in PLACES.values()}
-    return (
-        rule.chain in _OUR_CHAINS
-        or table == render.TABLE
-        or (table, rule.chain, jump_target(rule)) in our_jumps
-        or is_ours(comment(rule))
-    )
+    return rule.chain in _OUR_CHAINS or table == render.TABLE or bool(tag_of(comment(rule)))
 
 
 def _foreign_lines(listing: str) -> Iterator[str]:

@@ -25,6 +25,7 @@ from .mutations import Nft, add_foreign, legacy_snapshot
 
 FLAVOURS = ("nft", "legacy")
 NAT, FORWARD = "FLANNELD-MASQ", "FLANNELD-MASQ-FWD"
+STALE, LIKE_OURS = "flanneld-masq:0123456789ab", "flanneld-masq: do not NAT the office"
 iptables_backends = pytest.mark.parametrize("backend_name", ["iptables-nft", "iptables-legacy"], indirect=True)
 iptables_nft = pytest.mark.parametrize("backend_name", ["iptables-nft"], indirect=True)
 
@@ -131,7 +132,7 @@ def damage(node: Node, family: Family, name: BackendName) -> None:
         table = f"{family.data.nft} flanneld-masq"
         node.run(("nft", "-f", "-"), stdin=f"flush chain {table} postrouting\nadd rule {table} forward accept\n")
     else:
-        jump = f"-A POSTROUTING -j {NAT}"
+        jump = f'-A POSTROUTING -m comment --comment "{STALE}" -j {NAT}'
         restore(node, family, flavour_of(name), "*nat", jump, f"-D {NAT} 2", f"-A {NAT} -j ACCEPT")
 
 
@@ -272,21 +273,68 @@ def test_a_base_chain_with_our_name_is_an_error_with_its_remedy_and_nothing_is_w
 
 
 @iptables_backends
-def test_a_chain_with_our_name_and_the_rules_of_others_is_replaced(
-    node: Node, family: Family, backend_name: BackendName
+@pytest.mark.parametrize(("table", "chain"), [("nat", NAT), ("filter", FORWARD)])
+def test_a_chain_with_our_name_and_the_rules_of_others_stays_as_it_is(
+    node: Node, family: Family, backend_name: BackendName, table: str, chain: str
 ) -> None:
+    """Nothing in it has a tag. Where it is in the way that is an error; elsewhere it is nobody's business."""
     node.configure("", backend=backend_name)
     flavour = flavour_of(backend_name)
+    theirs = f'-A {chain} -m comment --comment "{LIKE_OURS}" -j RETURN'
     with node.entered():
-        add_foreign(family, node.run)
-        before = foreign(node, family)
-        restore(node, family, flavour, "*nat", f":{NAT} - [0:0]", f"-A {NAT} -j ACCEPT", f"-A {NAT} -j FOREIGN")
-        restore(node, family, flavour, "*filter", f":{FORWARD} - [0:0]", f"-A {FORWARD} -j DROP")
-        reconciler = node.reconciler(family)
-        reconciler.reconcile(node.desired_state())
-        assert in_order(node, reconciler)
-        assert not [line for line in saved(node, family, backend_name) if line.startswith(f"-A {NAT} -j")]
-        assert foreign(node, family) == before
+        restore(node, family, flavour, f"*{table}", f":{chain} - [0:0]", theirs, f"-A {chain} -j ACCEPT")
+        before = saved(node, family, backend_name, table)
+        for command in ("plan", "apply"):
+            done = node.masq(command)
+            assert done.returncode in (1, 3), "3: the other family has no rules yet"
+            assert f"chain {table} {chain} has the name of ours, and another program made it" in done.stderr
+        assert node.masq("cleanup").returncode == 0
+        assert lines_of(saved(node, family, backend_name, table)) == lines_of(before)
+        other = next(name for name in ("nft", "iptables-nft", "iptables-legacy") if name != backend_name)
+        assert node.masq("--backend", other, "apply").returncode == 0
+        assert node.masq("--backend", other, "plan").returncode == 0
+        assert lines_of(saved(node, family, backend_name, table)) == lines_of(before)
+        node.tool(f"{family.data.tools}-{flavour}", "-w", "-t", table, "-F", chain)
+        assert node.masq("apply").returncode == 0, "an empty one is taken"
+        assert node.masq("plan").returncode == 0
+
+
+def lines_of(listing: list[str]) -> list[str]:
+    """The chains and rules of a listing, without its dates and counters."""
+    return [line.split(" [")[0] for line in listing if not line.startswith("#")]
+
+
+def test_what_has_no_tag_is_removed_by_nothing(node: Node, family: Family, backend_name: BackendName) -> None:
+    """Comments that begin like ours, in the chains with our jumps and elsewhere, and empty chains with our name."""
+    nft = family.data.nft
+    host = "203.0.113.9" if family is Family.IPV4 else "2001:db8::9"
+    with node.entered():
+        for flavour in FLAVOURS:
+            for table, base, chain in (("nat", "POSTROUTING", NAT), ("filter", "FORWARD", FORWARD)):
+                names = [] if backend_name == f"iptables-{flavour}" else [f":{chain} - [0:0]"]
+                places = (base, "THEIRS", f"{chain}-THEIRS")
+                comments = (LIKE_OURS, STALE[:-1], f"{STALE}0", STALE.upper(), f"{STALE} x", "flanneld-masq:", "x")
+                rules = [
+                    f'-A {to} -s {host} -m comment --comment "{text}" -j RETURN' for to in places for text in comments
+                ]
+                jumps = [f'-A {base} -s {host} -m comment --comment "{LIKE_OURS}" -j {chain}'] if names else []
+                made = (*names, ":THEIRS - [0:0]", f":{chain}-THEIRS - [0:0]", *rules, *jumps)
+                restore(node, family, flavour, f"*{table}", *made)
+        table = f'table inet flanneld-masq {{ chain c {{ return comment "{LIKE_OURS}"; }}; }}\n'
+        if backend_name != "nft":
+            table += f'table {nft} flanneld-masq {{ chain postrouting {{ return comment "{LIKE_OURS}"; }}; }}\n'
+        node.run(("nft", "-f", "-"), stdin=table)
+        before = node.ruleset()
+        node.configure("[reconcile]\nresync_seconds = 1", backend=backend_name)
+        with node.running():
+            eventually(lambda: node.masq("plan").returncode == 0)
+            assert not rules_only(before) - rules_only(node.ruleset())
+        assert node.masq("cleanup").returncode == 0
+        assert not rules_only(before) - rules_only(node.ruleset())
+
+
+def rules_only(ruleset: str) -> set[str]:
+    return {line.split(" [")[0] for line in ruleset.splitlines() if not line.startswith("#")}
 
 
 @iptables_backends
@@ -297,7 +345,7 @@ def test_a_foreign_jump_to_our_chain_stays_and_cleanup_leaves_the_chain_empty(
     flavour = flavour_of(backend_name)
     jump = f"-A THEIRS -m comment --comment theirs -j {NAT}"
     with node.entered():
-        restore(node, family, flavour, "*nat", f":{NAT} - [0:0]", ":THEIRS - [0:0]", f"-A {NAT} -j ACCEPT", jump)
+        restore(node, family, flavour, "*nat", f":{NAT} - [0:0]", ":THEIRS - [0:0]", jump)
         reconciler = node.reconciler(family)
         reconciler.reconcile(node.desired_state())
         assert in_order(node, reconciler)
@@ -307,25 +355,51 @@ def test_a_foreign_jump_to_our_chain_stays_and_cleanup_leaves_the_chain_empty(
         assert len(errors) == 1
         assert NAT in str(errors[0])
         assert "is empty now but stays" in str(errors[0])
+        assert reconciler.remove_everything() == ((), ()), "an empty chain without a tag is not ours any more"
         left = [line for line in saved(node, family, backend_name) if NAT in line]
         assert [line.split(" [")[0] for line in left] == [f":{NAT} -", jump]
         assert not [line for line in saved(node, family, backend_name, "filter") if FORWARD in line]
 
 
 @pytest.mark.parametrize("backend_name", ["nft"], indirect=True)
-def test_a_table_with_our_name_and_the_chains_of_others_is_replaced(
-    node: Node, family: Family, backend_name: BackendName
+@pytest.mark.parametrize(
+    "content",
+    [
+        "chain postrouting { accept; }; chain x { jump postrouting; };",
+        f'chain c {{ accept comment "{LIKE_OURS}"; }};',
+        "chain theirs { };",
+        "set theirs { type inet_service; };",
+    ],
+)
+def test_a_table_with_our_name_and_the_objects_of_others_stays_as_it_is(
+    node: Node, family: Family, backend_name: BackendName, content: str
 ) -> None:
     node.configure("", backend=backend_name)
     table = f"{family.data.nft} flanneld-masq"
     with node.entered():
-        add_foreign(family, node.run)
-        before = foreign(node, family)
-        node.tool("nft", f"table {table} {{ chain postrouting {{ accept; }}; chain x {{ jump postrouting; }}; }}")
-        reconciler = node.reconciler(family)
-        reconciler.reconcile(node.desired_state())
-        assert in_order(node, reconciler)
-        assert foreign(node, family) == before
+        node.tool("nft", f"table {table} {{ {content} }}")
+        before = node.tool("nft", "-a", "list", "ruleset", family.data.nft)
+        failed = node.masq("apply")
+        assert failed.returncode == 1
+        assert f"table {table} has the name of ours, and another program made it" in failed.stderr
+        assert node.masq("cleanup").returncode == 0
+        assert node.tool("nft", "-a", "list", "ruleset", family.data.nft) == before
+        assert node.masq("--backend", "iptables-nft", "apply").returncode == 0
+        assert node.masq("--backend", "iptables-nft", "plan").returncode == 0
+        assert node.tool("nft", "-a", "list", "table", *table.split()) in before
+        node.tool("nft", "delete", "table", *table.split())
+        assert node.masq("apply").returncode == 0
+
+
+@pytest.mark.parametrize("backend_name", ["nft"], indirect=True)
+def test_an_empty_table_with_our_name_is_taken(node: Node, family: Family, backend_name: BackendName) -> None:
+    node.configure("", backend=backend_name)
+    with node.entered():
+        node.tool("nft", "add", "table", family.data.nft, "flanneld-masq")
+        assert node.masq("cleanup").returncode == 0
+        assert "flanneld-masq" in node.ruleset()
+        assert node.masq("apply").returncode == 0
+        assert in_order(node, node.reconciler(family))
 
 
 # ---- tables asleep, owned, half deleted, unreadable

@@ -89,7 +89,7 @@ def test_legacy_rules_are_listed_when_what_the_listing_shows_has_changed(node: N
             ("-R", "POSTROUTING", "1", "-j", "A-CHAIN-1"),  # the size of the table stays the same
             ("-R", "POSTROUTING", "1", "-g", "A-CHAIN-1"),
             ("-R", "POSTROUTING", "2", "-m", "mark", "--mark", "2"),
-            ("-A", "A-CHAIN-2", "-m", "comment", "--comment", "flanneld-masq:0123", "-j", "FLANNELD-MASQ"),
+            ("-A", "A-CHAIN-2", "-m", "comment", "--comment", "flanneld-masq:0123456789ab", "-j", "FLANNELD-MASQ"),
             ("-F", "A-CHAIN-2"),
         )
         for change in changes:

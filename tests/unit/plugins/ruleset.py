@@ -15,28 +15,30 @@ MULTICAST = ip_network("224.0.0.0/4")
 MASQUERADE = GroupRules(
     Group.MASQUERADE,
     (
-        Rule("1", "", Verdict.RETURN, mark=Mark(0x4000, 0x4000), tag="aa"),
-        Rule("2", "", Verdict.RETURN, src=POD, dst=CLUSTER, tag="bb"),
-        Rule("6", "", Verdict.MASQUERADE, src=CLUSTER, dst_not=MULTICAST, fully_random=True, tag="cc"),
-        Rule("7", "", Verdict.MASQUERADE, dst=CLUSTER, tag="dd"),
+        Rule("1", "", Verdict.RETURN, mark=Mark(0x4000, 0x4000), tag="aaaaaaaaaaaa"),
+        Rule("2", "", Verdict.RETURN, src=POD, dst=CLUSTER, tag="bbbbbbbbbbbb"),
+        Rule("6", "", Verdict.MASQUERADE, src=CLUSTER, dst_not=MULTICAST, fully_random=True, tag="cccccccccccc"),
+        Rule("7", "", Verdict.MASQUERADE, dst=CLUSTER, tag="dddddddddddd"),
     ),
-    jump_tag="ee",
+    jump_tag="eeeeeeeeeeee",
 )
-FORWARD = GroupRules(Group.FORWARD, (Rule("forward-src", "", Verdict.ACCEPT, src=CLUSTER, tag="ff"),), jump_tag="gg")
+FORWARD = GroupRules(
+    Group.FORWARD, (Rule("forward-src", "", Verdict.ACCEPT, src=CLUSTER, tag="ffffffffffff"),), jump_tag="0a0a0a0a0a0a"
+)
 BOTH = Desired(V4, (MASQUERADE, FORWARD))
 NOTHING = Desired(V4)
 NAT, FILTER = PLACES[Group.MASQUERADE], PLACES[Group.FORWARD]
 
 NAT_RULES = (
-    '-A FLANNELD-MASQ -m mark --mark 0x4000/0x4000 -m comment --comment "flanneld-masq:aa" -j RETURN',
-    '-A FLANNELD-MASQ -s 10.244.1.0/24 -d 10.244.0.0/16 -m comment --comment "flanneld-masq:bb" -j RETURN',
-    '-A FLANNELD-MASQ -s 10.244.0.0/16 ! -d 224.0.0.0/4 -m comment --comment "flanneld-masq:cc" '
+    '-A FLANNELD-MASQ -m mark --mark 0x4000/0x4000 -m comment --comment "flanneld-masq:aaaaaaaaaaaa" -j RETURN',
+    '-A FLANNELD-MASQ -s 10.244.1.0/24 -d 10.244.0.0/16 -m comment --comment "flanneld-masq:bbbbbbbbbbbb" -j RETURN',
+    '-A FLANNELD-MASQ -s 10.244.0.0/16 ! -d 224.0.0.0/4 -m comment --comment "flanneld-masq:cccccccccccc" '
     "-j MASQUERADE --random-fully",
-    '-A FLANNELD-MASQ -d 10.244.0.0/16 -m comment --comment "flanneld-masq:dd" -j MASQUERADE',
+    '-A FLANNELD-MASQ -d 10.244.0.0/16 -m comment --comment "flanneld-masq:dddddddddddd" -j MASQUERADE',
 )
-NAT_JUMP = '-A POSTROUTING -m comment --comment "flanneld-masq:ee" -j FLANNELD-MASQ'
-FORWARD_RULE = '-A FLANNELD-MASQ-FWD -s 10.244.0.0/16 -m comment --comment "flanneld-masq:ff" -j ACCEPT'
-FORWARD_JUMP = '-A FORWARD -m comment --comment "flanneld-masq:gg" -j FLANNELD-MASQ-FWD'
+NAT_JUMP = '-A POSTROUTING -m comment --comment "flanneld-masq:eeeeeeeeeeee" -j FLANNELD-MASQ'
+FORWARD_RULE = '-A FLANNELD-MASQ-FWD -s 10.244.0.0/16 -m comment --comment "flanneld-masq:ffffffffffff" -j ACCEPT'
+FORWARD_JUMP = '-A FORWARD -m comment --comment "flanneld-masq:0a0a0a0a0a0a" -j FLANNELD-MASQ-FWD'
 CHAINS = (":PREROUTING ACCEPT [7:8]", ":INPUT ACCEPT [0:0]", ":OUTPUT ACCEPT [0:0]", ":POSTROUTING ACCEPT [9:10]")
 OWN = (":FLANNELD-MASQ - [0:0]", *NAT_RULES)
 

@@ -103,10 +103,9 @@ class TestListings:
     @pytest.mark.parametrize(
         "line",
         [
-            "-A POSTROUTING -j FLANNELD-MASQ",
-            "-A POSTROUTING -g FLANNELD-MASQ",
-            "-A POSTROUTING -s 1.1.1.1/32 -m comment --comment mine -j FLANNELD-MASQ",
-            '-A POSTROUTING -m comment --comment "flanneld-masq:ee" -j ACCEPT',
+            '-A POSTROUTING -m comment --comment "flanneld-masq:eeeeeeeeeeee" -g FLANNELD-MASQ',
+            '-A POSTROUTING -s 1.1.1.1/32 -m comment --comment "flanneld-masq:eeeeeeeeeeee" -j FLANNELD-MASQ',
+            '-A POSTROUTING -m comment --comment "flanneld-masq:eeeeeeeeeeee" -j ACCEPT',
         ],
     )
     def test_a_jump_in_another_form_is_an_item(self, line: str, root: Path) -> None:
@@ -116,17 +115,26 @@ class TestListings:
     def test_a_stray_jump_is_an_item(self, root: Path) -> None:
         stray = NAT_JUMP.replace("POSTROUTING", "PREROUTING")
         (item,) = self.observe(root, saved(stray)).items
-        assert (item.kind, item.place, item.tag) == ("jump", "nat PREROUTING", "ee")
+        assert (item.kind, item.place, item.tag) == ("jump", "nat PREROUTING", "eeeeeeeeeeee")
 
     @pytest.mark.parametrize(
         "line",
         [
             "-A PREROUTING -j FLANNELD-MASQ",
+            "-A POSTROUTING -j FLANNELD-MASQ",
+            "-A POSTROUTING -g FLANNELD-MASQ",
+            "-A POSTROUTING -s 1.1.1.1/32 -m comment --comment mine -j FLANNELD-MASQ",
+            '-A POSTROUTING -m comment --comment "flanneld-masq: do not NAT the office" -j RETURN',
+            '-A POSTROUTING -m comment --comment "flanneld-masq:eeeeeeeeeeee2" -j FLANNELD-MASQ',
+            '-A POSTROUTING -m comment --comment "flanneld-masq:EEEEEEEEEEEE" -j FLANNELD-MASQ',
+            '-A POSTROUTING -m comment --comment "flanneld-masq:eeeeeeeeeee" -j FLANNELD-MASQ',
+            '-A POSTROUTING -m comment --comment "flanneld-masq:eeeeeeeeeeee\n" -j FLANNELD-MASQ',
+            '-A POSTROUTING -m comment --comment "xflanneld-masq:eeeeeeeeeeee" -j FLANNELD-MASQ',
             "-A POSTROUTING -j FLANNELD-MASQUERADE",
             '-A POSTROUTING -m comment --comment "-j FLANNELD-MASQ" -j ACCEPT',
             '-A POSTROUTING -m comment --comment "say \\"-j FLANNELD-MASQ\\" to it" -j ACCEPT',
             '-A POSTROUTING -m comment --comment "it\\\'s \\\\ \\" fine" -j ACCEPT',
-            '-A POSTROUTING -m comment --comment "not flanneld-masq:ee" -j ACCEPT',
+            '-A POSTROUTING -m comment --comment "not flanneld-masq:eeeeeeeeeeee" -j ACCEPT',
             '-A POSTROUTING -m comment --comment ":FLANNELD-MASQ - [0:0]" -j ACCEPT',
             "-A POSTROUTING -m comment --comment --comment -j ACCEPT",
         ],
@@ -145,7 +153,7 @@ class TestListings:
         assert backend.observe((Group.MASQUERADE,)).items
 
     def test_a_write_deletes_exactly_what_was_read(self, root: Path) -> None:
-        stale = '-A POSTROUTING -m comment --comment "flanneld-masq:old" -j FLANNELD-MASQ'
+        stale = '-A POSTROUTING -m comment --comment "flanneld-masq:01d01d01d01d" -j FLANNELD-MASQ'
         backend, tools = self.backend(root, saved(*OWN, "-A POSTROUTING -j ACCEPT", stale, stale))
         observed = backend.observe((Group.MASQUERADE,))
         assert backend.replace(Desired(V4, (MASQUERADE,)), observed, ()) == 1

@@ -20,15 +20,15 @@ class TestNftInput:
 table ip flanneld-masq {
 	chain postrouting {
 		type nat hook postrouting priority 100; policy accept;
-		meta mark & 0x00004000 == 0x00004000 return comment "flanneld-masq:aa"
-		ip saddr 10.244.1.0/24 ip daddr 10.244.0.0/16 return comment "flanneld-masq:bb"
-		ip saddr 10.244.0.0/16 ip daddr != 224.0.0.0/4 masquerade fully-random comment "flanneld-masq:cc"
-		ip daddr 10.244.0.0/16 masquerade comment "flanneld-masq:dd"
+		meta mark & 0x00004000 == 0x00004000 return comment "flanneld-masq:aaaaaaaaaaaa"
+		ip saddr 10.244.1.0/24 ip daddr 10.244.0.0/16 return comment "flanneld-masq:bbbbbbbbbbbb"
+		ip saddr 10.244.0.0/16 ip daddr != 224.0.0.0/4 masquerade fully-random comment "flanneld-masq:cccccccccccc"
+		ip daddr 10.244.0.0/16 masquerade comment "flanneld-masq:dddddddddddd"
 	}
 
 	chain forward {
 		type filter hook forward priority 0; policy accept;
-		ip saddr 10.244.0.0/16 accept comment "flanneld-masq:ff"
+		ip saddr 10.244.0.0/16 accept comment "flanneld-masq:ffffffffffff"
 	}
 }
 """
@@ -42,12 +42,12 @@ table ip flanneld-masq {
 
     def test_ipv6(self) -> None:
         network = ip_network("fd00:10:244::/56")
-        group = GroupRules(Group.FORWARD, (Rule("x", "", Verdict.ACCEPT, dst=network, tag="aa"),))
+        group = GroupRules(Group.FORWARD, (Rule("x", "", Verdict.ACCEPT, dst=network, tag="aaaaaaaaaaaa"),))
         assert render.render(Desired(V6, (group,))).splitlines() == [
             "table ip6 flanneld-masq {",
             "\tchain forward {",
             "\t\ttype filter hook forward priority 0; policy accept;",
-            '\t\tip6 daddr fd00:10:244::/56 accept comment "flanneld-masq:aa"',
+            '\t\tip6 daddr fd00:10:244::/56 accept comment "flanneld-masq:aaaaaaaaaaaa"',
             "\t}",
             "}",
         ]

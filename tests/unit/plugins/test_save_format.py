@@ -184,7 +184,7 @@ class TestLines:
     @pytest.mark.parametrize(
         ("line", "comment"),
         [
-            (NAT_JUMP, "flanneld-masq:ee"),
+            (NAT_JUMP, "flanneld-masq:eeeeeeeeeeee"),
             ("-A X -j ACCEPT", ""),
             ('-A X -m comment --comment "say \\"hi\\" to it" -j ACCEPT', 'say "hi" to it'),
         ],
@@ -198,7 +198,12 @@ class TestLines:
 
     def test_lines_of_the_own_chain_are_items(self) -> None:
         chain, rule, *_ = (save_format.own_item(NAT, line) for line in OWN)
-        assert (chain.kind, chain.place, rule.kind, rule.tag) == (ItemKind.CHAIN, NAT.own, ItemKind.RULE, "aa")
+        assert (chain.kind, chain.place, rule.kind, rule.tag) == (
+            ItemKind.CHAIN,
+            NAT.own,
+            ItemKind.RULE,
+            "aaaaaaaaaaaa",
+        )
 
     def test_a_rule_is_deleted_by_its_text(self) -> None:
         item = Item(ItemKind.JUMP, NAT.jump, NAT_JUMP, raw=NAT_JUMP)

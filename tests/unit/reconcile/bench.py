@@ -42,6 +42,7 @@ DUAL = replace(
 )
 DESIRED = DesiredState(Settings(), (LEASE,))
 OURS = "one masquerade"
+STALE = "flanneld-masq:0123456789ab"  # a comment of ours
 
 
 def desired_state(backend: str = "auto", forward: str = "auto", *leases: Lease, **masquerade: object) -> DesiredState:

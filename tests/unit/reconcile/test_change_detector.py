@@ -10,7 +10,7 @@ import pytest
 from flanneld_masq.errors import KernelError
 from flanneld_masq.model import Family
 
-from .bench import DESIRED, ONE, OURS, THREE, TWO, V4, Bench, desired_state
+from .bench import DESIRED, ONE, OURS, STALE, THREE, TWO, V4, Bench, desired_state
 
 
 class TestFingerprint:
@@ -27,6 +27,12 @@ class TestFingerprint:
         bench.kernel.append(V4, "elsewhere", "rule")
         assert bench.reconciler.detector.fingerprint() == seen
         bench.kernel.flush(V4, chain)
+        assert bench.reconciler.detector.fingerprint() != seen
+
+    @pytest.mark.parametrize("place", ["two masquerade", "three forward"])
+    def test_fingerprint_shows_rules_of_ours_elsewhere(self, place: str, bench: Bench) -> None:
+        seen = bench.reconciler.reconcile(DESIRED).fingerprint
+        bench.kernel.append(V4, place, "stale", STALE)
         assert bench.reconciler.detector.fingerprint() != seen
 
     def test_disturbed_pass_has_no_fingerprint(self, bench: Bench) -> None:
@@ -90,13 +96,33 @@ class TestGeneration:
 class TestPoll:
     def test_backend_without_generation_is_polled(self, tmp_path: Path) -> None:
         bench = Bench(tmp_path / "state", counted=False)
-        assert not bench.reconciler.detector.polls(), "no backend is in use yet"
         outcome = bench.reconciler.reconcile(DESIRED)
         assert (outcome.generation, outcome.fingerprint) == (None, ())
         assert bench.reconciler.detector.polls()
         assert not bench.reconciler.detector.poll()
         bench.kernel.flush(V4, OURS)
         assert bench.reconciler.detector.poll()
+
+    @pytest.mark.parametrize("answer", [False, True, None])
+    def test_backend_not_in_use_is_polled_too(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, answer: bool | None
+    ) -> None:
+        bench.reconcile()
+        monkeypatch.setattr(bench.reconciler._backends[TWO], "poll", lambda: answer)
+        assert bench.reconciler.detector.polls() is (answer is not None)
+        assert bench.reconciler.detector.poll() is bool(answer)
+
+    def test_error_of_a_backend_not_in_use_is_no_change(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse() -> NoReturn:
+            raise KernelError("reading", "no")
+
+        bench.reconcile()
+        monkeypatch.setattr(bench.reconciler._backends[TWO], "poll", refuse)
+        assert not bench.reconciler.detector.polls()
+        assert not bench.reconciler.detector.poll()
+        monkeypatch.setattr(bench.reconciler._backends[ONE], "poll", refuse)
+        with pytest.raises(KernelError):
+            bench.reconciler.detector.poll()
 
     def test_backend_with_generation_is_not_polled(self, bench: Bench) -> None:
         bench.reconcile()

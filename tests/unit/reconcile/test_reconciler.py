@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from flanneld_masq import plugin_loader
-from flanneld_masq.errors import KernelError, PluginError, StateError
+from flanneld_masq.errors import KernelError, PluginError, RulesetError, StateError
 from flanneld_masq.hookspecs import BackendType, Host, hookimpl
-from flanneld_masq.model import Group, Observation, Position, Probe
+from flanneld_masq.model import Family, Group, Observation, Position, Probe
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.state_directory import StateDirectory
 from flanneld_masq.testing import MemoryBackend, MemoryKernel
+from flanneld_masq.testing.fake_backend import MemoryRule
 
-from .bench import DESIRED, LEASE, ONE, OTHER, OURS, THREE, TWO, V4, Bench, desired_state
+from .bench import DESIRED, LEASE, ONE, OTHER, OURS, STALE, THREE, TWO, V4, Bench, desired_state
 
 
 class TestPass:
@@ -246,24 +248,152 @@ class TestSwitch:
 
     def test_stale_rules_elsewhere_are_found_after_reprobe(self, bench: Bench) -> None:
         bench.reconcile()
-        bench.kernel.append(V4, "two masquerade", "stale")
-        assert bench.reconcile() == []
+        bench.kernel.append(V4, "two masquerade", "stale", STALE)
         bench.reconciler.selector.reprobe()
         assert bench.reconcile() == [TWO]
 
     def test_unusable_backend_without_rules_is_left_alone(self, bench: Bench) -> None:
         bench.kernel.probes[TWO] = Probe(False, "gone")
         assert bench.reconcile() == [ONE]
-        bench.kernel.log.clear()
         assert bench.in_sync()
-        assert TWO not in bench.calls("observe")
+        assert bench.reconcile() == []
+
+
+class TestLeftovers:
+    """Rules of ours where none belongs: an old dump was restored, or a command used another backend."""
+
+    @pytest.mark.parametrize("place", ["two masquerade", "two forward", "three masquerade", "three forward"])
+    @pytest.mark.parametrize("counted", [True, False])
+    def test_next_pass_removes_them_as_drift(self, place: str, counted: bool, tmp_path: Path) -> None:
+        bench = Bench(tmp_path / "state", counted=counted)
+        bench.reconcile()
+        bench.reconcile()
+        before = bench.kernel.chains(V4)
+        bench.kernel.append(V4, place, "stale", STALE)
+        assert any(plan.changes for plan in bench.restarted().plan(DESIRED))
+        (repair,) = bench.reconciler.reconcile(DESIRED).repairs
+        assert (repair.plan.backend, repair.drift) == (place.split()[0], True)
+        assert bench.kernel.chains(V4) == before
+        assert bench.in_sync()
+        assert bench.reconcile() == []
+
+    @pytest.mark.parametrize("counted", [True, False])
+    def test_a_jump_alone_is_removed(self, counted: bool, tmp_path: Path) -> None:
+        bench = Bench(tmp_path / "state", counted=counted)
+        bench.reconcile()
+        before = bench.kernel.chains(V4)
+        bench.kernel.append(V4, "postrouting", "jump three masquerade", STALE)
+        assert bench.reconcile() == [THREE]
+        assert bench.kernel.chains(V4) == before
+
+    @pytest.mark.parametrize("group", ["masquerade", "forward"])
+    def test_other_group_of_a_backend_in_use_is_cleared(self, group: str, bench: Bench) -> None:
+        state = desired_state("one", "two")
+        bench.reconcile(state)
+        before = bench.kernel.chains(V4)
+        carrier = ONE if group == "forward" else TWO
+        bench.kernel.append(V4, f"{carrier} {group}", "stale", STALE)
+        assert not bench.in_sync(state)
+        assert bench.reconcile(state) == [carrier]
+        assert bench.kernel.chains(V4) == before
+
+    def test_family_without_a_lease_has_none(self, bench: Bench) -> None:
+        reconciler = bench.of(Family.IPV6)
+        assert reconciler.reconcile(DESIRED).generation == bench.kernel.generation, "its events count too"
+        for place in ("one masquerade", "two forward"):
+            bench.kernel.append(Family.IPV6, place, "stale", STALE)
+            (repair,) = reconciler.reconcile(DESIRED).repairs
+            assert (repair.plan.backend, repair.drift) == (place.split()[0], True)
+
+    def test_family_that_an_unread_file_may_name_keeps_its_rules(self, bench: Bench) -> None:
+        bench.kernel.append(Family.IPV6, "one masquerade", "stale", STALE)
+        reconciler, unsure = bench.of(Family.IPV6), replace(DESIRED, complete=False)
+        assert not any(plan.changes for plan in reconciler.plan(unsure))
+        assert reconciler.reconcile(unsure).repairs == ()
+        assert any(plan.changes for plan in reconciler.plan(DESIRED))
+        assert len(reconciler.reconcile(DESIRED).repairs) == 1
+
+    def test_unusable_backend_is_cleared_and_planned(self, bench: Bench) -> None:
+        bench.kernel.probes[TWO] = Probe(False, "gone")
+        bench.reconcile()
+        bench.kernel.append(V4, "two masquerade", "stale", STALE)
+        assert not bench.in_sync()
+        assert bench.reconcile() == [TWO]
+        assert bench.in_sync()
+
+    def test_unusable_backend_that_says_what_it_holds_is_an_error(self, bench: Bench) -> None:
+        bench.kernel.probes[TWO] = Probe(False, "gone")
+        bench.reconcile()
+        observe = bench.reconciler._backends[TWO].observe
+
+        def refuse(error: Exception) -> None:
+            def fail(groups: object) -> NoReturn:
+                raise error
+
+            bench.reconciler._backends[TWO].observe = fail  # type: ignore[method-assign]
+            bench.reconciler.selector.recheck()
+
+        refuse(KernelError("reading", "no"))
+        assert bench.in_sync()
+        assert bench.reconcile() == []
+        refuse(RulesetError("rules of ours are there, and no program for them"))
+        with pytest.raises(RulesetError):
+            bench.in_sync()
+        with pytest.raises(RulesetError):
+            bench.reconcile()
+        bench.reconciler._backends[TWO].observe = observe  # type: ignore[method-assign]
+        assert bench.reconcile() == []
+
+    def test_recheck_reads_the_others_though_nothing_changed(self, bench: Bench) -> None:
+        bench.reconcile()
+        bench.reconciler.selector.recheck()
+        bench.reconcile()
+        assert set(bench.calls("observe")) == {ONE, TWO, THREE}
+
+
+class TestOwnership:
+    @pytest.mark.parametrize("place", ["two masquerade", "three forward", "postrouting"])
+    @pytest.mark.parametrize("comment", ["", "flanneld-masq: do not NAT the office"])
+    def test_what_has_no_tag_is_never_removed(self, place: str, comment: str, bench: Bench) -> None:
+        bench.kernel.append(V4, place, "jump three masquerade" if place == "postrouting" else "theirs", comment)
+        before = bench.kernel.chains(V4)
+        bench.reconcile()
+        bench.reconciler.selector.recheck()
+        bench.reconcile()
+        assert bench.in_sync()
+        bench.reconciler.remove_everything()
+        assert bench.kernel.chains(V4) == before
+
+    def test_a_chain_of_ours_with_rules_of_others_is_an_error(self, bench: Bench) -> None:
+        bench.kernel.append(V4, OURS, "theirs", "flanneld-masq: do not NAT the office")
+        before = bench.kernel.chains(V4)
+        for call in (bench.reconciler.plan, bench.reconciler.reconcile):
+            with pytest.raises(RulesetError, match="another program made it"):
+                call(DESIRED)
+        assert bench.kernel.chains(V4) == before
+
+    def test_what_we_wrote_stays_ours_without_any_tag(self, bench: Bench) -> None:
+        bench.reconcile()
+        held = bench.kernel.chains(V4)
+        bench.kernel.commit(V4, {OURS: (MemoryRule("theirs"),), "postrouting": ()})
+        assert bench.reconcile() == [ONE]
+        assert bench.kernel.chains(V4) == held
+
+    def test_what_we_emptied_is_not_ours_any_more(self, bench: Bench) -> None:
+        """The state directory still knows a chain that another program flushed; `cleanup` removes it."""
+        bench.reconcile()
+        bench.kernel.commit(V4, {OURS: (), "one forward": (), "postrouting": (), "forward": ()})
+        assert len(bench.reconciler.remove_everything()[0]) == 1
+        bench.kernel.commit(V4, {OURS: ()})
+        assert bench.reconciler.remove_everything() == ((), ())
+        assert bench.kernel.chain(V4, OURS) == ()
 
 
 class TestRemoval:
     def test_every_backend_is_cleared(self, bench: Bench) -> None:
         bench.reconcile(desired_state("one", "two"))
         bench.kernel.append(V4, "postrouting", "foreign")
-        bench.kernel.append(V4, "three forward", "stale")
+        bench.kernel.append(V4, "three forward", "stale", STALE)
         repairs, errors = bench.reconciler.remove_everything()
         assert ([repair.plan.backend for repair in repairs], errors) == ([ONE, TWO, THREE], ())
         assert bench.kernel.chains(V4) == {"postrouting": ("foreign",), "forward": ()}

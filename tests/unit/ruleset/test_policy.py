@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flanneld_masq.model import (
+    TAG_LENGTH,
     Address,
     Desired,
     Family,
@@ -282,7 +283,7 @@ class TestTags:
         groups = groups_of(settings(), DUAL, OTHER)
         tags = [tag for group in groups.values() for tag in (*(rule.tag for rule in group.rules), group.jump_tag)]
         assert len(set(tags)) == len(tags) > 10
-        assert all(len(tag) == policy.TAG_LENGTH and set(tag) <= set("0123456789abcdef") for tag in tags)
+        assert all(len(tag) == TAG_LENGTH and set(tag) <= set("0123456789abcdef") for tag in tags)
 
     def test_the_comment_carries_it(self) -> None:
         group = groups_of(settings(), DUAL)[Group.MASQUERADE]

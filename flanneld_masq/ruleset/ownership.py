@@ -1,0 +1,38 @@
+"""Decides if chains and tables with a name of ours are ours. Pure.
+
+A rule or jump is ours if its comment is our prefix and a tag. A chain or table is ours if one of its rules is, or a
+jump to it. Without any such sign it is a stranger: another program flushed ours, or made one of that name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+
+from flanneld_masq.errors import RulesetError
+from flanneld_masq.model import Item, Observation, Stranger, VerifiedState
+
+
+def settled(wanted: Collection[Item], verified_state: VerifiedState | None, observed: Observation) -> Observation:
+    """Return the observation without strangers: those that are ours are among its items.
+
+    The verified state knows those that this program wrote. An empty one may be taken where one is wanted. Raise
+    RulesetError for one of another program where one is wanted.
+    """
+    if not observed.strangers:
+        return observed
+    known = {item.place for item in verified_state.items} if verified_state is not None else set()
+    ours = tuple(_claimed({item.place for item in wanted}, known, observed.strangers))
+    return replace(observed, items=ours + observed.items, strangers=())
+
+
+def _claimed(needed: set[str], known: set[str], strangers: tuple[Stranger, ...]) -> Iterator[Item]:
+    for stranger in strangers:
+        head = stranger.items[0]
+        if head.place in known or (head.place in needed and stranger.empty):
+            yield from stranger.items
+        elif head.place in needed:
+            raise RulesetError(
+                f"{head.kind} {head.place} has the name of ours, and another program made it: nothing in it has a tag "
+                f"of ours, so it is left alone; rename it, or remove it if nobody needs it"
+            )
