@@ -39,7 +39,7 @@ class Finding:
 
 @dataclass(frozen=True, **SLOTS)
 class FamilyFacts:
-    """What was found out of one family that a lease names.
+    """What was found out of one family that a lease names, or that has rules although none does.
 
     `unusable` says why no backend can be used, `differs` what the kernel holds otherwise than wanted,
     `drops` what drops forwarded packets, by backend; all are empty for nothing of the kind. `forwarding` is None where

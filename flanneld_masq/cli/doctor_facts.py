@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
+from flanneld_masq.cli.comparison import differs
 from flanneld_masq.cli.doctor import Facts, FamilyFacts
 from flanneld_masq.cli.session import Session
 from flanneld_masq.cli.status import written_status
@@ -16,7 +18,6 @@ from flanneld_masq.model import Family
 from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.reconcile.survey import survey_backends
 from flanneld_masq.reconcile.values import DesiredState
-from flanneld_masq.reconcile.wording import describe
 from flanneld_masq.service.desired_state import DesiredStateBuilder
 
 _IPTABLES_TABLES = ("nat", "filter")
@@ -27,13 +28,8 @@ def gather(session: Session, builder: DesiredStateBuilder) -> Facts:
     builder.refresh()
     desired = builder.current()
     leases = builder.leases.good
-    reconcilers = [each for each in session.reconcilers() if any(lease.of(each.family) for lease in leases)]
-    return replace(
-        of_daemon(session),
-        leases=leases,
-        troubles=builder.leases.troubles,
-        families=tuple(_family(each, desired, session.root) for each in reconcilers if desired is not None),
-    )
+    families = () if desired is None else tuple(_families(session, desired))
+    return replace(of_daemon(session), leases=leases, troubles=builder.leases.troubles, families=families)
 
 
 def of_daemon(session: Session) -> Facts:
@@ -51,28 +47,36 @@ def of_daemon(session: Session) -> Facts:
     )
 
 
+def _families(session: Session, desired: DesiredState) -> Iterator[FamilyFacts]:
+    """Yield the families that a lease names, and those that have rules although none does."""
+    for reconciler in session.reconcilers():
+        if any(lease.of(reconciler.family) for lease in desired.leases):
+            yield _family(reconciler, desired, session.root)
+        elif different := differs(reconciler, desired):
+            yield FamilyFacts(reconciler.family, differs=different)
+
+
 def _family(reconciler: Reconciler, desired_state: DesiredState, root: Path) -> FamilyFacts:
     family = reconciler.family
     forwarding = _number(root / "proc/sys" / family.data.forwarding)
-    unusable = differs = ""
+    unusable = different = ""
     surveys = {}
     try:
         reconciler.selector.choices(desired_state)
     except MasqError as error:
         unusable = str(error)
     else:
+        different = differs(reconciler, desired_state)
         try:
-            changes = [change for plan in reconciler.plan(desired_state) for change in plan.changes]
-            differs = describe(changes, past=False)
             surveyed = survey_backends(reconciler.selector.usable(), desired_state.leases)
             surveys = {backend.name: survey for backend, survey in surveyed}
         except MasqError as error:
-            differs = f"that cannot be told: {error}"
+            different = different or f"cannot be told: {error}"
     return FamilyFacts(
         family,
         None if forwarding is None else forwarding > 0,
         unusable,
-        differs,
+        different,
         reconciler.selector.drops(),
         surveys,
         _has_legacy_tables(root, family) and _has_nft_tables(family),

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 
+from flanneld_masq.cli.comparison import compared
 from flanneld_masq.cli.output import print_json, status_lines
 from flanneld_masq.cli.session import Session
 from flanneld_masq.controller.status import FamilyStatus, GroupStatus, State, Status, from_json, to_json
@@ -25,7 +26,7 @@ NOT_RUNNING = 2  # the exit status of --check; 1 is that of a daemon that is not
 def status(options: argparse.Namespace) -> int:
     """Print the status. Return its health with --check, else 0 or the exit status of an invalid configuration."""
     session = Session.despite(options)
-    known = reported(session, options) or _unreported(session)
+    known = compared(session, lambda: reported(session, options)) or _unreported(session)
     if session.wrong is not None and not any(trouble.startswith(str(session.wrong)) for trouble in known.troubles):
         known = replace(known, troubles=(*known.troubles, str(session.wrong)))
     if options.json:
@@ -38,9 +39,14 @@ def status(options: argparse.Namespace) -> int:
 
 
 def health(known: Status) -> int:
-    """Return 0 for a daemon in sync or waiting for a first subnet file, 2 for none that is known to run, else 1."""
+    """Return 0 for a daemon in sync or waiting for a first subnet file, 2 for none that is known to run, else 1.
+
+    A daemon that says synced while the kernel holds something else is not healthy.
+    """
     if known.state in (State.STOPPED, State.UNKNOWN):
         return NOT_RUNNING
+    if any(family.kernel for family in known.families.values()):
+        return 1
     return 0 if known.state is State.SYNCED or known.waits else 1
 
 

@@ -63,13 +63,13 @@ class ChangeDetector:
 
     def poll(self) -> bool:
         """Return True if rules may have moved in a backend that has no events."""
-        return any(map(self._poll, self._backends))
+        return any(map(self.polled, self._backends))
 
     def polls(self) -> bool:
         """Return True if a backend has no events, and holds rules of whichever program."""
-        return any(self._poll(name) is not None for name in self._backends)
+        return any(self.polled(name) is not None for name in self._backends)
 
-    def _poll(self, name: BackendName) -> bool | None:
+    def polled(self, name: BackendName) -> bool | None:
         """Poll one backend. If it is not in use, None if it cannot be polled."""
         if name in self._selector.assignment:
             return self._backends[name].poll()

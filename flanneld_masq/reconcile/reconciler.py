@@ -11,7 +11,7 @@ from flanneld_masq.hookspecs import Backend
 from flanneld_masq.model import AUTO, BackendName, Desired, Family, Group, Plan
 from flanneld_masq.reconcile.change_detector import ChangeDetector
 from flanneld_masq.reconcile.selection import BackendSelector, assignment_of
-from flanneld_masq.reconcile.values import Assignment, DesiredState, Outcome, Repair, Target
+from flanneld_masq.reconcile.values import Assignment, DesiredState, Fingerprint, Outcome, Repair, Target
 from flanneld_masq.reconcile.writer import OwnCommits, Writer
 from flanneld_masq.ruleset import policy
 from flanneld_masq.state_directory import StateDirectory
@@ -83,19 +83,12 @@ class Reconciler:
         targets = self._wanted(desired_state, assignment)
         self._converge([target for target in targets if target not in first])
         self.selector.check_evidence()  # all rules that are known to be wanted are in place, and none is removed yet
-        cleared = bool(assignment) or desired_state.complete
-        if cleared:
-            self._clear(assignment)
-        self.selector.adopt(assignment, settled=cleared)
-        generation = self._writer.verified
-        fingerprint = self.detector.fingerprint_at(generation)
-        seen = dict(zip(self._backends, fingerprint))
-        self._cleared = {name: seen[name] for name in seen if name not in assignment}
+        fingerprint = self._settle(desired_state, assignment)
         return Outcome(
             choices,
             tuple(self.repairs),
             {group.group: len(group.rules) for target in targets for group in target.desired.groups},
-            generation,
+            self._writer.verified,
             fingerprint,
         )
 
@@ -177,27 +170,41 @@ class Reconciler:
     def _empty(self, backend: Backend) -> Target:
         return Target(backend, Desired(self.family), ())
 
-    def _clear(self, assignment: Assignment) -> None:
-        """Remove this program's rules from the other backends, as far as those may hold any.
+    def _settle(self, desired_state: DesiredState, assignment: Assignment) -> Fingerprint:
+        """Clear the other backends, as far as they may hold rules; return the fingerprint of what is there then."""
+        fingerprint = () if self.selector.unsettled else self.detector.fingerprint_at(self._writer.verified)
+        suspects = self._suspects(assignment, fingerprint)
+        if not suspects and fingerprint:
+            return fingerprint
+        known = bool(assignment) or desired_state.complete
+        if known:
+            self._clear(assignment, suspects)
+        self.selector.adopt(assignment, settled=known)
+        fingerprint = self.detector.fingerprint_at(self._writer.verified)
+        self._cleared = {name: seen for name, seen in zip(self._backends, fingerprint) if name not in assignment}
+        return fingerprint
+
+    def _suspects(self, assignment: Assignment, fingerprint: Fingerprint) -> frozenset[BackendName]:
+        """Return the other backends, but not those that certainly hold as little as when they were last cleared."""
+        others = frozenset(name for name in self._backends if name not in assignment)
+        if self.selector.unsettled:
+            return others
+        seen = dict(zip(self._backends, fingerprint))
+        polled = {name: self.detector.polled(name) for name in others}
+        unlike = {name for name in others if name not in self._cleared or seen.get(name) != self._cleared[name]}
+        return frozenset(name for name in others if polled[name] or (polled[name] is None and name in unlike))
+
+    def _clear(self, assignment: Assignment, suspects: Collection[BackendName]) -> None:
+        """Remove this program's rules from those of the other backends.
 
         A backend that can no longer be used may still have rules in force. Remove those that the kernel can remove
         without the backend's tools.
         """
-        self._converge(list(filter(self._may_hold, self._unwanted(assignment))))
-        for target in filter(self._may_hold, self._unwanted(assignment, usable=False)):
-            with _despite_unusable():
-                self._converge([target])
-
-    def _may_hold(self, target: Target) -> bool:
-        """Return True unless it is certain that a backend holds as little as when it was last cleared."""
-        if self.selector.unsettled:
-            return True
-        backend = target.backend
-        with contextlib.suppress(MasqError):  # reading it meets the error too, and reports it
-            fingerprint = backend.fingerprint(frozenset())
-            changed = backend.poll() if fingerprint is None else fingerprint != self._cleared.get(backend.name)
-            return bool(changed)
-        return True
+        self._converge([target for target in self._unwanted(assignment) if target.backend.name in suspects])
+        for target in self._unwanted(assignment, usable=False):
+            if target.backend.name in suspects:
+                with _despite_unusable():
+                    self._converge([target])
 
     def _converge(self, targets: Collection[Target]) -> None:
         """Bring each backend to its target, then raise the first error."""

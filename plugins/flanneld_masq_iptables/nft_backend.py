@@ -93,8 +93,12 @@ class IptablesNft(IptablesBackend):
         return self._netlink.fingerprint(request) + repr(base and base.policy).encode() + leftovers
 
     def _leftovers(self, place: Place) -> bytes:
-        """Return what differs when objects of the daemon appear in a place; b"" if there are none."""
-        base = FingerprintRequest.of_rules(self.family, place.table, (place.base,))
+        """Return what differs when objects of the daemon appear in a place; b"" if there are none.
+
+        Tags in FORWARD are left out, because the fingerprint holds all rules of that chain anyway.
+        """
+        dumped = () if place.base == PLACES[Group.FORWARD].base else (place.base,)
+        base = FingerprintRequest.of_rules(self.family, place.table, dumped)
         chain = self._netlink.chain(self.family, place.table, place.chain)
         if chain is None:
             return b"".join(rules.TAG.findall(self._netlink.fingerprint(base)))

@@ -99,6 +99,15 @@ class TestExplain:
         assert "::1 is not of the same family as 10.244.1.5" in done.err
 
 
+class TestApply:
+    @pytest.mark.parametrize("option", ["--backend nft", "--subnet-file /run/x"])
+    def test_what_the_daemon_would_undo_is_refused(self, option: str, masq: Program, store: StateDirectory) -> None:
+        with store.instance():
+            done = masq(f"apply {option}")
+        assert (done.status, done.out) == (1, "")
+        assert f"nothing was changed: the daemon runs (pid {os.getpid()})" in done.err
+
+
 class TestDoctor:
     def test_doctor_goes_on_with_the_daemon(self, masq: Program, store: StateDirectory) -> None:
         family = {"ipv4": {"state": "degraded", "last_error": "nft said no"}}

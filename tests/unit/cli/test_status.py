@@ -13,7 +13,9 @@ from flanneld_masq.cli import status as status_command
 from flanneld_masq.cli.service_user import Unreadable
 from flanneld_masq.cli.session import Session
 from flanneld_masq.controller.status import State, Status
-from flanneld_masq.model import FamilyLease, Holder, Lease
+from flanneld_masq.errors import MasqError
+from flanneld_masq.model import BackendName, Change, ChangeKind, Family, FamilyLease, Holder, Lease, Plan
+from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.state_directory import StateDirectory
 
 from .program import Program
@@ -139,3 +141,59 @@ class TestStatus:
         assert f"  trouble: {closed}\n" in masq("status").out
         (finding,) = (one for one in masq("doctor --json").json["findings"] if "may not read" in one["what"])
         assert finding["remedy"] == f"`setfacl -m u:flanneld-masq:x {masq.directory}` or `chmod o+x {masq.directory}`"
+
+
+class TestComparison:
+    """A daemon that says synced, beside a kernel that holds something else."""
+
+    @pytest.fixture
+    def synced(self, masq: Program, monkeypatch: pytest.MonkeyPatch) -> Program:
+        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent/bus")
+        monkeypatch.setattr("flanneld_masq.cli.comparison.REPAIR_SECONDS", 0.1)
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
+        StateDirectory(masq.directory / "state").write_status(
+            {"state": "synced", "pid": os.getpid(), "families": {"ipv4": {"state": "synced", "repairs": 3}}}
+        )
+        monkeypatch.setattr(StateDirectory, "holder", lambda _: Holder(True, os.getpid(), "it is held"))
+        return masq
+
+    def kernel(self, monkeypatch: pytest.MonkeyPatch, *answers: object) -> None:
+        """Let the comparisons of IPv4 find these in turn, the last one for ever."""
+        left = list(answers)
+
+        def plan(reconciler: Reconciler, desired: object) -> tuple[Plan, ...]:
+            if reconciler.family is not Family.IPV4:
+                return ()
+            answer = left.pop(0) if len(left) > 1 else left[0]
+            if isinstance(answer, MasqError):
+                raise answer
+            changes = (Change(ChangeKind.EXTRA, "nat FLANNELD-MASQ", found="an old rule"),) if answer else ()
+            return (Plan(reconciler.family, BackendName("iptables-legacy"), changes),)
+
+        monkeypatch.setattr(Reconciler, "plan", plan)
+
+    def test_nothing_to_say(self, synced: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kernel(monkeypatch, False)
+        assert "kernel:" not in synced("status").out
+
+    def test_what_is_repaired_at_once_is_not_said(self, synced: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kernel(monkeypatch, True, False)
+        assert "kernel:" not in synced("status").out
+
+    def test_what_plan_says(self, synced: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kernel(monkeypatch, True)
+        done = synced("status")
+        assert "  kernel: extra in nat FLANNELD-MASQ: an old rule; see `flanneld-masq plan`\n" in done.out
+        assert synced("plan").status == 3
+        assert synced("status --check").status == 1
+        assert "extra in nat FLANNELD-MASQ" in synced("status --json").json["families"]["ipv4"]["kernel"]
+
+    def test_what_cannot_be_compared(self, synced: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kernel(monkeypatch, MasqError("nft said no"))
+        assert "  kernel: cannot be compared: nft said no\n" in synced("status").out
+
+    def test_an_ordinary_user_gets_what_the_daemon_says(self, synced: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kernel(monkeypatch, True)
+        monkeypatch.setattr(os, "geteuid", lambda: 1000)
+        monkeypatch.setattr("flanneld_masq.state_directory._is_trusted", lambda uid: True)
+        assert "kernel:" not in synced("status").out

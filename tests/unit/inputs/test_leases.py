@@ -170,3 +170,16 @@ def test_description_for_machines() -> None:
     v6 = {"networks": ["fd00::/56"], "subnet": "fd00:0:0:1::/64"}
     assert as_data(lease()) == {"path": ONE, "mtu": 1450, "ipmasq": None, "ipv4": v4, "ipv6": v6}
     assert as_data(Lease(ONE, V4, ipmasq=True)) == {"path": ONE, "mtu": None, "ipmasq": True, "ipv4": v4}
+
+
+def test_complete_once_each_file_was_good() -> None:
+    followed, files = leases(ONE, TWO, content={ONE: lease()})
+    followed.refresh()
+    assert not followed.complete
+    files.content[TWO] = lease(TWO)
+    followed.refresh()
+    assert followed.complete
+    files.content[TWO] = "refused"
+    del files.content[ONE]
+    followed.refresh()
+    assert followed.complete, "what a file last said still holds"

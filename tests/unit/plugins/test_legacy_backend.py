@@ -9,6 +9,7 @@ from flanneld_masq_iptables import binaries, rules
 from flanneld_masq_iptables.legacy_backend import IptablesLegacy
 from flanneld_masq_iptables.sockopt import TableInfo
 
+from flanneld_masq.errors import RulesetError
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.model import Desired, Group, ItemKind, Observation
 from flanneld_masq.process import Completed, ProcessRunner
@@ -170,3 +171,21 @@ class TestListings:
         assert tools.fed == [lines("*nat", deletion, "-F FLANNELD-MASQ", "-X FLANNELD-MASQ", "COMMIT")]
         assert backend.replace(NOTHING, Observation(), ()) == 0
         assert len(tools.fed) == 1
+
+
+class TestLeftovers:
+    def test_without_the_program_they_are_an_error(self, root: Path) -> None:
+        """They stay in force, so it must not go unsaid."""
+        backend = IptablesLegacy(V4, Host(Tools(), root))
+        with pytest.raises(RulesetError, match="legacy table nat holds rules of ours"):
+            backend.observe(tuple(Group))
+
+    def test_a_table_without_ours_is_not_listed(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(IptablesLegacy, "_fingerprint", lambda self, place: None)
+        assert IptablesLegacy(V4, Host(Tools(), root)).observe(tuple(Group)).items == ()
+
+    def test_without_any_table_there_is_nothing_to_poll(self, root: Path) -> None:
+        backend = IptablesLegacy(V4, Host(Tools(), root))
+        assert backend.poll() is True
+        (root / "proc/net/ip_tables_names").write_text("mangle\n")
+        assert backend.poll() is None
