@@ -183,14 +183,14 @@ class TestComparison:
     def test_what_plan_says(self, synced: Program, monkeypatch: pytest.MonkeyPatch) -> None:
         self.kernel(monkeypatch, True)
         done = synced("status")
-        assert "  kernel: extra in nat FLANNELD-MASQ: an old rule; see `flanneld-masq plan`\n" in done.out
+        assert "  kernel: object is not wanted in nat FLANNELD-MASQ: an old rule; see `flanneld-masq plan`\n" in done.out
         assert synced("plan").status == 3
         assert synced("status --check").status == 1
-        assert "extra in nat FLANNELD-MASQ" in synced("status --json").json["families"]["ipv4"]["kernel"]
+        assert "object is not wanted in nat FLANNELD-MASQ" in synced("status --json").json["families"]["ipv4"]["kernel"]
 
     def test_what_cannot_be_compared(self, synced: Program, monkeypatch: pytest.MonkeyPatch) -> None:
         self.kernel(monkeypatch, MasqError("nft said no"))
-        assert "  kernel: cannot be compared: nft said no\n" in synced("status").out
+        assert "  kernel: cannot be compared: nft said no; see" in synced("status").out
 
     def test_an_ordinary_user_gets_what_the_daemon_says(self, synced: Program, monkeypatch: pytest.MonkeyPatch) -> None:
         self.kernel(monkeypatch, True)
