@@ -73,7 +73,7 @@ def _text(path: Path) -> str:
     except FileNotFoundError:
         return ""
     except (OSError, ValueError) as error:
-        raise ConfigError(str(path), "", f"cannot be read: {why(error)}") from error
+        raise ConfigError(str(path), "", f"cannot be read: {why(error, path)}") from error
     _check_owner(path, status)
     try:
         return data.decode("utf-8-sig")

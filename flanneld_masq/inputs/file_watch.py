@@ -1,6 +1,7 @@
 """Reports that a file may have changed: it was written, replaced by rename, or appeared with its directory.
 
-Watches directories, never the file itself, with watchdog, which uses inotify.
+Watches directories, never the file itself, with watchdog, which uses inotify. Symbolic links on the way are followed,
+and the directory of each is watched too: another program may point it elsewhere.
 """
 
 from __future__ import annotations
@@ -8,30 +9,38 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 from watchdog.observers.api import ObservedWatch
+from watchdog.observers.inotify_buffer import InotifyBuffer
 
+from flanneld_masq.inputs.path_steps import Step, steps
+from flanneld_masq.inputs.text import why
 from flanneld_masq.model import SLOTS
 
 JOIN_SECONDS = 0.2  # watchdog 2.1.6 takes up to 1 s to stop; its threads are daemons, so the process need not wait
+MAX_ROUNDS = 16  # a link that another program keeps changing must not hold up the daemon
 _MEANWHILE = "; changes there are found at the resync only"
 _RAISE = "; raise it with sysctl, fs.inotify.{}, then `systemctl reload flanneld-masq`"
 _REMEDIES = {errno.ENOSPC: _RAISE.format("max_user_watches"), errno.EMFILE: _RAISE.format("max_user_instances")}
 _READS = frozenset({"opened", "closed_no_write"})  # the daemon's own reading must not wake it
 
+# watchdog waits half a second for the second half of a rename before it reports that a file has left the directory, and
+# keeps back what comes after. Both halves mean the same here: the file may be another one.
+InotifyBuffer.delay = 0.0
+
 
 @dataclass(frozen=True, **SLOTS)
 class Directory:
-    """A directory to watch: its device and inode, and the paths in it that matter; None if all do."""
+    """A directory to watch: its device and inode, and the paths of the entries in it that matter."""
 
     path: str
     identity: tuple[int, int]
-    only: frozenset[str] | None
+    only: frozenset[str]
 
 
 class FileWatch:
@@ -59,8 +68,9 @@ class FileWatch:
 
     def refresh(self) -> None:
         """Watch the directories that exist now. Repeats until none is new: a watch does not report the past."""
-        while self._update():
-            pass
+        for _ in range(MAX_ROUNDS):
+            if not self._update():
+                break
 
     def stop(self) -> None:
         self._observer.stop()
@@ -83,7 +93,7 @@ class FileWatch:
                 return False  # gone since the look-up; the watch on the directory above reports it
             self._hopeless.add(directory)  # each try may cost a file descriptor that watchdog does not close
             remedy = _REMEDIES.get(error.errno or 0, "")
-            self._complain(f"{directory.path} cannot be watched: {error.strerror}{_MEANWHILE}{remedy}")
+            self._complain(f"{directory.path} cannot be watched: {why(error, directory.path)}{_MEANWHILE}{remedy}")
             return False
         self._watches[directory] = watch
         return True
@@ -95,30 +105,25 @@ class FileWatch:
 
 
 def directories(paths: Iterable[str]) -> frozenset[Directory]:
-    """Return for each file its own directory, if that exists, and the nearest existing one above it.
-
-    In a file's own directory every change matters, for the file may be a link to another file there. In the one above
-    only the next step on the way down matters.
-    """
-    whole: set[Path] = set()
-    steps: dict[Path, set[str]] = {}
+    """Return the directories whose changes may change what these paths lead to."""
+    entries: dict[str, set[str]] = {}
     for path in paths:
-        below = Path(path).parent
-        if below.is_dir():
-            whole.add(below)
-        above = next((parent for parent in below.parents if parent.is_dir()), None)
-        if above is not None:
-            step = above / below.relative_to(above).parts[0]
-            steps.setdefault(above, set()).add(str(step))
+        for step in _watched_steps(path):
+            entries.setdefault(step.directory, set()).add(step.entry)
     watchable = set()
-    for directory in whole | steps.keys():
-        try:
-            status = directory.stat()
-        except OSError:
-            continue
-        only = None if directory in whole else frozenset(steps[directory])
-        watchable.add(Directory(str(directory), (status.st_dev, status.st_ino), only))
+    for directory, names in entries.items():
+        with contextlib.suppress(OSError):  # just gone, or not to be looked at: the one above tells when that changes
+            status = Path(directory).stat()
+            watchable.add(Directory(directory, (status.st_dev, status.st_ino), frozenset(names)))
     return frozenset(watchable)
+
+
+def _watched_steps(path: str) -> Iterator[Step]:
+    """Yield each step that another program may replace: every link, and the last two steps."""
+    walk = list(steps(path))
+    for ahead, step in zip(reversed(range(len(walk))), walk):
+        if step.is_link or ahead == 0 or (ahead == 1 and step.directory != "/"):
+            yield step
 
 
 class _Handler(FileSystemEventHandler):
@@ -132,8 +137,7 @@ class _Handler(FileSystemEventHandler):
             self._changed()
 
     def _concerns(self, event: FileSystemEvent) -> bool:
-        only = self._directory.only
         paths = {os.fsdecode(path) for path in (event.src_path, getattr(event, "dest_path", "")) if path}
         # inotify reports a change in a directory as a modification of the directory too
         gone = event.event_type != "modified" and self._directory.path in paths
-        return only is None or gone or not paths.isdisjoint(only)
+        return gone or not paths.isdisjoint(self._directory.only)

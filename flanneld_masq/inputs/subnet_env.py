@@ -89,7 +89,7 @@ def read(path: Path) -> Lease | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise SubnetFileError(str(path), 0, f"cannot be read: {why(error)}") from error
+        raise SubnetFileError(str(path), 0, f"cannot be read: {why(error, path)}") from error
     return parse(data, str(path))
 
 

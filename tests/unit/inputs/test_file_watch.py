@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import itertools
+import os
 import queue
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import pytest
 from watchdog.observers.inotify_c import Inotify
 
 from flanneld_masq.inputs.file_watch import Directory, FileWatch, directories
+from flanneld_masq.inputs.path_steps import MAX_LINKS
 
 SECONDS = 5.0
 QUIET = 0.02
@@ -66,6 +70,11 @@ def watched(file: Path) -> Iterator[Watched]:
     watched = Watched(file)
     yield watched
     watched.watch.stop()
+
+
+def mkdir(path: Path) -> Path:
+    path.mkdir(exist_ok=True)
+    return path
 
 
 def write(path: Path, text: str = "x") -> None:
@@ -263,21 +272,221 @@ class TestWhatCannotBeWatched:
             watched.watch.stop()
 
 
+class TestLinks:
+    """Symbolic links on the way to the file: whatever changes what they lead to is told."""
+
+    @pytest.fixture
+    def target(self, tmp_path: Path) -> Path:
+        target = tmp_path / "elsewhere" / "flannel" / "subnet.env"
+        target.parent.mkdir(parents=True)
+        write(target)
+        return target
+
+    @pytest.fixture(params=["file", "directory", "parent"])
+    def linked(self, request: pytest.FixtureRequest, run: Path, target: Path) -> tuple[Path, Path, Path]:
+        """The path to the file, the link on that path, and what the link leads to."""
+        if request.param == "file":
+            (run / "flannel").mkdir()
+            return run / "flannel" / "subnet.env", run / "flannel" / "subnet.env", target
+        if request.param == "directory":
+            return run / "flannel" / "subnet.env", run / "flannel", target.parent
+        return run / "up" / "flannel" / "subnet.env", run / "up", target.parents[1]
+
+    @pytest.fixture(params=["relative", "absolute"])
+    def watched_link(
+        self, request: pytest.FixtureRequest, linked: tuple[Path, Path, Path]
+    ) -> Iterator[tuple[Watched, Path, Path]]:
+        file, link, target = linked
+        link.symlink_to(os.path.relpath(target, link.parent) if request.param == "relative" else target)
+        watched = Watched(file)
+        yield watched, link, target
+        watched.watch.stop()
+
+    def test_the_file_behind_it_changes(self, watched_link: tuple[Watched, Path, Path], target: Path) -> None:
+        watched, _, _ = watched_link
+        target.write_text("in place")
+        assert watched.told()
+        write(target, "by rename")
+        assert watched.told()
+        target.unlink()
+        assert watched.told()
+        write(target, "back")
+        assert watched.told()
+
+    def test_it_is_pointed_elsewhere(self, watched_link: tuple[Watched, Path, Path], tmp_path: Path) -> None:
+        watched, link, target = watched_link
+        other = mkdir(tmp_path / "other") / target.name
+        (shutil.copytree if target.is_dir() else shutil.copy)(target, other)
+        link.with_name("new").symlink_to(other)
+        link.with_name("new").replace(link)
+        assert watched.told()
+        Path(watched.paths[0]).write_text("in place")
+        assert watched.told(), "the new target is watched"
+        link.unlink()
+        link.symlink_to(target)
+        assert watched.told()
+
+    def test_it_dangles_until_its_target_appears(
+        self, linked: tuple[Path, Path, Path], tmp_path: Path, target: Path
+    ) -> None:
+        file, link, goal = linked
+        link.symlink_to(goal)
+        (tmp_path / "elsewhere").rename(tmp_path / "away")
+        watched = Watched(file)
+        try:
+            target.parent.mkdir(parents=True)
+            assert watched.told()
+            write(target)
+            assert watched.told()
+            target.write_text("in place")
+            assert watched.told()
+        finally:
+            watched.watch.stop()
+
+    def test_what_it_led_to_before_is_not_watched(self, run: Path, target: Path, tmp_path: Path) -> None:
+        other = mkdir(tmp_path / "other")
+        write(other / "subnet.env")
+        (run / "flannel").symlink_to(target.parent)
+        watched = Watched(run / "flannel" / "subnet.env")
+        try:
+            (run / "new").symlink_to(other)
+            (run / "new").replace(run / "flannel")
+            assert watched.told()
+            target.write_text("in place")
+            assert not watched.called()
+        finally:
+            watched.watch.stop()
+
+    def test_a_config_map_is_swapped(self, run: Path) -> None:
+        """As the kubelet does: the file is a link through the link `..data`, which is replaced by rename."""
+
+        def swap(generation: str) -> None:
+            write(mkdir(run / generation) / "subnet.env", generation)
+            (run / "..data_tmp").symlink_to(generation)
+            (run / "..data_tmp").replace(run / "..data")
+
+        swap("..2026_1")
+        (run / "subnet.env").symlink_to("..data/subnet.env")
+        watched = Watched(run / "subnet.env")
+        try:
+            for number in range(2, 5):
+                swap(f"..2026_{number}")
+                assert watched.told()
+                shutil.rmtree(run / f"..2026_{number - 1}")
+                watched.settle()
+            (run / "..2026_4" / "subnet.env").write_text("in place")
+            assert watched.told()
+        finally:
+            watched.watch.stop()
+
+    def test_a_loop_ends_and_its_repair_is_told(self, run: Path, target: Path) -> None:
+        (run / "a").symlink_to("b")
+        (run / "b").symlink_to("a")
+        watched = Watched(run / "a" / "subnet.env")
+        try:
+            (run / "new").symlink_to(target.parent)
+            (run / "new").replace(run / "b")
+            assert watched.told()
+            write(target, "y")
+            assert watched.told()
+        finally:
+            watched.watch.stop()
+
+    def test_a_chain_is_followed_as_far_as_the_kernel_does(self, run: Path, target: Path) -> None:
+        (run / "link1").symlink_to(target)
+        for number in range(2, MAX_LINKS + 2):
+            (run / f"link{number}").symlink_to(f"link{number - 1}")
+        longest, too_long = run / f"link{MAX_LINKS}", run / f"link{MAX_LINKS + 1}"
+        assert not os.access(too_long, os.R_OK)
+        assert str(target.parent) in {directory.path for directory in directories([str(longest)])}
+        assert {directory.path for directory in directories([str(too_long)])} == {str(run)}
+
+    def test_one_that_never_rests_does_not_hold_up(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        watched = Watched(run / "subnet.env")
+        rounds = itertools.count()
+        monkeypatch.setattr(watched.watch, "_update", lambda: next(rounds) >= 0)
+        watched.watch.refresh()
+        watched.watch.stop()
+        assert 1 < next(rounds) < 100
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.ELOOP, errno.ENAMETOOLONG])
+class TestAWayThatIsRefused:
+    """A directory on the way cannot be entered, or its file system is gone."""
+
+    @pytest.fixture(autouse=True)
+    def refused(self, number: int, run: Path, file: Path, present: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+        usual = os.readlink
+
+        def readlink(path: str, **options: Any) -> str:
+            if str(path).startswith(f"{run}/flannel"):
+                raise OSError(number, os.strerror(number), path)
+            return usual(path, **options)
+
+        monkeypatch.setattr(os, "readlink", readlink)
+        return run / "flannel"
+
+    def test_the_directory_before_it_is_watched(self, run: Path, refused: Path, file: Path) -> None:
+        named = {directory.path: directory.only for directory in directories([str(file)])}
+        assert named == {str(run): frozenset((str(refused),)), str(run.parent): frozenset((str(run),))}
+
+    def test_its_end_is_told(self, refused: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        watched = Watched(file)
+        try:
+            monkeypatch.undo()
+            refused.chmod(0o711)
+            assert watched.told()
+            write(file, "y")
+            assert watched.told()
+        finally:
+            watched.watch.stop()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_directory_that_cannot_be_looked_at_is_no_error(
+    number: int, run: Path, file: Path, present: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = Path.stat
+
+    def stat(path: Path, **options: Any) -> os.stat_result:
+        if path == file.parent:
+            raise OSError(number, os.strerror(number), path)
+        return usual(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert {directory.path for directory in directories([str(file)])} == {str(run)}
+
+
+def test_a_file_that_leaves_holds_back_nothing(file: Path, present: None, watched: Watched, tmp_path: Path) -> None:
+    """watchdog waits for the other half of the rename, and what comes after it waits too."""
+    file.rename(tmp_path / "away")
+    write(file)
+    started = time.monotonic()
+    assert watched.told()
+    assert time.monotonic() - started < 0.4
+
+
 class TestDirectories:
-    def named(self, *paths: Path) -> dict[str, frozenset[str] | None]:
+    def named(self, *paths: Path) -> dict[str, frozenset[str]]:
         return {directory.path: directory.only for directory in directories(map(str, paths))}
 
     def test_its_own_and_the_one_above(self, file: Path, run: Path, present: None) -> None:
-        assert self.named(file) == {str(file.parent): None, str(run): frozenset((str(file.parent),))}
+        assert self.named(file) == {str(file.parent): frozenset((str(file),)), str(run): frozenset((str(file.parent),))}
 
-    def test_the_nearest_that_exists(self, run: Path) -> None:
-        assert self.named(run / "a" / "b" / "c") == {str(run): frozenset((str(run / "a"),))}
+    def test_the_nearest_that_exists_and_the_one_above(self, run: Path) -> None:
+        assert self.named(run / "a" / "b" / "c") == {
+            str(run): frozenset((str(run / "a"),)),
+            str(run.parent): frozenset((str(run),)),
+        }
 
     def test_several_files_share_their_directories(self, run: Path) -> None:
+        (run / "a").mkdir()
         named = self.named(run / "a" / "x", run / "b" / "x", run / "y")
-        assert named[str(run)] is None
-        assert named[str(run.parent)] == frozenset((str(run),))
-        assert set(named) == {str(run), str(run.parent)}
+        assert named == {
+            str(run / "a"): frozenset((str(run / "a" / "x"),)),
+            str(run): frozenset(str(run / name) for name in "aby"),
+            str(run.parent): frozenset((str(run),)),
+        }
 
     def test_a_directory_made_anew_is_another(self, run: Path) -> None:
         before = directories([str(run / "x")])
@@ -287,8 +496,24 @@ class TestDirectories:
 
     def test_a_file_in_the_root_directory(self) -> None:
         status = Path("/").stat()
-        assert directories(["/subnet.env"]) == {Directory("/", (status.st_dev, status.st_ino), None)}
+        only = frozenset(("/subnet.env",))
+        assert directories(["/subnet.env"]) == {Directory("/", (status.st_dev, status.st_ino), only)}
+
+    def test_the_root_directory_is_busy_and_its_directories_are_not_replaced(self) -> None:
+        assert set(self.named(Path("/nonexistent-directory/subnet.env"))) == {"/"}
+        assert set(self.named(Path("/proc/nonexistent.env"))) == {"/proc"}
 
     def test_a_file_where_a_directory_should_be(self, run: Path) -> None:
         (run / "flannel").write_text("")
-        assert self.named(run / "flannel" / "subnet.env") == {str(run): frozenset((str(run / "flannel"),))}
+        assert self.named(run / "flannel" / "subnet.env") == {
+            str(run): frozenset((str(run / "flannel"),)),
+            str(run.parent): frozenset((str(run),)),
+        }
+
+    def test_dots_are_taken_as_the_kernel_takes_them(self, run: Path, file: Path, present: None) -> None:
+        (run / "a").mkdir()
+        (run / "link").symlink_to("a")
+        assert self.named(run / "link" / ".." / "." / "flannel" / "subnet.env") == {
+            str(file.parent): frozenset((str(file),)),
+            str(run): frozenset((str(run / "link"), str(file.parent))),
+        }
