@@ -7,15 +7,13 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from flanneld_masq import footprint, plugin_loader
 from flanneld_masq.cli.output import backend_lines, in_colour, print_errors, print_json, print_plans, print_repairs
-from flanneld_masq.cli.session import Session, load_settings
+from flanneld_masq.cli.session import Session, load_settings, warn
 from flanneld_masq.dbus import client
 from flanneld_masq.errors import BackendUnavailable, BusError, ConfigError, MasqError
-from flanneld_masq.inputs import net_conf
 from flanneld_masq.model import (
     Change,
     ChangeKind,
@@ -35,7 +33,7 @@ from flanneld_masq.reconcile.values import Repair
 from flanneld_masq.ruleset import policy
 from flanneld_masq.ruleset.backend_choice import Choice
 from flanneld_masq.service import journal
-from flanneld_masq.service.desired_state import OnError
+from flanneld_masq.service.desired_state import OnError, read_net_conf
 from flanneld_masq.state_directory import StateDirectory
 
 DRIFT = 3
@@ -225,7 +223,8 @@ def explain(options: argparse.Namespace) -> int:
 
 def backends(options: argparse.Namespace) -> int:
     session = Session.of(options)
-    uses_nftables = net_conf.flannel_uses_nftables(Path(session.settings.net_conf))
+    uses_nftables, trouble = read_net_conf(session.settings)
+    warn(trouble)
     families = {
         str(reconciler.family): _backends_of(session, reconciler, uses_nftables) for reconciler in session.reconcilers()
     }

@@ -59,12 +59,14 @@ class FamilyFacts:
 class Facts:
     """What was found out of a node. `troubles` say why subnet files give no lease; `status` is what the daemon
     says of itself, `holder` whether it runs; `conntrack` counts the connections, and how many there may be. `wrong`
-    says what is wrong with the configuration file, without which nothing is known of what depends on it. `unreadable`
-    are the input files that the user of the service may not read; a daemon that runs reports that itself."""
+    says what is wrong with the configuration file, without which nothing is known of what depends on it; `net_conf`
+    what is wrong with flannel's. `unreadable` are the input files that the user of the service may not read; a daemon
+    that runs reports that itself."""
 
     settings: Settings
     leases: tuple[Lease, ...] = ()
     troubles: tuple[str, ...] = ()
+    net_conf: str = ""
     holder: Holder = _NOBODY
     status: Optional[Status] = None
     families: tuple[FamilyFacts, ...] = ()
@@ -77,6 +79,7 @@ def examine(facts: Facts) -> Iterator[Finding]:
     """All findings, those of the whole node first."""
     yield from _configuration(facts)
     yield from _subnet_files(facts)
+    yield from _net_conf(facts)
     yield from _daemon(facts)
     yield from _conntrack(facts)
     for found in facts.families:
@@ -113,6 +116,13 @@ def _subnet_files(facts: Facts) -> Iterator[Finding]:
             yield Finding(Severity.NOTICE, what, f"{lease.path} says FLANNEL_IPMASQ=true", remedy)
 
 
+def _net_conf(facts: Facts) -> Iterator[Finding]:
+    if facts.net_conf:
+        what = "flannel's net-conf.json cannot be used, and flannel may refuse it too"
+        remedy = "correct it where it comes from, usually the ConfigMap kube-flannel-cfg; `net_conf` names another file"
+        yield Finding(Severity.PROBLEM, what, facts.net_conf, remedy)
+
+
 def _daemon(facts: Facts) -> Iterator[Finding]:
     if facts.holder.runs is None:
         what, remedy = "whether the daemon runs cannot be told", "run this as root, or systemctl status flanneld-masq"
@@ -129,7 +139,7 @@ def _daemon(facts: Facts) -> Iterator[Finding]:
 def _reported(facts: Facts, status: Status) -> Iterator[Finding]:
     """Yield what the running daemon reports. It may meet troubles that this command, as another user, does not."""
     for trouble in status.troubles:
-        if trouble not in facts.troubles and not (facts.wrong and trouble.startswith(facts.wrong)):
+        if trouble not in (*facts.troubles, facts.net_conf) and not (facts.wrong and trouble.startswith(facts.wrong)):
             severity = Severity.NOTICE if status.state is State.SYNCED else Severity.PROBLEM
             remedy = "`journalctl -u flanneld-masq -x` explains it; the daemon tries again by itself, at each resync"
             yield Finding(severity, "the daemon reports a trouble", trouble, remedy)

@@ -25,11 +25,13 @@ _IPTABLES_TABLES = ("nat", "filter")
 
 def gather(session: Session, builder: DesiredStateBuilder) -> Facts:
     """Return all facts. A fact that cannot be found out is a trouble of its family, or left out."""
-    builder.refresh()
+    net_conf = builder.refresh().net_conf
     desired = builder.current()
     leases = builder.leases.good
     families = () if desired is None else tuple(_families(session, desired))
-    return replace(of_daemon(session), leases=leases, troubles=builder.leases.troubles, families=families)
+    return replace(
+        of_daemon(session), leases=leases, troubles=builder.leases.troubles, net_conf=net_conf, families=families
+    )
 
 
 def of_daemon(session: Session) -> Facts:

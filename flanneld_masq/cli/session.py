@@ -69,11 +69,14 @@ class Session:
         return DesiredStateBuilder(self.settings, self.plugins, on_error)
 
     def desired_state(self) -> DesiredState:
-        """Return what the inputs ask for now. Print failures of plugins; raise MasqError for any other failure."""
+        """Return what the inputs ask for now. Raise MasqError if there is no lease or a subnet file is refused.
+
+        Print failures of plugins and a net-conf.json that cannot be used.
+        """
         builder = self.builder(OnError.RAISE)
         for failure in (*self.plugins.failures, *builder.ask_plugins()):
-            print(f"flanneld-masq: {failure}", file=sys.stderr)
-        builder.refresh()
+            warn(str(failure))
+        warn(builder.refresh().net_conf)
         return builder.required()
 
     def reconcilers(self) -> Iterator[Reconciler]:
@@ -101,6 +104,12 @@ class Session:
 
 def _directory(configured: str, options: argparse.Namespace) -> StateDirectory:
     return directory_of(StateDirectory(Path(configured)), os.path.realpath(options.config))
+
+
+def warn(message: str) -> None:
+    """Print a message that does not stop the command; nothing for an empty one."""
+    if message:
+        print(f"flanneld-masq: {message}", file=sys.stderr)
 
 
 def load_settings(options: argparse.Namespace) -> Settings:

@@ -19,19 +19,22 @@ from flanneld_masq.reconcile.values import DesiredState
 
 
 class OnError(enum.Enum):
-    """What becomes of an input that cannot be used."""
+    """What becomes of a subnet file that cannot be used. A net-conf.json that cannot is always taken as missing."""
 
-    KEEP = "keep"  # its last good value stays, and the error is returned
+    KEEP = "keep"  # its last good lease stays, and the error is returned
     RAISE = "raise"
 
 
 @dataclass(frozen=True, **SLOTS)
 class Refreshed:
-    """What a refresh read. `changed` is True if the desired state is another one now."""
+    """What a refresh read. `changed` is True if the desired state is another one now.
+
+    `net_conf` is a message about a net-conf.json that cannot be used; empty if it can, or is missing.
+    """
 
     changed: bool
     news: tuple[News, ...] = ()
-    net_conf_error: ConfigError | None = None
+    net_conf: str = ""
 
 
 class DesiredStateBuilder:
@@ -44,6 +47,12 @@ class DesiredStateBuilder:
         self._on_error = on_error
         self._networks: tuple[Network, ...] = ()
         self._uses_nftables = False
+        self._net_conf_trouble = ""
+
+    @property
+    def troubles(self) -> tuple[str, ...]:
+        """The problems of the input files now."""
+        return (*self.leases.troubles, *filter(None, (self._net_conf_trouble,)))
 
     def current(self) -> DesiredState | None:
         """Return what is to hold now; None until there is a lease."""
@@ -70,11 +79,11 @@ class DesiredStateBuilder:
         return failures
 
     def refresh(self) -> Refreshed:
-        """Read net-conf.json and the subnet files again. Raises ConfigError and SubnetFileError for OnError.RAISE."""
+        """Read net-conf.json and the subnet files again. Raises SubnetFileError for OnError.RAISE."""
         before = self.current()
-        net_conf_error = self._read_net_conf()
+        trouble = self._read_net_conf()
         news = self.read_leases()
-        return Refreshed(self.current() != before, news, net_conf_error)
+        return Refreshed(self.current() != before, news, trouble)
 
     def read_leases(self) -> tuple[News, ...]:
         """Read the subnet files alone again. Raises SubnetFileError for OnError.RAISE."""
@@ -93,21 +102,23 @@ class DesiredStateBuilder:
             f"flannel writes it when it starts, and --subnet-file names another"
         )
 
-    def _read_net_conf(self) -> ConfigError | None:
-        try:
-            self._uses_nftables = flannel_uses_nftables(Path(self.settings.net_conf))
-        except ConfigError as error:
-            if self._on_error is OnError.RAISE:
-                raise
-            return error
-        return None
+    def _read_net_conf(self) -> str:
+        self._uses_nftables, self._net_conf_trouble = read_net_conf(self.settings)
+        return self._net_conf_trouble
+
+
+def read_net_conf(settings: Settings) -> tuple[bool, str]:
+    """Return if flannel runs in its nftables mode, and a message if its net-conf.json cannot be used."""
+    try:
+        return flannel_uses_nftables(Path(settings.net_conf)), ""
+    except ConfigError as error:
+        return False, f"{error}; taken as if it were not there"
 
 
 def input_entries(refreshed: Refreshed, leases: tuple[Lease, ...]) -> Iterator[LogEntry]:
     """Log what a refresh read. `leases` are the good ones now. Pure."""
-    if refreshed.net_conf_error is not None:
-        message = f"{refreshed.net_conf_error}; taken as if it were not there"
-        yield notice(message, logging.WARNING, once=True)
+    if refreshed.net_conf:
+        yield notice(refreshed.net_conf, logging.WARNING, once=True)
     for item in refreshed.news:
         lease = next((lease for lease in leases if lease.path == item.path), None)
         yield _news_entry(item, known=lease is not None)

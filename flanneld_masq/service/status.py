@@ -78,7 +78,7 @@ class StatusPublisher:
             config_loaded=self._loaded,
             reload_refused=bool(self.refused),
             leases=leases,
-            troubles=(*self._desired.leases.troubles, *filter(None, (self.refused, *self._files.failures))),
+            troubles=(*self._desired.troubles, *filter(None, (self.refused, *self._files.failures))),
             plugin_failures=tuple(map(str, self._plugins.failures)),
             families=families,
         )

@@ -54,6 +54,11 @@ PROBLEMS = {
     "configuration": (replace(NODE, wrong="/x: colour: unknown key"), "the configuration is wrong", "colour"),
     "no subnet": (replace(NODE, troubles=("/x is gone",)), "no subnet is known", "/x is gone"),
     "no daemon": (replace(NODE, holder=NOBODY), "the daemon does not run", "/run/flanneld-masq/lock"),
+    "net-conf.json": (
+        replace(NODE, net_conf="/x: EnableNFTables: a string"),
+        "net-conf.json cannot be used",
+        "a string",
+    ),
     "degraded": (
         replace(NODE, status=Status(State.DEGRADED, families={Family.IPV4: DEGRADED})),
         "the daemon is degraded",
@@ -79,6 +84,18 @@ def test_each_problem_is_found_with_its_evidence_and_a_remedy(facts: Facts, what
     assert what in finding.what
     assert evidence in finding.evidence
     assert finding.remedy
+
+
+def test_a_trouble_that_both_see_is_one_finding() -> None:
+    troubles = ("/x is gone", "/n: bad", "/c: colour: unknown key; the running settings stay")
+    facts = replace(
+        NODE,
+        troubles=("/x is gone",),
+        net_conf="/n: bad",
+        wrong="/c: colour: unknown key",
+        status=Status(State.SYNCED, troubles=troubles),
+    )
+    assert len(list(examine(facts))) == 3
 
 
 NOTICES = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat
-from pathlib import Path
 
 import pytest
 
@@ -35,12 +34,19 @@ class TestConfiguration:
         masq.config_file.unlink()
         assert masq(f"render --backend nft --subnet-file {masq.subnet_file}").status == 0
 
-    def test_a_bad_net_conf(self, masq: Program, tmp_path: Path) -> None:
-        (tmp_path / "net-conf.json").write_text("{")
-        masq.config_file.write_text(masq.config_file.read_text().replace("/none", f"{tmp_path}/net-conf.json"))
-        done = masq("render")
-        assert done.status == 2
-        assert f"{tmp_path}/net-conf.json: cannot be read as JSON" in done.err
+
+class TestNetConf:
+    @pytest.mark.parametrize("text", ["{", '{"enableNFTables": "true"}', "[]"])
+    @pytest.mark.parametrize("command", ["render --backend nft", "explain --src 10.244.1.5 --dst 1.1.1.1", "backends"])
+    def test_a_bad_one_is_a_warning_and_taken_as_missing(self, command: str, text: str, masq: Program) -> None:
+        without = masq(command)
+        net_conf = masq.directory / "net-conf.json"
+        net_conf.write_text(text)
+        masq.config_file.write_text(masq.config_file.read_text().replace("/none", str(net_conf)))
+        done = masq(command)
+        assert (done.status, done.out) == (0, without.out)
+        (line,) = done.err.splitlines()
+        assert line.startswith(f"flanneld-masq: {net_conf}: ") and line.endswith("; taken as if it were not there")
 
 
 class TestSubnetFile:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flanneld_masq import plugin_loader
-from flanneld_masq.errors import ConfigError, MasqError, SubnetFileError
+from flanneld_masq.errors import MasqError, SubnetFileError
 from flanneld_masq.hookspecs import hookimpl
 from flanneld_masq.model import Network, Settings
 from flanneld_masq.service.desired_state import DesiredStateBuilder, OnError, input_entries, plugin_entries
@@ -68,7 +68,6 @@ def test_all_inputs_are_in_the_desired_state(settings: Settings, plugin: Plugin)
 
 def test_kept_inputs_are_the_last_good_ones(settings: Settings, plugin: Plugin) -> None:
     write(settings.subnet_files[0], SUBNET)
-    write(settings.net_conf, '{"EnableNFTables": true}')
     builder = build(settings, plugin)
     builder.ask_plugins()
     assert messages(builder) == [("lease-changed", logging.INFO)]
@@ -79,6 +78,10 @@ def test_kept_inputs_are_the_last_good_ones(settings: Settings, plugin: Plugin) 
     assert [entry.event.kind for entry in plugin_entries(builder.ask_plugins())] == ["plugin-failed"]
     assert messages(builder) == [("notice", logging.WARNING), ("lease-refused", logging.ERROR)]
     assert builder.required() == before
+    assert [trouble.split(": ")[0] for trouble in builder.troubles] == [
+        f"{settings.subnet_files[0]}, line 1",
+        settings.net_conf,
+    ]
 
 
 def test_a_missing_file_is_waited_for_and_then_missed(settings: Settings, plugin: Plugin) -> None:
@@ -98,14 +101,27 @@ def test_a_masquerading_flanneld_is_noted_once(settings: Settings, plugin: Plugi
     assert note.once and "FLANNEL_IPMASQ=true" in note.event.message
 
 
-@pytest.mark.parametrize(("name", "error"), [("subnet.env", SubnetFileError), ("net-conf.json", ConfigError)])
-def test_a_command_is_stopped_by_a_bad_input(
-    name: str, error: type[MasqError], settings: Settings, plugin: Plugin, tmp_path: Path
-) -> None:
-    write(settings.subnet_files[0], SUBNET)
-    write(str(tmp_path / name), "nonsense")
-    with pytest.raises(error):
+def test_a_command_is_stopped_by_a_bad_subnet_file(settings: Settings, plugin: Plugin) -> None:
+    write(settings.subnet_files[0], "nonsense")
+    with pytest.raises(SubnetFileError):
         build(settings, plugin, OnError.RAISE).refresh()
+
+
+@pytest.mark.parametrize("on_error", OnError)
+@pytest.mark.parametrize("text", ["nonsense", '{"EnableNFTables": "true"}'])
+def test_a_bad_net_conf_counts_as_missing(text: str, on_error: OnError, settings: Settings, plugin: Plugin) -> None:
+    write(settings.subnet_files[0], SUBNET)
+    write(settings.net_conf, '{"EnableNFTables": true}')
+    builder = build(settings, plugin, on_error)
+    assert builder.refresh().net_conf == ""
+    write(settings.net_conf, text)
+    refreshed = builder.refresh()
+    assert refreshed.changed and not builder.required().flannel_uses_nftables
+    assert refreshed.net_conf.startswith(f"{settings.net_conf}: ")
+    assert builder.troubles == (refreshed.net_conf,)
+    write(settings.net_conf, '{"enablenftables": true}')
+    assert builder.refresh().changed and builder.required().flannel_uses_nftables
+    assert not builder.troubles
 
 
 def test_leases_alone_need_no_net_conf(settings: Settings, plugin: Plugin) -> None:
