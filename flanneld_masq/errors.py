@@ -25,6 +25,7 @@ from typing import NamedTuple
 from flanneld_masq.printable import one_line
 
 DBUS_PREFIX = "io.github.flanneld_masq.Error."
+MAX_SHOWN_CHARACTERS = 1000  # of a command line, and of what the program printed
 
 
 class MasqError(Exception):
@@ -80,7 +81,8 @@ class CommandError(MasqError):
     """A program failed. `status` is its exit status, a negative signal number, or None if it did not end by itself."""
 
     def __init__(self, argv: tuple[str, ...], reason: str, *, status: int | None = None, stderr: str = "") -> None:
-        super().__init__(f"`{' '.join(argv)}` {reason}" + (f": {stderr.strip()}" if stderr.strip() else ""))
+        command, output = (one_line(text, MAX_SHOWN_CHARACTERS) for text in (" ".join(argv), stderr.strip()))
+        super().__init__(f"`{command}` {reason}" + (f": {output}" if output else ""))
         self.argv = argv
         self.reason = one_line(reason)
         self.status = status
@@ -106,12 +108,7 @@ class AlreadyRunning(MasqError):
 
 
 class StateError(MasqError):
-    """The state directory cannot be used. `lasting` is True if an administrator must fix it."""
-
-    def __init__(self, reason: str, *, lasting: bool = False) -> None:
-        super().__init__(reason)
-        self.reason = one_line(reason)
-        self.lasting = lasting
+    """A file of the state directory cannot be written, or another process holds it."""
 
 
 class BusError(MasqError):

@@ -1,10 +1,15 @@
-"""Runs programs: takes argv and input, returns the output or raises CommandError. No other module starts processes."""
+"""Runs programs: takes argv and input, returns the output or raises CommandError. No other module starts processes.
+
+The memory that a program can make this process need is bounded: too much output is an error, and of too many complaints
+the first are kept.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import os
+import selectors
 import signal
 import subprocess
 import threading
@@ -18,6 +23,9 @@ from flanneld_masq.model import SLOTS
 
 SYSTEM_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 DEFAULT_TIMEOUT = 20.0
+MAX_STDOUT = 64 * 1024 * 1024  # bytes; 80,000 rules of kube-proxy print 20 MB
+MAX_STDERR = 16 * 1024
+_CHUNK = 64 * 1024
 _ENCODING = ("utf-8", "surrogateescape")  # the comment of a foreign rule may hold any bytes, a lone CR among them
 
 
@@ -49,6 +57,7 @@ class ProcessRunner:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._stopped = False
         self.moved = -math.inf  # when a program last started or ended, by the monotonic clock
+        self.running: tuple[str, ...] = ()  # the program that one thread waits for; empty while there is none
 
     def __call__(
         self, argv: tuple[str, ...], *, executable: str | None = None, stdin: str = "", timeout: float = DEFAULT_TIMEOUT
@@ -56,16 +65,21 @@ class ProcessRunner:
         """Run a program to its end; `timeout` is in seconds. Raises CommandError unless it exits with status 0."""
         self.moved = time.monotonic()
         process = self._start(argv, executable)
+        self.running = argv
         try:
-            stdout, stderr = process.communicate(stdin.encode(*_ENCODING), timeout=timeout)
+            stdout, stderr = _Exchange(process, stdin.encode(*_ENCODING)).run(timeout)
         except subprocess.TimeoutExpired:
             _kill(process)
             raise CommandError(argv, f"gave no answer within {timeout:g} s and was ended") from None
+        except _TooMuch:
+            _kill(process)
+            raise CommandError(argv, f"printed more than {MAX_STDOUT >> 20} MiB and was ended") from None
         finally:
             with self._lock:
                 self._running.discard(process)
+            self.running = ()
             self.moved = time.monotonic()
-        return _judge(argv, process.returncode, stdout.decode(*_ENCODING), stderr.decode(*_ENCODING))
+        return _judge(argv, process.returncode, stdout, stderr)
 
     def stop(self) -> None:
         with self._lock:
@@ -133,19 +147,71 @@ class ExitHook:
             self._shell.communicate(b"\n")
 
 
+class _TooMuch(Exception):
+    """A program printed more than is accepted."""
+
+
+class _Exchange:
+    """Feeds a program and reads its output until it ends. What it complains beyond MAX_STDERR is read and dropped."""
+
+    def __init__(self, process: subprocess.Popen[bytes], stdin: bytes) -> None:
+        self._process = process
+        self._input = memoryview(stdin)
+        self._output = bytearray()
+        self._complaints = bytearray()
+
+    def run(self, timeout: float) -> tuple[str, str]:
+        """Return standard output and standard error. Raises TimeoutExpired and _TooMuch; then it still runs."""
+        deadline = time.monotonic() + timeout
+        stdin, stdout, stderr = self._process.stdin, self._process.stdout, self._process.stderr
+        assert stdin is not None and stdout is not None and stderr is not None
+        with stdin, stdout, stderr, selectors.DefaultSelector() as selector:
+            os.set_blocking(stdin.fileno(), False)
+            selector.register(stdin, selectors.EVENT_WRITE, self._write)
+            selector.register(stdout, selectors.EVENT_READ, self._read_output)
+            selector.register(stderr, selectors.EVENT_READ, self._read_complaints)
+            while selector.get_map():
+                ready = selector.select(max(0.0, deadline - time.monotonic()))
+                for key, _ in ready:
+                    if key.data(key.fd):
+                        selector.unregister(key.fileobj)
+                        key.fileobj.close()  # type: ignore[union-attr]
+                if selector.get_map() and time.monotonic() >= deadline:
+                    raise subprocess.TimeoutExpired(self._process.args, timeout)
+            self._process.wait(max(0.0, deadline - time.monotonic()))
+        return self._output.decode(*_ENCODING), self._complaints.decode(*_ENCODING)
+
+    def _write(self, descriptor: int) -> bool:
+        """Write more of the input. Return True if that was all, or if the program reads no more."""
+        with contextlib.suppress(BlockingIOError):
+            try:
+                self._input = self._input[os.write(descriptor, self._input[:_CHUNK]) :]
+            except BrokenPipeError:
+                return True
+        return not self._input
+
+    def _read_output(self, descriptor: int) -> bool:
+        """Read more of the output. Return True at its end."""
+        data = os.read(descriptor, _CHUNK)
+        self._output += data
+        if len(self._output) > MAX_STDOUT:
+            raise _TooMuch
+        return not data
+
+    def _read_complaints(self, descriptor: int) -> bool:
+        data = os.read(descriptor, _CHUNK)
+        self._complaints += data[: MAX_STDERR - len(self._complaints)]
+        return not data
+
+
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End the process and its children, and close the pipes even if another process still holds them."""
+    """End the process and its children."""
     _kill_group(process)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.communicate(timeout=1)
-    for pipe in (process.stdin, process.stdout, process.stderr):
-        if pipe is not None:
-            pipe.close()
     process.wait()
 
 

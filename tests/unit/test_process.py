@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_masq.errors import CommandError
-from flanneld_masq.process import SYSTEM_PATH, Completed, ProcessRunner, search_path
+from flanneld_masq import process
+from flanneld_masq.errors import MAX_SHOWN_CHARACTERS, CommandError
+from flanneld_masq.process import MAX_STDERR, MAX_STDOUT, SYSTEM_PATH, Completed, ProcessRunner, search_path
 
 run = ProcessRunner()
 
@@ -99,6 +100,77 @@ def test_a_program_is_looked_for_on_the_given_path_alone(tmp_path: Path) -> None
 def test_timeout() -> None:
     error = failed("sleep", "60", timeout=0.05)
     assert (error.status, error.reason) == (None, "gave no answer within 0.05 s and was ended")
+
+
+def test_a_program_that_closes_its_output_and_goes_on() -> None:
+    error = failed("sh", "-c", "exec >&- 2>&-; exec sleep 60", timeout=0.2)
+    assert error.reason == "gave no answer within 0.2 s and was ended"
+
+
+def test_a_child_that_keeps_the_output_open_is_not_waited_for() -> None:
+    error = failed("sh", "-c", "sleep 60 & exit 0", timeout=0.2)
+    assert "gave no answer" in error.reason
+
+
+def test_input_and_output_at_once() -> None:
+    """Neither side may wait for the other, however much is on its way."""
+    text = "line\n" * 200_000
+    assert run(("cat",), stdin=text).stdout == text
+
+
+def test_complaints_without_end_are_cut() -> None:
+    program = "i=0; while [ $i -lt 20000 ]; do echo complaint number $i; i=$((i + 1)); done >&2; echo out; exit "
+    done = run(("sh", "-c", program + "0"))
+    assert done.stdout == "out\n"
+    assert done.stderr.startswith("complaint number 0\n") and len(done.stderr) == MAX_STDERR
+    error = failed("sh", "-c", program + "1")
+    assert error.stderr.startswith("complaint number 0\n")
+    assert str(error).endswith("...") and len(str(error)) < 2 * MAX_SHOWN_CHARACTERS
+    assert "\n" not in str(error)
+
+
+def test_complaints_for_ever_end_at_the_limit_of_time() -> None:
+    error = failed("sh", "-c", "while :; do echo again; done >&2", timeout=0.3)
+    assert error.reason == "gave no answer within 0.3 s and was ended"
+
+
+def test_output_without_end_is_an_error_and_no_truncation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "MAX_STDOUT", 1 << 20)
+    assert len(run(("head", "-c", str(1 << 20), "/dev/zero")).stdout) == 1 << 20
+    error = failed("cat", "/dev/zero")
+    assert (error.status, error.reason) == (None, "printed more than 1 MiB and was ended")
+
+
+def test_the_listing_of_many_rules_is_accepted() -> None:
+    rule = "-A KUBE-SVC-0123456789ABCDEF -m comment --comment 'namespace/service:port' -j KUBE-SEP-0123456789ABCDEF"
+    assert 50_000 * 10 * len(rule) < MAX_STDOUT
+
+
+def test_a_command_line_without_end_is_cut() -> None:
+    error = failed("sh", "-c", "exit 1", "x" * 100_000)
+    assert len(str(error)) < 2 * MAX_SHOWN_CHARACTERS
+
+
+def test_no_descriptor_is_left_behind() -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    run(("true",))
+    failed("false")
+    failed("sleep", "60", timeout=0.05)
+    failed("/no/such/program")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_what_runs_is_known_meanwhile(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    runner, argv = ProcessRunner(), ("sh", "-c", f"echo > {tmp_path}/fifo; cat {tmp_path}/fifo")
+    assert not runner.running
+    thread = threading.Thread(target=runner, args=(argv,))
+    thread.start()
+    (tmp_path / "fifo").read_text()
+    assert runner.running == argv
+    (tmp_path / "fifo").write_text("")
+    thread.join(10)
+    assert not runner.running
 
 
 def test_output_that_is_not_text() -> None:

@@ -183,7 +183,9 @@ class TestComparison:
     def test_what_plan_says(self, synced: Program, monkeypatch: pytest.MonkeyPatch) -> None:
         self.kernel(monkeypatch, True)
         done = synced("status")
-        assert "  kernel: object is not wanted in nat FLANNELD-MASQ: an old rule; see `flanneld-masq plan`\n" in done.out
+        assert (
+            "  kernel: object is not wanted in nat FLANNELD-MASQ: an old rule; see `flanneld-masq plan`\n" in done.out
+        )
         assert synced("plan").status == 3
         assert synced("status --check").status == 1
         assert "object is not wanted in nat FLANNELD-MASQ" in synced("status --json").json["families"]["ipv4"]["kernel"]
