@@ -14,6 +14,7 @@ from flanneld_masq.cli.output import backend_lines, in_colour, print_errors, pri
 from flanneld_masq.cli.session import Session, load_settings, warn
 from flanneld_masq.dbus import client
 from flanneld_masq.errors import BackendUnavailable, BusError, ConfigError, MasqError
+from flanneld_masq.hangup import HANGUP
 from flanneld_masq.model import (
     Change,
     ChangeKind,
@@ -50,6 +51,8 @@ def run(options: argparse.Namespace) -> int:
             raise
         journal.failed(error)
         return error.exit_code if isinstance(error, MasqError) else 1
+    finally:
+        HANGUP.ignore()
     return 0
 
 
@@ -60,6 +63,7 @@ def _serve(options: argparse.Namespace) -> None:
     from flanneld_masq.service.daemon import Daemon
 
     footprint.one_arena()
+    HANGUP.hold()
     daemon = Daemon(lambda: load_settings(options), plugin_loader.load(), config=options.config)
     journal.set_level(daemon.settings.log_level)
     faulthandler.enable()  # when systemd's watchdog ends us, the journal says where each thread was

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flanneld_masq import hangup  # noqa: F401  isort: skip  first of all, for SIGHUP may come any time
 import argparse
 import os
 import sys
