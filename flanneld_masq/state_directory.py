@@ -8,6 +8,9 @@
 Files are replaced by rename, so a reader sees a whole file. An unreadable file counts as missing: the rules are then
 written again. The daemon runs as a user of its own and the commands as root, so each accepts the files of these two
 users, and of no other.
+
+No repair depends on the directory. What cannot be written there is kept in memory, and a lock that cannot be opened
+excludes nobody; `trouble` says so.
 """
 
 from __future__ import annotations
@@ -24,10 +27,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple, Optional
 
 from flanneld_masq.errors import AlreadyRunning, StateError
-from flanneld_masq.model import BackendName, Family, Holder, Item, ItemKind, Neighbours, VerifiedState
+from flanneld_masq.inputs.json_values import decode, parse
+from flanneld_masq.inputs.text import read_regular, read_start
+from flanneld_masq.lock_files import open_or_make, pid_in, text_in, try_lock
+from flanneld_masq.model import BackendName, Family, Holder, VerifiedState
 from flanneld_masq.printable import printable
 
 SERVICE_USER = "flanneld-masq"
@@ -35,10 +41,60 @@ PASS_LOCK_SECONDS = 10.0
 _RETRY_SECONDS = 0.01
 _ASKED_SECONDS = 0.08  # longer than a command holds the lock to find out if a daemon holds it
 _LONGEST_RETRY_SECONDS = 0.1
-# errors that an administrator must fix; a full file system or too many open files may pass
-_LASTING = frozenset(
-    (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
-)
+_MAX_BYTES = 32 * 1024 * 1024  # of a file; a verified state names each foreign rule around the jump
+_MAX_PID = 1 << 31
+_MAX_COMMAND_BYTES = 256
+_INSECURE = "can be written by others than root"
+_STATUS, _INSTANCE_LOCK = "status.json", "lock"
+
+_Identity = Optional[tuple[int, int]]  # inode and time of the last change of a file; None for a missing one
+
+
+class _Failure(NamedTuple):
+    """Why a file cannot be used, and what helps."""
+
+    reason: str
+    remedy: str
+
+
+def _failure(error: OSError | StateError) -> _Failure:
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if isinstance(cause, OSError):
+        return _Failure(cause.strerror or str(cause), _remedy(cause))
+    reason, _, remedy = str(error).partition("; ")
+    return _Failure(reason, remedy)
+
+
+class _Failures:
+    """The files of the state directory that cannot be used, and why."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._failures: dict[str, _Failure] = {}
+
+    @contextlib.contextmanager
+    def noting(self, name: str, *, go_on: bool = False) -> Iterator[None]:
+        """Note if something with a file fails, and that it works again. `go_on` says not to raise the failure."""
+        try:
+            yield
+        except (OSError, StateError) as error:
+            self._failures[name] = _failure(error)
+            if not go_on:
+                raise
+        else:
+            self._failures.pop(name, None)
+
+    def text(self) -> str:
+        """Return why the directory, or a file in it, cannot be used; empty if all is well."""
+        reasons: dict[str, str] = {}  # one file for each; the next one that fails for this reason is no news
+        for name, failure in list(self._failures.items()):
+            reasons.setdefault(failure.reason, f"{name}: {failure.reason}; {failure.remedy}")
+        if not reasons:
+            return ""
+        return (
+            f"state directory {self._directory} cannot be used; repairs go on, with what is not written kept in memory "
+            f"and without the locks that cannot be opened: {'; '.join(reasons.values())}"
+        )
 
 
 class StateDirectory:
@@ -47,18 +103,25 @@ class StateDirectory:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._stopping = threading.Event()
-        self._verified_states: dict[str, tuple[tuple[int, int], VerifiedState | None]] = {}
+        self._verified_states: dict[str, tuple[_Identity, VerifiedState | None]] = {}
+        self._unwritten: set[str] = set()  # verified states that are in memory alone
+        self._instance: int | None = None  # the descriptor of the instance lock
+        self._failures = _Failures(directory)
+
+    @property
+    def trouble(self) -> str:
+        """Why the directory, or a file in it, cannot be used; empty if all is well."""
+        return self._failures.text()
 
     def verified_state(self, backend: BackendName, family: Family) -> VerifiedState | None:
         """Return the read-back of our last write; None if there is none. The file is read again only if it changed."""
         name = _verified_state_name(backend, family)
-        try:
-            status = self._path(name).stat()
-        except OSError:
-            return None
-        key = (status.st_ino, status.st_mtime_ns)
-        if name not in self._verified_states or self._verified_states[name][0] != key:
-            self._verified_states[name] = (key, _verified_state_from(self._read(name)))
+        identity = self._identity(name)
+        if name not in self._verified_states or self._verified_states[name][0] != identity:
+            self._verified_states[name] = (identity, self._read_verified_state(name) if identity else None)
+            self._unwritten.discard(name)
+        elif name in self._unwritten:
+            self._keep(name, self._verified_states[name][1])
         return self._verified_states[name][1]
 
     def remember(self, backend: BackendName, family: Family, verified_state: VerifiedState) -> None:
@@ -67,39 +130,53 @@ class StateDirectory:
         verified_state = dataclasses.replace(verified_state, items=items)
         if verified_state == self.verified_state(backend, family):
             return
-        self._write(_verified_state_name(backend, family), dataclasses.asdict(verified_state))
+        self._keep(_verified_state_name(backend, family), verified_state)
 
     def forget(self, backend: BackendName, family: Family) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._path(_verified_state_name(backend, family)).unlink()
+        if self.verified_state(backend, family) is not None or self._identity(_verified_state_name(backend, family)):
+            self._keep(_verified_state_name(backend, family), None)
 
     def status(self) -> dict[str, Any] | None:
         """Return the last status that the daemon reported; None if it cannot be read."""
-        return self._read("status.json")
+        content = self._read(_STATUS)
+        return content if isinstance(content, dict) else None
 
     def write_status(self, status: dict[str, Any]) -> None:
-        self._write("status.json", status)
+        """Replace the status file. Raises StateError."""
+        with self._failures.noting(_STATUS):
+            self._write(_STATUS, status)
 
     def holder(self) -> Holder:
         """Find out if a daemon holds the directory. Only its owner can open the lock; others read the status file."""
-        lock = self._path("lock")
+        lock = self._path(_INSTANCE_LOCK)
         try:
-            with lock.open("rb") as file:
-                if _try_lock(file.fileno(), fcntl.LOCK_SH):
-                    return Holder(False, 0, f"nobody holds {lock}")
-                return Holder(True, _number(file.read()), f"{lock} is held")
+            descriptor = os.open(lock, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
-            return Holder(False, 0, f"there is no {lock}, so nobody holds it")
+            return self._without_lock(Holder(False, 0, f"there is no {lock}, so nobody holds it"))
         except OSError as error:
             return self._by_status(f"{lock} cannot be opened: {error.strerror}")
+        try:
+            if try_lock(descriptor, fcntl.LOCK_SH):
+                return Holder(False, 0, f"nobody holds {lock}")
+            return Holder(True, pid_in(descriptor), f"{lock} is held")
+        except OSError as error:
+            return self._by_status(f"{lock} cannot be locked: {error.strerror}")
+        finally:
+            os.close(descriptor)
+
+    def _without_lock(self, nobody: Holder) -> Holder:
+        """A daemon that could not make the lock may have written its status."""
+        holder = self._by_status(nobody.why)
+        return holder if holder.runs else nobody
 
     def _by_status(self, why_not: str) -> Holder:
-        status, path = self.status(), self._path("status.json")
+        status, path = self.status(), self._path(_STATUS)
         if status is None:
             return Holder(None, 0, f"{why_not}; {path} cannot be read either")
         if status.get("state") == "stopped":
             return Holder(False, 0, f"{path} says so")
-        pid = _number(status.get("pid"))
+        pid = status.get("pid")
+        pid = pid if type(pid) is int and 0 < pid < _MAX_PID else 0
         if _lives(pid):
             return Holder(True, pid, f"{path} names pid {pid}, which lives")
         if not Path("/proc/1").exists():  # hidepid= of proc(5)
@@ -108,36 +185,64 @@ class StateDirectory:
 
     @contextlib.contextmanager
     def instance(self, seconds: float = _ASKED_SECONDS) -> Iterator[None]:
-        """Hold the instance lock. Raises AlreadyRunning after `seconds`, with the pid of the other daemon."""
-        with os.fdopen(self._open_lock("lock"), "r+") as file:
-            pause, deadline = threading.Event(), time.monotonic() + seconds
-            while not (mine := _try_lock(file)) and time.monotonic() < deadline:
-                pause.wait(min(seconds / 8, _LONGEST_RETRY_SECONDS))
-            if not mine:
+        """Hold the instance lock, if it can be opened. Raises as `take_instance` does."""
+        try:
+            self.take_instance(seconds)
+            yield
+        finally:
+            descriptor, self._instance = self._instance, None
+            _close(descriptor)
+
+    def take_instance(self, seconds: float = 0.0) -> None:
+        """Take the instance lock, unless it is held or cannot be opened.
+
+        Raises AlreadyRunning after `seconds`, with the pid of the other daemon; StateError if other users can write the
+        directory.
+        """
+        if self._instance is not None:
+            return
+        self._refuse_insecure()
+        descriptor = self._open_lock(_INSTANCE_LOCK)
+        if descriptor is None:
+            return
+        try:
+            self._wait_for_instance(descriptor, seconds)
+        except AlreadyRunning:
+            os.close(descriptor)
+            raise
+        self._instance = descriptor
+        with self._failures.noting(_INSTANCE_LOCK, go_on=True):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def _wait_for_instance(self, descriptor: int, seconds: float) -> None:
+        pause, deadline = threading.Event(), time.monotonic() + seconds
+        while not self._lock(_INSTANCE_LOCK, descriptor):
+            if time.monotonic() >= deadline:
                 raise AlreadyRunning(
                     f"another flanneld-masq runs with the state directory {self._directory}: "
-                    f"{_describe_process(file.read().strip())}; stop it first, or give this one a state_directory "
-                    f"of its own"
+                    f"{_describe_process(text_in(descriptor))}; stop it first, or give this one a state_directory of "
+                    f"its own"
                 )
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
-            yield
+            pause.wait(min(seconds / 8, _LONGEST_RETRY_SECONDS))
 
     @contextlib.contextmanager
     def exclusive(self, family: Family) -> Iterator[None]:
-        """Hold the lock of a family, to write its rules. Raises StateError after PASS_LOCK_SECONDS."""
-        descriptor = self._open_lock(f"{family}.lock")
+        """Hold the lock of a family, to write its rules, if it can be opened.
+
+        Raises StateError if another process holds it for PASS_LOCK_SECONDS.
+        """
+        name, waited = f"{family}.lock", 0.0
+        descriptor = self._open_lock(name)
         try:
-            waited = 0.0
-            while not _try_lock(descriptor):
+            while descriptor is not None and not self._lock(name, descriptor):
                 if self._stopping.wait(_RETRY_SECONDS) or waited >= PASS_LOCK_SECONDS:
                     held = f"was held by another flanneld-masq for {waited:.1f} s; it may hang"
-                    raise StateError(f"{self._path(f'{family}.lock')} {held}")
+                    raise StateError(f"{self._path(name)} {held}")
                 waited += _RETRY_SECONDS
             yield
         finally:
-            os.close(descriptor)
+            _close(descriptor)
 
     def stop(self) -> None:
         """Stop waiting for locks, now and until `resume`. Another thread may call it."""
@@ -149,53 +254,72 @@ class StateDirectory:
     def _path(self, name: str) -> Path:
         return self._directory / name
 
-    def _prepare(self) -> None:
-        """Create the directory. Refuse one that other users can write."""
+    def _identity(self, name: str) -> _Identity:
         try:
-            if not self._directory.is_dir():
-                self._directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-            status = self._directory.stat()
-        except OSError as error:
-            raise _state_error(f"state directory {self._directory} cannot be made", error) from error
-        if not _is_trusted(status.st_uid) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            message = f"state directory {self._directory} can be written by others than root"
-            raise StateError(f"{message}; `chown root` and `chmod 755` it", lasting=True)
-
-    def _open_lock(self, name: str) -> int:
-        self._prepare()
-        try:
-            return self._open_or_make(self._path(name))
-        except OSError as error:
-            raise _state_error(f"{self._path(name)} cannot be opened", error) from error
-
-    def _open_or_make(self, path: Path) -> int:
-        """Open a lock file that only its owner can open, and so hold. If root creates it, the daemon's user owns it."""
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-        try:
-            return os.open(path, flags)
-        except FileNotFoundError:
-            pass
-        try:
-            descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return os.open(path, flags)
-        owner = self._directory.stat()
-        if owner.st_uid != os.geteuid() == 0:
-            os.fchown(descriptor, owner.st_uid, owner.st_gid)
-        return descriptor
-
-    def _read(self, name: str) -> dict[str, Any] | None:
-        try:
-            with self._path(name).open() as file:
-                if not _is_trusted(os.fstat(file.fileno()).st_uid):
-                    return None
-                content = json.load(file)
-        except (OSError, ValueError, RecursionError):
+            status = self._path(name).stat()
+        except OSError:
             return None
-        return content if isinstance(content, dict) else None
+        return status.st_ino, status.st_mtime_ns
+
+    def _keep(self, name: str, verified_state: VerifiedState | None) -> None:
+        """Write the file, or remove it; what cannot be written is kept in memory until the file changes."""
+        self._unwritten.add(name)
+        with self._failures.noting(name, go_on=True):
+            if verified_state is None:
+                self._path(name).unlink(missing_ok=True)
+            else:
+                self._write(name, dataclasses.asdict(verified_state))
+            self._unwritten.discard(name)
+        self._verified_states[name] = (self._identity(name), verified_state)
+
+    def _refuse_insecure(self) -> None:
+        """Raise StateError if other users can write the directory."""
+        try:
+            status = self._directory.stat()
+        except OSError:
+            return
+        if not _is_trusted(status.st_uid) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise StateError(f"state directory {self._directory} {_INSECURE}; `chown root` and `chmod 755` it")
+
+    def _prepare(self) -> None:
+        """Create the directory. Raises OSError, and StateError for one that other users can write."""
+        if not self._directory.is_dir():
+            self._directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._refuse_insecure()
+
+    def _lock(self, name: str, descriptor: int) -> bool:
+        """Try to take a lock; one that the file system does not offer excludes nobody."""
+        with self._failures.noting(name, go_on=True):
+            return try_lock(descriptor)
+        return True
+
+    def _open_lock(self, name: str) -> int | None:
+        """Return the descriptor of a lock file; None if it cannot be opened."""
+        with self._failures.noting(name, go_on=True):
+            self._prepare()
+            return open_or_make(self._path(name))
+        return None
+
+    def _read(self, name: str) -> object:
+        """Return the content of a file of JSON; None if it cannot be read, or belongs to a user who is not trusted."""
+        try:
+            data, status = read_regular(self._path(name), _MAX_BYTES)
+            return parse(data) if _is_trusted(status.st_uid) else None
+        except (OSError, ValueError):
+            return None
+
+    def _read_verified_state(self, name: str) -> VerifiedState | None:
+        try:
+            return decode(VerifiedState, self._read(name))
+        except ValueError:
+            return None
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
-        self._prepare()
+        """Replace a file. Raises StateError."""
+        try:
+            self._prepare()
+        except OSError as error:
+            raise StateError(f"{self._path(name)} cannot be written: {error.strerror}") from error
         replace_file(self._path(name), json.dumps(content, indent=1))
 
 
@@ -208,7 +332,7 @@ def replace_file(path: Path, text: str) -> None:
     try:
         temporary.unlink(missing_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        with os.fdopen(descriptor, "w") as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
             file.write(text)
             os.fchmod(file.fileno(), 0o644)
         temporary.replace(path)
@@ -218,11 +342,9 @@ def replace_file(path: Path, text: str) -> None:
         raise StateError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _state_error(failure: str, error: OSError) -> StateError:
-    return StateError(f"{failure}: {error.strerror}; {_remedy(error)}", lasting=error.errno in _LASTING)
-
-
 def _remedy(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "make room there, or name another state_directory"
     if error.errno == errno.EROFS or _is_service(os.geteuid()):
         return (
             f"leave state_directory at its default, or make a directory that the user {SERVICE_USER} may write, and "
@@ -251,46 +373,18 @@ def _lives(pid: int) -> bool:
         return False
 
 
-def _number(text: object) -> int:
-    """Return the number; 0 if it is none."""
-    try:
-        return int(text)  # type: ignore[call-overload,no-any-return]
-    except (TypeError, ValueError):
-        return 0
-
-
-def _try_lock(file: IO[str] | int, kind: int = fcntl.LOCK_EX) -> bool:
-    """Try to take a lock. To find out if a lock is held, take it shared: such attempts do not block each other."""
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def _close(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.close(descriptor)
 
 
 def _verified_state_name(backend: BackendName, family: Family) -> str:
     return f"{backend}-{family}.json"
 
 
-def _verified_state_from(content: dict[str, Any] | None) -> VerifiedState | None:
-    try:
-        if content is None:
-            return None
-        return VerifiedState(
-            str(content["fingerprint"]),
-            tuple(Item(**{**item, "kind": ItemKind(item["kind"])}) for item in content["items"]),
-            tuple(
-                Neighbours(str(around["place"]), tuple(around["before"]), tuple(around["after"]), int(around["jump"]))
-                for around in content["neighbours"]
-            ),
-        )
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
 def _describe_process(pid: str) -> str:
     try:
-        command = Path(f"/proc/{int(pid)}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        command = read_start(Path(f"/proc/{int(pid)}/cmdline"), _MAX_COMMAND_BYTES).replace(b"\0", b" ")
     except (OSError, ValueError):
         return f"pid {pid}"
-    return f"pid {pid} ({printable(command)})"
+    return f"pid {pid} ({printable(command.decode(errors='replace').strip())})"

@@ -40,7 +40,7 @@ class Surroundings:
         return queued
 
     def publish(self) -> None:
-        self.published = self.report.state.value
+        self.published = self.report.shown_state.value
 
     def emit(self, entries: Iterable[LogEntry]) -> None:
         for entry in entries:

@@ -94,6 +94,7 @@ class Session:
                 results.append(call(reconciler))
             except MasqError as error:
                 errors.append(error)
+        warn(self.directory.trouble)
         return results, errors
 
     def _reconciler(self, family: Family, host: Host) -> Reconciler:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from typing import NamedTuple, Protocol
 
 from flanneld_masq.controller.attribution import Culprit, EventFilter
 from flanneld_masq.controller.backoff import retry_delay
 from flanneld_masq.controller.legacy_poller import LegacyPoller, cpu_seconds
-from flanneld_masq.controller.report import Failure, FamilyReport, LogEntry, Repaired
+from flanneld_masq.controller.report import Failure, FamilyReport, Repaired
 from flanneld_masq.controller.schedule import (
     EVENTS_LOST,
     MAX_SETTLE_SECONDS,
@@ -23,7 +23,8 @@ from flanneld_masq.controller.schedule import (
     Schedule,
     settle_seconds,
 )
-from flanneld_masq.controller.worker import Wakeup, Worker
+from flanneld_masq.controller.step_watch import Publisher, StepWatch
+from flanneld_masq.controller.worker import Wakeup
 from flanneld_masq.errors import MasqError, RulesetError
 from flanneld_masq.kernel.ruleset_events import Transaction
 from flanneld_masq.model import BackendName, Family, Settings, Survey
@@ -53,16 +54,6 @@ class Feed(Protocol):
         """Return what is queued, and whether events were lost."""
 
 
-class Publisher(Protocol):
-    """Where the log entries and the status go."""
-
-    def emit(self, entries: Iterable[LogEntry]) -> None:
-        """Log each entry and pass it to the plugins."""
-
-    def publish(self) -> None:
-        """Publish the status if it is new."""
-
-
 class _Pass(NamedTuple):
     outcome: Outcome
     polls: bool
@@ -73,11 +64,18 @@ class FamilyLoop:
     """Reconciles one family when it is dirty, when the resync is due, and again after a failure.
 
     A thread of its own touches the kernel and the tools, so that a tool that hangs for one family delays neither the
-    other family nor a signal. All methods are called from the event loop's thread.
+    other family nor a signal. `running` returns the argv of the tool that runs for the family. All methods are called
+    from the event loop's thread.
     """
 
     def __init__(
-        self, report: FamilyReport, reconciler: Reconciler, desired: DesiredStates, feed: Feed, publisher: Publisher
+        self,
+        report: FamilyReport,
+        reconciler: Reconciler,
+        desired: DesiredStates,
+        feed: Feed,
+        publisher: Publisher,
+        running: Callable[[], tuple[str, ...]] = tuple,
     ) -> None:
         self.family = report.family
         self.report = report
@@ -88,7 +86,7 @@ class FamilyLoop:
         self._schedule = Schedule()
         self._filter = EventFilter(reconciler.detector)
         self._poller = LegacyPoller(reconciler.detector.poll, lambda: self.mark(TABLES_CHANGED))
-        self._worker = Worker(str(report.family))
+        self._worker = StepWatch(report, publisher, running)
         self._wakeup = Wakeup()
         self._asked: list[asyncio.Future[Outcome]] = []  # each waits for the next pass
 

@@ -14,10 +14,13 @@ from flanneld_masq.controller.log_throttle import LogThrottle
 from flanneld_masq.controller.status import FamilyStatus, GroupStatus, LastWrite, State
 from flanneld_masq.errors import MasqError
 from flanneld_masq.hookspecs import Event
+from flanneld_masq.inputs.text import shown
 from flanneld_masq.model import SLOTS, BackendName, Family, Survey
 from flanneld_masq.reconcile.values import DesiredState, Outcome, Removed, Repair
 from flanneld_masq.reconcile.wording import describe
 from flanneld_masq.ruleset.diff import diff_text
+
+MAX_SHOWN_COMMAND = 200
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -73,7 +76,7 @@ class WriteHistory:
 
 @dataclass
 class FamilyReport:
-    """The status of one family, and what the log says of each change of it."""
+    """The status of one family, and what the log says of each change of it; one class because the two must agree."""
 
     family: Family
     state: State = State.WAITING
@@ -81,6 +84,7 @@ class FamilyReport:
     outcome: Outcome | None = None  # of the last pass that succeeded
     held: DesiredState | None = None  # what that pass made the kernel hold
     error: MasqError | None = None  # of the last pass
+    stuck: str = ""  # what a step that does not end waits for
     _verified_at: datetime | None = None  # when a pass last succeeded
     _writes: WriteHistory = field(default_factory=WriteHistory)
     _surveys: Mapping[BackendName, Survey] = field(default_factory=dict)
@@ -92,13 +96,18 @@ class FamilyReport:
     def survey_failed(self) -> bool:
         return bool(self._survey_failure)
 
+    @property
+    def shown_state(self) -> State:
+        """The state that the last pass left, unless a step does not end: then nothing is known of the rules."""
+        return State.DEGRADED if self.stuck else self.state
+
     def status(self, *, named: bool = True) -> FamilyStatus:
         """Return the status. A family that no subnet file names (`named`) is never synced, for nothing is wanted."""
         choices = self.outcome.choices if self.outcome else {}
         rules = self.outcome.rules if self.outcome else {}
         return FamilyStatus(
-            State.WAITING if self.state is State.SYNCED and not named else self.state,
-            last_error="" if self.error is None else str(self.error),
+            State.WAITING if self.shown_state is State.SYNCED and not named else self.shown_state,
+            last_error=self.stuck or ("" if self.error is None else str(self.error)),
             groups={group: GroupStatus(one.backend, one.why, rules.get(group, 0)) for group, one in choices.items()},
             repairs=self._writes.repairs,
             last_repair=self._writes.last_repair,
@@ -180,6 +189,20 @@ class FamilyReport:
             retry = f"; next try in {failure.retry_seconds:.1f} s, then ever more slowly"
             message = f"{self.family}: {line}{by}{retry}"
             yield self._entry("degraded", message, logging.ERROR, **_blame(failure.culprits))
+
+    def step_is_stuck(self, seconds: float, argv: tuple[str, ...]) -> Iterator[LogEntry]:
+        """Take into the status that a step has not ended after so many seconds; log it the first time."""
+        logged = bool(self.stuck)
+        program = shown(" ".join(argv), MAX_SHOWN_COMMAND) if argv else "it waits for the kernel or for a lock"
+        self.stuck = f"a pass has been running for {seconds:.0f} s: {program}"
+        if not logged:
+            message = f"{self.family}: {self.stuck}; until it ends, rules that are missing are not put back"
+            yield self._entry("stuck", message, logging.WARNING)
+
+    def step_ended(self, seconds: float) -> Iterator[LogEntry]:
+        """Log that the step goes on; its result is the state now."""
+        self.stuck = ""
+        yield self._entry("notice", f"{self.family}: the pass that was held up has gone on, after {seconds:.0f} s")
 
     def rules_left(self, error: MasqError) -> LogEntry:
         """Log rules that could not be removed at a stop."""

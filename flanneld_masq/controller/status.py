@@ -11,6 +11,7 @@ from ipaddress import ip_network
 from typing import Any, Optional, TypeVar
 
 from flanneld_masq.controller.attribution import Culprit
+from flanneld_masq.inputs.json_values import MAX_NUMBER
 from flanneld_masq.inputs.leases import NO_RULES, as_data
 from flanneld_masq.model import (
     SLOTS,
@@ -210,6 +211,8 @@ class _Reader:
         value = self._content.get(key)
         if type(value) is not kind:  # a bool is an int, but not here
             raise ValueError(f"{key} is {type(value).__name__}, not {kind.__name__}")
+        if isinstance(value, int) and abs(value) >= MAX_NUMBER:
+            raise ValueError(f"{key} is too large")
         return value
 
     def optional(self, key: str, kind: type[_Value]) -> _Value | None:

@@ -19,6 +19,7 @@ from flanneld_masq.controller.report import FamilyReport, LogEntry, notice
 from flanneld_masq.controller.schedule import RESYNC
 from flanneld_masq.controller.status import Status
 from flanneld_masq.errors import AlreadyRunning, ConfigError, MasqError, StateError
+from flanneld_masq.hangup import HANGUP
 from flanneld_masq.hookspecs import Event, Host
 from flanneld_masq.inputs.file_watch import FileWatch
 from flanneld_masq.model import Family, Settings
@@ -48,6 +49,7 @@ class Daemon:
     def __init__(
         self, load: Callable[[], Settings], plugins: Plugins, root: Path = Path("/"), *, config: str = ""
     ) -> None:
+        HANGUP.forget()
         settings = load()
         check_names(settings, plugins.backends, plugins.failures)
         self._load = load
@@ -79,7 +81,7 @@ class Daemon:
             stop = asyncio.Event()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, stop.set)
-            loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+            HANGUP.pass_on(lambda: _call_in(loop, self._on_hangup))
             for family_loop in self._loops:
                 held.callback(family_loop.close)  # after the last log entry, for a pass may still go on
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -162,13 +164,11 @@ class Daemon:
             family_loop.mark(reason, urgent=False)
 
     def _hold_directory(self, held: contextlib.ExitStack) -> None:
-        """Hold the instance lock. If that is not allowed, another try is of no use: the configuration is invalid."""
+        """Hold the instance lock. A directory that other users can write makes the configuration invalid."""
         try:
             held.enter_context(self._directory.instance())
         except StateError as error:
-            if error.lasting:
-                raise ConfigError(self._publisher.config, "state_directory", str(error)) from error
-            raise
+            raise ConfigError(self._publisher.config, "state_directory", str(error)) from error
         except AlreadyRunning as error:
             if not self._notifier.listened_to:
                 raise
@@ -181,7 +181,8 @@ class Daemon:
         reconciler = Reconciler(
             family, backends, self._directory, missing=lambda: missing_family(root, family), commits=commits
         )
-        return FamilyLoop(report, reconciler, self._desired, self._feed, self._publisher)
+        runner = self._runners[family]
+        return FamilyLoop(report, reconciler, self._desired, self._feed, self._publisher, lambda: runner.running)
 
     def _refresh(self, reason: str) -> None:
         """Read the input files; mark the families if the desired state is another one now."""
@@ -201,9 +202,17 @@ class Daemon:
 
     def _resync_inputs(self) -> None:
         self._resync_later()
+        self._take_directory()
         self._publisher.emit(plugin_entries(self._desired.ask_plugins()))
         self._watch_again()
         self._refresh(RESYNC)
+
+    def _take_directory(self) -> None:
+        """Try again to take an instance lock that could not be opened before."""
+        try:
+            self._directory.take_instance()
+        except (AlreadyRunning, StateError) as error:
+            self._publisher.log(notice(str(error), logging.WARNING, once=True))
 
     def _on_ruleset_events(self) -> None:
         for family_loop in self._loops:
@@ -239,6 +248,7 @@ class Daemon:
 
     async def _wind_down(self, tasks: list[asyncio.Task[None]]) -> None:
         started = time.monotonic()
+        HANGUP.ignore()
         self._notifier.stopping()
         self._feed.stop()
         for task in tasks:

@@ -46,6 +46,7 @@ class StatusPublisher:
         self._bus = bus
         self._loaded = datetime.now(timezone.utc)  # when the settings in force were read
         self._files = StatusFiles(directory)
+        self._failures: tuple[str, ...] = ()  # those of the files that were logged last
         self._logged_once: set[str] = set()
 
     def emit(self, entries: Iterable[LogEntry]) -> None:
@@ -106,15 +107,21 @@ class StatusPublisher:
         status = self.status(stopped=stopped)
         if not self._files.is_due(status, settings.reconcile.resync_seconds):
             return status
-        before = self._files.failures
         self._files.write_metrics(status, settings.metrics_textfile)
         self._files.write_status(self.status(stopped=stopped))
-        for failure in self._files.failures:
+        status = self.status(stopped=stopped)
+        if self._files.is_due(status, settings.reconcile.resync_seconds):
+            self._files.write_status(status)  # that the state directory can be written again, for example
+        self._log_failures()
+        return status
+
+    def _log_failures(self) -> None:
+        before, self._failures = self._failures, self._files.failures
+        for failure in self._failures:
             if failure not in before:
                 self.log(LogEntry(Event("unwritable", failure), logging.ERROR))
-        if before and not self._files.failures:
-            self.log(notice("status and metrics are written again"))
-        return self.status(stopped=stopped)
+        if before and not self._failures:
+            self.log(notice("state directory, status and metrics are written again"))
 
 
 def _state(states: Iterable[State]) -> State:

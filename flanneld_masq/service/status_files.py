@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 
 from flanneld_masq.controller.status import Status, stopped, to_json
-from flanneld_masq.errors import MasqError
+from flanneld_masq.errors import MasqError, StateError
 from flanneld_masq.model import Family
 from flanneld_masq.process import ExitHook
 from flanneld_masq.service import prometheus
@@ -73,17 +73,17 @@ class StatusFiles:
     def __init__(self, directory: StateDirectory) -> None:
         self._directory = directory
         self._metrics = MetricsFile()
-        self._metrics_failure = self._status_failure = ""
+        self._metrics_failure = ""
         self._written: Status | None = None
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Why a file could not be written last."""
-        return tuple(filter(None, (self._metrics_failure, self._status_failure)))
+        """Why a file could not be written last, or why the state directory cannot be used."""
+        return tuple(filter(None, (self._metrics_failure, self._directory.trouble)))
 
     def is_due(self, status: Status, resync_seconds: float) -> bool:
         """Return True if the status must be written. What could not be written is always due."""
-        if self._written is None or self.failures or status != self._written:
+        if self._metrics_failure or status != self._written:
             return True
         return any(
             _age(self._written, status, family) >= resync_seconds / 2
@@ -108,12 +108,8 @@ class StatusFiles:
 
     def write_status(self, status: Status) -> None:
         """Write status.json. `failures` has the problem, if any."""
-        try:
+        with contextlib.suppress(StateError):
             self._directory.write_status(to_json(status))
-        except MasqError as error:
-            self._status_failure = str(error)
-        else:
-            self._status_failure = ""
             self._written = status
 
     def close(self) -> None:

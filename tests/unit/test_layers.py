@@ -15,8 +15,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LAYERS = (
     ("__version__", "printable"),
-    ("model", "errors", "footprint"),
-    ("inputs", "ruleset", "kernel", "process", "state_directory"),
+    ("model", "errors", "footprint", "hangup"),
+    ("inputs", "ruleset", "kernel", "process", "lock_files"),
+    ("state_directory",),
     ("hookspecs",),
     ("reconcile", "flanneld_masq_nft", "flanneld_masq_iptables", "testing", "plugin_loader", "selftest"),
     ("controller",),

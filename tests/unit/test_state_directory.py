@@ -142,8 +142,8 @@ class TestGolden:
         (directory / "nft-ipv4.json").mkdir(parents=True)
         kept = StateDirectory(directory)
         assert kept.verified_state(NFT, Family.IPV4) is None
-        with pytest.raises(StateError, match=r"nft-ipv4\.json cannot be written"):
-            kept.remember(NFT, Family.IPV4, GOLDEN)
+        kept.remember(NFT, Family.IPV4, GOLDEN)
+        assert "nft-ipv4.json: Is a directory; " in kept.trouble
         assert [file.name for file in directory.iterdir()] == ["nft-ipv4.json"], "no half-written file is left"
 
     @pytest.mark.skipif(not is_root(), reason="needs root to give a file away")
@@ -172,13 +172,15 @@ class TestDirectory:
         kept = StateDirectory(directory)
         attempts: tuple[Callable[[], object], ...] = (
             lambda: kept.write_status({}),
-            lambda: kept.remember(NFT, Family.IPV4, GOLDEN),
             lambda: kept.instance().__enter__(),
-            lambda: kept.exclusive(Family.IPV4).__enter__(),
         )
         for attempt in attempts:
             with pytest.raises(StateError, match=r"can be written by others than root; .* `chmod 755`"):
                 attempt()
+        with kept.exclusive(Family.IPV4):
+            kept.remember(NFT, Family.IPV4, GOLDEN)
+        assert "can be written by others than root; `chown root` and `chmod 755` it" in kept.trouble
+        assert kept.verified_state(NFT, Family.IPV4) == GOLDEN
         assert list(directory.iterdir()) == []
 
     @pytest.mark.skipif(not is_root(), reason="needs root to give a directory away")
@@ -190,21 +192,22 @@ class TestDirectory:
 
     def test_a_file_in_its_place(self, tmp_path: Path) -> None:
         write(tmp_path / "state", "")
-        with pytest.raises(StateError, match=r"cannot be made: File exists; ") as caught:
+        with pytest.raises(StateError, match=r"status\.json cannot be written: File exists"):
             StateDirectory(tmp_path / "state").write_status({})
-        assert caught.value.lasting
 
     @pytest.mark.parametrize(
-        ("number", "user", "lasting", "remedy"),
+        ("number", "user", "remedy"),
         [
-            (errno.EROFS, 0, True, "ReadWritePaths="),
-            (errno.EACCES, 65534, True, "ReadWritePaths="),
-            (errno.EACCES, 1000, True, "run as root"),
-            (errno.ENOSPC, 0, False, "look at what is there"),
+            (errno.EROFS, 0, "ReadWritePaths="),
+            (errno.EACCES, 65534, "ReadWritePaths="),
+            (errno.EACCES, 1000, "run as root"),
+            (errno.ENOSPC, 0, "make room there"),
+            (errno.EDQUOT, 0, "make room there"),
+            (errno.EIO, 0, "look at what is there"),
         ],
     )
     def test_one_that_cannot_be_made(
-        self, number: int, user: int, lasting: bool, remedy: str, directory: Path, monkeypatch: pytest.MonkeyPatch
+        self, number: int, user: int, remedy: str, directory: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def refuse(*_: object, **__: object) -> None:
             raise OSError(number, os.strerror(number))
@@ -212,17 +215,160 @@ class TestDirectory:
         monkeypatch.setattr(state_directory, "SERVICE_USER", "nobody")
         monkeypatch.setattr(Path, "mkdir", refuse)
         monkeypatch.setattr(os, "geteuid", lambda: user)
-        with pytest.raises(StateError, match=f"cannot be made: {os.strerror(number)}; ") as caught:
-            StateDirectory(directory).write_status({})
-        assert (caught.value.lasting, remedy in str(caught.value)) == (lasting, True)
+        kept = StateDirectory(directory)
+        with kept.instance(), kept.exclusive(Family.IPV4):
+            kept.remember(NFT, Family.IPV4, GOLDEN)
+            assert kept.verified_state(NFT, Family.IPV4) == GOLDEN
+        assert kept.trouble.startswith(
+            f"state directory {directory} cannot be used; repairs go on, with what is not written kept in memory and "
+            f"without the locks that cannot be opened: lock: {os.strerror(number)}; "
+        )
+        assert remedy in kept.trouble
+        assert kept.trouble.count(os.strerror(number)) == 1, "one cause is said once"
 
-    def test_a_lock_that_is_a_link_is_refused(self, directory: Path, tmp_path: Path) -> None:
-        write(tmp_path / "precious", "precious")
+    @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path.with_name("precious"))])
+    def test_a_lock_that_is_no_file_excludes_nobody(self, make: Callable[[Path], None], directory: Path) -> None:
         directory.mkdir(parents=True)
-        (directory / "lock").symlink_to(tmp_path / "precious")
-        with pytest.raises(StateError, match="cannot be opened"), StateDirectory(directory).instance():
+        write(directory / "precious", "precious")
+        for name in ("lock", "ipv4.lock"):
+            make(directory / name)
+        for _ in range(2):
+            kept = StateDirectory(directory)
+            with kept.instance(), kept.exclusive(Family.IPV4), kept.exclusive(Family.IPV6):
+                assert "lock: " in kept.trouble
+        assert (directory / "precious").read_text() == "precious"
+
+    def test_a_file_system_without_locks(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: object) -> None:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        kept = StateDirectory(directory)
+        with kept.instance(), kept.exclusive(Family.IPV4):
+            assert "lock: No locks available" in kept.trouble
+
+
+class TestADirectoryThatIsFull:
+    @pytest.fixture
+    def full(self, monkeypatch: pytest.MonkeyPatch) -> list[OSError]:
+        """What writing fails with, as long as it is in here."""
+        errors: list[OSError] = [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))]
+        usual = {name: getattr(os, name) for name in ("fchmod", "pwrite")}
+
+        def refusing(name: str) -> Callable[..., Any]:
+            def call(*arguments: Any, **options: Any) -> Any:
+                if errors:
+                    raise errors[0]
+                return usual[name](*arguments, **options)
+
+            return call
+
+        for name in usual:
+            monkeypatch.setattr(os, name, refusing(name))
+        return errors
+
+    def test_what_cannot_be_written_is_kept_and_written_later(self, directory: Path, full: list[OSError]) -> None:
+        kept = StateDirectory(directory)
+        kept.remember(NFT, Family.IPV4, GOLDEN)
+        assert kept.verified_state(NFT, Family.IPV4) == GOLDEN
+        assert "nft-ipv4.json: No space left on device; make room there" in kept.trouble
+        assert list(directory.iterdir()) == []
+        full.clear()
+        assert kept.verified_state(NFT, Family.IPV4) == GOLDEN
+        assert kept.trouble == ""
+        assert StateDirectory(directory).verified_state(NFT, Family.IPV4) == GOLDEN
+
+    def test_what_another_process_writes_meanwhile_is_newer(self, directory: Path, full: list[OSError]) -> None:
+        kept, newer = StateDirectory(directory), VerifiedState("f2", GOLDEN.items)
+        kept.remember(NFT, Family.IPV4, GOLDEN)
+        full.clear()
+        StateDirectory(directory).remember(NFT, Family.IPV4, newer)
+        assert kept.verified_state(NFT, Family.IPV4) == newer
+        assert StateDirectory(directory).verified_state(NFT, Family.IPV4) == newer
+
+    def test_what_cannot_be_forgotten_is_forgotten_in_memory(
+        self, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        kept = StateDirectory(directory)
+        kept.remember(NFT, Family.IPV4, GOLDEN)
+        with monkeypatch.context() as read_only:
+            read_only.setattr(Path, "unlink", refuse)
+            kept.forget(NFT, Family.IPV6)
+            assert kept.trouble == "", "there was nothing to forget"
+            kept.forget(NFT, Family.IPV4)
+            assert kept.verified_state(NFT, Family.IPV4) is None
+            assert "nft-ipv4.json: Read-only file system" in kept.trouble
+        assert kept.verified_state(NFT, Family.IPV4) is None
+        assert list(directory.iterdir()) == [] and kept.trouble == ""
+
+    def test_the_lock_without_a_pid_is_held(self, directory: Path, full: list[OSError]) -> None:
+        kept = StateDirectory(directory)
+        with kept.instance():
+            assert "lock: No space left" in kept.trouble
+            holder = StateDirectory(directory).holder()
+            assert (holder.runs, holder.pid) == (True, 0)
+            with pytest.raises(AlreadyRunning), StateDirectory(directory).instance():
+                pass
+
+    def test_the_status_is_refused(self, directory: Path, full: list[OSError]) -> None:
+        kept = StateDirectory(directory)
+        with pytest.raises(StateError, match=r"status\.json cannot be written: No space left on device"):
+            kept.write_status({})
+        assert "status.json: No space left" in kept.trouble
+        full.clear()
+        kept.write_status({})
+        assert kept.trouble == ""
+
+
+class TestTheLockOfAnInstanceThatCouldNotMakeIt:
+    def test_is_taken_once_it_can_be_made(self, directory: Path) -> None:
+        write(directory, "")
+        kept = StateDirectory(directory)
+        with kept.instance():
+            kept.take_instance()
+            assert StateDirectory(directory).holder().runs is False
+            directory.unlink()
+            kept.take_instance()
+            kept.take_instance()
+            assert StateDirectory(directory).holder().pid == os.getpid()
+            assert kept.trouble == ""
+        assert StateDirectory(directory).holder().runs is False
+
+    def test_is_refused_if_another_has_it_by_then(self, directory: Path) -> None:
+        write(directory, "")
+        kept = StateDirectory(directory)
+        with kept.instance():
+            directory.unlink()
+            with StateDirectory(directory).instance(), pytest.raises(AlreadyRunning, match=f"pid {os.getpid()} "):
+                kept.take_instance()
+
+    def test_its_daemon_is_known_by_its_status(self, directory: Path) -> None:
+        StateDirectory(directory).write_status({"state": "synced", "pid": os.getpid()})
+        holder = StateDirectory(directory).holder()
+        assert (holder.runs, holder.pid) == (True, os.getpid())
+
+    def test_one_on_a_read_only_file_system_is_held_all_the_same(
+        self, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        usual = os.open
+
+        def read_only(path: Path, flags: int, *arguments: Any, **options: Any) -> int:
+            if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            return usual(path, flags, *arguments, **options)
+
+        write(directory / "lock", "")
+        write(directory / "ipv4.lock", "")
+        monkeypatch.setattr(os, "open", read_only)
+        monkeypatch.setattr(state_directory, "PASS_LOCK_SECONDS", 0.02)
+        kept, other = StateDirectory(directory), StateDirectory(directory)
+        with kept.instance(), pytest.raises(AlreadyRunning):
+            other.take_instance()
+        with kept.exclusive(Family.IPV4), pytest.raises(StateError, match="was held"), other.exclusive(Family.IPV4):
             pass
-        assert (tmp_path / "precious").read_text() == "precious"
 
 
 class TestLocks:
@@ -339,14 +485,14 @@ class TestALockForRootAlone:
     @pytest.fixture(autouse=True)
     def no_permission(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write(directory / "lock", f"{os.getpid()}\n")
-        usual = Path.open
+        usual = os.open
 
         def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
             if path == directory / "lock":
                 raise PermissionError(errno.EACCES, "Permission denied")
             return usual(path, *arguments, **options)
 
-        monkeypatch.setattr(Path, "open", refuse)
+        monkeypatch.setattr(os, "open", refuse)
 
     def test_it_runs(self, directory: Path) -> None:
         StateDirectory(directory).write_status({"state": "synced", "pid": os.getpid()})
@@ -357,7 +503,7 @@ class TestALockForRootAlone:
         StateDirectory(directory).write_status({"state": "stopped", "pid": os.getpid()})
         assert StateDirectory(directory).holder() == Holder(False, 0, f"{directory}/status.json says so")
 
-    @pytest.mark.parametrize("pid", [99999999, 0, -1, None, "nonsense"])
+    @pytest.mark.parametrize("pid", [99999999, 0, -1, None, "nonsense", True, 1e308, float("inf"), 10**400, [], {}])
     def test_it_was_killed(self, pid: object, directory: Path) -> None:
         StateDirectory(directory).write_status({"state": "synced", "pid": pid})
         assert StateDirectory(directory).holder().runs is False

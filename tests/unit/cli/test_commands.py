@@ -161,11 +161,12 @@ class TestTheDaemonEnds:
         assert (level, message_id) == (logging.ERROR, journal.MESSAGE_IDS["failed"])
         assert f"pid {os.getpid()}" in message
 
-    def test_by_a_state_directory_that_it_may_not_use(self, masq: Program, entries: Entries) -> None:
-        (masq.directory / "state").write_text("")
+    def test_by_a_state_directory_that_others_can_write(self, masq: Program, entries: Entries) -> None:
+        (masq.directory / "state").mkdir()
+        (masq.directory / "state").chmod(0o777)
         assert masq("run") == Done(2, "", "")
         ((_, _, message),) = entries.entries
-        assert message.startswith(f"{masq.config_file}: state_directory: state directory {masq.directory}/state cannot")
+        assert message.startswith(f"{masq.config_file}: state_directory: state directory {masq.directory}/state can be")
 
     def test_by_a_bug(self, masq: Program, entries: Entries, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(plugin_loader, "load", lambda: 1 / 0)

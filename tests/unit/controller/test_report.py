@@ -130,3 +130,35 @@ def test_a_survey_that_fails_is_logged_until_one_succeeds(report: FamilyReport) 
     assert lines(report.survey_failure(error)) == [] and report.survey_failed
     assert lines(report.surveyed((), {})) == [] and not report.survey_failed
     assert len(lines(report.survey_failure(error))) == 1
+
+
+def test_a_step_that_does_not_end_shows_until_it_does(report: FamilyReport) -> None:
+    report.succeeded(DESIRED, Outcome(CHOICES, (), {}), contended=False)
+    assert lines(report.step_is_stuck(5.0, ("iptables-legacy-restore", "-w"))) == [
+        (
+            "stuck",
+            logging.WARNING,
+            "ipv4: a pass has been running for 5 s: 'iptables-legacy-restore -w'; until it ends, rules that are "
+            "missing are not put back",
+        )
+    ]
+    assert report.status().state is State.DEGRADED
+    assert lines(report.step_is_stuck(10.2, ())) == [], "logged once"
+    assert report.status().last_error == "a pass has been running for 10 s: it waits for the kernel or for a lock"
+    assert lines(report.step_ended(12.0)) == [
+        ("notice", logging.INFO, "ipv4: the pass that was held up has gone on, after 12 s")
+    ]
+    assert (report.status().state, report.status().last_error) == (State.SYNCED, "")
+
+
+def test_a_step_that_does_not_end_hides_the_error_before_it_but_not_the_one_after(report: FamilyReport) -> None:
+    list(report.failed(failure("no")))
+    list(report.step_is_stuck(5.0, ()))
+    assert report.status().last_error.startswith("a pass has been running for 5 s")
+    list(report.step_ended(6.0))
+    assert (report.status().state, report.status().last_error) == (State.DEGRADED, "reading: no")
+
+
+def test_a_command_line_without_end_is_cut(report: FamilyReport) -> None:
+    ((_, _, message),) = lines(report.step_is_stuck(5.0, ("x" * 10_000,)))
+    assert len(message) < 500

@@ -307,3 +307,11 @@ class TestErrors:
 
     def test_none(self) -> None:
         assert Status(State.SYNCED).errors == ()
+
+
+@pytest.mark.parametrize("number", [1 << 63, 10**400, -(10**400)])
+def test_a_number_that_cannot_be_shown_is_refused(number: int) -> None:
+    document = copy.deepcopy(dict(DOCUMENT))
+    document["pid"] = number
+    with pytest.raises(ValueError, match="pid is too large"):
+        from_json(document)

@@ -88,7 +88,7 @@ def test_a_file_that_cannot_be_written_is_told_once_and_so_is_its_end(
     metrics.parent.mkdir()
     publisher.publish()
     publisher.publish()
-    assert told[1:] == [("notice", logging.INFO, "status and metrics are written again")]
+    assert told[1:] == [("notice", logging.INFO, "state directory, status and metrics are written again")]
     shutil.rmtree(metrics.parent)
     publisher.refused = "a third"
     publisher.publish()

@@ -76,6 +76,7 @@ def test_those_that_were_published_stay() -> None:
         "drift-repaired": "afca4eb59f464901a9b7df2ebc1cc9c6",
         "degraded": "f1470fb6fef94fe093da04eb86b42504",
         "hanging": "bdc17829d89b49ccab2333efc8d9b785",
+        "stuck": "a167a408a9db4d1f83b2de305fd00e57",
         "rules-left": "76715cf74db54310899c217e9a9f30de",
         "unwritable": "0605c86b61824dca909e12448bbf4430",
         "contended": "929d2688f6994fe8935b535998e34001",
