@@ -194,12 +194,13 @@ class StateDirectory:
             _close(descriptor)
 
     def take_instance(self, seconds: float = 0.0) -> None:
-        """Take the instance lock, unless it is held or cannot be opened.
+        """Take the instance lock, unless it cannot be opened. If this process holds it already, write its pid again.
 
         Raises AlreadyRunning after `seconds`, with the pid of the other daemon; StateError if other users can write the
         directory.
         """
         if self._instance is not None:
+            self._write_pid(self._instance)
             return
         self._refuse_insecure()
         descriptor = self._open_lock(_INSTANCE_LOCK)
@@ -211,9 +212,12 @@ class StateDirectory:
             os.close(descriptor)
             raise
         self._instance = descriptor
+        self._write_pid(descriptor)
+
+    def _write_pid(self, lock: int) -> None:
+        pid = f"{os.getpid()}\n".encode()
         with self._failures.noting(_INSTANCE_LOCK, go_on=True):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            os.ftruncate(lock, os.pwrite(lock, pid, 0))
 
     def _wait_for_instance(self, descriptor: int, seconds: float) -> None:
         pause, deadline = threading.Event(), time.monotonic() + seconds

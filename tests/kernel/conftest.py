@@ -185,6 +185,9 @@ class Node:
         """Call it, and what it returns, while `entered`: its netlink socket belongs to the namespace."""
         return Reconciler(family, self.backends(family), StateDirectory(self.state))
 
+    def store(self) -> StateDirectory:
+        return StateDirectory(self.state)
+
     def ruleset(self) -> str:
         """Everything in both kernel interfaces, without counters; legacy tables only where they exist."""
         parts = [self.tool("nft", "-s", "list", "ruleset")]
@@ -202,7 +205,7 @@ class Node:
         """The daemon, as a process of its own in the namespace, until the end of the block."""
         with self.entered(), (self.directory / f"log{next(_names)}").open("wb") as log:
             process = netns.spawn(self.argv(*argv, "run"), output=log)
-        daemon = Daemon(process, Path(log.name), StateDirectory(self.state))
+        daemon = Daemon(process, Path(log.name), self.store())
         try:
             yield daemon
         finally:
