@@ -13,6 +13,7 @@ from flanneld_masq.cli.doctor import Facts, FamilyFacts
 from flanneld_masq.cli.session import Session
 from flanneld_masq.cli.status import written_status
 from flanneld_masq.errors import MasqError
+from flanneld_masq.inputs.text import read_start
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.model import Family
 from flanneld_masq.reconcile.reconciler import Reconciler
@@ -86,8 +87,8 @@ def _family(reconciler: Reconciler, desired_state: DesiredState, root: Path) -> 
 
 
 def _has_legacy_tables(root: Path, family: Family) -> bool:
-    with contextlib.suppress(OSError):
-        return bool((root / family.data.legacy_names).read_text().split())
+    with contextlib.suppress(OSError, ValueError):
+        return bool(read_start(root / family.data.legacy_names, 4096).split())
     return False
 
 
@@ -104,6 +105,6 @@ def _conntrack(root: Path) -> Optional[tuple[int, int]]:
 
 def _number(path: Path) -> Optional[int]:
     try:
-        return int(path.read_text())
+        return int(read_start(path, 64))
     except (OSError, ValueError):
         return None

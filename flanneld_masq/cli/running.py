@@ -6,8 +6,10 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from flanneld_masq.inputs.text import read_start
 from flanneld_masq.state_directory import StateDirectory
 
+_MAX_COMMAND_BYTES = 4096
 _PROGRAM = b"flanneld"  # in the command line of each daemon, however it was started
 
 
@@ -30,8 +32,8 @@ def _is_of(directory: StateDirectory, config: str) -> bool:
 def _held(root: Path) -> Iterator[StateDirectory]:
     """Yield the directories in which a process of the program has a file `lock` open."""
     for process in (root / "proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if _PROGRAM in (process / "cmdline").read_bytes():
+        with contextlib.suppress(OSError, ValueError):
+            if _PROGRAM in read_start(process / "cmdline", _MAX_COMMAND_BYTES):
                 yield from (StateDirectory(path.parent) for path in _open_files(process) if path.name == "lock")
 
 

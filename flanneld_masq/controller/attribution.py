@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flanneld_masq.errors import MasqError
+from flanneld_masq.inputs.text import read_start
 from flanneld_masq.kernel.ruleset_events import Transaction
 from flanneld_masq.model import SLOTS
 from flanneld_masq.printable import printable
@@ -207,7 +208,6 @@ def _shown(text: str) -> str:
 
 def _read(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return file.read(_MAX_READ).decode("utf-8", "replace")
-    except OSError:
+        return read_start(path, _MAX_READ).decode("utf-8", "replace")
+    except (OSError, ValueError):
         return ""
