@@ -23,6 +23,7 @@ from flanneld_masq.inputs.text import why
 from flanneld_masq.model import SLOTS
 
 JOIN_SECONDS = 0.2  # watchdog 2.1.6 takes up to 1 s to stop; its threads are daemons, so the process need not wait
+MAX_DIRECTORIES = 8  # for one file
 MAX_ROUNDS = 16  # a link that another program keeps changing must not hold up the daemon
 _MEANWHILE = "; changes there are found at the resync only"
 _RAISE = "; raise it with sysctl, fs.inotify.{}, then `systemctl reload flanneld-masq`"
@@ -87,13 +88,14 @@ class FileWatch:
     def _schedule(self, directory: Directory) -> bool:
         try:
             watch = self._observer.schedule(_Handler(directory, self._changed), directory.path)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # RuntimeError: no more threads
             self._forget(directory)
             if isinstance(error, (FileNotFoundError, NotADirectoryError)):
                 return False  # gone since the look-up; the watch on the directory above reports it
             self._hopeless.add(directory)  # each try may cost a file descriptor that watchdog does not close
-            remedy = _REMEDIES.get(error.errno or 0, "")
-            self._complain(f"{directory.path} cannot be watched: {why(error, directory.path)}{_MEANWHILE}{remedy}")
+            reason = why(error, directory.path) if isinstance(error, OSError) else str(error)
+            remedy = _REMEDIES.get(getattr(error, "errno", None) or 0, "")
+            self._complain(f"{directory.path} cannot be watched: {reason}{_MEANWHILE}{remedy}")
             return False
         self._watches[directory] = watch
         return True
@@ -119,10 +121,16 @@ def directories(paths: Iterable[str]) -> frozenset[Directory]:
 
 
 def _watched_steps(path: str) -> Iterator[Step]:
-    """Yield each step that another program may replace: every link, and the last two steps."""
-    walk = list(steps(path))
-    for ahead, step in zip(reversed(range(len(walk))), walk):
+    """Yield each step that another program may replace: every link, and the last two steps.
+
+    The steps nearest to the file come first, in at most MAX_DIRECTORIES directories: each costs two threads.
+    """
+    seen: set[str] = set()
+    for ahead, step in enumerate(reversed(list(steps(path)))):
         if step.is_link or ahead == 0 or (ahead == 1 and step.directory != "/"):
+            seen.add(step.directory)
+            if len(seen) > MAX_DIRECTORIES:
+                return
             yield step
 
 

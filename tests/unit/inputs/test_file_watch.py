@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from watchdog.observers.inotify_c import Inotify
 
-from flanneld_masq.inputs.file_watch import Directory, FileWatch, directories
+from flanneld_masq.inputs.file_watch import MAX_DIRECTORIES, Directory, FileWatch, directories
 from flanneld_masq.inputs.path_steps import MAX_LINKS
 
 SECONDS = 5.0
@@ -256,6 +256,19 @@ class TestWhatCannotBeWatched:
         finally:
             watched.watch.stop()
 
+    def test_threads_that_are_used_up_are_no_error(
+        self, file: Path, present: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: Any) -> None:
+            raise RuntimeError("can't start new thread")
+
+        watched = Watched(file)
+        monkeypatch.setattr(watched.watch._observer, "schedule", refuse)
+        watched.watch.follow((str(file.with_name("other")), str(file.parents[1] / "third")))
+        watched.watch.stop()
+        assert all("cannot be watched: can't start new thread; changes" in line for line in watched.complaints)
+        assert watched.complaints
+
     @pytest.mark.parametrize("number", [errno.ENOENT, errno.ENOTDIR])
     def test_a_directory_just_gone_is_tried_again_in_silence(
         self, number: int, file: Path, present: None, limit: list[OSError]
@@ -400,6 +413,16 @@ class TestLinks:
         assert not os.access(too_long, os.R_OK)
         assert str(target.parent) in {directory.path for directory in directories([str(longest)])}
         assert {directory.path for directory in directories([str(too_long)])} == {str(run)}
+
+    def test_links_in_many_directories_do_not_take_all_threads(self, run: Path, target: Path) -> None:
+        before = target
+        for number in range(20):
+            link = mkdir(run / str(number)) / "link"
+            link.symlink_to(before)
+            before = link
+        watched = {directory.path for directory in directories([str(before)])}
+        assert len(watched) == MAX_DIRECTORIES
+        assert str(target.parent) in watched, "the file itself comes first"
 
     def test_one_that_never_rests_does_not_hold_up(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         watched = Watched(run / "subnet.env")
