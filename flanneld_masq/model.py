@@ -126,10 +126,12 @@ class Verdict(enum.Enum):
 
 
 class Position(enum.Enum):
-    """The place of our jump among foreign rules."""
+    """The place of our jump among foreign rules. AUTO, for the forward group alone, is immediately before the first
+    rule that drops every packet, and last if there is none."""
 
     FIRST = "first"
     LAST = "last"
+    AUTO = "auto"
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -199,11 +201,19 @@ class GroupRules:
 
 @dataclass(frozen=True, **SLOTS)
 class Desired:
-    """Everything that one backend must hold for one family. Without groups it must hold no object of ours."""
+    """Everything that one backend must hold for one family. Without groups it must hold no object of ours.
+
+    `position` is the place of the jump to the masquerade group, `forward_position` that of the jump to the forward
+    group.
+    """
 
     family: Family
     groups: tuple[GroupRules, ...] = ()
     position: Position = Position.LAST
+    forward_position: Position = Position.AUTO
+
+    def position_of(self, group: Group) -> Position:
+        return self.forward_position if group is Group.FORWARD else self.position
 
     def rules_of(self, group: Group) -> Optional[GroupRules]:
         return next((rules for rules in self.groups if rules.group is group), None)
@@ -253,6 +263,7 @@ class ForwardSettings:
 
     enabled: bool = True
     backend: BackendName = AUTO
+    position: Position = Position.AUTO
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -329,16 +340,31 @@ class Item:
 
 
 @dataclass(frozen=True, **SLOTS)
+class Blocker:
+    """The first foreign rule in the place of our jump that drops every packet that reaches it.
+
+    `index` counts the foreign rules ahead of it; a write inserts our jump as the rule of that `number`, or before the
+    rule with that `handle` if the kernel gives handles.
+    """
+
+    index: int
+    number: int
+    handle: int = 0
+
+
+@dataclass(frozen=True, **SLOTS)
 class Neighbours:
     """The foreign rules around our jump in `place`, each as a digest, in order.
 
-    `jump` is the handle of our jump, if the kernel gives one: a rule keeps it as long as it is not moved.
+    `jump` is the handle of our jump, if the kernel gives one: a rule keeps it as long as it is not moved. `blocker` is
+    looked for in the place of the forward group alone.
     """
 
     place: str
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     jump: int = 0
+    blocker: Optional[Blocker] = None
 
 
 @dataclass(frozen=True, **SLOTS)

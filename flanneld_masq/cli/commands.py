@@ -6,12 +6,13 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from flanneld_masq import footprint, plugin_loader
 from flanneld_masq.cli.output import backend_lines, in_colour, print_errors, print_json, print_plans, print_repairs
 from flanneld_masq.cli.session import Session, load_settings, warn
+from flanneld_masq.controller.status import GroupStatus, group_json
 from flanneld_masq.dbus import client
 from flanneld_masq.errors import BackendUnavailable, BusError, ConfigError, MasqError
 from flanneld_masq.hangup import HANGUP
@@ -30,9 +31,8 @@ from flanneld_masq.model import (
 )
 from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.reconcile.survey import remove_flannel_rules
-from flanneld_masq.reconcile.values import Repair
+from flanneld_masq.reconcile.values import Choices, Repair
 from flanneld_masq.ruleset import policy
-from flanneld_masq.ruleset.backend_choice import Choice
 from flanneld_masq.service import journal
 from flanneld_masq.service.desired_state import OnError, read_net_conf
 from flanneld_masq.state_directory import StateDirectory
@@ -242,7 +242,7 @@ def backends(options: argparse.Namespace) -> int:
 
 def _backends_of(session: Session, reconciler: Reconciler, uses_nftables: bool) -> dict[str, Any]:
     selector = reconciler.selector
-    choices: Mapping[Group, Choice] = {}
+    choices: Choices = {}
     why = ""
     try:
         choices = selector.candidates(session.settings, uses_nftables)
@@ -250,9 +250,9 @@ def _backends_of(session: Session, reconciler: Reconciler, uses_nftables: bool) 
         why = str(error)
     masquerade = choices.get(Group.MASQUERADE)
     return {
-        "chosen": masquerade.backend if masquerade else None,
-        "why": masquerade.why if masquerade else why,
-        "groups": {str(group): dataclasses.asdict(choice) for group, choice in choices.items()},
+        "chosen": masquerade[0].backend if masquerade else None,
+        "why": masquerade[0].why if masquerade else why,
+        "groups": {str(group): group_json(GroupStatus.of(chosen)) for group, chosen in choices.items()},
         "backends": [
             {"name": name, "summary": session.plugins.backends[name].summary, **dataclasses.asdict(probe)}
             for name, probe in selector.probes().items()

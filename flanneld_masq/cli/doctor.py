@@ -42,8 +42,9 @@ class FamilyFacts:
     """What was found out of one family that a lease names, or that has rules although none does.
 
     `unusable` says why no backend can be used, `differs` what the kernel holds otherwise than wanted,
-    `drops` what drops forwarded packets, by backend; all are empty for nothing of the kind. `forwarding` is None where
-    the kernel does not say. `both_flavours` is whether iptables-nft and iptables-legacy both hold tables.
+    `drops` what drops forwarded packets, by backend, `unhelped` what does where no accept can be put; all are
+    empty for nothing of the kind. `forwarding` is None where
+    the kernel does not say. `both_flavours` is whether iptables-nft and iptables-legacy both hold rules.
     """
 
     family: Family
@@ -51,6 +52,7 @@ class FamilyFacts:
     unusable: str = ""
     differs: str = ""
     drops: Mapping[BackendName, str] = field(default_factory=dict)
+    unhelped: tuple[str, ...] = ()
     surveys: Mapping[BackendName, Survey] = field(default_factory=dict)
     both_flavours: bool = False
 
@@ -192,7 +194,7 @@ def _flavours(found: FamilyFacts) -> Iterator[Finding]:
     if found.both_flavours:
         what = "programs use both iptables-legacy and iptables-nft, and neither sees the rules of the other"
         remedy = "have all use one (update-alternatives --config iptables), then reboot or flush the other"
-        evidence = "both hold tables: iptables-legacy-save and iptables-nft-save"
+        evidence = "both hold rules: iptables-legacy-save and iptables-nft-save"
         yield Finding(Severity.NOTICE, what, evidence, remedy, str(found.family))
 
 
@@ -200,6 +202,11 @@ def _dropped(facts: Facts, found: FamilyFacts) -> Iterator[Finding]:
     if found.drops and not facts.settings.forward.enabled:
         remedy = "set forward.enabled = true, or accept the pods' traffic there yourself"
         yield _problem(found, "forwarded packets are dropped", "; ".join(found.drops.values()), remedy)
+    for drop in found.unhelped:
+        remedy = (
+            "do what is said there, then `systemctl reload flanneld-masq`; or accept the pods' traffic there yourself"
+        )
+        yield _problem(found, "FORWARD drops pods' packets, and nothing here can accept them", drop, remedy)
 
 
 def _rules(facts: Facts, found: FamilyFacts) -> Iterator[Finding]:

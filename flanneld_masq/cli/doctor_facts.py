@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
+from flanneld_masq_iptables.sockopt import TableInfo
+
 from flanneld_masq.cli.comparison import differs
 from flanneld_masq.cli.doctor import Facts, FamilyFacts
 from flanneld_masq.cli.session import Session
@@ -81,20 +83,24 @@ def _family(reconciler: Reconciler, desired_state: DesiredState, root: Path) -> 
         unusable,
         different,
         reconciler.selector.drops(),
+        reconciler.selector.unhelped,
         surveys,
-        _has_legacy_tables(root, family) and _has_nft_tables(family),
+        _has_legacy_rules(root, family) and _has_nft_rules(family),
     )
 
 
-def _has_legacy_tables(root: Path, family: Family) -> bool:
-    with contextlib.suppress(OSError, ValueError):
-        return bool(read_start(root / family.data.legacy_names, 4096).split())
+def _has_legacy_rules(root: Path, family: Family) -> bool:
+    """Return True if legacy tables hold anything: a mere listing makes empty ones, which stay until a reboot."""
+    with contextlib.suppress(OSError, ValueError, MasqError):
+        tables = read_start(root / family.data.legacy_names, 4096).decode("ascii").split()
+        return any(map(TableInfo(family).holds_rules, tables))
     return False
 
 
-def _has_nft_tables(family: Family) -> bool:
+def _has_nft_rules(family: Family) -> bool:
     with contextlib.suppress(MasqError):
-        return any(Nfnetlink().table(family, name) for name in _IPTABLES_TABLES)
+        netlink = Nfnetlink()
+        return any(netlink.rules(family, name) for name in _IPTABLES_TABLES)
     return False
 
 

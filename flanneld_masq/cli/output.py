@@ -93,7 +93,7 @@ def _family_lines(name: Family, family: FamilyStatus, *, named: bool) -> Iterato
         states.append(str(family.state))
     yield f"{name}: {', '.join(filter(None, (*states, family.last_error)))}"
     for group, choice in family.groups.items():
-        yield f"  {_group_line(group, choice)}"
+        yield from (f"  {_group_line(group, carrier)}" for carrier in choice.carriers)
     if family.kernel:
         yield f"  kernel: {family.kernel}"
     if family.verified is not None and named:

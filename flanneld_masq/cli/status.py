@@ -119,9 +119,7 @@ def _in_kernel(reconciler: Reconciler, desired: DesiredState, family: FamilyStat
     """Add the backends of the groups, and whether the kernel holds what is wanted."""
     try:
         choices = reconciler.selector.choices(desired)
-        family = replace(
-            family, groups={group: GroupStatus(choice.backend, choice.why) for group, choice in choices.items()}
-        )
+        family = replace(family, groups={group: GroupStatus.of(chosen) for group, chosen in choices.items()})
         changes = [change for plan in reconciler.plan(desired) for change in plan.changes]
     except MasqError as error:
         return replace(family, last_error=str(error))

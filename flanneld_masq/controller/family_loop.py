@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import NamedTuple, Protocol
 
@@ -27,10 +28,12 @@ from flanneld_masq.controller.step_watch import Publisher, StepWatch
 from flanneld_masq.controller.worker import Wakeup
 from flanneld_masq.errors import MasqError, RulesetError
 from flanneld_masq.kernel.ruleset_events import Transaction
-from flanneld_masq.model import BackendName, Family, Settings, Survey
+from flanneld_masq.model import BackendName, Family, Group, Settings, Survey
 from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.reconcile.survey import remove_flannel_rules, survey_backends
 from flanneld_masq.reconcile.values import DesiredState, Outcome, Removed
+
+LEGACY_TOOL_SECONDS = (0.2, 0.8)  # after its start a tool has made its change: it may have to load a module
 
 _LOGGER = logging.getLogger("flanneld_masq")
 
@@ -115,6 +118,18 @@ class FamilyLoop:
         elif outcome.generation is not None and self._filter.needs_pass(transactions, lost, outcome.generation):
             self.mark(reason)
 
+    def tool_started(self) -> None:
+        """A program of iptables-legacy starts, and so may make tables where there were none to poll."""
+        if not self._poller.polling:
+            for delay in LEGACY_TOOL_SECONDS:
+                asyncio.get_running_loop().call_later(delay, self._look_for_tables)
+
+    def _look_for_tables(self) -> None:
+        """Have a pass look at tables that nobody polls yet. It may be our own tool that has started: then they are
+        polled by now, or the pass has failed."""
+        if not (self._poller.polling or self._schedule.passing or self._schedule.failures):
+            self.mark(TABLES_CHANGED)
+
     async def run(self) -> None:
         """Run until cancelled."""
         while True:
@@ -193,6 +208,8 @@ class FamilyLoop:
         self._poller.stop()
         begun = self._schedule.begin(reasons)
         changed = begun.asked or desired != self.report.held
+        lacking = outcome is not None and bool(outcome.unhelped)  # a program that may have been installed meanwhile
+        begun = replace(begun, reprobe=begun.reprobe or (lacking and begun.is_resync))
         try:
             done = await self._worker.call(lambda: self._reconcile(desired, begun))
         except MasqError as error:
@@ -222,7 +239,7 @@ class FamilyLoop:
     def _on_success(self, desired: DesiredState, outcome: Outcome, begun: Begun) -> None:
         masquerade, selector = self._desired.settings.masquerade, self._reconciler.selector
         random = masquerade.enabled and masquerade.random_fully
-        backends = {choice.backend for choice in outcome.choices.values()} if random else ()
+        backends = {choice.backend for choice in outcome.choices.get(Group.MASQUERADE, ())} if random else ()
         without_random = [backend for backend in backends if not selector.randomises(backend)]
         self._publisher.emit(self.report.chosen(outcome, without_random))
         culprits = self._on_repairs(begun)

@@ -35,6 +35,11 @@ class LegacyPoller:
     def stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
+
+    @property
+    def polling(self) -> bool:
+        return self._timer is not None
 
     def _turn(self, every: float) -> None:
         try:

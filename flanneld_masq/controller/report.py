@@ -15,7 +15,7 @@ from flanneld_masq.controller.status import FamilyStatus, GroupStatus, LastWrite
 from flanneld_masq.errors import MasqError
 from flanneld_masq.hookspecs import Event
 from flanneld_masq.inputs.text import shown
-from flanneld_masq.model import SLOTS, BackendName, Family, Survey
+from flanneld_masq.model import SLOTS, BackendName, Family, Group, Survey
 from flanneld_masq.reconcile.values import DesiredState, Outcome, Removed, Repair
 from flanneld_masq.reconcile.wording import describe
 from flanneld_masq.ruleset.diff import diff_text
@@ -107,8 +107,8 @@ class FamilyReport:
         rules = self.outcome.rules if self.outcome else {}
         return FamilyStatus(
             State.WAITING if self.shown_state is State.SYNCED and not named else self.shown_state,
-            last_error=self.stuck or ("" if self.error is None else str(self.error)),
-            groups={group: GroupStatus(one.backend, one.why, rules.get(group, 0)) for group, one in choices.items()},
+            last_error=self.stuck or ("; ".join(self._dropped) if self.error is None else str(self.error)),
+            groups={group: GroupStatus.of(chosen, rules.get(group, 0)) for group, chosen in choices.items()},
             repairs=self._writes.repairs,
             last_repair=self._writes.last_repair,
             last_write=self._writes.last_write,
@@ -118,10 +118,11 @@ class FamilyReport:
         )
 
     def chosen(self, outcome: Outcome, without_random: Collection[BackendName]) -> Iterator[LogEntry]:
-        """Log each new choice of a backend. `without_random` are those that lack the random ports that are wanted."""
+        """Log each new choice of a backend, and each drop that none can help. `without_random` are backends that lack
+        the random ports that are wanted."""
         before = self.outcome.choices if self.outcome else {}
-        for group, choice in outcome.choices.items():
-            if before.get(group) == choice:
+        for group, choice in ((group, choice) for group, chosen in outcome.choices.items() for choice in chosen):
+            if choice in before.get(group, ()):
                 continue
             message = f"{self.family} {group}: backend {choice.backend}, {choice.why}"
             backend, why = choice.backend, choice.why
@@ -129,6 +130,17 @@ class FamilyReport:
             if choice.backend in without_random:
                 message = f"{self.family}: {choice.backend} cannot choose fully random ports here; masquerading without"
                 yield self._entry("notice", message, backend=choice.backend)
+        yield from self._unhelped(outcome)
+
+    def _unhelped(self, outcome: Outcome) -> Iterator[LogEntry]:
+        """Log each drop of pods' packets once where no accept can be put, and that there is none any more."""
+        before = self.outcome.unhelped if self.outcome else ()
+        for drop in outcome.unhelped:
+            if drop not in before:
+                message = f"{self.family}: {drop}"
+                yield self._entry("forward-dropped", message, logging.WARNING, group=str(Group.FORWARD))
+        if before and not outcome.unhelped:
+            yield self._entry("recovered", f"{self.family}: nothing drops pods' packets out of our reach any more")
 
     def repaired(self, done: Repaired) -> Iterator[LogEntry]:
         """Log and count each repair."""
@@ -159,7 +171,12 @@ class FamilyReport:
     ) -> None:
         """Take the outcome of a pass, and the time of its end, into the status."""
         self.error, self.held, self.outcome, self._verified_at = None, desired, outcome, at
-        self.state = State.CONTENDED if contended else State.SYNCED
+        self.state = State.CONTENDED if contended else State.DEGRADED if self._dropped else State.SYNCED
+
+    @property
+    def _dropped(self) -> tuple[str, ...]:
+        """What drops pods' packets where no accept can be put."""
+        return () if self.outcome is None else self.outcome.unhelped
 
     def state_entries(self, because: str, culprits: tuple[Culprit, ...], *, quiet: bool) -> Iterator[LogEntry]:
         """Log a contention that began, or trouble that is over; the status says the same by then.
@@ -175,7 +192,7 @@ class FamilyReport:
                 f"{LAST_DELAY:.0f} s, until it stops"
             )
             yield self._entry("contended", message, logging.WARNING, **_blame(culprits))
-        elif recovered and not contended:
+        elif recovered and not contended and not self._dropped:
             yield self._entry("recovered", f"{self.family}: in sync again", reason=because)
         self._contention_logged = contended
 

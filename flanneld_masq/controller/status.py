@@ -25,6 +25,7 @@ from flanneld_masq.model import (
     Lease,
     family_of,
 )
+from flanneld_masq.ruleset.backend_choice import Choice
 
 _Value = TypeVar("_Value")
 
@@ -45,11 +46,23 @@ class State(str, enum.Enum):
 
 @dataclass(frozen=True, **SLOTS)
 class GroupStatus:
-    """The backend of one group. `rules` counts the kernel's rules for it; None where only a command looked."""
+    """The backend of one group. `rules` counts the kernel's rules for it; None where only a command looked. `also` are
+    further backends that carry the same rules; only the forward group ever has any."""
 
     backend: BackendName
     why: str
     rules: Optional[int] = None
+    also: tuple[GroupStatus, ...] = ()
+
+    @classmethod
+    def of(cls, choices: tuple[Choice, ...], rules: int | None = None) -> GroupStatus:
+        first, *others = (cls(choice.backend, choice.why, rules) for choice in choices)
+        return dataclasses.replace(first, also=tuple(others))
+
+    @property
+    def carriers(self) -> tuple[GroupStatus, ...]:
+        """All backends of the group."""
+        return (self, *self.also)
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -170,7 +183,7 @@ def _family_to_json(family: FamilyStatus) -> dict[str, Any]:
     return {
         "state": family.state.value,
         "last_error": family.last_error,
-        "groups": {group.value: _without_none(dataclasses.asdict(one)) for group, one in family.groups.items()},
+        "groups": {group.value: group_json(one) for group, one in family.groups.items()},
         "last_repair": _write_to_json(family.last_repair),
         "last_write": _write_to_json(family.last_write),
         "verified": _time_to_json(family.verified),
@@ -178,6 +191,11 @@ def _family_to_json(family: FamilyStatus) -> dict[str, Any]:
         "cni_masquerade": list(family.cni_masquerade),
         **_without_none(optional),
     }
+
+
+def group_json(group: GroupStatus) -> dict[str, Any]:
+    also = [group_json(other) for other in group.also]
+    return _without_none({"backend": group.backend, "why": group.why, "rules": group.rules, "also": also or None})
 
 
 def _write_to_json(write: LastWrite | None) -> dict[str, Any] | None:
@@ -278,7 +296,12 @@ def _family(content: object) -> FamilyStatus:
 
 def _group(content: object) -> GroupStatus:
     reader = _Reader(content)
-    return GroupStatus(BackendName(reader.text("backend")), reader.text("why"), reader.optional("rules", int))
+    return GroupStatus(
+        BackendName(reader.text("backend")),
+        reader.text("why"),
+        reader.optional("rules", int),
+        reader.read("also", _group),
+    )
 
 
 def _last_write(content: object) -> LastWrite | None:

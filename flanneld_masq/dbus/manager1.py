@@ -62,9 +62,10 @@ def properties(status: Status) -> dict[str, Any]:
         "Version": status.version,
         "State": status.state.value,
         "Backends": [
-            (str(name), str(group), choice.backend, choice.rules or 0, choice.why)
+            (str(name), str(group), carrier.backend, carrier.rules or 0, carrier.why)
             for name, family in status.families.items()
             for group, choice in family.groups.items()
+            for carrier in choice.carriers
         ],
         "Lease": [
             (printable(lease.path), str(family), str(part.subnet), list(map(str, part.networks)))

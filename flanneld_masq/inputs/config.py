@@ -19,7 +19,7 @@ from flanneld_masq.errors import ConfigError
 from flanneld_masq.inputs import config_values as accept
 from flanneld_masq.inputs.config_values import Check, Refused, described, did_you_mean, quoted
 from flanneld_masq.inputs.text import read_regular, why
-from flanneld_masq.model import ForwardSettings, MasqueradeSettings, ReconcileSettings, Settings
+from flanneld_masq.model import ForwardSettings, MasqueradeSettings, Position, ReconcileSettings, Settings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -168,9 +168,13 @@ _TABLES: dict[str, dict[str, Check]] = {
         "non_masquerade_cidrs": accept.networks,
         "masquerade_link_local": accept.boolean,
         "kube_proxy_mark": accept.mark,
-        "position": accept.position,
+        "position": accept.position(Position.FIRST, Position.LAST),
     },
-    "forward": {"enabled": accept.boolean, "backend": accept.backend},
+    "forward": {
+        "enabled": accept.boolean,
+        "backend": accept.backend,
+        "position": accept.position(Position.AUTO, Position.FIRST, Position.LAST),
+    },
     "reconcile": {"resync_seconds": accept.seconds(1, 86400), "legacy_poll_seconds": accept.seconds(0.05, 60)},
     "takeover": {"remove_flannel_rules": accept.boolean},
     "stop": {"remove_rules": accept.boolean},

@@ -58,8 +58,10 @@ def one_of(*names: str) -> Check:
     return check
 
 
-def position(value: object) -> Position:
-    return Position(one_of(*(position.value for position in Position))(value))
+def position(*positions: Position) -> Check:
+    """Return a check for one of these positions."""
+    name = one_of(*(position.value for position in positions))
+    return lambda value: Position(name(value))
 
 
 def backend(value: object) -> BackendName:

@@ -7,7 +7,7 @@ import enum
 import functools
 import json
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 MAX_NUMBER = 1 << 63  # a greater one is no handle, pid or duration, and Python refuses to format it
 _Value = TypeVar("_Value")
@@ -24,8 +24,8 @@ def parse(data: bytes) -> object:
 def decode(kind: type[_Value], content: object) -> _Value:
     """Return the value that `dataclasses.asdict` made this content of. Raises ValueError for any other JSON.
 
-    The fields are str, int, enums of str, other such dataclasses, and tuples of these. Messages name types alone, for
-    the `repr` of a deeply nested value raises RecursionError.
+    The fields are str, int, enums of str, other such dataclasses, tuples of these, and each of these as an Optional.
+    Messages name types alone, for the `repr` of a deeply nested value raises RecursionError.
     """
     fields = _fields(cast("Any", kind))
     if not isinstance(content, dict) or content.keys() != fields.keys():
@@ -41,6 +41,8 @@ def _fields(kind: Any) -> Mapping[str, Any]:
 
 
 def _value(kind: Any, content: object) -> object:
+    if get_origin(kind) is Union:
+        return None if content is None else _value(get_args(kind)[0], content)
     if get_origin(kind) is tuple:
         if type(content) is not list:
             raise ValueError(f"expected a list, found {type(content).__name__}")

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import struct
 import sys
+from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
 
 from flanneld_masq.kernel import uapi
 from flanneld_masq.kernel.netlink_wire import attributes, text, u32
 from flanneld_masq.kernel.objects import CACHED_RULES, Expression, KernelRule, comment_in
-from flanneld_masq.model import Family
+from flanneld_masq.model import SLOTS, Family
 
 _VERDICTS = {
     uapi.NFT_RETURN: "return",
@@ -57,6 +58,14 @@ _ADDRESS_FIELDS = {  # offsets in bytes in struct iphdr and struct ipv6hdr
 }
 _BITWISE_READ = {uapi.NFTA_BITWISE_SREG, uapi.NFTA_BITWISE_DREG, uapi.NFTA_BITWISE_MASK}
 _UNKNOWN = ("?", b"")
+_MATCHLESS = frozenset({"counter", "immediate", "last", "log", "notrack", "queue", "reject", "target"})
+# expressions, and targets of xtables, that end the way of a packet without being verdicts
+_HANDED_OVER = {
+    **dict.fromkeys(("reject", "REJECT"), "drop"),
+    **dict.fromkeys(("queue", "NFQUEUE", "QUEUE"), "queue"),
+    **dict.fromkeys(("synproxy", "SYNPROXY"), "synproxy"),
+    **dict.fromkeys(("fwd",), "fwd"),
+}
 
 
 def describe(rule: KernelRule, family: Family) -> str:
@@ -76,16 +85,19 @@ def jump_target(rule: KernelRule) -> str | None:
     return _jump_target(rule.expressions)
 
 
-def drops(rule: KernelRule) -> bool:
-    """Return True if the rule drops or rejects the packets that it matches."""
-    return any(map(_drops, rule.expressions))
+@dataclass(frozen=True, **SLOTS)
+class Decision:
+    """What a rule decides. `verdict` is in nft's words ("drop" also for a reject; empty if it decides nothing), `chain`
+    where a jump or goto leads to. `always` is True if the rule matches every packet for certain."""
+
+    verdict: str
+    chain: str
+    always: bool
 
 
-def _drops(expression: Expression) -> bool:
-    verdict = _verdict(expression)
-    if verdict is not None:
-        return verdict[0] == "drop"
-    return expression.name == "reject" or (expression.name == "target" and _extension(expression)[0] == "REJECT")
+def decision(rule: KernelRule) -> Decision:
+    """Return what the rule decides."""
+    return _decision(rule.expressions)
 
 
 # The same few rules are read again and again, so their descriptions are cached.
@@ -116,6 +128,21 @@ def _jump_target(expressions: tuple[Expression, ...]) -> str | None:
         if verdict is not None and verdict[1]:
             return verdict[1]
     return None
+
+
+@lru_cache(CACHED_RULES)
+def _decision(expressions: tuple[Expression, ...]) -> Decision:
+    always = True
+    verdict = chain = ""
+    for expression in expressions:
+        name, (extension, _) = expression.name, _extension(expression)
+        always = always and (name in _MATCHLESS or (name == "match" and extension == "comment"))
+        if name in ("reject", "target", *_HANDED_OVER):
+            verdict = _HANDED_OVER.get(extension or name, verdict)
+        elif name == "lookup":
+            verdict = "vmap"  # perhaps; a verdict behind it says that the map has none
+        verdict, chain = _verdict(expression) or (verdict, chain)
+    return Decision(verdict, chain, always)
 
 
 class _Reader:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from flanneld_masq.errors import KernelError
 from flanneld_masq.kernel import transactions, uapi
@@ -26,12 +27,23 @@ from flanneld_masq.kernel.objects import (
     table_key,
 )
 from flanneld_masq.kernel.transactions import Message
-from flanneld_masq.model import Family
+from flanneld_masq.model import SLOTS, Family
 
 _GETTABLE, _GETCHAIN = nft_msg_type(uapi.NFT_MSG_GETTABLE), nft_msg_type(uapi.NFT_MSG_GETCHAIN)
 _GETRULE, _GETGEN = nft_msg_type(uapi.NFT_MSG_GETRULE), nft_msg_type(uapi.NFT_MSG_GETGEN)
 _COMPAT_GET = nfnl_msg_type(uapi.NFNL_SUBSYS_NFT_COMPAT, uapi.NFNL_MSG_COMPAT_GET)
 _DUMP_TRIES = 10
+
+
+@dataclass(frozen=True, **SLOTS)
+class AddedRule:
+    """A rule that is written `ahead` of all others of its chain, right `before` the rule with that handle, or behind
+    all others."""
+
+    table: str
+    rule: KernelRule
+    ahead: bool = False
+    before: int = 0
 
 
 class Nfnetlink:
@@ -115,16 +127,14 @@ class Nfnetlink:
         self,
         family: Family,
         chains: Mapping[tuple[str, str], tuple[KernelRule, ...]],
-        added: Iterable[tuple[str, KernelRule]] = (),
+        added: Iterable[AddedRule] = (),
         *,
-        ahead: bool = False,
         made: Iterable[tuple[str, Chain]] = (),
     ) -> None:
         """Empty these chains (table, chain) and write the rules into them, in one transaction.
 
-        The rules of `added` (table, rule) go to the chains that they were read from, `ahead` of all others or behind
-        them. The chains of `made` (table, chain) come back if they or their tables are gone; one that is there keeps
-        its policy.
+        The rules of `added` go to the chains that they were read from. The chains of `made` (table, chain) come back if
+        they or their tables are gone; one that is there keeps its policy.
         """
         messages: list[Message] = []
         for table, chain in made:
@@ -132,7 +142,10 @@ class Nfnetlink:
         for (table, name), rules in chains.items():
             messages.append(transactions.flush_chain(table, name))
             messages += [transactions.new_rule(table, rule) for rule in rules]
-        messages += [transactions.new_rule(table, rule, ahead=ahead) for table, rule in added]
+        messages += [
+            transactions.new_rule(addition.table, addition.rule, ahead=addition.ahead, before=addition.before)
+            for addition in added
+        ]
         places = ", ".join(f"{family.data.nft} {table} {name}" for table, name in chains)
         self._netlink.commit(f"writing chains {places}", family.data.nfproto, messages)
 

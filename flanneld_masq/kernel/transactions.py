@@ -55,12 +55,14 @@ def delete_chain(table: str, chain: str) -> Message:
     return Message(_DELCHAIN, chain_key(table, chain))
 
 
-def new_rule(table: str, rule: KernelRule, *, ahead: bool = False) -> Message:
-    """Add a rule to the chain that it was read from: behind all others, or `ahead` of them."""
+def new_rule(table: str, rule: KernelRule, *, ahead: bool = False, before: int = 0) -> Message:
+    """Add a rule to the chain that it was read from: behind all others, `ahead` of them, or right `before` the rule
+    with that handle. The kernel refuses if that rule is not there."""
     expressions = b"".join(map(_expression, rule.expressions))
     body = rules_key(table, rule.chain) + nested(uapi.NFTA_RULE_EXPRESSIONS, expressions)
     body += attribute(uapi.NFTA_RULE_USERDATA, rule.userdata) if rule.userdata else b""
-    return Message(_NEWRULE, body, uapi.NLM_F_CREATE | (0 if ahead else uapi.NLM_F_APPEND))
+    body += attribute(uapi.NFTA_RULE_POSITION, before.to_bytes(8, "big")) if before else b""
+    return Message(_NEWRULE, body, uapi.NLM_F_CREATE | (0 if ahead or before else uapi.NLM_F_APPEND))
 
 
 def delete_rule(table: str, chain: str, handle: int) -> Message:

@@ -90,6 +90,7 @@ class Reconciler:
             {group.group: len(group.rules) for target in targets for group in target.desired.groups},
             self._writer.verified,
             fingerprint,
+            self.selector.unhelped,
         )
 
     def render(self, desired_state: DesiredState) -> Iterator[tuple[BackendName, str]]:

@@ -8,9 +8,8 @@ from pathlib import Path
 from flanneld_masq.errors import MasqError
 from flanneld_masq.hookspecs import Backend
 from flanneld_masq.model import AUTO, BackendName, Family, Group, Probe, Settings
-from flanneld_masq.reconcile.values import Assignment, DesiredState
+from flanneld_masq.reconcile.values import Assignment, Choices, DesiredState
 from flanneld_masq.ruleset import backend_choice
-from flanneld_masq.ruleset.backend_choice import Choice
 
 
 class BackendSelector:
@@ -29,6 +28,7 @@ class BackendSelector:
         self._missing = missing
         self._probes: dict[BackendName, Probe] = {}
         self._evidence: dict[BackendName, str] = {}  # the last readable answer of each `drops_forwarding`
+        self._weighed = False  # the last choice depended on the evidence
         self._unread: MasqError | None = None  # why a backend's evidence is missing that was never readable
 
     def probe(self, name: BackendName) -> Probe:
@@ -59,17 +59,32 @@ class BackendSelector:
         """Return True if the backend can masquerade to fully random ports here."""
         return self.probe(name).random_fully
 
-    def choices(self, desired_state: DesiredState) -> Mapping[Group, Choice]:
-        """Return the backend of each group, or nothing for a family that no lease names. Raise what `choose` raises."""
+    @property
+    def evidence(self) -> Mapping[BackendName, str]:
+        """What each backend said that drops forwarded packets; empty if the last choice did not depend on it."""
+        return self._evidence if self._weighed else {}
+
+    @property
+    def unhelped(self) -> tuple[str, ...]:
+        """What drops forwarded packets where no accept can be put, each with the reason and the remedy."""
+        return tuple(
+            f"{evidence}, where only an accept helps pods, but {name} cannot be used ({probe.reason}); {probe.remedy}"
+            for name, evidence in self.evidence.items()
+            if evidence and not (probe := self.probe(name)).usable
+        )
+
+    def choices(self, desired_state: DesiredState) -> Choices:
+        """Return the backends of each group; nothing for a family that no lease names. Raise what `choose` raises."""
         if not any(lease.of(self._family) for lease in desired_state.leases):
-            self._unread = None
+            self._unread, self._weighed = None, False
             return {}
         return self.candidates(desired_state.settings, desired_state.flannel_uses_nftables)
 
-    def candidates(self, settings: Settings, flannel_uses_nftables: bool) -> Mapping[Group, Choice]:
-        """Return the backend that each group would get if a lease named the family. Raise what `choose` raises."""
+    def candidates(self, settings: Settings, flannel_uses_nftables: bool) -> Choices:
+        """Return the backends that each group would get if a lease named the family. Raise what `choose` raises."""
         self._unread = None
-        drops = self.drops() if settings.forward.enabled and settings.forward.backend == AUTO else {}
+        self._weighed = settings.forward.enabled and settings.forward.backend == AUTO
+        drops = self.drops() if self._weighed else {}
         return backend_choice.choose(
             settings, self._backends, self.probe, flannel_uses_nftables=flannel_uses_nftables, drops=drops
         )
@@ -105,10 +120,13 @@ class BackendSelector:
         return self._backends[name].probe()
 
 
-def assignment_of(choices: Mapping[Group, Choice]) -> Assignment:
+def assignment_of(choices: Choices) -> Assignment:
     """Return the groups of each backend that the choices name."""
-    names = dict.fromkeys(choice.backend for choice in choices.values())
-    return {name: frozenset(group for group, choice in choices.items() if choice.backend == name) for name in names}
+    groups: dict[BackendName, frozenset[Group]] = {}
+    for group, chosen in choices.items():
+        for choice in chosen:
+            groups[choice.backend] = groups.get(choice.backend, frozenset()) | {group}
+    return groups
 
 
 def missing_family(root: Path, family: Family) -> str:

@@ -22,6 +22,7 @@ from flanneld_masq.model import (
 from flanneld_masq.ruleset.backend_choice import Choice
 
 Assignment = Mapping[BackendName, frozenset[Group]]  # the groups that each backend in use carries
+Choices = Mapping[Group, tuple[Choice, ...]]  # the backends of each group, one at least
 Fingerprint = tuple[Optional[bytes], ...]  # one for each backend, in order; None for one without events
 Surveys = tuple[tuple[Backend, Survey], ...]
 Removed = tuple[tuple[BackendName, tuple[Item, ...]], ...]
@@ -69,13 +70,15 @@ class Repair:
 class Outcome:
     """The result of a pass.
 
-    `rules` counts the rules that the kernel now holds for each group, without the jumps. `generation` is the last
+    `rules` counts the rules that each backend of a group now holds for it, without the jumps. `generation` is the last
     generation in which the ruleset is known to be right, None where the kernel counts none. `fingerprint` was taken
-    in that generation; it is empty if another program committed before it could be taken.
+    in that generation; it is empty if another program committed before it could be taken. `unhelped` says what still
+    drops forwarded packets, because no accept can be put there.
     """
 
-    choices: Mapping[Group, Choice]
+    choices: Choices
     repairs: tuple[Repair, ...]
     rules: Mapping[Group, int]
     generation: int | None = None
     fingerprint: Fingerprint = ()
+    unhelped: tuple[str, ...] = ()

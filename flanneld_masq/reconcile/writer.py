@@ -113,7 +113,7 @@ class Writer:
         if target.wanted and observed.obstacle:
             raise RulesetError(observed.obstacle)
         verified_state = self._store.verified_state(target.backend.name, self._family)
-        return diff.differences(target.wanted, target.desired.position, verified_state, observed)
+        return diff.differences(target.wanted, target.desired, verified_state, observed)
 
     def _write(
         self,
@@ -164,7 +164,7 @@ class Writer:
 
     def _remember(self, target: Target, observed: Observation) -> None:
         if target.wanted:
-            verified_state = diff.verified_state_of(target.wanted, target.desired.position, observed)
+            verified_state = diff.verified_state_of(target.wanted, target.desired, observed)
             self._store.remember(target.backend.name, self._family, verified_state)
         else:
             self._store.forget(target.backend.name, self._family)

@@ -30,8 +30,8 @@ def choose(
     *,
     flannel_uses_nftables: bool = False,
     drops: Mapping[BackendName, str] = MappingProxyType({}),
-) -> dict[Group, Choice]:
-    """Return the backend of each group.
+) -> dict[Group, tuple[Choice, ...]]:
+    """Return the backends of each group: one, or for the forward group each that drops forwarded packets.
 
     `names` are the backends in the order of preference. `probe` is called only for those that the choice depends on,
     because a probe may start programs. `drops` maps a backend to what drops forwarded packets there: an accept rule
@@ -39,13 +39,15 @@ def choose(
     be used.
     """
     masquerade = _masquerade(settings, names, probe, flannel_uses_nftables)
-    forward = Choice(masquerade.backend, "goes with the masquerade group")
+    beside = Choice(masquerade.backend, "goes with the masquerade group")
     if settings.forward.backend != AUTO and settings.forward.enabled:
-        forward = _named(settings.forward.backend, "forward.backend", names, probe)
-    elif masquerade.backend not in drops:
-        dropping = next((name for name in drops if name in names and probe(name).usable), None)
-        forward = Choice(dropping, drops[dropping]) if dropping else forward
-    return {Group.MASQUERADE: masquerade, Group.FORWARD: forward}
+        forward: tuple[Choice, ...] = (_named(settings.forward.backend, "forward.backend", names, probe),)
+    else:
+        dropping = [name for name in drops if name in names and name != beside.backend and probe(name).usable]
+        forward = tuple(Choice(name, drops[name]) for name in dropping)
+        if not forward or beside.backend in drops:
+            forward = (beside, *forward)
+    return {Group.MASQUERADE: (masquerade,), Group.FORWARD: forward}
 
 
 def check_names(settings: Settings, names: Mapping[BackendName, object], failures: Sequence[PluginError] = ()) -> None:

@@ -16,6 +16,8 @@ from itertools import zip_longest
 from flanneld_masq.model import (
     Change,
     ChangeKind,
+    Desired,
+    Group,
     Item,
     ItemKind,
     Neighbours,
@@ -29,53 +31,90 @@ MAX_DIFF_LINES = 200  # another program may have put any number of rules into ou
 _CACHED = 16  # desired states; nearly every pass has the same one as the pass before
 
 
+def fingerprint(wanted: tuple[Item, ...], desired: Desired) -> str:
+    """Return a digest that is equal exactly if the same rules are wanted at the same positions."""
+    return _fingerprint(wanted, desired.position, desired.forward_position)
+
+
 @lru_cache(_CACHED)
-def fingerprint(wanted: tuple[Item, ...], position: Position) -> str:
-    """Return a digest that is equal exactly if the same rules are wanted at the same position."""
-    lines = [position.value, *(f"{item.kind} {item.place} {item.text}" for item in wanted)]
+def _fingerprint(wanted: tuple[Item, ...], *positions: Position) -> str:
+    lines = [*(position.value for position in positions)]
+    lines += [f"{item.kind} {item.place} {item.text}" for item in wanted]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def differences(
-    wanted: tuple[Item, ...], position: Position, verified_state: VerifiedState | None, observed: Observation
+    wanted: tuple[Item, ...], desired: Desired, verified_state: VerifiedState | None, observed: Observation
 ) -> tuple[Change, ...]:
-    """Return what a reconcile would change, in the order of the kernel's objects; empty if nothing differs."""
+    """Return what a reconcile would change, in the order of the kernel's objects; empty if nothing differs.
+
+    `wanted` are the items of `desired`.
+    """
     if not wanted:
         return tuple(Change(ChangeKind.EXTRA, item.place, found=item.text, item=item.kind) for item in observed.items)
     if (
         verified_state is None
-        or verified_state.fingerprint != fingerprint(wanted, position)
+        or verified_state.fingerprint != fingerprint(wanted, desired)
         or len(verified_state.items) != len(wanted)
     ):
         changes = tuple(_changes_by(_tag, wanted, observed.items))
-        return (changes + tuple(moved(position, (), observed.neighbours))) or tuple(_unverified(wanted))
+        return (changes + tuple(moved(_forward(wanted, desired), desired, (), observed))) or tuple(_unverified(wanted))
+    moves = tuple(moved(_forward(wanted, desired), desired, verified_state.neighbours, observed))
     if list(map(_identity_now, verified_state.items)) == list(map(_identity_now, observed.items)):
-        return tuple(moved(position, verified_state.neighbours, observed.neighbours))
+        return moves
     reference = tuple(_worded(item, ours.text) for item, ours in zip(verified_state.items, wanted))
     held = _translated(observed.items, reference)
-    return (*_changes_by(_raw, reference, held), *moved(position, verified_state.neighbours, observed.neighbours))
+    return (*_changes_by(_raw, reference, held), *moves)
 
 
 def moved(
-    position: Position, verified_state: tuple[Neighbours, ...], observed: tuple[Neighbours, ...]
+    forward: str, desired: Desired, verified_state: tuple[Neighbours, ...], observed: Observation
 ) -> Iterator[Change]:
-    """Yield the jumps of ours that no longer stand where the position asks for.
-
-    At position first no rule may stand before our jump. At position last our jump must stay behind every rule that it
-    was written behind; other programs may append rules later, and move their own ones behind it.
-    """
+    """Yield the jumps of ours that do not stand where their position asks for. `forward` is the place of the jump to
+    the forward group; empty for none."""
     remembered = {around.place: around for around in verified_state}
-    for around in observed:
-        if position is Position.FIRST and around.before:
-            now = _behind(len(around.before))
-            yield Change(ChangeKind.MOVED, around.place, "our jump before all other rules", now, ItemKind.JUMP)
-        then = remembered.get(around.place, Neighbours(around.place))
-        passed = set(then.before) & set(around.after) - set(around.before)
-        stayed = then.jump != 0 and then.jump == around.jump
-        if position is Position.LAST and passed and not stayed:
-            now = f"our jump before {len(passed)} of the rules that it was behind"
-            asked = "our jump behind the rules that were there first"
-            yield Change(ChangeKind.MOVED, around.place, asked, now, ItemKind.JUMP)
+    jumps = {item.place for item in observed.items if item.kind is ItemKind.JUMP}
+    for around in observed.neighbours:
+        if around.place == forward:
+            if around.place in jumps:  # one that is missing is written at the right place anyway
+                yield from _misplaced(desired.forward_position, around)
+        elif desired.position is Position.FIRST:
+            yield from _misplaced(Position.FIRST, around)
+        else:
+            yield from _overtaken(remembered.get(around.place, Neighbours(around.place)), around)
+
+
+def _misplaced(position: Position, around: Neighbours) -> Iterator[Change]:
+    """Yield a jump that does not stand exactly where it belongs, whoever came first."""
+    ahead, others = len(around.before), len(around.before) + len(around.after)
+    right, where = others, "our jump behind all other rules"
+    if position is Position.FIRST:
+        right, where = 0, "our jump before all other rules"
+    elif position is Position.AUTO and around.blocker is not None:
+        right, where = around.blocker.index, "our jump right before the first rule that drops every packet"
+    if ahead > right:
+        yield Change(ChangeKind.MOVED, around.place, where, f"our jump behind {_others(ahead - right)}", ItemKind.JUMP)
+    elif ahead < right:
+        yield Change(ChangeKind.MOVED, around.place, where, f"our jump before {_others(right - ahead)}", ItemKind.JUMP)
+
+
+def _overtaken(then: Neighbours, now: Neighbours) -> Iterator[Change]:
+    """Yield a jump that stands before a rule that it was written behind. Other programs may append rules later, and
+    move their own ones behind it."""
+    passed = set(then.before) & set(now.after) - set(now.before)
+    stayed = then.jump != 0 and then.jump == now.jump
+    if passed and not stayed:
+        where = f"our jump before {len(passed)} of the rules that it was behind"
+        yield Change(
+            ChangeKind.MOVED, now.place, "our jump behind the rules that were there first", where, ItemKind.JUMP
+        )
+
+
+def _forward(wanted: tuple[Item, ...], desired: Desired) -> str:
+    """Return the place of the jump to the forward group; empty for none."""
+    group = desired.rules_of(Group.FORWARD)
+    jumps = (item.place for item in wanted if item.kind is ItemKind.JUMP and group and item.tag == group.jump_tag)
+    return next(jumps, "")
 
 
 def unmet(wanted: tuple[Item, ...], observed: Observation) -> str:
@@ -88,9 +127,10 @@ def unmet(wanted: tuple[Item, ...], observed: Observation) -> str:
     return ""
 
 
-def verified_state_of(wanted: tuple[Item, ...], position: Position, observed: Observation) -> VerifiedState:
+def verified_state_of(wanted: tuple[Item, ...], desired: Desired, observed: Observation) -> VerifiedState:
     """Make the verified state of an observation that was read back right after our own write."""
-    return VerifiedState(fingerprint(wanted, position), observed.items, observed.neighbours)
+    neighbours = tuple(replace(around, blocker=None) for around in observed.neighbours)  # never compared with a new one
+    return VerifiedState(fingerprint(wanted, desired), observed.items, neighbours)
 
 
 def text_of(plan: Plan) -> Iterator[str]:
@@ -118,8 +158,8 @@ def diff_text(plan: Plan) -> str:
     return "\n".join([*lines[:MAX_DIFF_LINES], *more])
 
 
-def _behind(count: int) -> str:
-    return f"our jump behind {count} other rule{'' if count == 1 else 's'}"
+def _others(count: int) -> str:
+    return f"{count} other rule{'' if count == 1 else 's'}"
 
 
 def _identity(item: Item | None) -> str:

@@ -50,6 +50,7 @@ def desired(
         family,
         tuple(group for group in rules if group.group in groups),
         settings.masquerade.position,
+        settings.forward.position,
     )
 
 

@@ -22,6 +22,7 @@ from flanneld_masq.errors import AlreadyRunning, ConfigError, MasqError, StateEr
 from flanneld_masq.hangup import HANGUP
 from flanneld_masq.hookspecs import Event, Host
 from flanneld_masq.inputs.file_watch import FileWatch
+from flanneld_masq.inputs.open_watch import opened
 from flanneld_masq.model import Family, Settings
 from flanneld_masq.plugin_loader import Plugins
 from flanneld_masq.process import ProcessRunner
@@ -40,6 +41,7 @@ from flanneld_masq.state_directory import StateDirectory
 
 OTHER_SECONDS = 30.0  # a service waits so long for another instance to exit, instead of being restarted over and over
 SLIM_AFTER_SECONDS = 5.0  # everything is loaded by then
+XTABLES_LOCK = "/run/xtables.lock"  # every program of iptables-legacy opens it before it does anything
 BUS_AFTER_SECONDS = 2.0  # the bus is joined by then, also if the first pass still hangs
 
 
@@ -91,6 +93,7 @@ class Daemon:
                 self._publisher.log(LogEntry(Event("plugin-failed", str(failure)), logging.ERROR))
             self._watch = FileWatch(lambda: _call_in(loop, self._on_file_event), self._on_unwatched)
             self._watch.start(self.settings.subnet_files)
+            held.enter_context(opened(Path(os.environ.get("XTABLES_LOCKFILE", XTABLES_LOCK)), self._on_legacy_tool))
             self._feed.start()
             self._publisher.emit(plugin_entries(self._desired.ask_plugins()))
             self._refresh("start")
@@ -217,6 +220,10 @@ class Daemon:
     def _on_ruleset_events(self) -> None:
         for family_loop in self._loops:
             family_loop.receive()
+
+    def _on_legacy_tool(self) -> None:
+        for family_loop in self._loops:
+            family_loop.tool_started()
 
     def _on_file_event(self) -> None:
         self._watch_again()

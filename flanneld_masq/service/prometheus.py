@@ -86,7 +86,8 @@ def _verifications(families: dict[Family, FamilyStatus]) -> Iterator[str]:
 def _rules(status: Status) -> Iterator[str]:
     for name, family in status.families.items():
         for group, choice in family.groups.items():
-            yield _sample(choice.rules or 0, family=str(name), group=str(group), backend=choice.backend)
+            for carrier in choice.carriers:
+                yield _sample(carrier.rules or 0, family=str(name), group=str(group), backend=carrier.backend)
 
 
 def _sample(value: float | str, **labels: str) -> str:

@@ -128,7 +128,7 @@ def _family(name: Family, family: FamilyStatus, leases: tuple[Lease, ...]) -> st
     if family.last_error:
         return f"{name}: {family.last_error}"
     subnets = [str(part.subnet) for lease in leases if (part := lease.of(name)) is not None]
-    backends = dict.fromkeys(group.backend for group in family.groups.values())
+    backends = dict.fromkeys(carrier.backend for group in family.groups.values() for carrier in group.carriers)
     contended = ["contended"] if family.state is State.CONTENDED else []
     return " ".join([str(name), *backends, *subnets, *contended]) if subnets else ""
 

@@ -20,6 +20,7 @@ from flanneld_masq.model import (
     Desired,
     Family,
     FamilyLease,
+    ForwardSettings,
     Group,
     Item,
     Lease,
@@ -35,6 +36,7 @@ from flanneld_masq.model import (
 from flanneld_masq.ruleset import diff, policy
 
 BOTH = frozenset(Group)
+_AUTO = ForwardSettings()
 
 _LEASE = Lease(
     "/run/flannel/subnet.env",
@@ -124,7 +126,7 @@ class BackendConformance:
     def test_without_a_verified_state_nothing_counts_as_right(self, bench: Bench) -> None:
         desired = plain(bench)
         observed = _write(bench, desired)
-        assert diff.differences(bench.backend.wanted(desired), desired.position, None, observed)
+        assert diff.differences(bench.backend.wanted(desired), desired, None, observed)
 
     def test_writing_again_changes_nothing(self, bench: Bench) -> None:
         bench.add_foreign()
@@ -236,6 +238,17 @@ class BackendConformance:
         for around in _write(bench, first(bench)).neighbours:
             assert not around.before, f"in {around.place}, rules of others come before ours"
 
+    def test_rules_that_others_add_later_go_before_an_accept(self, bench: Bench) -> None:
+        desired = plain(bench)
+        verified_state = _verified_state(bench, desired, _write(bench, desired))
+        bench.add_foreign()
+        foreign, observed = bench.foreign(), _observe(bench)
+        changes = diff.differences(bench.backend.wanted(desired), desired, verified_state, observed)
+        bench.backend.replace(desired, observed, changes)
+        left = diff.differences(bench.backend.wanted(desired), desired, verified_state, _observe(bench))
+        assert not left, f"replace() left {left}"
+        assert bench.foreign() == foreign, "moving the jump changed rules of others"
+
     def test_a_change_of_position_is_made(self, bench: Bench) -> None:
         bench.add_foreign()
         before = _write(bench, plain(bench))
@@ -247,7 +260,7 @@ class BackendConformance:
         bench.add_foreign()
         for desired in (plain(bench), every_row(bench), every_row(bench), Desired(bench.backend.family)):
             observed = _observe(bench)
-            changes = diff.differences(bench.backend.wanted(desired), desired.position, None, observed)
+            changes = diff.differences(bench.backend.wanted(desired), desired, None, observed)
             before = bench.backend.generation()
             transactions = bench.backend.replace(desired, observed, changes)
             after = bench.backend.generation()
@@ -281,11 +294,11 @@ class BackendConformance:
         verified_state = _verified_state(bench, desired, _write(bench, desired))
         damage()
         damaged, foreign = _observe(bench), bench.foreign()
-        changes = diff.differences(bench.backend.wanted(desired), desired.position, verified_state, damaged)
+        changes = diff.differences(bench.backend.wanted(desired), desired, verified_state, damaged)
         assert changes, f"{name}: not found"
         bench.backend.replace(desired, damaged, changes)
         repaired = _observe(bench)
-        left = diff.differences(bench.backend.wanted(desired), desired.position, verified_state, repaired)
+        left = diff.differences(bench.backend.wanted(desired), desired, verified_state, repaired)
         assert not left, f"{name}: replace() left {left}"
         assert bench.foreign() == foreign, f"{name}: the repair changed rules of others"
 
@@ -302,13 +315,20 @@ def every_row(bench: Bench) -> Desired:
 
 def first(bench: Bench) -> Desired:
     """Return rules of every row, ahead of all foreign rules."""
-    return _desired(bench, replace(_EVERY_ROW, position=Position.FIRST))
+    forward = ForwardSettings(position=Position.FIRST)
+    return _desired(bench, replace(_EVERY_ROW, position=Position.FIRST), forward=forward)
 
 
-def _desired(bench: Bench, masquerade: MasqueradeSettings, groups: frozenset[Group] = BOTH) -> Desired:
+def _desired(
+    bench: Bench,
+    masquerade: MasqueradeSettings,
+    groups: frozenset[Group] = BOTH,
+    forward: ForwardSettings = _AUTO,
+) -> Desired:
     family: Family = bench.backend.family
     random_fully = bench.backend.probe().random_fully
-    return policy.desired(Settings(masquerade=masquerade), (_LEASE,), family, groups, random_fully=random_fully)
+    settings = Settings(masquerade=masquerade, forward=forward)
+    return policy.desired(settings, (_LEASE,), family, groups, random_fully=random_fully)
 
 
 def _observe(bench: Bench) -> Observation:
@@ -318,13 +338,13 @@ def _observe(bench: Bench) -> Observation:
 def _write(bench: Bench, desired: Desired) -> Observation:
     """Write as the reconciler does; return the read-back."""
     observed = _observe(bench)
-    changes = diff.differences(bench.backend.wanted(desired), desired.position, None, observed)
+    changes = diff.differences(bench.backend.wanted(desired), desired, None, observed)
     bench.backend.replace(desired, observed, changes)
     return _observe(bench)
 
 
 def _verified_state(bench: Bench, desired: Desired, observed: Observation) -> VerifiedState:
-    return diff.verified_state_of(bench.backend.wanted(desired), desired.position, observed)
+    return diff.verified_state_of(bench.backend.wanted(desired), desired, observed)
 
 
 def _plain(observed: Observation) -> Observation:

@@ -7,7 +7,7 @@ program change something at the worst moment: after a write, before the read-bac
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Callable, Optional
 
@@ -16,6 +16,7 @@ from flanneld_masq.kernel.objects import following
 from flanneld_masq.model import (
     SLOTS,
     BackendName,
+    Blocker,
     Change,
     ChangeKind,
     Desired,
@@ -38,6 +39,7 @@ from flanneld_masq.model import (
 BASE_CHAINS = {Group.MASQUERADE: "postrouting", Group.FORWARD: "forward"}
 
 FLANNEL_COMMENT = "flannel"
+DROPS_ALL = ("drop", "reject")  # the text of a foreign rule that drops every packet
 
 Chains = Mapping[str, Optional[tuple["MemoryRule", ...]]]
 
@@ -166,7 +168,7 @@ class MemoryBackend:
         for group in desired.groups:
             lines.append(f"chain {self.own_chain(group.group)}")
             lines += [f"  {rule.raw}" for rule in map(_memory_rule, group.rules)]
-            where = "before" if desired.position is Position.FIRST else "behind"
+            where = "before" if desired.position_of(group.group) is Position.FIRST else "behind"
             lines.append(f"{BASE_CHAINS[group.group]}: {self._jump(group).raw} {where} all others")
         return "".join(f"{line}\n" for line in lines)
 
@@ -184,9 +186,7 @@ class MemoryBackend:
         transactions = 0
         for group in Group:
             wanted = desired.rules_of(group)
-            chains = (
-                self._removal(group, observed) if wanted is None else self._addition(wanted, desired.position, changes)
-            )
+            chains = self._removal(group, observed) if wanted is None else self._addition(wanted, desired, changes)
             if chains:
                 self._kernel.commit(self.family, chains)
                 transactions += 1
@@ -245,20 +245,22 @@ class MemoryBackend:
         around = self._base(group)
         jumps = [index for index, rule in enumerate(around) if self._is_jump(rule, group)]
         items += [_item(ItemKind.JUMP, base, around[index]) for index in jumps]
+        blocker = _blocker(tuple(filter(_is_foreign, around))) if group is Group.FORWARD else None
         if not jumps:
-            return tuple(items), Neighbours(base)
-        before = tuple(rule.raw for rule in around[: jumps[0]])
-        after = tuple(rule.raw for rule in around[jumps[0] :] if not self._is_jump(rule, group))
-        return tuple(items), Neighbours(base, before, after)
+            return tuple(items), Neighbours(base, blocker=blocker)
+        before = tuple(rule.raw for rule in around[: jumps[0]] if _is_foreign(rule))
+        after = tuple(rule.raw for rule in around[jumps[0] :] if _is_foreign(rule))
+        return tuple(items), Neighbours(base, before, after, blocker=blocker)
 
-    def _addition(self, group: GroupRules, position: Position, changes: tuple[Change, ...]) -> Chains:
+    def _addition(self, group: GroupRules, desired: Desired, changes: tuple[Change, ...]) -> Chains:
         own, base, jump = self.own_chain(group.group), BASE_CHAINS[group.group], self._jump(group)
         around = self._base(group.group)
         moved = any(change.kind is ChangeKind.MOVED and change.place == base for change in changes)
         kept = None if moved else next((rule for rule in around if rule.raw == jump.raw), None)
         others = tuple(rule for rule in around if rule is kept or not self._is_jump(rule, group.group))
         if kept is None:
-            others = (jump, *others) if position is Position.FIRST else (*others, jump)
+            place = _place(others, desired.position_of(group.group))
+            others = (*others[:place], jump, *others[place:])
         return {own: tuple(map(_memory_rule, group.rules)), base: others}
 
     def _removal(self, group: Group, observed: Observation) -> Chains:
@@ -307,6 +309,25 @@ def _memory_rule(rule: Rule) -> MemoryRule:
     words = [f"{name} {value}" for name, value in tests.items() if value is not None]
     random = " to random ports" if rule.fully_random else ""
     return MemoryRule(" ".join([*words, rule.verdict.value]) + random, rule.comment)
+
+
+def _is_foreign(rule: MemoryRule) -> bool:
+    """Return True unless the rule is a jump of any backend: backends of one kernel do not share a chain elsewhere."""
+    return not (rule.text.startswith("jump ") and tag_of(rule.comment))
+
+
+def _blocker(rules: Sequence[MemoryRule]) -> Blocker | None:
+    """Return the first rule that drops every packet."""
+    index = next((index for index, rule in enumerate(rules) if rule.text in DROPS_ALL), None)
+    return None if index is None else Blocker(index, index + 1)
+
+
+def _place(others: Sequence[MemoryRule], position: Position) -> int:
+    """Return the number of foreign rules that a new jump goes behind."""
+    blocker = _blocker(others) if position is Position.AUTO else None
+    if blocker is not None:
+        return blocker.index
+    return 0 if position is Position.FIRST else len(others)
 
 
 def _item(kind: ItemKind, place: str, rule: MemoryRule) -> Item:

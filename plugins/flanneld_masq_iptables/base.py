@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,6 +15,7 @@ from flanneld_masq.model import (
     Change,
     Desired,
     Family,
+    GroupRules,
     Item,
     ItemKind,
     Neighbours,
@@ -68,12 +69,15 @@ class IptablesBackend(abc.ABC):
         return rules.items(desired)
 
     def render(self, desired: Desired) -> str:
-        return rules.restore_input(desired, lambda place, group: [rules.new_jump(place, group, desired.position)])
+        def jump(place: Place, group: GroupRules) -> Sequence[str]:
+            return [rules.new_jump(place, group, desired.position_of(group.group))]
+
+        return rules.restore_input(desired, jump)
 
     def replace(self, desired: Desired, observed: Observation, changes: tuple[Change, ...]) -> int:
         """Write all groups that are desired, then remove the others."""
         jumps = {
-            PLACES[group.group]: rules.jumps_to_replace(group, desired.position, observed, changes)
+            PLACES[group.group]: rules.jumps_to_replace(group, desired.position_of(group.group), observed, changes)
             for group in desired.groups
         }
         transactions = self._write(desired, observed, jumps) if desired.groups else 0

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from flanneld_masq import footprint
 from flanneld_masq.errors import BackendUnavailable, CommandError, KernelError, RulesetError
@@ -19,6 +21,7 @@ from flanneld_masq.hookspecs import Host
 from flanneld_masq.model import (
     COMMENT_PREFIX,
     BackendName,
+    Blocker,
     Desired,
     Family,
     FamilyLease,
@@ -34,12 +37,37 @@ from flanneld_masq.model import (
 from flanneld_masq.ruleset import flannel_rules
 from flanneld_masq_iptables import binaries, rules, save_format
 from flanneld_masq_iptables.base import IptablesBackend, PlaceItems, Removal
+from flanneld_masq_iptables.forward_chain import Drop
 from flanneld_masq_iptables.rules import PLACES, Jumps, Place
 from flanneld_masq_iptables.sockopt import TableInfo, TableWatch
 
 NAME = BackendName("iptables-legacy")
 _TABLES = frozenset(place.table for place in PLACES.values())
 _MAX_LISTINGS = 4  # of a place: the desired state, and what other programs make of it
+
+
+class _Listing(NamedTuple):
+    """A listing of one place. `jumps` are the indexes of the daemon's jumps among all rules of the built-in chain."""
+
+    items: tuple[Item, ...]
+    neighbours: Neighbours
+    jumps: tuple[int, ...]
+
+
+class _Glance(NamedTuple):
+    """What the entries of a table tell without a process. `fingerprint` is None if nothing in them is the daemon's, and
+    empty if a listing is needed, if only for its error."""
+
+    fingerprint: bytes | None = b""
+    drop: Drop | None = None
+    readable: bool = True
+
+
+class _Evidence(NamedTuple):
+    """What drops forwarded packets, as long as `watch` has not changed."""
+
+    watch: TableWatch
+    drop: str
 
 
 class IptablesLegacy(IptablesBackend):
@@ -54,7 +82,8 @@ class IptablesLegacy(IptablesBackend):
         self._info = TableInfo(family)
         self._watches: Mapping[str, TableWatch] = {}  # of the tables that existed when `observe` read them
         self._surveyed: tuple[tuple[object, tuple[FamilyLease, ...]], Survey] | None = None
-        self._listings: dict[Place, dict[bytes, PlaceItems]] = {}  # by the fingerprint of the entries
+        self._listings: dict[Place, dict[bytes, _Listing]] = {}  # by the fingerprint of the entries
+        self._evidence: _Evidence | None = None  # None while there is no table that could drop
 
     def observe(self, groups: Collection[Group]) -> Observation:
         tables = self._tables()
@@ -67,10 +96,19 @@ class IptablesLegacy(IptablesBackend):
     def drops_forwarding(self) -> str:
         place = PLACES[Group.FORWARD]
         if place.table not in self._tables():
-            return ""
+            self._evidence = None
+        elif self._evidence is None or self._evidence.watch.changed():
+            watch = self._info.watch(place.table)
+            self._evidence = _Evidence(watch, self._read_evidence(place))
+        return "" if self._evidence is None else self._evidence.drop
+
+    def _read_evidence(self, place: Place) -> str:
         with self._info.entries(place.table) as entries:
-            drop = entries.drop(place.hook)
-        return f"chain {place.base} of legacy table {place.table} has {drop}" if drop else ""
+            drop = entries.drop(place.hook, place.chain)
+        if drop is None:
+            return ""
+        what = "has policy DROP" if drop.index is None else "has a rule that drops every packet"
+        return f"chain {place.base} of legacy table {place.table} {what}"
 
     def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
         """Return the last survey as long as no table has changed its shape: a listing takes a process."""
@@ -188,36 +226,60 @@ class IptablesLegacy(IptablesBackend):
 
     def _observe(self, place: Place) -> PlaceItems:
         """Read a listing, unless nothing in the entries is the daemon's, or they are those of an earlier listing."""
-        try:
-            fingerprint = self._fingerprint(place)
-        except KernelError:
-            return _read_listing(place, self._lines(place))  # if only for its error
-        if fingerprint is None:
-            return (), Neighbours(place.jump)
+        glance = self._glance(place)
+        listing = _Listing((), Neighbours(place.jump), ())
+        if glance.fingerprint is not None:
+            glance, listing = self._listed(place, glance)
+        blocker = _blocker(listing, glance.drop) if glance.readable else _stay(listing)
+        return listing.items, replace(listing.neighbours, blocker=blocker)
+
+    def _listed(self, place: Place, glance: _Glance) -> tuple[_Glance, _Listing]:
+        """Return the listing of the entries, and what they held when it was read."""
         listings = self._listings.setdefault(place, {})
-        if fingerprint in listings:
-            return listings[fingerprint]
-        listing = _read_listing(place, self._lines_with_ours(place))
+        listing = listings.get(glance.fingerprint or b"")
+        if listing is not None:
+            return glance, listing
+        listing = _read_listing(place, self._lines_with_ours(place) if glance.readable else self._lines(place))
         footprint.trim()  # nothing is left of the lines, which may have been 50,000
-        if fingerprint and fingerprint == self._fingerprint(place):
+        again = self._glance(place)
+        if glance.fingerprint and glance.fingerprint == again.fingerprint:
             if len(listings) >= _MAX_LISTINGS:
                 del listings[next(iter(listings))]
-            listings[fingerprint] = listing
-        return listing
+            listings[glance.fingerprint] = listing
+        return again, listing
 
-    def _fingerprint(self, place: Place) -> bytes | None:
-        """Return the fingerprint of the entries; None if nothing in them is the daemon's, empty if only a listing shows
-        it."""
-        with self._info.entries(place.table) as entries:
-            return entries.fingerprint(place.chain, place.hook) if entries.has_ours(place.chain) else None
+    def _glance(self, place: Place) -> _Glance:
+        """Read the entries: what drops in FORWARD, and a fingerprint, None if nothing in them is the daemon's, empty if
+        only a listing shows it."""
+        try:
+            with self._info.entries(place.table) as entries:
+                drop = entries.drop(place.hook, place.chain) if place == PLACES[Group.FORWARD] else None
+                ours = entries.has_ours(place.chain)
+                return _Glance(entries.fingerprint(place.chain, place.hook) if ours else None, drop)
+        except KernelError:
+            return _Glance(readable=False)
 
 
-def _read_listing(place: Place, lines: Iterator[str]) -> PlaceItems:
+def _blocker(listing: _Listing, drop: Drop | None) -> Blocker | None:
+    """Return the place of a drop among the foreign rules. A write deletes the jumps before it inserts one."""
+    if drop is None or drop.index is None:
+        return None
+    index = drop.index - sum(jump < drop.index for jump in listing.jumps)
+    return Blocker(index, index + 1)
+
+
+def _stay(listing: _Listing) -> Blocker | None:
+    """Return the place of the jump itself: while nobody knows what drops, it stays where it is."""
+    index = len(listing.neighbours.before)
+    return Blocker(index, index + 1) if listing.jumps else None
+
+
+def _read_listing(place: Place, lines: Iterator[str]) -> _Listing:
     """Return the daemon's items, the jumps last, and the foreign rules around the first jump."""
     items: list[Item] = []
     jumps: list[Item] = []
     base: list[str] = []
-    first = -1
+    positions: list[int] = []  # of the jumps in the built-in chain
     for line in lines:
         chain = save_format.chain_of(line)
         if chain == place.chain:
@@ -225,11 +287,13 @@ def _read_listing(place: Place, lines: Iterator[str]) -> PlaceItems:
         elif _is_jump(place, chain, line):
             tag = tag_of(save_format.comment(line))
             jumps.append(Item(ItemKind.JUMP, f"{place.table} {chain}", line, raw=line, tag=tag))
-            first = len(base) if chain == place.base and first < 0 else first
+            if chain == place.base:
+                positions.append(len(base) + len(positions))
         elif chain == place.base and not line.startswith(":"):
             base.append(rules.digest(line))
-    around = Neighbours(place.jump, tuple(base[:first]), tuple(base[first:])) if first >= 0 else None
-    return (*items, *jumps), around or Neighbours(place.jump)
+    first = positions[0] if positions else 0
+    around = Neighbours(place.jump, tuple(base[:first]), tuple(base[first:])) if positions else Neighbours(place.jump)
+    return _Listing((*items, *jumps), around, tuple(positions))
 
 
 def _is_jump(place: Place, chain: str, line: str) -> bool:

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from functools import cached_property
 
 from flanneld_masq.errors import KernelError
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.kernel import uapi
-from flanneld_masq.kernel.expressions import comment, describe, drops, jump_target
+from flanneld_masq.kernel.expressions import comment, decision, describe, jump_target
 from flanneld_masq.kernel.fingerprint import FingerprintRequest
-from flanneld_masq.kernel.nfnetlink import Nfnetlink
+from flanneld_masq.kernel.nfnetlink import AddedRule, Nfnetlink
 from flanneld_masq.kernel.objects import Chain, KernelRule, following
 from flanneld_masq.kernel.rule_cache import RuleCache, holds
 from flanneld_masq.model import (
     BackendName,
+    Blocker,
     Desired,
     Family,
     FamilyLease,
@@ -38,11 +39,20 @@ from flanneld_masq.model import (
 from flanneld_masq.ruleset import flannel_rules
 from flanneld_masq_iptables import binaries, rules
 from flanneld_masq_iptables.base import IptablesBackend, PlaceItems, Removal
+from flanneld_masq_iptables.forward_chain import Action, Analysis, Drop, Step
 from flanneld_masq_iptables.rules import PLACES, Jumps, Place
 
 NAME = BackendName("iptables-nft")
 _SOURCE = re.compile(r"\bsaddr ([\da-f.:/]+)")
 _JUMP_EXPRESSIONS = frozenset({"match", "counter", "immediate"})
+_ACTIONS = {
+    **dict.fromkeys(("", "continue", "break"), Action.NOTHING),
+    "accept": Action.ACCEPT,
+    "drop": Action.DROP,
+    "return": Action.RETURN,
+    "jump": Action.JUMP,
+    "goto": Action.GOTO,
+}
 
 
 class IptablesNft(IptablesBackend):
@@ -55,6 +65,7 @@ class IptablesNft(IptablesBackend):
     def __init__(self, family: Family, host: Host) -> None:
         super().__init__(family, host)
         self._cache = RuleCache(family)
+        self._followed: tuple[str, ...] = ()  # chains that say whether FORWARD drops, when it was last looked at
 
     @cached_property
     def _netlink(self) -> Nfnetlink:
@@ -65,14 +76,18 @@ class IptablesNft(IptablesBackend):
 
     def drops_forwarding(self) -> str:
         place = PLACES[Group.FORWARD]
-        chain = self._netlink.chain(self.family, place.table, place.base)
-        where = f"chain {place.base} of table {self.family.data.nft} {place.table}"
-        if chain is None or chain.hook is None:
+        table = self._netlink.table(self.family, place.table)
+        if table is None or table.flags & uapi.NFT_TABLE_F_DORMANT:
             return ""
-        if chain.policy == uapi.NF_DROP:
-            return f"{where} has policy drop"
-        rules_there = self._netlink.rules(self.family, place.table, place.base)
-        return f"{where} has a dropping rule" if any(map(drops, rules_there)) else ""
+        chain = self._netlink.chain(self.family, place.table, place.base)
+        if chain is None or chain.hook != place.hook:
+            return ""
+        base = self._netlink.rules(self.family, place.table, place.base)
+        drop = self._drop(place, base, policy=chain.policy == uapi.NF_DROP)
+        if drop is None:
+            return ""
+        what = "has policy drop" if drop.index is None else "has a rule that drops every packet"
+        return f"chain {place.base} of table {self.family.data.nft} {place.table} {what}"
 
     def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
         flannel = [item for group in Group for item in self._flannel(group, leases)]
@@ -87,10 +102,10 @@ class IptablesNft(IptablesBackend):
         forward = PLACES[Group.FORWARD]
         base = self._netlink.chain(self.family, forward.table, forward.base)
         requests = (self._request(PLACES[group]) for group in Group if group in groups)
-        dumped = () if Group.FORWARD in groups else (forward.base,)
+        dumped = self._followed if Group.FORWARD in groups else (forward.base, *self._followed)
         request = sum(requests, FingerprintRequest.of_table(self.family, forward.table, (), dumped))
         leftovers = b"".join(self._leftovers(PLACES[group]) for group in Group if group not in groups)
-        return self._netlink.fingerprint(request) + repr(base and base.policy).encode() + leftovers
+        return self._netlink.fingerprint(request) + repr(base and (base.hook, base.policy)).encode() + leftovers
 
     def _leftovers(self, place: Place) -> bytes:
         """Return what differs when objects of the daemon appear in a place; b"" if there are none.
@@ -156,10 +171,11 @@ class IptablesNft(IptablesBackend):
                     continue
                 chains[place.table, place.chain] = own
                 jump = self._cache.rules(place.base, [group.jump_comment] if new else [])
-                added += [(place.table, rule) for rule in jump]
+                first = desired.position_of(group.group) is Position.FIRST
+                added += [AddedRule(place.table, rule, ahead=first, before=jumps[place].before) for rule in jump]
                 made += [(place.table, self._cache.chain(place.table, name)) for name in (place.base, place.chain)]
             if chains:
-                self._netlink.refill(self.family, chains, added, ahead=desired.position is Position.FIRST, made=made)
+                self._netlink.refill(self.family, chains, added, made=made)
         except (LookupError, KernelError):  # the kernel refuses, for example, a base chain of another priority
             return None
         return 1 if chains else 0
@@ -213,7 +229,25 @@ class IptablesNft(IptablesBackend):
             if chain.use != len(own) + sum(jump_target(rule) == place.chain for rule in base):
                 jumps.extend(self._strays(place))
         items.extend(self._item(ItemKind.JUMP, place, rule) for rule in jumps)
-        return tuple(items), _neighbours(place, base, positions)
+        blocker = self._blocker(place, base, positions) if place == PLACES[Group.FORWARD] else None
+        return tuple(items), _neighbours(place, base, positions, blocker)
+
+    def _blocker(self, place: Place, base: tuple[KernelRule, ...], jumps: list[int]) -> Blocker | None:
+        chain = self._netlink.chain(self.family, place.table, place.base)
+        drop = self._drop(place, base, policy=chain is not None and chain.policy == uapi.NF_DROP)
+        if drop is None or drop.index is None:
+            return None
+        foreign = drop.index - sum(jump < drop.index for jump in jumps)
+        return Blocker(foreign, drop.index + 1, base[drop.index].handle)
+
+    def _drop(self, place: Place, base: tuple[KernelRule, ...], *, policy: bool) -> Drop | None:
+        analysis = Analysis(lambda chain: self._steps(place, chain), own=place.chain)
+        drop = analysis.drop(map(_step, base), policy=policy)
+        self._followed = tuple(map(str, analysis.followed))
+        return drop
+
+    def _steps(self, place: Place, chain: Hashable) -> tuple[Step, ...]:
+        return tuple(map(_step, self._netlink.rules(self.family, place.table, str(chain))))
 
     def _strays(self, place: Place) -> Iterator[KernelRule]:
         """Yield jumps with the daemon's comment in chains where none belongs. This reads the whole table, so it is done
@@ -263,13 +297,19 @@ def _is_plain_jump(rule: KernelRule) -> bool:
     )
 
 
-def _neighbours(place: Place, base: tuple[KernelRule, ...], jumps: list[int]) -> Neighbours:
+def _step(rule: KernelRule) -> Step:
+    decided = decision(rule)
+    return Step(_ACTIONS.get(decided.verdict, Action.OTHER), decided.always, decided.chain)
+
+
+def _neighbours(place: Place, base: tuple[KernelRule, ...], jumps: list[int], blocker: Blocker | None) -> Neighbours:
     if not jumps:
-        return Neighbours(place.jump)
+        return Neighbours(place.jump, blocker=blocker)
     digests = [rules.digest(rule.raw) for rule in base]
     return Neighbours(
         place.jump,
         tuple(digest for index, digest in enumerate(digests) if index < jumps[0]),
         tuple(digest for index, digest in enumerate(digests) if index > jumps[0] and index not in jumps),
         base[jumps[0]].handle,
+        blocker,
     )

@@ -13,6 +13,7 @@ from flanneld_masq.model import (
     COMMENT_PREFIX,
     SLOTS,
     TAG_LENGTH,
+    Blocker,
     Change,
     ChangeKind,
     Desired,
@@ -57,10 +58,12 @@ RestoreLines = Callable[[Place, GroupRules], Sequence[str]]
 
 @dataclass(frozen=True, **SLOTS)
 class Jumps:
-    """The jumps of one place that a write adds (lines of iptables-restore) and deletes."""
+    """The jumps of one place that a write adds (lines of iptables-restore) and deletes. `before` is the handle of the
+    foreign rule that a new jump goes right before; 0 for none."""
 
     new: tuple[str, ...] = ()
     stale: tuple[Item, ...] = ()
+    before: int = 0
 
 
 def rule_line(place: Place, rule: Rule) -> str:
@@ -89,8 +92,10 @@ def restore_input(desired: Desired, jumps: RestoreLines) -> str:
     return "".join(_table(group, jumps(PLACES[group.group], group)) for group in desired.groups)
 
 
-def new_jump(place: Place, group: GroupRules, position: Position) -> str:
+def new_jump(place: Place, group: GroupRules, position: Position, blocker: Blocker | None = None) -> str:
     line = jump_line(place, group)
+    if position is Position.AUTO and blocker is not None:
+        return line.replace(f"-A {place.base}", f"-I {place.base} {blocker.number}", 1)
     return line.replace("-A ", "-I ", 1) if position is Position.FIRST else line
 
 
@@ -128,8 +133,12 @@ def jumps_to_replace(
     desired = (place.jump, jump_line(place, group))
     right = [jump for jump in jumps if (jump.place, jump.text) == desired]
     kept = right[0] if len(right) == 1 and not moved else None
-    new = (new_jump(place, group, position),) if kept is None else ()
-    return Jumps(new, tuple(jump for jump in jumps if jump is not kept))
+    stale = tuple(jump for jump in jumps if jump is not kept)
+    if kept is not None:
+        return Jumps((), stale)
+    blockers = (around.blocker for around in observed.neighbours if around.place == place.jump)
+    blocker = next(blockers, None) if position is Position.AUTO else None
+    return Jumps((new_jump(place, group, position, blocker),), stale, 0 if blocker is None else blocker.handle)
 
 
 def still_referenced(place: Place, table: str, listing: str) -> str:

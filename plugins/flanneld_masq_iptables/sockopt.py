@@ -83,6 +83,14 @@ class TableInfo:
         self._ask(table, IPT_SO_GET_INFO, answer)
         return bytes(answer[XT_TABLE_MAXNAMELEN:])
 
+    def holds_rules(self, table: str) -> bool:
+        """Return True if the table is not as the kernel made it: it has a rule, a chain, or a policy that drops."""
+        hooks, *_, number, _ = _GETINFO.unpack(self.read(table))
+        if number > bin(hooks).count("1") + 1:  # a policy for each built-in chain, and the end of the table
+            return True
+        with self.entries(table) as entries:
+            return entries.drops_anything()
+
     def watch(self, table: str) -> TableWatch:
         """Watch the entries of a small table, counters left out. Of a large table watch what `read` returns, in which
         two entries that change places do not show."""

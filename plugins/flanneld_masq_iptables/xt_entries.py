@@ -12,7 +12,7 @@ import hashlib
 import mmap
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from flanneld_masq.errors import KernelError
 from flanneld_masq.kernel import uapi
 from flanneld_masq.model import COMMENT_PREFIX, SLOTS, Family
 from flanneld_masq_iptables import rules
+from flanneld_masq_iptables.forward_chain import Action, Analysis, Drop, Step
 
 XT_EXTENSION_MAXNAMELEN = 29
 XT_FUNCTION_MAXNAMELEN = 30
@@ -29,19 +30,37 @@ _VERDICT = struct.Struct("=i")  # of the standard target: the offset to go on at
 _COUNTERS = bytes(16)  # struct xt_counters, of zeros
 _ERROR_SIZE, _STANDARD_SIZE = 64, 40  # of these targets in bytes, as the kernel aligns them
 _DROP = -uapi.NF_DROP - 1
+XT_RETURN = -5  # -NF_REPEAT - 1
 _ERROR = _TARGET.pack(_ERROR_SIZE, b"ERROR", 0)
 _STANDARD = _TARGET.pack(_STANDARD_SIZE, b"", 0)
 
 
+_MATCH = struct.Struct(f"=H{XT_EXTENSION_MAXNAMELEN}sB")  # size, name, revision
+_COMMENT = b"comment"
+_VERDICTS = {_DROP: Action.DROP, -uapi.NF_ACCEPT - 1: Action.ACCEPT, XT_RETURN: Action.RETURN}
+_TARGETS = {b"REJECT": Action.DROP, **dict.fromkeys((b"NFQUEUE", b"SYNPROXY"), Action.OTHER)}
+
+
 @dataclass(frozen=True, **SLOTS)
 class Layout:
-    """The positions, in bytes, of target_offset and of the counters in an entry."""
+    """The positions, in bytes, of what is read of an entry: masks of addresses, masks of interfaces, protocol with
+    flags, target_offset, counters, and the matches. `goto` is the flag of a goto, the only one of the bytes `protocol`
+    that may be set in an entry that matches every packet."""
 
+    addresses: slice
+    interfaces: slice
+    protocol: slice
+    goto: int
     offsets: int
     counters: int
+    matches: int
 
 
-_LAYOUTS = {Family.IPV4: Layout(88, 96), Family.IPV6: Layout(140, 152)}
+_LAYOUTS = {
+    # `protocol` is read as one number: proto (2 bytes), flags, invflags; in IPv6 proto (2), tos, flags, invflags
+    Family.IPV4: Layout(slice(8, 16), slice(48, 80), slice(80, 84), 0x02 << 16, 88, 96, 112),
+    Family.IPV6: Layout(slice(32, 64), slice(96, 128), slice(128, 133), 0x04 << 24, 140, 152, 168),
+}
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -59,17 +78,24 @@ class Entries:
     memory: mmap.mmap
     begin: int
 
-    def drop(self, hook: int) -> str:
-        """Return "policy DROP" or "a dropping rule" if the built-in chain of the hook has one; otherwise ""."""
-        for offset, _ in self._built_in(hook):
-            name, verdict = self._target(offset)
-            if name == b"REJECT" or verdict == _DROP:
-                return "policy DROP" if offset == self.policy[hook] else "a dropping rule"
-        return ""
+    def drop(self, hook: int, own: str) -> Drop | None:
+        """Return what in the built-in chain of the hook drops every packet that reaches it. `own` is the daemon's
+        chain."""
+        *steps, policy = (self._step(*entry) for entry in self._built_in(hook))
+        return Analysis(self._chain, self._start(own)).drop(steps, policy=policy.action is Action.DROP)
 
     def has_ours(self, chain: str) -> bool:
         """Return True if there is a chain of that name, or a rule whose comment has a tag of the daemon's."""
         return self._start(chain) is not None or self._has_tag()
+
+    def drops_anything(self) -> bool:
+        """Return True if any rule or policy of the table drops."""
+        offset, end = 0, len(self.memory) - self.begin
+        while offset < end:
+            if self._target(offset) == (b"", _DROP):
+                return True
+            offset = self._after(offset)
+        return False
 
     def fingerprint(self, chain: str, hook: int) -> bytes:
         """Return a digest of the chain and of the built-in chain of the hook, without counters.
@@ -94,6 +120,41 @@ class Entries:
             mask[offset + counters : offset + counters + len(_COUNTERS)] = _COUNTERS
             offset = self._after(offset)
         return bytes(mask)
+
+    def _chain(self, start: Hashable) -> tuple[Step, ...]:
+        return tuple(self._step(*entry) for entry in self._user_chain(int(str(start))))
+
+    def _step(self, offset: int, after: int) -> Step:
+        name, verdict = self._target(offset)
+        always = self._matches_all(offset)
+        if name:
+            return Step(_TARGETS.get(name, Action.NOTHING), always)
+        if verdict < 0:
+            return Step(_VERDICTS.get(verdict, Action.OTHER), always)
+        if verdict == after:
+            return Step(Action.NOTHING, always)
+        goto = self._number(offset, _LAYOUTS[self.family].protocol) & _LAYOUTS[self.family].goto
+        return Step(Action.GOTO if goto else Action.JUMP, always, verdict)
+
+    def _matches_all(self, offset: int) -> bool:
+        """Return True if an entry matches every packet: all masks are empty, and no match but a comment is there."""
+        layout = _LAYOUTS[self.family]
+        if self._number(offset, layout.addresses) or self._number(offset, layout.interfaces):
+            return False
+        if self._number(offset, layout.protocol) & ~layout.goto:
+            return False
+        target, _ = self._unpack(_OFFSETS, offset + layout.offsets)
+        position = offset + layout.matches
+        while position < offset + target:
+            size, name, _ = self._unpack(_MATCH, position)
+            if name.split(b"\0", 1)[0] != _COMMENT or not size:
+                return False
+            position += size
+        return True
+
+    def _number(self, offset: int, field: slice) -> int:
+        start = self.begin + offset
+        return int.from_bytes(self.memory[start + field.start : start + field.stop], "little")
 
     def _built_in(self, hook: int) -> Iterator[tuple[int, int]]:
         offset = self.first[hook]

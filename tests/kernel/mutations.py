@@ -295,7 +295,8 @@ class IptablesSubject(Subject):
         return self.nft.snapshot() if self._flavour == "nft" else legacy_snapshot(self.family, self.run)
 
     def settle(self) -> bool:
-        alone = [around.place for around in self._neighbours() if not around.after]
+        nat = PLACES[Group.MASQUERADE].jump  # the jump to the forward group must be the last rule
+        alone = [around.place for around in self._neighbours() if not around.after and around.place == nat]
         for jump in alone:
             table, base = jump.split()
             rule = f"-d {_HOSTS[self.family]} -m comment --comment after-{next(self._numbers)} -j RETURN"
@@ -308,7 +309,7 @@ class IptablesSubject(Subject):
                 yield from self._of_rule(group, index)
             yield from self._of_chain(group)
             yield from self._of_jump(group)
-            yield from self._of_place(group, desired.position)
+            yield from self._of_place(group, desired.position_of(group.group))
         if self._flavour == "nft":
             yield from self._of_nft()
         else:

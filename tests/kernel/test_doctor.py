@@ -49,6 +49,24 @@ def test_what_breaks_masquerading_is_found(lab_node: Node, family: Family) -> No
     assert f"problem: {family}: the kernel forwards no packets" in printed.stdout
 
 
+def test_both_flavours_count_only_while_both_hold_rules(lab_node: Node, family: Family) -> None:
+    def told() -> bool:
+        return any("both iptables-legacy" in found["what"] for found in examined(lab_node)[1])
+
+    nft, legacy = (f"{family.data.tools}-{flavour}" for flavour in ("nft", "legacy"))
+    lab_node.tool(nft, "-A", "INPUT", "-j", "ACCEPT")
+    lab_node.tool(legacy, "-w", "-L", "-n")
+    assert not told(), "a listing makes empty tables"
+    for used, undone in (("-P INPUT DROP", "-P INPUT ACCEPT"), ("-N X", "-X"), ("-A INPUT -j ACCEPT", "-F")):
+        lab_node.tool(legacy, "-w", *used.split())
+        assert told()
+        lab_node.tool(legacy, "-w", *undone.split())
+        assert not told(), "the remedy helps"
+    lab_node.tool(legacy, "-w", "-A", "INPUT", "-j", "ACCEPT")
+    lab_node.tool(nft, "-F")
+    assert not told()
+
+
 def test_nothing_is_looked_for_without_a_subnet_file(node: Node) -> None:
     node.subnet_file.unlink()
     status, findings = examined(node)

@@ -51,6 +51,11 @@ def test_a_healthy_node_has_no_findings() -> None:
 
 
 PROBLEMS = {
+    "drop without a program": (
+        in_family(unhelped=("FORWARD drops, install iptables",)),
+        "FORWARD drops pods' packets",
+        "install iptables",
+    ),
     "configuration": (replace(NODE, wrong="/x: colour: unknown key"), "the configuration is wrong", "colour"),
     "no subnet": (replace(NODE, troubles=("/x is gone",)), "no subnet is known", "/x is gone"),
     "no daemon": (replace(NODE, holder=NOBODY), "the daemon does not run", "/run/flanneld-masq/lock"),

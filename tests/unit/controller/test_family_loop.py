@@ -27,6 +27,7 @@ from flanneld_masq.model import (
     Group,
     Lease,
     Observation,
+    Probe,
     ReconcileSettings,
     Settings,
 )
@@ -417,7 +418,7 @@ def test_a_group_that_moves_on_new_evidence_is_nobody_s_drift(play_two: Play) ->
     async def scene(stage: Stage) -> None:
         await until(lambda: stage.state == "synced")
         stage.kernel.drops[OTHER] = "docker drops"
-        stage.kernel.append(V4, "forward", "docker's rule")
+        stage.kernel.append(V4, "elsewhere", "docker's rule")
         commits(stage, "dockerd")
         await until(lambda: stage.kernel.chain(V4, "other forward") and not stage.kernel.chain(V4, "memory forward"))
         await until(lambda: stage.around.last("backend-chosen").backend == OTHER)
@@ -426,6 +427,57 @@ def test_a_group_that_moves_on_new_evidence_is_nobody_s_drift(play_two: Play) ->
         assert all(not event.culprit for event, _ in stage.around.events)
 
     play_two(scene)
+
+
+def test_a_program_that_was_installed_is_noticed_at_the_resync(play_two: Play, kernel: MemoryKernel) -> None:
+    kernel.drops[OTHER] = "FORWARD drops"
+    kernel.probes[OTHER] = Probe(False, "no program", "install it")
+
+    async def scene(stage: Stage) -> None:
+        await until(lambda: stage.state == "degraded")
+        assert kernel.chain(V4, "memory masquerade"), "pods are masqueraded all the same"
+        assert "install it" in stage.loop.report.status().last_error
+        assert stage.around.kinds().count("forward-dropped") == 1
+        stage.loop.mark(schedule.RESYNC)
+        await until(lambda: not stage.dirty and not stage.loop._schedule.passing)
+        assert stage.around.kinds().count("forward-dropped") == 1
+        del kernel.probes[OTHER]
+        stage.loop.mark(schedule.RESYNC)
+        await until(lambda: stage.state == "synced")
+        assert kernel.chain(V4, "other forward")
+        assert "recovered" in stage.around.kinds()
+
+    play_two(scene)
+
+
+def test_a_tool_that_may_make_tables_is_followed_by_a_look(play_two: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(family_loop, "LEGACY_TOOL_SECONDS", (0.01, 0.02))
+
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        stage.kernel.drops[OTHER] = "legacy drops"  # there is no event
+        stage.loop.tool_started()
+        await until(lambda: stage.kernel.chain(V4, "other forward") and not stage.kernel.chain(V4, "memory forward"))
+        assert not stage.repairs
+
+    play_two(scene)
+
+
+def test_our_own_tool_in_a_pass_that_fails_does_not_shorten_the_retries(
+    play: Play, kernel: MemoryKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(family_loop, "LEGACY_TOOL_SECONDS", (0.0,))
+
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        kernel.fail("observe", *(KernelError("reading", "no") for _ in range(3)))
+        stage.loop.mark("test")
+        await until(lambda: stage.state == "degraded")
+        stage.loop.tool_started()
+        await asyncio.sleep(0.01)
+        assert not stage.dirty
+
+    play(scene)
 
 
 def test_what_was_repaired_in_a_pass_that_failed_in_the_end_is_told_and_counted(

@@ -127,9 +127,9 @@ class Kernel(MemoryKernel):
         self.tell(step.event == "at once")
 
     def ours(self, family: Family) -> list[tuple[str, ...]]:
-        """What must be as it was: our chains, and what is first in those that jump to them."""
+        """What must be as it was: our chains, the first rule of postrouting and the last one of forward."""
         found = self.chains(family)
-        return [*(found.get(name, ()) for name in OURS), *(found[base][:1] for base in BASES)]
+        return [*(found.get(name, ()) for name in OURS), found["postrouting"][:1], found["forward"][-1:]]
 
 
 class Stage:

@@ -10,7 +10,7 @@ import pytest
 
 from flanneld_masq.controller.attribution import Culprit
 from flanneld_masq.controller.report import Failure, FamilyReport, LogEntry, Repaired
-from flanneld_masq.controller.status import State
+from flanneld_masq.controller.status import GroupStatus, State, group_json
 from flanneld_masq.errors import KernelError
 from flanneld_masq.model import BackendName, Change, ChangeKind, Family, Group, Item, ItemKind, Plan, Settings, Survey
 from flanneld_masq.reconcile.values import DesiredState, Outcome, Repair
@@ -18,7 +18,7 @@ from flanneld_masq.ruleset.backend_choice import Choice
 
 V4, NFT = Family.IPV4, BackendName("nft")
 AT = datetime(2026, 11, 26, 12, 0, 0, 123456, tzinfo=timezone.utc)
-CHOICES = {group: Choice(NFT, "the first choice of auto") for group in Group}
+CHOICES = {group: (Choice(NFT, "the first choice of auto"),) for group in Group}
 DESIRED = DesiredState(Settings())
 EVIL = Culprit("evil", 42, "evil --now", "evil.service")
 PLAN = Plan(V4, NFT, (Change(ChangeKind.EXTRA, "ip t", found="accept"),))
@@ -102,6 +102,34 @@ def test_a_contention_is_logged_once(report: FamilyReport) -> None:
     assert report.state is State.CONTENDED
     report.succeeded(DESIRED, Outcome(CHOICES, (), {}), contended=False)
     assert [kind for kind, _, _ in lines(report.state_entries("", (), quiet=True))] == ["recovered"]
+
+
+def test_a_drop_that_none_can_help_is_logged_once_and_shown(report: FamilyReport) -> None:
+    outcome = Outcome(CHOICES, (), {}, unhelped=("chain FORWARD drops, install iptables",))
+    for expected in (["forward-dropped"], []):
+        logged = [entry for entry in report.chosen(outcome, ()) if entry.event.kind != "backend-chosen"]
+        assert [entry.event.kind for entry in logged] == expected
+        assert all(entry.level == logging.WARNING for entry in logged)
+        report.succeeded(DESIRED, outcome, contended=False)
+        assert lines(report.state_entries("start", (), quiet=False)) == []
+    assert (report.state, report.status().last_error) == (State.DEGRADED, "chain FORWARD drops, install iptables")
+    over = Outcome(CHOICES, (), {})
+    assert [kind for kind, _, _ in lines(report.chosen(over, ()))] == ["recovered"]
+    report.succeeded(DESIRED, over, contended=False)
+    assert (report.state, report.status().last_error) == (State.SYNCED, "")
+
+
+def test_a_group_in_two_backends_is_shown_with_both(report: FamilyReport) -> None:
+    both = (Choice(NFT, "one"), Choice(BackendName("iptables-legacy"), "two"))
+    report.succeeded(DESIRED, Outcome({**CHOICES, Group.FORWARD: both}, (), {Group.FORWARD: 2}), contended=False)
+    group = report.status().groups[Group.FORWARD]
+    assert [(carrier.backend, carrier.why, carrier.rules) for carrier in group.carriers] == [
+        (NFT, "one", 2),
+        ("iptables-legacy", "two", 2),
+    ]
+    assert group_json(group)["also"] == [{"backend": "iptables-legacy", "why": "two", "rules": 2}]
+    one = GroupStatus.of(CHOICES[Group.MASQUERADE], 5)
+    assert group_json(one) == {"backend": "nft", "why": "the first choice of auto", "rules": 5}
 
 
 def test_only_a_first_pass_without_repairs_is_verified(report: FamilyReport) -> None:

@@ -93,11 +93,13 @@ REPAIRS = st.builds(
     ),
     culprits=tuples(st.builds(Culprit, TEXT, NUMBER, unit=TEXT)),
 )
+CARRIERS = st.builds(GroupStatus, BACKEND, TEXT, st.none() | NUMBER)
+GROUPS = st.builds(GroupStatus, BACKEND, TEXT, st.none() | NUMBER, tuples(CARRIERS))
 FAMILIES = st.builds(
     FamilyStatus,
     st.sampled_from(State),
     last_error=TEXT,
-    groups=st.dictionaries(st.sampled_from(Group), st.builds(GroupStatus, BACKEND, TEXT, st.none() | NUMBER)),
+    groups=st.dictionaries(st.sampled_from(Group), GROUPS),
     repairs=st.none() | NUMBER,
     last_repair=st.none() | REPAIRS,
     last_write=st.none() | REPAIRS,

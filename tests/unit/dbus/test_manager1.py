@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from flanneld_masq.controller.status import FamilyStatus, GroupStatus, State, Status
 from flanneld_masq.dbus import manager1
 from flanneld_masq.dbus.manager1 import MANAGER, NAME, PATH
 from flanneld_masq.errors import BusError, ConfigError, KernelError, MasqError
+from flanneld_masq.model import BackendName, Family, Group
 
 from .scene import DOCUMENT, REPAIRS, Scene, call, in_thread, play
 
@@ -39,6 +41,16 @@ def test_each_property_can_be_read(scene: Scene, name: str, shown: str) -> None:
         return str((await in_thread(scene.bus.ctl, "get-property", NAME, PATH, MANAGER.name, name)).stdout)
 
     assert play(scene, story) == f"{shown}\n"
+
+
+def test_a_group_in_two_backends_has_two_rows() -> None:
+    legacy = GroupStatus(BackendName("iptables-legacy"), "drops too", 2)
+    both = GroupStatus(BackendName("iptables-nft"), "drops", 2, (legacy,))
+    status = Status(State.SYNCED, families={Family.IPV4: FamilyStatus(State.SYNCED, groups={Group.FORWARD: both})})
+    assert manager1.properties(status)["Backends"] == [
+        ("ipv4", "forward", "iptables-nft", 2, "drops"),
+        ("ipv4", "forward", "iptables-legacy", 2, "drops too"),
+    ]
 
 
 def test_get_status_returns_the_whole_status(scene: Scene) -> None:

@@ -34,6 +34,7 @@ position = "last"
 [forward]
 enabled = true
 backend = "auto"
+position = "auto"
 [reconcile]
 resync_seconds = 60
 legacy_poll_seconds = 0.5
@@ -103,6 +104,10 @@ def test_seconds_are_floats_however_written() -> None:
             Mark(0x80000000, 0xFFFFFFFF),
         ),
         ('masquerade.position = "first"', "masquerade.position", Position.FIRST),
+        *(
+            (f'forward.position = "{position.value}"', "forward.position", position)
+            for position in (Position.AUTO, Position.FIRST, Position.LAST)
+        ),
         ("forward.enabled = false", "forward.enabled", False),
         ('forward.backend = "iptables-nft"', "forward.backend", "iptables-nft"),
         ("reconcile.resync_seconds = 1", "reconcile.resync_seconds", 1.0),
@@ -242,6 +247,8 @@ def test_switches_are_true_or_false(key: str, value: str, described: str) -> Non
         # Choices
         ('masquerade.position = "middle"', "masquerade.position", 'expected one of "first", "last", found the string'),
         ("masquerade.position = 0", "masquerade.position", "found the number 0"),
+        ('masquerade.position = "auto"', "masquerade.position", 'expected one of "first", "last", found the string'),
+        ('forward.position = "before"', "forward.position", 'expected one of "auto", "first", "last", found the'),
         ('log.level = "DEBUG"', "log.level", 'found the string "DEBUG", did you mean debug?'),
         ("log.level = 10", "log.level", 'expected one of "debug", "info", "warning", "error", found the number 10'),
         # Numbers

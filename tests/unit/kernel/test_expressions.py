@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flanneld_masq.errors import KernelError
 from flanneld_masq.kernel import uapi
-from flanneld_masq.kernel.expressions import comment, describe, drops, jump_target
+from flanneld_masq.kernel.expressions import Decision, comment, decision, describe, jump_target
 from flanneld_masq.kernel.netlink_wire import attribute, be32, nested, string
 from flanneld_masq.kernel.objects import Expression, KernelRule
 from flanneld_masq.model import Family
@@ -254,7 +254,7 @@ class TestStrange:
     ) -> None:
         made = rule(*expressions, data=more)
         try:
-            line, *_ = (describe(made, family), comment(made), jump_target(made), drops(made))
+            line, *_ = (describe(made, family), comment(made), jump_target(made), decision(made))
         except KernelError:
             return
         assert line
@@ -329,16 +329,27 @@ class TestQuestions:
     @pytest.mark.parametrize(
         ("expressions", "expected"),
         [
-            ((DROP,), True),
-            ((meta(uapi.NFT_META_MARK), cmp(host(1)), DROP), True),
-            ((Expression("reject", be32(uapi.NFTA_REJECT_TYPE, 0)),), True),
-            ((xt("target", "REJECT", bytes(4)),), True),
-            ((ACCEPT,), False),
-            ((verdict(uapi.NFT_JUMP, "DROP"),), False),
-            ((xt("target", "MASQUERADE", bytes(20)),), False),
-            ((xt("match", "REJECT", bytes(4)),), False),
-            ((), False),
+            ((DROP,), ("drop", "", True)),
+            ((counter(), DROP), ("drop", "", True)),
+            ((xt("match", "comment", b"why\0"), counter(), DROP), ("drop", "", True)),
+            ((xt("match", "conntrack", bytes(4)), counter(), DROP), ("drop", "", False)),
+            ((meta(uapi.NFT_META_MARK), cmp(host(1)), DROP), ("drop", "", False)),
+            ((Expression("limit", b""), DROP), ("drop", "", False)),
+            ((Expression("reject", be32(uapi.NFTA_REJECT_TYPE, 0)),), ("drop", "", True)),
+            ((xt("target", "REJECT", bytes(4)),), ("drop", "", True)),
+            ((Expression("log", b""), DROP), ("drop", "", True)),
+            ((Expression("lookup", b""),), ("vmap", "", False)),
+            ((Expression("lookup", b""), DROP), ("drop", "", False)),
+            ((Expression("queue", b""),), ("queue", "", True)),
+            ((xt("target", "NFQUEUE", bytes(4)),), ("queue", "", True)),
+            ((ACCEPT,), ("accept", "", True)),
+            ((RETURN,), ("return", "", True)),
+            ((verdict(uapi.NFT_JUMP, "DROP"),), ("jump", "DROP", True)),
+            ((verdict(uapi.NFT_GOTO, "X"),), ("goto", "X", True)),
+            ((xt("target", "LOG", bytes(20)),), ("", "", True)),
+            ((xt("match", "REJECT", bytes(4)),), ("", "", False)),
+            ((), ("", "", True)),
         ],
     )
-    def test_rules_that_drop(self, expressions: tuple[Expression, ...], expected: bool) -> None:
-        assert drops(rule(*expressions)) is expected
+    def test_what_a_rule_decides(self, expressions: tuple[Expression, ...], expected: tuple[str, str, bool]) -> None:
+        assert decision(rule(*expressions)) == Decision(*expected)

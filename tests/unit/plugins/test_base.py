@@ -39,7 +39,7 @@ class TestRestoreInput:
         )
 
     def test_the_first_position_inserts(self, backend: IptablesBackend) -> None:
-        text = backend.render(replace(BOTH, position=Position.FIRST))
+        text = backend.render(replace(BOTH, position=Position.FIRST, forward_position=Position.FIRST))
         assert text == backend.render(BOTH).replace("-A POSTROUTING", "-I POSTROUTING").replace(
             "-A FORWARD", "-I FORWARD"
         )

@@ -6,9 +6,9 @@ import pytest
 from flanneld_masq_iptables import rules
 from flanneld_masq_iptables.rules import Jumps
 
-from flanneld_masq.model import Change, ChangeKind, Item, ItemKind, Observation, Position
+from flanneld_masq.model import Blocker, Change, ChangeKind, Item, ItemKind, Neighbours, Observation, Position
 
-from .ruleset import FILTER, FORWARD_JUMP, MASQUERADE, NAT, NAT_JUMP
+from .ruleset import FILTER, FORWARD, FORWARD_JUMP, MASQUERADE, NAT, NAT_JUMP
 
 
 class TestJumps:
@@ -43,6 +43,14 @@ class TestJumps:
         )
         elsewhere = Change(ChangeKind.MOVED, FILTER.jump, "first", "behind")
         assert rules.jumps_to_replace(MASQUERADE, Position.LAST, observed, (elsewhere,)) == Jumps()
+
+    def test_a_new_jump_is_inserted_before_what_drops_all(self) -> None:
+        around = (Neighbours(NAT.jump, blocker=Blocker(0, 1, 5)), Neighbours(FILTER.jump, blocker=Blocker(2, 4, 77)))
+        observed = Observation((), around)
+        jumps = rules.jumps_to_replace(FORWARD, Position.AUTO, observed, ())
+        assert jumps == Jumps((FORWARD_JUMP.replace("-A FORWARD", "-I FORWARD 4", 1),), (), before=77)
+        assert rules.jumps_to_replace(FORWARD, Position.LAST, observed, ()) == Jumps((FORWARD_JUMP,))
+        assert rules.jumps_to_replace(FORWARD, Position.AUTO, Observation(), ()) == Jumps((FORWARD_JUMP,))
 
     def test_a_new_jump_is_inserted_at_the_first_position(self) -> None:
         jump = rules.jumps_to_replace(MASQUERADE, Position.FIRST, Observation(), ())

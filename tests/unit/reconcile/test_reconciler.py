@@ -15,6 +15,7 @@ from flanneld_masq.hookspecs import BackendType, Host, hookimpl
 from flanneld_masq.model import Family, Group, Observation, Position, Probe
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.reconcile.reconciler import Reconciler
+from flanneld_masq.ruleset.backend_choice import Choice
 from flanneld_masq.state_directory import StateDirectory
 from flanneld_masq.testing import MemoryBackend, MemoryKernel
 from flanneld_masq.testing.fake_backend import MemoryRule
@@ -37,7 +38,7 @@ class TestPass:
 
     def test_outcome_has_choices_rules_and_repairs(self, bench: Bench) -> None:
         outcome = bench.reconciler.reconcile(DESIRED)
-        assert {group: (chosen.backend, chosen.why) for group, chosen in outcome.choices.items()} == {
+        assert {group: (chosen.backend, chosen.why) for group, (chosen,) in outcome.choices.items()} == {
             Group.MASQUERADE: (ONE, "the first choice of auto"),
             Group.FORWARD: (ONE, "goes with the masquerade group"),
         }
@@ -200,8 +201,23 @@ class TestSwitch:
         bench.reconcile()
         bench.kernel.drops[TWO] = "docker drops"
         outcome = bench.reconciler.reconcile(DESIRED)
-        assert (outcome.choices[Group.FORWARD].backend, outcome.choices[Group.FORWARD].why) == (TWO, "docker drops")
+        assert outcome.choices[Group.FORWARD] == (Choice(TWO, "docker drops"),)
         assert set(bench.kernel.chains(V4)) == {"one masquerade", "two forward", "postrouting", "forward"}
+
+    def test_forward_group_goes_to_each_place_where_packets_are_dropped(self, bench: Bench) -> None:
+        bench.reconcile()
+        bench.kernel.drops.update({TWO: "docker drops", THREE: "legacy drops"})
+        outcome = bench.reconciler.reconcile(DESIRED)
+        assert outcome.choices[Group.FORWARD] == (Choice(TWO, "docker drops"), Choice(THREE, "legacy drops"))
+        places = {"one masquerade", "two forward", "three forward", "postrouting", "forward"}
+        assert set(bench.kernel.chains(V4)) == places
+        assert bench.reconcile() == []
+        assert outcome.rules == {Group.MASQUERADE: 5, Group.FORWARD: 2}
+        bench.kernel.flush(V4, "three forward")
+        assert bench.reconcile() == [THREE]
+        del bench.kernel.drops[TWO]
+        assert bench.reconcile() == [TWO]
+        assert set(bench.kernel.chains(V4)) == places - {"two forward"}
 
     @pytest.mark.parametrize("then", [("two", "one"), ("one", "one"), ("two", "two"), ("three", "one")])
     def test_every_group_is_somewhere_at_all_times(self, then: tuple[str, str], bench: Bench) -> None:

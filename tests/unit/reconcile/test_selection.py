@@ -23,8 +23,8 @@ class TestProbes:
         bench.kernel.probes[ONE] = Probe(False, "gone", "bring it back")
         bench.reconciler.selector.reprobe()
         outcome = bench.reconciler.reconcile(DESIRED)
-        assert outcome.choices[Group.MASQUERADE].backend == TWO
-        assert "one cannot be used (gone)" in outcome.choices[Group.MASQUERADE].why
+        assert outcome.choices[Group.MASQUERADE][0].backend == TWO
+        assert "one cannot be used (gone)" in outcome.choices[Group.MASQUERADE][0].why
 
     def test_no_usable_backend_is_an_error(self, bench: Bench) -> None:
         bench.kernel.probes.update(dict.fromkeys((ONE, TWO, THREE), Probe(False, "gone")))
@@ -42,7 +42,7 @@ class TestProbes:
         bench.kernel.probes[ONE] = Probe(False, "gone")
         selector = bench.reconciler.selector
         settings = replace(DESIRED.settings, forward=ForwardSettings(enabled=False))
-        assert selector.candidates(settings, False)[Group.MASQUERADE].backend == TWO
+        assert selector.candidates(settings, False)[Group.MASQUERADE][0].backend == TWO
         assert bench.calls("probe") == [ONE, TWO]
 
     def test_named_backends_alone_are_probed(self, bench: Bench) -> None:
@@ -63,10 +63,14 @@ class TestProbes:
 
 class TestAssignment:
     def test_groups_are_gathered_by_backend(self) -> None:
-        one, two = Choice(ONE, ""), Choice(TWO, "")
+        one, two = (Choice(ONE, ""),), (Choice(TWO, ""),)
         assert assignment_of({Group.MASQUERADE: one, Group.FORWARD: one}) == {ONE: frozenset(Group)}
         assert assignment_of({Group.MASQUERADE: one, Group.FORWARD: two}) == {
             ONE: {Group.MASQUERADE},
+            TWO: {Group.FORWARD},
+        }
+        assert assignment_of({Group.MASQUERADE: one, Group.FORWARD: (*one, *two)}) == {
+            ONE: frozenset(Group),
             TWO: {Group.FORWARD},
         }
         assert assignment_of({}) == {}
@@ -96,13 +100,24 @@ class TestEvidence:
         bench.reconcile(off)
         assert bench.calls("drops_forwarding") == []
 
+    def test_a_drop_where_no_accept_can_be_put_is_told(self, bench: Bench) -> None:
+        bench.kernel.drops[TWO] = "FORWARD drops"
+        bench.kernel.probes[TWO] = Probe(False, "no program", "install it")
+        outcome = bench.reconciler.reconcile(DESIRED)
+        assert bench.kernel.chain(V4, OURS)
+        assert outcome.choices[Group.FORWARD][0].backend == ONE
+        (unhelped,) = outcome.unhelped
+        assert all(words in unhelped for words in ("FORWARD drops", "two cannot be used (no program)", "install it"))
+        off = replace(DESIRED, settings=replace(DESIRED.settings, forward=ForwardSettings(enabled=False)))
+        assert bench.reconciler.reconcile(off).unhelped == ()
+
     def test_unreadable_evidence_is_taken_as_it_was(self, bench: Bench) -> None:
         bench.kernel.drops[TWO] = "docker drops"
         bench.reconcile()
         held = bench.kernel.chains(V4)
         for failing in range(3):
             bench.kernel.fail("drops_forwarding", *(KernelError("reading", "no"),) * (failing + 1))
-            assert bench.reconciler.reconcile(DESIRED).choices[Group.FORWARD].backend == TWO
+            assert bench.reconciler.reconcile(DESIRED).choices[Group.FORWARD][0].backend == TWO
             assert bench.kernel.chains(V4) == held
 
     def test_nothing_is_removed_for_evidence_never_read(self, bench: Bench) -> None:

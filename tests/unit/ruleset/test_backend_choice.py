@@ -24,7 +24,9 @@ def wished(backend: str = AUTO, forward: str = AUTO) -> Settings:
     return Settings(backend=BackendName(backend), forward=ForwardSettings(backend=BackendName(forward)))
 
 
-def choose(settings: Settings, probes: dict[BackendName, Probe] = PROBES, **evidence: Any) -> dict[Group, Choice]:
+def choose(
+    settings: Settings, probes: dict[BackendName, Probe] = PROBES, **evidence: Any
+) -> dict[Group, tuple[Choice, ...]]:
     return backend_choice.choose(settings, probes, probes.__getitem__, **evidence)
 
 
@@ -33,7 +35,8 @@ def chosen(
 ) -> tuple[Choice, Choice]:
     choices = choose(settings, probes, flannel_uses_nftables=flannel)
     assert set(choices) == set(Group)
-    return choices[Group.MASQUERADE], choices[Group.FORWARD]
+    (masquerade,), (forward,) = choices[Group.MASQUERADE], choices[Group.FORWARD]
+    return masquerade, forward
 
 
 class TestAuto:
@@ -47,7 +50,7 @@ class TestAuto:
 
     def test_backends_behind_the_first_usable_are_not_probed(self) -> None:
         probes = {NFT: no("no module"), IPTABLES: YES}
-        assert backend_choice.choose(wished(), PROBES, probes.__getitem__)[Group.MASQUERADE].backend == IPTABLES
+        assert backend_choice.choose(wished(), PROBES, probes.__getitem__)[Group.MASQUERADE][0].backend == IPTABLES
 
     def test_follows_the_order_of_the_probes(self) -> None:
         assert chosen(wished(), dict(reversed(list(PROBES.items()))))[0].backend == LEGACY
@@ -84,25 +87,29 @@ class TestForward:
 
     def test_goes_where_packets_are_dropped(self) -> None:
         choices = choose(wished(), PROBES, drops=self.DROPS)
-        assert choices[Group.MASQUERADE].backend == NFT
-        assert choices[Group.FORWARD] == Choice(IPTABLES, "chain FORWARD drops by policy")
+        assert choices[Group.MASQUERADE][0].backend == NFT
+        assert choices[Group.FORWARD] == (Choice(IPTABLES, "chain FORWARD drops by policy"),)
 
     def test_stays_with_masquerade_where_that_is_the_place(self) -> None:
-        drops = {NFT: "ours", **self.DROPS}
-        assert choose(wished(), PROBES, drops=drops)[Group.FORWARD].backend == NFT
-        assert choose(wished(backend=IPTABLES), PROBES, drops=self.DROPS)[Group.FORWARD].why == (
-            "goes with the masquerade group"
-        )
+        (forward,) = choose(wished(backend=IPTABLES), PROBES, drops=self.DROPS)[Group.FORWARD]
+        assert forward == Choice(IPTABLES, "goes with the masquerade group")
+
+    def test_goes_to_every_place_where_packets_are_dropped(self) -> None:
+        drops = {**self.DROPS, LEGACY: "chain FORWARD drops in legacy"}
+        elsewhere = tuple(Choice(name, why) for name, why in drops.items())
+        assert choose(wished(), PROBES, drops=drops)[Group.FORWARD] == elsewhere
+        beside = Choice(LEGACY, "goes with the masquerade group")
+        assert choose(wished(backend=LEGACY), PROBES, drops=drops)[Group.FORWARD] == (beside, elsewhere[0])
 
     def test_not_to_a_backend_that_cannot_be_used(self) -> None:
         probes = {**PROBES, IPTABLES: no("no program")}
-        assert choose(wished(), probes, drops=self.DROPS)[Group.FORWARD].backend == NFT
+        assert choose(wished(), probes, drops=self.DROPS)[Group.FORWARD][0].backend == NFT
         drops = {**self.DROPS, LEGACY: "chain FORWARD drops in legacy"}
-        assert choose(wished(), probes, drops=drops)[Group.FORWARD].backend == LEGACY
+        assert [choice.backend for choice in choose(wished(), probes, drops=drops)[Group.FORWARD]] == [LEGACY]
 
     def test_a_name_in_the_configuration_wins(self) -> None:
         choices = choose(wished(forward=LEGACY), PROBES, drops=self.DROPS)
-        assert choices[Group.FORWARD] == Choice(LEGACY, 'forward.backend = "iptables-legacy"')
+        assert choices[Group.FORWARD] == (Choice(LEGACY, 'forward.backend = "iptables-legacy"'),)
 
 
 class TestByName:
@@ -112,7 +119,7 @@ class TestByName:
 
     def test_no_other_backend_is_probed(self) -> None:
         answer = backend_choice.choose(wished(backend=LEGACY), PROBES, {LEGACY: YES}.__getitem__)
-        assert answer[Group.MASQUERADE].backend == LEGACY
+        assert answer[Group.MASQUERADE][0].backend == LEGACY
 
     def test_each_group_by_its_own(self) -> None:
         masquerade, forward = chosen(wished(backend=NFT, forward=LEGACY))

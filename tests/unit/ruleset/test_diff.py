@@ -12,9 +12,13 @@ from hypothesis import strategies as st
 
 from flanneld_masq.model import (
     BackendName,
+    Blocker,
     Change,
     ChangeKind,
+    Desired,
     Family,
+    Group,
+    GroupRules,
     Item,
     ItemKind,
     Neighbours,
@@ -26,7 +30,16 @@ from flanneld_masq.model import (
 from flanneld_masq.ruleset import diff
 
 CHAIN, BASE = "nat OURS", "nat BASE"
-LAST, FIRST = Position.LAST, Position.FIRST
+JUMP_TAG = "tag-jump"
+
+
+def desired(position: Position = Position.LAST, *, forward: Position | None = None) -> Desired:
+    """The jump belongs to the masquerade group, or with a position for it to the forward group."""
+    group = Group.MASQUERADE if forward is None else Group.FORWARD
+    return Desired(Family.IPV4, (GroupRules(group, (), JUMP_TAG),), position, forward or Position.AUTO)
+
+
+LAST, FIRST = desired(), desired(Position.FIRST)
 
 
 def chain(name: str = CHAIN, raw: str = "a chain") -> Item:
@@ -39,7 +52,7 @@ def rule(name: str, *, place: str = CHAIN) -> Item:
 
 
 def jump() -> Item:
-    return Item(ItemKind.JUMP, BASE, "jump OURS", tag="tag-jump")
+    return Item(ItemKind.JUMP, BASE, "jump OURS", tag=JUMP_TAG)
 
 
 def kernel(item: Item, *, handle: int = 7, **changed: Any) -> Item:
@@ -64,7 +77,7 @@ def changes(
     *items: Item,
     wanted: tuple[Item, ...] = WANTED,
     verified_state: VerifiedState | None = VERIFIED,
-    position: Position = LAST,
+    position: Desired = LAST,
 ) -> list[tuple[str, str, str, str]]:
     differences = diff.differences(wanted, position, verified_state, observation(*items))
     return [(change.kind, change.place, change.wanted, change.found) for change in differences]
@@ -169,7 +182,7 @@ def test_where_nothing_is_wanted_everything_is_too_much() -> None:
 
 class TestMoved:
     def moved(
-        self, position: Position, observed: Neighbours, *verified_state: Neighbours, wanted: tuple[Item, ...] = WANTED
+        self, position: Desired, observed: Neighbours, *verified_state: Neighbours, wanted: tuple[Item, ...] = WANTED
     ) -> list[tuple[str, str, str]]:
         remembered = VerifiedState(diff.fingerprint(wanted, position), HELD, verified_state)
         moves = diff.differences(wanted, position, remembered, Observation(HELD, (observed,)))
@@ -205,6 +218,40 @@ class TestMoved:
     def test_another_place_is_another_matter(self) -> None:
         verified_state = Neighbours("nat ELSEWHERE", ("x",), ())
         assert self.moved(LAST, Neighbours(BASE, (), ("x",)), verified_state) == []
+
+    @pytest.mark.parametrize(
+        ("position", "blocker", "right"),
+        [
+            (Position.AUTO, None, 3),
+            (Position.AUTO, 0, 0),
+            (Position.AUTO, 2, 2),
+            (Position.LAST, None, 3),
+            (Position.LAST, 1, 3),
+            (Position.FIRST, None, 0),
+            (Position.FIRST, 1, 0),
+        ],
+    )
+    @pytest.mark.parametrize("ahead", range(4))
+    def test_the_jump_to_the_forward_group_has_one_right_place(
+        self, position: Position, blocker: int | None, right: int, ahead: int
+    ) -> None:
+        """Whatever was verified before: so the order of events does not matter."""
+        drop = None if blocker is None else Blocker(blocker, blocker + 1)
+        observed = Neighbours(BASE, ("x", "y", "z")[:ahead], ("x", "y", "z")[ahead:], blocker=drop)
+        for verified_state in ((), (Neighbours(BASE, observed.before, observed.after),)):
+            moves = self.moved(desired(forward=position), observed, *verified_state)
+            assert [kind for kind, *_ in moves] == ([] if ahead == right else ["moved"])
+            assert all(f"{abs(ahead - right)} other rule" in found for *_, found in moves)
+
+    def test_a_jump_that_is_missing_has_not_moved(self) -> None:
+        observed = Observation(HELD[:-1], (Neighbours(BASE, blocker=Blocker(2, 3)),))
+        wanted = desired(forward=Position.AUTO)
+        remembered = diff.verified_state_of(WANTED, wanted, observation(*HELD))
+        assert [change.kind for change in diff.differences(WANTED, wanted, remembered, observed)] == ["missing"]
+
+    def test_what_drops_is_not_remembered(self) -> None:
+        observed = Observation(HELD, (Neighbours(BASE, ("x",), blocker=Blocker(0, 1)),))
+        assert diff.verified_state_of(WANTED, LAST, observed).neighbours == (Neighbours(BASE, ("x",)),)
 
     def test_first_counts_without_a_verified_state_too(self) -> None:
         observed = Observation(HELD, (Neighbours(BASE, ("x",), ()),))
@@ -258,6 +305,8 @@ class TestFingerprint:
 
     def test_different_at_another_position(self) -> None:
         assert diff.fingerprint(WANTED, FIRST) != diff.fingerprint(WANTED, LAST)
+        forward = [diff.fingerprint(WANTED, desired(forward=position)) for position in Position]
+        assert len(set(forward)) == len(forward)
 
 
 class TestDiff:
