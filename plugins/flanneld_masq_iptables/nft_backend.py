@@ -54,6 +54,12 @@ _ACTIONS = {
     "goto": Action.GOTO,
 }
 
+# nft_chain_builtin in iptables/nft.c: type, hook and priority that iptables-nft gives its built-in chains
+_BUILT_IN = {
+    PLACES[Group.MASQUERADE]: ("nat", uapi.NF_INET_POST_ROUTING, 100),
+    PLACES[Group.FORWARD]: ("filter", uapi.NF_INET_FORWARD, 0),
+}
+
 
 class IptablesNft(IptablesBackend):
     """Chains and jumps of iptables-nft, which are chains and rules of nf_tables."""
@@ -213,7 +219,19 @@ class IptablesNft(IptablesBackend):
                 f"{chain.priority}) that another program made, and no rule can jump to it; remove it with "
                 f"`nft delete chain {name} {place.chain}`"
             )
-        return ""
+        return self._unusable_base(place, name)
+
+    def _unusable_base(self, place: Place, table: str) -> str:
+        """Return why iptables-nft refuses the table: it takes a chain with a built-in name only if it is as its own."""
+        chain = self._netlink.chain(self.family, place.table, place.base)
+        if chain is None or (chain.type, chain.hook, chain.priority) == _BUILT_IN[place]:
+            return ""
+        what = "a regular chain" if chain.hook is None else _describe_base(chain.type, chain.hook, chain.priority)
+        return (
+            f"chain {place.base} in table {table} is {what}, and iptables can use the table only if it is "
+            f"{_describe_base(*_BUILT_IN[place])}; rename the table or the chain in the program that made it, "
+            f"/etc/nftables.conf for example"
+        )
 
     def _observe(self, place: Place) -> PlaceItems:
         base = self._netlink.rules(self.family, place.table, place.base)
@@ -313,3 +331,7 @@ def _neighbours(place: Place, base: tuple[KernelRule, ...], jumps: list[int], bl
         base[jumps[0]].handle,
         blocker,
     )
+
+
+def _describe_base(kind: str, hook: int, priority: int) -> str:
+    return f"a base chain of type {kind}, hook {hook}, priority {priority}"

@@ -272,6 +272,23 @@ def test_a_base_chain_with_our_name_is_an_error_with_its_remedy_and_nothing_is_w
         assert in_order(node, node.reconciler(family))
 
 
+@iptables_nft
+def test_a_built_in_name_on_another_chain_is_explained(node: Node, family: Family, backend_name: BackendName) -> None:
+    node.configure("", backend=backend_name)
+    chain = "chain POSTROUTING { type nat hook postrouting priority 90; }"
+    with node.entered():
+        node.tool("nft", f"table {family.data.nft} nat {{ {chain}; }}")
+        before = node.tool("nft", "-a", "list", "ruleset", family.data.nft)
+        failed = node.masq("apply")
+        assert failed.returncode == 1
+        what = "is a base chain of type nat, hook 4, priority 90, and iptables can use the table only if"
+        assert f"chain POSTROUTING in table {family.data.nft} nat {what}" in failed.stderr
+        assert node.tool("nft", "-a", "list", "ruleset", family.data.nft) == before
+        node.tool("nft", "delete", "table", family.data.nft, "nat")
+        assert node.masq("apply").returncode == 0
+        assert in_order(node, node.reconciler(family))
+
+
 @iptables_backends
 @pytest.mark.parametrize(("table", "chain"), [("nat", NAT), ("filter", FORWARD)])
 def test_a_chain_with_our_name_and_the_rules_of_others_stays_as_it_is(
