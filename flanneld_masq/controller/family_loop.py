@@ -66,6 +66,8 @@ class _Pass(NamedTuple):
 class FamilyLoop:
     """Reconciles one family when it is dirty, when the resync is due, and again after a failure.
 
+    It is one class because the order of a pass must be readable in one place; each decision is made elsewhere.
+
     A thread of its own touches the kernel and the tools, so that a tool that hangs for one family delays neither the
     other family nor a signal. `running` returns the argv of the tool that runs for the family. All methods are called
     from the event loop's thread.
