@@ -91,9 +91,8 @@ class Backend(Protocol):
     def drops_forwarding(self) -> str:
         """Say what in this interface drops all forwarded packets, so that only an accept in this interface helps.
 
-        "" means nothing. Called in each pass while the backend of the forward group is `auto`, and as often as `poll`
-        for a backend without events that carries no group: be quick, start no process. If it raises, its last answer
-        stays in force; without one, no rule is removed because of it."""
+        "" means nothing. Called in each pass while the backend of the forward group is `auto`: be quick, start no
+        process. If it raises, its last answer stays in force; without one, no rule is removed because of it."""
 
     def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
         """Return the objects of flannel and of the CNI bridge plugin. Changes nothing. `leases` tell which rules

@@ -20,7 +20,6 @@ class ChangeDetector:
         self._backends = backends
         self._selector = selector
         self._commits = commits
-        self._unused: Mapping[BackendName, str] = {}  # without events and without a group, and what they dropped
 
     def generation(self) -> int | None:
         """Return the generation of the nf_tables ruleset; None if no backend can read one."""
@@ -63,16 +62,13 @@ class ChangeDetector:
         return tuple(fingerprints.values())
 
     def poll(self) -> bool:
-        """Return True if a pass may find something in a backend without events: rules may have moved, or another one
-        drops forwarded packets now."""
-        return any(map(self._drops_otherwise, self._unused)) or any(map(self.polled, self._backends))
+        """Return True if rules may have moved in a backend that has no events. One that carries no group matters too:
+        it may begin to drop forwarded packets."""
+        return any(map(self.polled, self._backends))
 
     def polls(self) -> bool:
         """Return True if a backend has no events, and holds rules of whichever program."""
-        polled = {name for name in self._backends if self.polled(name) is not None}
-        unused = polled.difference(self._selector.assignment)
-        self._unused = {name: drop for name, drop in self._selector.evidence.items() if name in unused}
-        return bool(polled)
+        return any(self.polled(name) is not None for name in self._backends)
 
     def polled(self, name: BackendName) -> bool | None:
         """Poll one backend. If it is not in use, None if it cannot be polled."""
@@ -81,12 +77,6 @@ class ChangeDetector:
         with contextlib.suppress(MasqError):
             return self._backends[name].poll()
         return None
-
-    def _drops_otherwise(self, name: BackendName) -> bool:
-        """Return True if a backend drops something else now. An error is no change: the pass would ignore it."""
-        with contextlib.suppress(MasqError):
-            return self._backends[name].drops_forwarding() != self._unused[name]
-        return False
 
     def _read(self, name: BackendName) -> bytes | None:
         """Read one backend. If it is not in use, its evidence and rules of ours count; None if they cannot be read."""

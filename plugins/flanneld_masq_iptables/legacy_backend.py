@@ -63,13 +63,6 @@ class _Glance(NamedTuple):
     readable: bool = True
 
 
-class _Evidence(NamedTuple):
-    """What drops forwarded packets, as long as `watch` has not changed."""
-
-    watch: TableWatch
-    drop: str
-
-
 class IptablesLegacy(IptablesBackend):
     """Chains and jumps of iptables-legacy, which are entries of ip_tables and not of nf_tables."""
 
@@ -83,7 +76,6 @@ class IptablesLegacy(IptablesBackend):
         self._watches: Mapping[str, TableWatch] = {}  # of the tables that existed when `observe` read them
         self._surveyed: tuple[tuple[object, tuple[FamilyLease, ...]], Survey] | None = None
         self._listings: dict[Place, dict[bytes, _Listing]] = {}  # by the fingerprint of the entries
-        self._evidence: _Evidence | None = None  # None while there is no table that could drop
 
     def observe(self, groups: Collection[Group]) -> Observation:
         tables = self._tables()
@@ -96,13 +88,7 @@ class IptablesLegacy(IptablesBackend):
     def drops_forwarding(self) -> str:
         place = PLACES[Group.FORWARD]
         if place.table not in self._tables():
-            self._evidence = None
-        elif self._evidence is None or self._evidence.watch.changed():
-            watch = self._info.watch(place.table)
-            self._evidence = _Evidence(watch, self._read_evidence(place))
-        return "" if self._evidence is None else self._evidence.drop
-
-    def _read_evidence(self, place: Place) -> str:
+            return ""
         with self._info.entries(place.table) as entries:
             drop = entries.drop(place.hook, place.chain)
         if drop is None:

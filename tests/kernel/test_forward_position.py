@@ -236,6 +236,18 @@ def test_a_drop_that_begins_in_legacy_is_noticed_within_a_second(
             eventually(lambda: forward_backend(daemon, family) == "nft")
 
 
+def test_a_policy_of_a_large_legacy_table_is_noticed_by_every_pass(node: Node, family: Family) -> None:
+    """A policy alone changes neither the size of a table nor the number of its entries, so the poll does not see it."""
+    load(node, "iptables-legacy", family, *(f"-A X -p tcp --dport {port} -j ACCEPT" for port in range(1, 1001)))
+    node.configure("")
+    with node.entered():
+        reconciler = node.reconciler(family)
+        for policy, backend in (("ACCEPT", "nft"), ("DROP", "iptables-legacy"), ("ACCEPT", "nft")):
+            tool(node, "iptables-legacy", family, f"-P FORWARD {policy}")
+            outcome = reconciler.reconcile(node.desired_state())
+            assert [choice.backend for choice in outcome.choices[Group.FORWARD]] == [backend]
+
+
 def test_legacy_is_not_touched_where_it_has_no_tables(node: Node) -> None:
     node.configure("[reconcile]\nlegacy_poll_seconds = 0.05\n")
     with node.running() as daemon:

@@ -124,26 +124,6 @@ class TestPoll:
         with pytest.raises(KernelError):
             bench.reconciler.detector.poll()
 
-    def test_what_an_unused_backend_drops_is_polled(self, tmp_path: Path) -> None:
-        bench = Bench(tmp_path / "state", counted=False)
-        detector = bench.reconciler.detector
-        bench.reconcile()
-        assert detector.polls() and not detector.poll()
-        bench.kernel.drops[THREE] = "docker drops"
-        assert detector.poll()
-        bench.reconcile()
-        assert detector.polls() and not detector.poll()
-        bench.kernel.fail("drops_forwarding", *(KernelError("reading", "no"),) * 3)
-        assert not detector.poll(), "the pass would go by the last answer too"
-
-    def test_an_unused_backend_does_not_matter_if_the_settings_choose(self, tmp_path: Path) -> None:
-        bench = Bench(tmp_path / "state", counted=False)
-        bench.reconcile(desired_state("one", "two"))
-        bench.kernel.log.clear()
-        assert bench.reconciler.detector.polls()
-        bench.reconciler.detector.poll()
-        assert bench.calls("drops_forwarding") == []
-
     def test_backend_with_generation_is_not_polled(self, bench: Bench) -> None:
         bench.reconcile()
         assert not bench.reconciler.detector.polls()
