@@ -108,12 +108,14 @@ def test_apply_is_done_by_the_daemon(node: Node, bus: Bus) -> None:
         assert node.masq("apply").stdout == "in sync already\n"
 
 
-def test_apply_with_a_wish_of_its_own_is_not_the_daemon_s(node: Node, bus: Bus) -> None:
+def test_apply_with_options_of_its_own_is_refused(node: Node, bus: Bus) -> None:
     with present(node, bus, "iptables-legacy", QUIET) as daemon:
         damage(node, *IPV4_LEGACY)
-        done = node.masq("apply", "--backend", "iptables-legacy")
-        assert done.stdout.startswith("ipv4 iptables-legacy: ")
-        assert not daemon.lines("drift repaired")
+        before = node.ruleset()
+        done = node.masq("apply", "--backend", "nft")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert str(daemon.process.pid) in done.stderr
+        assert node.ruleset() == before
 
 
 def test_apply_with_another_configuration_is_not_the_daemon_s(node: Node, bus: Bus) -> None:
