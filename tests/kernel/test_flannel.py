@@ -313,8 +313,8 @@ def test_beside_a_flanneld_that_masquerades_both_stay(node: Node, name: str, fla
         restore(node, flavour, chains)
         check(node, flavour)
         assert_in_order(node, daemon)
-        for family in Family:
-            assert daemon.status()["families"][str(family)]["repairs"] == 0
+        for family in Family:  # where flannel appends to FORWARD behind our jump, the jump goes last again
+            assert daemon.status()["families"][str(family)]["repairs"] <= (name == f"iptables-{flavour}")
         assert len(daemon.lines("FLANNEL_IPMASQ=true")) == 1
         for _ in range(3):
             rewrite(node, flavour)

@@ -75,7 +75,8 @@ def config(tmp_path: Path) -> Path:
 def test_a_daemon_survives_it_from_its_first_line_to_its_last(config: Path, tmp_path: Path) -> None:
     argv = (sys.executable, "-m", "flanneld_masq", "--config", str(config), "run")
     status, environment = tmp_path / "state" / "status.json", {**os.environ, "NOTIFY_SOCKET": ""}
-    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=environment) as daemon:
+    log = tmp_path / "log"
+    with log.open("w") as stderr, subprocess.Popen(argv, stderr=stderr, env=environment) as daemon:
         try:
             eventually(lambda: takes_it(daemon.pid))
             assert not status.exists(), "it is not ready yet"
@@ -87,11 +88,14 @@ def test_a_daemon_survives_it_from_its_first_line_to_its_last(config: Path, tmp_
 
             eventually(lambda: shaken(status, '"waiting"'))
             daemon.terminate()
-            while daemon.poll() is None:
+
+            def ended() -> bool:
                 daemon.send_signal(signal.SIGHUP)
+                return daemon.poll() is not None
+
+            eventually(ended)
             assert daemon.wait(patience(5)) == 0
-            assert daemon.stderr is not None
-            assert "configuration read anew" in daemon.stderr.read()
+            assert "configuration read anew" in log.read_text()
         finally:
             daemon.kill()
 
