@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Hashable, Iterator, Mapping
 from functools import cached_property
 
-from flanneld_masq.errors import KernelError
+from flanneld_masq.errors import CommandError, KernelError, MasqError, RulesetError
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.kernel import uapi
 from flanneld_masq.kernel.expressions import comment, decision, describe, jump_target
@@ -154,7 +154,10 @@ class IptablesNft(IptablesBackend):
 
     def _write_with_program(self, desired: Desired, jumps: Mapping[Place, Jumps]) -> int:
         before = self._netlink.generation()
-        self._restore(rules.restore_input(desired, lambda place, _: jumps[place].new))
+        try:
+            self._restore(rules.restore_input(desired, lambda place, _: jumps[place].new))
+        except CommandError as error:
+            raise self._explained(error) from error
         chains = [(place.table, chain) for place in jumps for chain in (place.chain, place.base)]
         self._cache.learn(self._netlink, chains, following(before, len(jumps)))
         return len(jumps)
@@ -219,10 +222,16 @@ class IptablesNft(IptablesBackend):
                 f"{chain.priority}) that another program made, and no rule can jump to it; remove it with "
                 f"`nft delete chain {name} {place.chain}`"
             )
-        return self._unusable_base(place, name)
+        return ""
 
-    def _unusable_base(self, place: Place, table: str) -> str:
+    def _explained(self, error: CommandError) -> MasqError:
+        """Return the error, with what is wrong with a built-in chain if that may be why (iptables 1.8.7 takes any)."""
+        problems = "; ".join(filter(None, map(self._unusable_base, PLACES.values())))
+        return RulesetError(f"{problems}: {error}") if problems else error
+
+    def _unusable_base(self, place: Place) -> str:
         """Return why iptables-nft refuses the table: it takes a chain with a built-in name only if it is as its own."""
+        table = f"{self.family.data.nft} {place.table}"
         chain = self._netlink.chain(self.family, place.table, place.base)
         if chain is None or (chain.type, chain.hook, chain.priority) == _BUILT_IN[place]:
             return ""

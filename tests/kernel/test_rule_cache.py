@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flanneld_masq.errors import CommandError, KernelError
+from flanneld_masq.errors import KernelError, RulesetError
 from flanneld_masq.kernel.expressions import comment
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.kernel.objects import following
@@ -188,7 +188,7 @@ def test_a_base_chain_of_another_priority_is_left_to_the_tool(node: Node, family
             assert "priority srcnat - 1;" in node.ruleset()
             assert "jump FLANNELD-MASQ\n" in node.ruleset()
             return
-        with pytest.raises(CommandError, match="tables-restore"):
+        with pytest.raises(RulesetError, match=r"hook 4, priority 99, and iptables can use.*tables-restore"):
             reconciler.reconcile(node.desired_state())
         assert node.ruleset() == before
 
