@@ -29,6 +29,7 @@ Type=oneshot
 ExecStart=
 ExecStart={command}
 ExecReload=
+ExecStopPost=
 Restart=no
 WatchdogSec=0
 RuntimeDirectory=
@@ -177,11 +178,11 @@ def test_root_in_a_drop_in_works_as_well(machine: Machine, backend: BackendName)
 
 
 def test_root_and_the_daemon_share_the_state(machine: Machine) -> None:
-    """Commands of an administrator before the first start, and beside a daemon that has not passed yet."""
+    """Commands of an administrator before the first start, beside the daemon and after its stop."""
     machine.configure(backend="nft")
-    machine.systemctl("start", UNIT)
     machine.write("/root/subnet.env", subnet_file_text())
     machine.masq("apply", "--subnet-file", "/root/subnet.env")
+    machine.systemctl("start", UNIT)
     machine.write_subnet()
     machine.reached("synced")
     assert machine.masq("apply").stdout == "in sync already\n"
