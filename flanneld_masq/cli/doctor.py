@@ -39,7 +39,7 @@ class Finding:
 
 @dataclass(frozen=True, **SLOTS)
 class FamilyFacts:
-    """What was found out of one family that a lease names, or that has rules although none does.
+    """The facts of one family that a lease names, or that has rules although no lease names it.
 
     `unusable` says why no backend can be used, `differs` what the kernel holds otherwise than wanted,
     `drops` what drops forwarded packets, by backend, `unhelped` what does where no accept can be put; all are

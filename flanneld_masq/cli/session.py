@@ -1,4 +1,4 @@
-"""What every command starts from: settings, plugins, state directory, and a reconciler for each family."""
+"""The start of every command: settings, plugins, state directory, and a reconciler for each family."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ _LOGGER = logging.getLogger("flanneld_masq")
 
 
 class DesiredStates(Protocol):
-    """What is to hold, as the inputs say it. Read from the event loop's thread."""
+    """Source of the desired state. Read from the event loop's thread."""
 
     settings: Settings
 
@@ -60,6 +60,7 @@ class Feed(Protocol):
 class _Pass(NamedTuple):
     outcome: Outcome
     polls: bool
+    missed_drop: bool
     cpu: float
 
 
@@ -223,6 +224,8 @@ class FamilyLoop:
             self._on_success(desired, done.outcome, begun)
             if changed or begun.is_resync:
                 await self._survey(desired, changed)
+            if done.missed_drop:
+                self.mark(TABLES_CHANGED)
             if done.polls:
                 self._poller.start(self._desired.settings.reconcile.legacy_poll_seconds, done.cpu)
         finally:
@@ -235,8 +238,8 @@ class FamilyLoop:
         elif begun.is_resync:
             self._reconciler.selector.recheck()
         started = cpu_seconds()
-        outcome = self._reconciler.reconcile(desired)
-        return _Pass(outcome, self._reconciler.detector.polls(), cpu_seconds() - started)
+        outcome, detector = self._reconciler.reconcile(desired), self._reconciler.detector
+        return _Pass(outcome, detector.polls(), detector.missed_drop(), cpu_seconds() - started)
 
     def _on_success(self, desired: DesiredState, outcome: Outcome, begun: Begun) -> None:
         masquerade, selector = self._desired.settings.masquerade, self._reconciler.selector

@@ -1,4 +1,4 @@
-"""What a family reports of its passes: outcome or failure in, log entries and status out. Pure."""
+"""Turns the passes of a family into its status and log entries: outcome or failure in. Pure."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ class FamilyReport:
 
     @property
     def _dropped(self) -> tuple[str, ...]:
-        """What drops pods' packets where no accept can be put."""
+        """Return what drops pods' packets where no accept can be put."""
         return () if self.outcome is None else self.outcome.unhelped
 
     def state_entries(self, because: str, culprits: tuple[Culprit, ...], *, quiet: bool) -> Iterator[LogEntry]:

@@ -78,6 +78,20 @@ class ChangeDetector:
             return self._backends[name].poll()
         return None
 
+    def missed_drop(self) -> bool:
+        """Return True if a backend without events drops something else than the choice of the last pass went by.
+
+        A pass reads the evidence before it reads the rest, so `poll` does not report what begins to drop in between.
+        """
+        return any(map(self._drops_otherwise, self._selector.evidence))
+
+    def _drops_otherwise(self, name: BackendName) -> bool:
+        """Compare the evidence of one backend. An error is no change: the next pass goes by the last answer too."""
+        backend = self._backends[name]
+        with contextlib.suppress(MasqError):
+            return backend.poll() is not None and backend.drops_forwarding() != self._selector.evidence[name]
+        return False
+
     def _read(self, name: BackendName) -> bytes | None:
         """Read one backend. If it is not in use, its evidence and rules of ours count; None if they cannot be read."""
         groups = self._selector.assignment.get(name)

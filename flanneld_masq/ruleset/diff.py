@@ -85,7 +85,7 @@ def moved(
 
 
 def _misplaced(position: Position, around: Neighbours) -> Iterator[Change]:
-    """Yield a jump that does not stand exactly where it belongs, whoever came first."""
+    """Yield a jump that does not stand exactly where it belongs, whichever rule came first."""
     ahead, others = len(around.before), len(around.before) + len(around.after)
     right, where = others, "our jump behind all other rules"
     if position is Position.FIRST:

@@ -73,7 +73,6 @@ class IptablesLegacy(IptablesBackend):
     def __init__(self, family: Family, host: Host) -> None:
         super().__init__(family, host)
         self._info = TableInfo(family)
-        self._evidence_watch: TableWatch | None = None  # of FORWARD's table, as `drops_forwarding` read it
         self._watches: Mapping[str, TableWatch] = {}  # of the tables that existed when `observe` read them
         self._surveyed: tuple[tuple[object, tuple[FamilyLease, ...]], Survey] | None = None
         self._listings: dict[Place, dict[bytes, _Listing]] = {}  # by the fingerprint of the entries
@@ -90,8 +89,6 @@ class IptablesLegacy(IptablesBackend):
         place = PLACES[Group.FORWARD]
         if place.table not in self._tables():
             return ""
-        # `observe` comes later in a pass, and what begins to drop in between must not go unnoticed
-        self._evidence_watch = self._info.watch(place.table)
         with self._info.entries(place.table) as entries:
             drop = entries.drop(place.hook, place.chain)
         if drop is None:
@@ -117,9 +114,6 @@ class IptablesLegacy(IptablesBackend):
         tables = self._tables() & _TABLES if len(self._watches) < len(_TABLES) else _TABLES
         if not tables:
             return None
-        if self._evidence_watch is not None and self._evidence_watch.changed():
-            self._evidence_watch = None  # the pass that follows reads the evidence if it needs any
-            return True
         return tables != set(self._watches) or any(watch.changed() for watch in self._watches.values())
 
     def _forget(self) -> None:

@@ -480,6 +480,32 @@ def test_our_own_tool_in_a_pass_that_fails_does_not_shorten_the_retries(
     play(scene)
 
 
+def test_a_drop_behind_the_evidence_of_a_pass_is_not_missed(
+    play_two: Play, kernel: MemoryKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backend without events: its poll knows only what came after the pass has read it, and the drop came before."""
+
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        other = stage.loop._reconciler._backends[OTHER]
+        for method, answer in (("poll", False), ("generation", None)):
+            monkeypatch.setattr(other, method, lambda answer=answer: answer)
+        monkeypatch.setattr(other, "fingerprint", lambda groups: None)
+        evidence = other.drops_forwarding
+
+        def late() -> str:
+            monkeypatch.setattr(other, "drops_forwarding", evidence)
+            seen = evidence()
+            kernel.drops[OTHER] = "docker drops"
+            return seen
+
+        monkeypatch.setattr(other, "drops_forwarding", late)
+        await asyncio.wait_for(stage.loop.look("test"), DEADLINE)
+        await until(lambda: kernel.chain(V4, "other forward"))
+
+    play_two(scene)
+
+
 def test_what_was_repaired_in_a_pass_that_failed_in_the_end_is_told_and_counted(
     play_two: Play, kernel: MemoryKernel
 ) -> None:

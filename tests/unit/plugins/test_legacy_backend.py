@@ -189,20 +189,3 @@ class TestLeftovers:
         assert backend.poll() is True
         (root / "proc/net/ip_tables_names").write_text("mangle\n")
         assert backend.poll() is None
-
-
-def test_a_drop_between_the_evidence_and_the_look_is_polled(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`observe` comes later in a pass than `drops_forwarding`, and its watches would hide the drop until the resync."""
-    changed: list[bool] = []
-
-    class Watch:
-        def changed(self) -> bool:
-            return bool(changed) and changed[0]
-
-    backend = IptablesLegacy(V4, Host(Tools(), root))
-    backend._evidence_watch = Watch()  # type: ignore[assignment]
-    backend._watches = {name: Quiet() for name in ("nat", "filter")}  # type: ignore[misc]
-    assert backend.poll() is False
-    changed.append(True)
-    assert backend.poll() is True
-    assert backend.poll() is False, "the pass reads the evidence again if it needs any"
