@@ -12,7 +12,11 @@ from collections.abc import Callable
 
 
 class Hangup:
-    """Passes SIGHUP on to the daemon. One that comes before the daemon listens is passed on then."""
+    """Passes SIGHUP on to the daemon. One that comes before the daemon listens is passed on then.
+
+    Signals that come before the daemon has answered the last one by `forget` are one request: however many come, they
+    queue nothing.
+    """
 
     def __init__(self) -> None:
         self._came = False
@@ -27,11 +31,10 @@ class Hangup:
         self._came = False
 
     def pass_on(self, call: Callable[[], None]) -> None:
-        """Call for each signal from now on, and at once if one has come since `forget`. In the main thread."""
+        """Call for the first signal after each `forget`, and at once if it has come already. In the main thread."""
         self.hold()
         self._call = call
         if self._came:
-            self._came = False
             call()
 
     def ignore(self) -> None:
@@ -40,9 +43,8 @@ class Hangup:
         self._call = None
 
     def _on_signal(self, number: int, frame: object) -> None:
-        if self._call is None:
-            self._came = True
-        else:
+        first, self._came = not self._came, True
+        if first and self._call is not None:
             self._call()
 
 

@@ -238,6 +238,7 @@ class Daemon:
         self._publisher.log(notice(message, logging.WARNING))
 
     def _on_hangup(self) -> None:
+        HANGUP.forget()
         with contextlib.suppress(ConfigError):  # it was logged
             self.reload()
 

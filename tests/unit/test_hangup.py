@@ -34,6 +34,18 @@ def test_one_that_comes_early_is_passed_on_later(hangup: Hangup) -> None:
     send()
     hangup.pass_on(lambda: calls.append(1))
     assert calls == [1]
+    hangup.forget()
+    send()
+    assert calls == [1, 1]
+
+
+def test_many_that_come_before_an_answer_are_one_request(hangup: Hangup) -> None:
+    calls: list[int] = []
+    hangup.pass_on(lambda: calls.append(1))
+    for _ in range(3):
+        send()
+    assert calls == [1]
+    hangup.forget()
     send()
     assert calls == [1, 1]
 
