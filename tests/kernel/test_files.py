@@ -235,7 +235,7 @@ def children(pid: int) -> Iterator[int]:
 
 
 def stopped_tool(node: Node, daemon: Daemon) -> int:
-    """Stop a tool of the daemon while it runs."""
+    """Stop a tool of the daemon's IPv4 side while it runs."""
     deadline = time.monotonic() + patience(10)
     while time.monotonic() < deadline:
         damage(node, Family.IPV4, node.settings.backend)
@@ -243,8 +243,8 @@ def stopped_tool(node: Node, daemon: Daemon) -> int:
         while time.monotonic() < soon:
             for pid in children(daemon.process.pid):
                 with contextlib.suppress(OSError):
-                    if "xtables" not in str(Path(f"/proc/{pid}/exe").readlink()):
-                        continue  # it is still the daemon, which waits for its exec
+                    if not Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"iptables-"):
+                        continue  # a tool for IPv6, or still the daemon, which waits for its exec
                     os.kill(pid, signal.SIGSTOP)
                     if "(stopped)" in Path(f"/proc/{pid}/status").read_text():
                         return pid

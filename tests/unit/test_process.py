@@ -16,6 +16,8 @@ from flanneld_masq import process
 from flanneld_masq.errors import MAX_SHOWN_CHARACTERS, CommandError
 from flanneld_masq.process import MAX_STDERR, MAX_STDOUT, SYSTEM_PATH, Completed, ProcessRunner, search_path
 
+from ..common import eventually
+
 run = ProcessRunner()
 
 
@@ -167,7 +169,7 @@ def test_what_runs_is_known_meanwhile(tmp_path: Path) -> None:
     thread = threading.Thread(target=runner, args=(argv,))
     thread.start()
     (tmp_path / "fifo").read_text()
-    assert runner.running == argv
+    eventually(lambda: runner.running == argv)  # the program may be quicker than the thread that started it
     (tmp_path / "fifo").write_text("")
     thread.join(10)
     assert not runner.running
