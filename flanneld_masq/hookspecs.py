@@ -28,6 +28,7 @@ from flanneld_masq.model import (
     FamilyLease,
     Group,
     Item,
+    MarkEvidence,
     Network,
     Observation,
     Probe,
@@ -94,6 +95,12 @@ class Backend(Protocol):
         "" means nothing. Called in each pass while the backend of the forward group is `auto`: be quick, start no
         process. If it raises, its last answer stays in force; without one, no rule is removed because of it."""
 
+    def kube_proxy_mark(self) -> Optional[MarkEvidence]:
+        """Return the mark that kube-proxy's rules in this interface set on packets which kube-proxy masquerades itself.
+
+        None if it has no such rules here. Called in each pass while the setting is `auto`: read a few rules by name,
+        start no process. If it raises, its last answer stays in force. A backend may lack this method."""
+
     def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
         """Return the objects of flannel and of the CNI bridge plugin. Changes nothing. `leases` tell which rules
         without a comment old releases of flannel wrote; without leases such rules are not searched for. Called at each
@@ -103,10 +110,10 @@ class Backend(Protocol):
         """Remove these items of a survey, and no others."""
 
     def fingerprint(self, groups: Collection[Group]) -> Optional[bytes]:
-        """Return bytes that differ whenever the result of `observe` for these groups or of `drops_forwarding` does, and
-        whenever an object of ours of any other group appears.
+        """Return bytes that differ whenever the result of `observe` for these groups, of `drops_forwarding` or of
+        `kube_proxy_mark` does, and whenever an object of ours of any other group appears.
 
-        Counters must not change them. It must be far cheaper than these two: the daemon calls it after each
+        Counters must not change them. It must be far cheaper than these: the daemon calls it after each
         transaction of another program, and observes only if the bytes changed. None for an interface without
         events."""
 

@@ -11,7 +11,7 @@ import re
 import sys
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import NewType, Optional, Union
+from typing import Literal, NewType, Optional, Union
 
 from flanneld_masq.printable import printable
 
@@ -145,6 +145,17 @@ class Mark:
         return f"{self.value:#x}/{self.mask:#x}"
 
 
+DEFAULT_KUBE_PROXY_MARK = Mark(0x4000, 0x4000)  # kube-proxy's --iptables-masquerade-bit 14
+
+
+@dataclass(frozen=True, **SLOTS)
+class MarkEvidence:
+    """The mark of the packets that kube-proxy masquerades itself. `where` names the chain that says so."""
+
+    mark: Mark
+    where: str
+
+
 @dataclass(frozen=True, **SLOTS)
 class Packet:
     """The parts of a packet that a rule matches: addresses of one family, and the mark (0 to 2**32-1)."""
@@ -247,13 +258,20 @@ class Lease:
 
 @dataclass(frozen=True, **SLOTS)
 class MasqueradeSettings:
-    """The table [masquerade] of the configuration file."""
+    """The table [masquerade] of the configuration file.
+
+    `families` are those whose packets are masqueraded, of the families that a lease names. `to_remote_pods` is False if
+    packets to pods of other nodes keep their source address (no row 7). `kube_proxy_mark` "auto" stands for the mark in
+    kube-proxy's own rules.
+    """
 
     enabled: bool = True
+    families: tuple[Family, ...] = tuple(Family)
+    to_remote_pods: bool = True
     random_fully: bool = True
     non_masquerade_cidrs: tuple[Network, ...] = ()
     masquerade_link_local: bool = True
-    kube_proxy_mark: Optional[Mark] = Mark(0x4000, 0x4000)
+    kube_proxy_mark: Union[Mark, Literal["auto"], None] = "auto"
     position: Position = Position.LAST
 
 
@@ -356,8 +374,9 @@ class Blocker:
 class Neighbours:
     """The foreign rules around our jump in `place`, each as a digest, in order.
 
-    `jump` is the handle of our jump, if the kernel gives one: a rule keeps it as long as it is not moved. `blocker` is
-    looked for in the place of the forward group alone.
+    `jump` is the handle of our jump, if the kernel gives one: a rule keeps it as long as it is not moved. Without
+    handles, `hits` are the packets that each rule of `before` and `after` has counted, as far as they are known.
+    `blocker` is looked for in the place of the forward group alone.
     """
 
     place: str
@@ -365,6 +384,7 @@ class Neighbours:
     after: tuple[str, ...] = ()
     jump: int = 0
     blocker: Optional[Blocker] = None
+    hits: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -402,11 +422,13 @@ class Survey:
     """Foreign objects in a backend that affect masquerading.
 
     `flannel` are objects that flannel wrote, in an order in which they can be removed. `cni_masquerade` is the place
-    where the CNI bridge plugin masquerades, empty for none.
+    where the CNI bridge plugin masquerades, empty for none. `flannel_nat` are flannel's masquerade rules that packets
+    reach, in the order in which they reach them; their text is a line of iptables-save, or nft's words for it.
     """
 
     flannel: tuple[Item, ...] = ()
     cni_masquerade: str = ""
+    flannel_nat: tuple[Item, ...] = ()
 
     def __post_init__(self) -> None:
         make_printable(self, "cni_masquerade")

@@ -23,6 +23,7 @@ from flanneld_masq.model import (
     FamilyLease,
     Group,
     Item,
+    MarkEvidence,
     Network,
     Observation,
     Probe,
@@ -41,6 +42,7 @@ _ANSWERS: Mapping[str, tuple[type, ...]] = {
     "observe": (Observation,),
     "replace": (int,),
     "drops_forwarding": (str,),
+    "kube_proxy_mark": (MarkEvidence, _NONE),
     "survey": (Survey,),
     "remove": (_NONE,),
     "fingerprint": (bytes, _NONE),
@@ -169,6 +171,10 @@ def _preference(kind: BackendType) -> tuple[bool, int, str]:
     return (kind.preference is None, kind.preference or 0, kind.name)
 
 
+def _no_mark() -> None:
+    return None
+
+
 class GuardedBackend:
     """Wraps a backend, made at its first use; turns unexpected exceptions into errors that name the plugin."""
 
@@ -201,6 +207,10 @@ class GuardedBackend:
 
     def drops_forwarding(self) -> str:
         return self._guard("drops_forwarding", lambda backend: backend.drops_forwarding())
+
+    def kube_proxy_mark(self) -> Optional[MarkEvidence]:
+        """Return None for a backend that was written before this method was part of the protocol."""
+        return self._guard("kube_proxy_mark", lambda backend: getattr(backend, "kube_proxy_mark", _no_mark)())
 
     def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
         return self._guard("survey", lambda backend: backend.survey(leases))

@@ -14,25 +14,22 @@ from flanneld_masq.cli.output import backend_lines, in_colour, print_errors, pri
 from flanneld_masq.cli.session import Session, load_settings, warn
 from flanneld_masq.controller.status import GroupStatus, group_json
 from flanneld_masq.dbus import client
-from flanneld_masq.errors import BackendUnavailable, BusError, ConfigError, MasqError
+from flanneld_masq.errors import BackendUnavailable, BusError, MasqError
 from flanneld_masq.hangup import HANGUP
 from flanneld_masq.model import (
+    DEFAULT_KUBE_PROXY_MARK,
     Change,
     ChangeKind,
     Family,
     Group,
     Item,
     Lease,
-    Packet,
     Plan,
     Settings,
-    Verdict,
-    family_of,
 )
 from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.reconcile.survey import remove_flannel_rules
 from flanneld_masq.reconcile.values import Choices, Repair
-from flanneld_masq.ruleset import policy
 from flanneld_masq.service import journal
 from flanneld_masq.service.desired_state import OnError, read_net_conf
 from flanneld_masq.state_directory import StateDirectory
@@ -129,6 +126,10 @@ def _by_daemon(directory: StateDirectory, options: argparse.Namespace) -> tuple[
 def cleanup(options: argparse.Namespace) -> int:
     session = Session.of(options)
     holder = session.directory.holder()
+    if holder.runs and options.flannel:
+        print(f"the daemon runs (pid {holder.pid}), so its rules stay; only flannel's are removed", file=sys.stderr)
+        removed, refused = _remove_flannel_rules(session)
+        return print_repairs(removed, refused, options.json, "nothing was there to remove")
     if holder.runs:
         raise MasqError(
             f"the daemon runs (pid {holder.pid}) and would put the rules back; stop it first, for instance with "
@@ -181,9 +182,12 @@ def render(options: argparse.Namespace) -> int:
     session = Session.of(options)
     desired_state = session.desired_state()
     rendered = {}
+    note = _mark_note(session.settings)
     for reconciler, family in zip(session.reconcilers(), Family):
         if any(lease.of(family) for lease in desired_state.leases):
-            rendered[str(family)] = dict(reconciler.render(desired_state))
+            rendered[str(family)] = {
+                name: f"{note}{text}" if text else "" for name, text in reconciler.render(desired_state)
+            }
     if options.json:
         print_json(rendered)
     else:
@@ -193,36 +197,11 @@ def render(options: argparse.Namespace) -> int:
     return 0
 
 
-def explain(options: argparse.Namespace) -> int:
-    session = Session.of(options)
-    if options.src.version != options.dst.version:
-        raise ConfigError("command line", "--dst", f"{options.dst} is not of the same family as {options.src}")
-    desired_state = session.desired_state()
-    packet = Packet(options.src, options.dst, options.mark)
-    groups = policy.group_rules(
-        desired_state.settings, desired_state.leases, family_of(packet.src), exceptions=desired_state.exceptions
-    )
-    rules = next((found.rules for found in groups if found.group is Group.MASQUERADE), ())
-    rule = policy.decide(rules, packet)
-    masqueraded = rule is not None and rule.verdict is Verdict.MASQUERADE
-    why = rule.why if rule else _why_no_rule(bool(rules), family_of(packet.src))
-    if options.json:
-        print_json(
-            {
-                "family": str(family_of(packet.src)),
-                "masquerade": masqueraded,
-                "row": rule.row if rule else None,
-                "verdict": rule.verdict.value if rule else None,
-                "tag": rule.tag if rule else None,
-                "why": why,
-            }
-        )
-        return 0
-    mark = f", mark {packet.mark:#x}" if packet.mark else ""
-    print(f"{packet.src} -> {packet.dst}{mark}: {'masqueraded' if masqueraded else 'keeps its source address'}")
-    print(f"  decided by row {rule.row} ({rule.verdict.value}, {rule.comment})" if rule else "  decided by no rule")
-    print(f"  because {why}")
-    return 0
+def _mark_note(settings: Settings) -> str:
+    """Return a line that says which mark a ruleset has that is made without a kernel; empty if the settings do."""
+    if not settings.masquerade.enabled or settings.masquerade.kube_proxy_mark != "auto":
+        return ""
+    return f'# kube_proxy_mark = "auto": {DEFAULT_KUBE_PROXY_MARK} here, because kube-proxy\'s rules are not read\n'
 
 
 def backends(options: argparse.Namespace) -> int:
@@ -285,9 +264,3 @@ def selftest(options: argparse.Namespace) -> int:
 
     named = (options.backend,) if options.backend else None
     return runner.main(named, tuple(Family), options.json, sys.stdout)
-
-
-def _why_no_rule(rules: bool, family: Family) -> str:
-    if not rules:
-        return f"there are no masquerade rules for {family}: the group is off, or no subnet file names the family"
-    return "none matches: the packet has nothing to do with pods, or goes to a multicast group"

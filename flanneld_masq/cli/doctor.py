@@ -11,6 +11,7 @@ from flanneld_masq.cli.service_user import Unreadable
 from flanneld_masq.controller.status import State, Status
 from flanneld_masq.model import SLOTS, BackendName, Family, Holder, Lease, Settings, Survey
 from flanneld_masq.printable import one_line
+from flanneld_masq.ruleset.flannel_effect import Effect
 
 CONNTRACK_NEARLY_FULL = 0.9
 _NOBODY = Holder(False, 0, "")
@@ -54,6 +55,7 @@ class FamilyFacts:
     drops: Mapping[BackendName, str] = field(default_factory=dict)
     unhelped: tuple[str, ...] = ()
     surveys: Mapping[BackendName, Survey] = field(default_factory=dict)
+    effects: Mapping[BackendName, Effect] = field(default_factory=dict)
     both_flavours: bool = False
 
 
@@ -85,7 +87,7 @@ def examine(facts: Facts) -> Iterator[Finding]:
     yield from _daemon(facts)
     yield from _conntrack(facts)
     for found in facts.families:
-        for check in (_forwarding, _backends, _cni_masquerade, _flannel_leftovers, _flavours):
+        for check in (_forwarding, _backends, _cni_masquerade, _flannel_rules, _flavours):
             yield from check(found)
         yield from _dropped(facts, found)
         yield from _rules(facts, found)
@@ -113,8 +115,10 @@ def _subnet_files(facts: Facts) -> Iterator[Finding]:
         yield Finding(Severity.PROBLEM, "no subnet is known for this node's pods", trouble, remedy)
     for lease in facts.leases:
         if lease.ipmasq:
-            what = "flanneld masquerades too; its rules agree with ours"
-            remedy = "none is needed; to leave it to us alone, start flanneld with --ip-masq=false"
+            what = "flanneld was started with --ip-masq and masquerades too"
+            if not any(found.effects for found in facts.families):
+                what = "flanneld was started with --ip-masq, but none of its masquerade rules is there"
+            remedy = "none is needed; to leave it to flanneld-masq alone, start flanneld with --ip-masq=false"
             yield Finding(Severity.NOTICE, what, f"{lease.path} says FLANNEL_IPMASQ=true", remedy)
 
 
@@ -146,6 +150,10 @@ def _reported(facts: Facts, status: Status) -> Iterator[Finding]:
             remedy = "`journalctl -u flanneld-masq -x` explains it; the daemon tries again by itself, at each resync"
             yield Finding(severity, "the daemon reports a trouble", trouble, remedy)
     for name, family in status.families.items():
+        if family.flannel.takeover_stopped:
+            what = "flannel's rules are not removed, as takeover.remove_flannel_rules asks for"
+            remedy = "start flanneld with the options that the daemon names, then `systemctl reload flanneld-masq`"
+            yield Finding(Severity.PROBLEM, what, family.flannel.takeover_stopped, remedy, str(name))
         if family.state in (State.DEGRADED, State.CONTENDED):
             remedy = "journalctl -u flanneld-masq -x says who or what, and what to do"
             evidence = family.last_error or "the daemon says so"
@@ -181,10 +189,18 @@ def _cni_masquerade(found: FamilyFacts) -> Iterator[Finding]:
         yield _problem(found, what, ", ".join(where), remedy)
 
 
-def _flannel_leftovers(found: FamilyFacts) -> Iterator[Finding]:
+def _flannel_rules(found: FamilyFacts) -> Iterator[Finding]:
     for backend, survey in found.surveys.items():
+        effect = found.effects.get(backend, Effect())
+        for conflict in effect.conflicts:
+            remedy = (
+                "start flanneld with --ip-masq=false, then run `flanneld-masq cleanup --flannel`; the flannel of k3s "
+                "always masquerades"
+            )
+            yield _problem(found, conflict.what, f"{backend}: {conflict.rule}", remedy)
         if survey.flannel:
-            what = f"flannel's own rules are there, {len(survey.flannel)} objects"
+            rest = "".join(f"; {summary}" for summary in effect.summaries() if not effect.conflicts)
+            what = f"flannel's own rules are there, {len(survey.flannel)} objects{rest}"
             remedy = "if flanneld runs with --ip-masq=false now, `flanneld-masq cleanup --flannel` removes them"
             evidence = f"{backend}: {survey.flannel[0].text}"
             yield Finding(Severity.NOTICE, what, evidence, remedy, str(found.family))

@@ -17,10 +17,10 @@ from flanneld_masq.cli.status import written_status
 from flanneld_masq.errors import MasqError
 from flanneld_masq.inputs.text import read_start
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
-from flanneld_masq.model import Family
+from flanneld_masq.model import BackendName, Family, Survey
 from flanneld_masq.reconcile.reconciler import Reconciler
-from flanneld_masq.reconcile.survey import survey_backends
-from flanneld_masq.reconcile.values import DesiredState
+from flanneld_masq.reconcile.survey import flannel_effects, survey_backends
+from flanneld_masq.reconcile.values import DesiredState, Effects
 from flanneld_masq.service.desired_state import DesiredStateBuilder
 
 _IPTABLES_TABLES = ("nat", "filter")
@@ -65,7 +65,8 @@ def _family(reconciler: Reconciler, desired_state: DesiredState, root: Path) -> 
     family = reconciler.family
     forwarding = _number(root / "proc/sys" / family.data.forwarding)
     unusable = different = ""
-    surveys = {}
+    surveys: dict[BackendName, Survey] = {}
+    effects: Effects = {}
     try:
         reconciler.selector.choices(desired_state)
     except MasqError as error:
@@ -75,6 +76,7 @@ def _family(reconciler: Reconciler, desired_state: DesiredState, root: Path) -> 
         try:
             surveyed = survey_backends(reconciler.selector.usable(), desired_state.leases)
             surveys = {backend.name: survey for backend, survey in surveyed}
+            effects = flannel_effects(surveyed, desired_state)
         except MasqError as error:
             different = different or f"cannot be told: {error}"
     return FamilyFacts(
@@ -85,6 +87,7 @@ def _family(reconciler: Reconciler, desired_state: DesiredState, root: Path) -> 
         reconciler.selector.drops(),
         reconciler.selector.unhelped,
         surveys,
+        effects,
         _has_legacy_rules(root, family) and _has_nft_rules(family),
     )
 

@@ -12,6 +12,7 @@ from ipaddress import ip_address
 from flanneld_masq import footprint  # noqa: F401  isort: skip  before what imports asyncio and hashlib
 from flanneld_masq import __version__
 from flanneld_masq.cli import commands, status
+from flanneld_masq.cli import explain as explain_command
 from flanneld_masq.cli import metrics as metrics_command
 from flanneld_masq.errors import MasqError
 from flanneld_masq.model import Address
@@ -88,7 +89,9 @@ def parser() -> argparse.ArgumentParser:
         "2 if no daemon runs",
     )
     add("render", commands.render, "print the ruleset for a backend; needs neither a kernel nor root")
-    explain = add("explain", commands.explain, "say which rule decides a packet; needs neither a kernel nor root")
+    explain = add(
+        "explain", explain_command.explain, "say which rule decides a packet; needs neither a kernel nor root"
+    )
     explain.add_argument("--src", type=_address, required=True, metavar="ADDRESS", help="source address of the packet")
     explain.add_argument("--dst", type=_address, required=True, metavar="ADDRESS", help="destination address")
     explain.add_argument(
@@ -124,7 +127,9 @@ def parser() -> argparse.ArgumentParser:
     )
     cleanup = add("cleanup", commands.cleanup, "remove everything of ours from every backend, and nothing else")
     cleanup.add_argument(
-        "--flannel", action="store_true", help="also remove the rules that flannel itself left, of any of its releases"
+        "--flannel",
+        action="store_true",
+        help="also remove the rules that flannel itself left, of any release; while the daemon runs, these alone",
     )
     return top
 

@@ -94,6 +94,10 @@ def _family_lines(name: Family, family: FamilyStatus, *, named: bool) -> Iterato
     yield f"{name}: {', '.join(filter(None, (*states, family.last_error)))}"
     for group, choice in family.groups.items():
         yield from (f"  {_group_line(group, carrier)}" for carrier in choice.carriers)
+    for message in filter(None, (*family.flannel.effects, family.flannel.takeover_stopped)):
+        yield f"  flannel: {message}"
+    if family.kube_proxy_mark is not None:
+        yield f"  kube-proxy's mark: {family.kube_proxy_mark.mark or 'none'} ({family.kube_proxy_mark.why})"
     if family.kernel:
         yield f"  kernel: {family.kernel}"
     if family.verified is not None and named:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from flanneld_masq.cli.comparison import compared
 from flanneld_masq.cli.output import print_json, status_lines
 from flanneld_masq.cli.session import Session
-from flanneld_masq.controller.status import FamilyStatus, GroupStatus, State, Status, from_json, to_json
+from flanneld_masq.controller.status import FamilyStatus, GroupStatus, MarkStatus, State, Status, from_json, to_json
 from flanneld_masq.dbus import client
 from flanneld_masq.errors import MasqError
 from flanneld_masq.model import Family
@@ -18,6 +18,7 @@ from flanneld_masq.printable import one_line
 from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.reconcile.values import DesiredState
 from flanneld_masq.reconcile.wording import describe
+from flanneld_masq.ruleset import policy
 from flanneld_masq.state_directory import StateDirectory
 
 NOT_RUNNING = 2  # the exit status of --check; 1 is that of a daemon that is not healthy
@@ -120,6 +121,9 @@ def _in_kernel(reconciler: Reconciler, desired: DesiredState, family: FamilyStat
     try:
         choices = reconciler.selector.choices(desired)
         family = replace(family, groups={group: GroupStatus.of(chosen) for group, chosen in choices.items()})
+        mark = reconciler.selector.kube_proxy_mark(desired.settings) if choices else None
+        if mark is not None and policy.masquerades(desired.settings.masquerade, reconciler.family):
+            family = replace(family, kube_proxy_mark=MarkStatus(str(mark.mark or ""), mark.why))
         changes = [change for plan in reconciler.plan(desired) for change in plan.changes]
     except MasqError as error:
         return replace(family, last_error=str(error))

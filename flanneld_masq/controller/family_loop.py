@@ -25,13 +25,13 @@ from flanneld_masq.controller.schedule import (
     settle_seconds,
 )
 from flanneld_masq.controller.step_watch import Publisher, StepWatch
+from flanneld_masq.controller.surveyor import Surveyor
 from flanneld_masq.controller.worker import Wakeup
 from flanneld_masq.errors import MasqError, RulesetError
 from flanneld_masq.kernel.ruleset_events import Transaction
-from flanneld_masq.model import BackendName, Family, Group, Settings, Survey
+from flanneld_masq.model import Family, Group, Settings
 from flanneld_masq.reconcile.reconciler import Reconciler
-from flanneld_masq.reconcile.survey import remove_flannel_rules, survey_backends
-from flanneld_masq.reconcile.values import DesiredState, Outcome, Removed
+from flanneld_masq.reconcile.values import DesiredState, Outcome
 
 LEGACY_TOOL_SECONDS = (0.2, 0.8)  # after its start a tool has made its change: it may have to load a module
 
@@ -83,7 +83,6 @@ class FamilyLoop:
         publisher: Publisher,
         running: Callable[[], tuple[str, ...]] = tuple,
     ) -> None:
-        self.family = report.family
         self.report = report
         self._reconciler = reconciler
         self._desired = desired
@@ -93,8 +92,13 @@ class FamilyLoop:
         self._filter = EventFilter(reconciler.detector)
         self._poller = LegacyPoller(reconciler.detector.poll, lambda: self.mark(TABLES_CHANGED))
         self._worker = StepWatch(report, publisher, running)
+        self._surveyor = Surveyor(report.survey, reconciler, self._worker)
         self._wakeup = Wakeup()
         self._asked: list[asyncio.Future[Outcome]] = []  # each waits for the next pass
+
+    @property
+    def family(self) -> Family:
+        return self.report.family
 
     def look(self, reason: str) -> asyncio.Future[Outcome]:
         """Mark the family; return the future outcome of the next pass, or the MasqError that it ends with."""
@@ -223,7 +227,8 @@ class FamilyLoop:
         else:
             self._on_success(desired, done.outcome, begun)
             if changed or begun.is_resync:
-                await self._survey(desired, changed)
+                self._publisher.emit(await self._surveyor.survey(desired, changed=changed, reloaded=begun.asked))
+                self._publisher.publish()
             if done.missed_drop:
                 self.mark(TABLES_CHANGED)
             if done.polls:
@@ -247,6 +252,7 @@ class FamilyLoop:
         backends = {choice.backend for choice in outcome.choices.get(Group.MASQUERADE, ())} if random else ()
         without_random = [backend for backend in backends if not selector.randomises(backend)]
         self._publisher.emit(self.report.chosen(outcome, without_random))
+        self._publisher.emit(self.report.mark_entries(outcome))
         culprits = self._on_repairs(begun)
         self._filter.verified(outcome.generation, outcome.fingerprint)
         self._publisher.emit(self.report.verified(outcome))
@@ -302,23 +308,3 @@ class FamilyLoop:
         repairs = self._reconciler.repairs
         seen = [repair.found_at for repair in repairs if repair.drift and repair.found_at is not None]
         return seen[-1] if seen else None
-
-    async def _survey(self, desired: DesiredState, changed: bool) -> None:
-        """Look for rules of flannel and of the CNI plugin. Our rules are in place by now, so flannel's may go.
-
-        A removal that failed is not tried again before the desired state has changed.
-        """
-        take_over = desired.settings.takeover_remove_flannel_rules and (changed or not self.report.survey_failed)
-        try:
-            removed, surveys = await self._worker.call(lambda: self._look_around(desired, take_over))
-        except MasqError as error:
-            self._publisher.emit(self.report.survey_failure(error))
-            return
-        self._publisher.emit(self.report.surveyed(removed, surveys))
-        self._publisher.publish()
-
-    def _look_around(self, desired: DesiredState, take_over: bool) -> tuple[Removed, dict[BackendName, Survey]]:
-        """In the worker's thread."""
-        backends = self._reconciler.selector.usable()
-        removed = remove_flannel_rules(backends, desired.leases) if take_over else ()
-        return removed, {backend.name: survey for backend, survey in survey_backends(backends, desired.leases)}

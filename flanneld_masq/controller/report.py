@@ -11,12 +11,12 @@ from typing import Any
 from flanneld_masq.controller.attribution import Culprit
 from flanneld_masq.controller.backoff import LAST_DELAY
 from flanneld_masq.controller.log_throttle import LogThrottle
-from flanneld_masq.controller.status import FamilyStatus, GroupStatus, LastWrite, State
+from flanneld_masq.controller.status import FamilyStatus, FlannelStatus, GroupStatus, LastWrite, MarkStatus, State
 from flanneld_masq.errors import MasqError
 from flanneld_masq.hookspecs import Event
 from flanneld_masq.inputs.text import shown
 from flanneld_masq.model import SLOTS, BackendName, Family, Group, Survey
-from flanneld_masq.reconcile.values import DesiredState, Outcome, Removed, Repair
+from flanneld_masq.reconcile.values import DesiredState, Effects, Outcome, Removed, Repair
 from flanneld_masq.reconcile.wording import describe
 from flanneld_masq.ruleset.diff import diff_text
 
@@ -75,6 +75,66 @@ class WriteHistory:
 
 
 @dataclass
+class SurveyReport:
+    """What surveys found of foreign rules. `flannel` says what flannel's rules do beside ours, `takeover_stopped` why
+    they are not removed any more."""
+
+    family: Family
+    failure: str = ""  # of the last survey
+    flannel: tuple[str, ...] = ()
+    takeover_stopped: str = ""
+    _surveys: Mapping[BackendName, Survey] = field(default_factory=dict)
+
+    @property
+    def flannel_rules(self) -> tuple[str, ...]:
+        return tuple(name for name, survey in self._surveys.items() if survey.flannel)
+
+    @property
+    def cni_masquerade(self) -> tuple[str, ...]:
+        return tuple(survey.cni_masquerade for survey in self._surveys.values() if survey.cni_masquerade)
+
+    def failed(self, error: MasqError) -> Iterator[LogEntry]:
+        """Log once that the survey failed."""
+        message = f"{self.family}: what others keep cannot be seen, or flannel's of it not be removed: {error}"
+        if message != self.failure:
+            yield _entry(self.family, "notice", message, logging.WARNING)
+        self.failure = message
+
+    def surveyed(
+        self, removed: Removed, surveys: Mapping[BackendName, Survey], effects: Effects, stopped: str = ""
+    ) -> Iterator[LogEntry]:
+        """Take a survey into the status. Log what was removed, what flannel's rules do beside ours, and that the CNI
+        plugin masquerades. `stopped` is why flannel's rules are not removed any more."""
+        self.failure = ""
+        for backend, items in removed:
+            what = f"{len(items)} objects that flannel had written"
+            yield _entry(self.family, "notice", f"{self.family}: {what} removed from {backend}", backend=backend)
+        known = bool(self.cni_masquerade)
+        self._surveys = surveys
+        if self.cni_masquerade and not known:  # pods come and go, and the rule that is named with them
+            message = (
+                f"{self.family}: the CNI bridge plugin masquerades too ({', '.join(self.cni_masquerade)}), and so NATs "
+                f'pod-to-pod traffic; set "ipMasq": false in the delegate of the flannel CNI configuration'
+            )
+            yield _entry(self.family, "notice", message, logging.WARNING)
+        yield from self._flannel_entries(effects)
+        if stopped and stopped != self.takeover_stopped:
+            yield _entry(self.family, "takeover-stopped", f"{self.family}: {stopped}", logging.WARNING)
+        self.takeover_stopped = stopped
+
+    def _flannel_entries(self, effects: Effects) -> Iterator[LogEntry]:
+        """Log what flannel's rules do beside ours, as far as that is new."""
+        before, self.flannel = self.flannel, ()
+        for backend, effect in effects.items():
+            overrules = bool(effect.conflicts or effect.unread)
+            kind, level = ("flannel-decides", logging.WARNING) if overrules else ("notice", logging.INFO)
+            for message in (f"{backend}: {summary}" for summary in effect.summaries()):
+                self.flannel += (message,)
+                if message not in before:
+                    yield _entry(self.family, kind, f"{self.family}: {message}", level, backend=backend)
+
+
+@dataclass
 class FamilyReport:
     """The status of one family, and what the log says of each change of it; one class because the two must agree."""
 
@@ -85,16 +145,14 @@ class FamilyReport:
     held: DesiredState | None = None  # what that pass made the kernel hold
     error: MasqError | None = None  # of the last pass
     stuck: str = ""  # what a step that does not end waits for
+    survey: SurveyReport = field(init=False)
     _verified_at: datetime | None = None  # when a pass last succeeded
     _writes: WriteHistory = field(default_factory=WriteHistory)
-    _surveys: Mapping[BackendName, Survey] = field(default_factory=dict)
-    _survey_failure: str = ""
     _throttle: LogThrottle = field(default_factory=LogThrottle)
     _contention_logged: bool = False
 
-    @property
-    def survey_failed(self) -> bool:
-        return bool(self._survey_failure)
+    def __post_init__(self) -> None:
+        self.survey = SurveyReport(self.family)
 
     @property
     def shown_state(self) -> State:
@@ -105,6 +163,7 @@ class FamilyReport:
         """Return the status. A family that no subnet file names (`named`) is never synced, for nothing is wanted."""
         choices = self.outcome.choices if self.outcome else {}
         rules = self.outcome.rules if self.outcome else {}
+        mark = self.outcome.kube_proxy_mark if self.outcome else None
         return FamilyStatus(
             State.WAITING if self.shown_state is State.SYNCED and not named else self.shown_state,
             last_error=self.stuck or ("; ".join(self._dropped) if self.error is None else str(self.error)),
@@ -113,8 +172,10 @@ class FamilyReport:
             last_repair=self._writes.last_repair,
             last_write=self._writes.last_write,
             verified=self._verified_at,
-            flannel_rules=tuple(name for name, survey in self._surveys.items() if survey.flannel),
-            cni_masquerade=self._cni_masquerade(),
+            flannel_rules=self.survey.flannel_rules,
+            cni_masquerade=self.survey.cni_masquerade,
+            flannel=FlannelStatus(self.survey.flannel, self.survey.takeover_stopped),
+            kube_proxy_mark=None if mark is None else MarkStatus(str(mark.mark or ""), mark.why),
         )
 
     def chosen(self, outcome: Outcome, without_random: Collection[BackendName]) -> Iterator[LogEntry]:
@@ -141,6 +202,13 @@ class FamilyReport:
                 yield self._entry("forward-dropped", message, logging.WARNING, group=str(Group.FORWARD))
         if before and not outcome.unhelped:
             yield self._entry("recovered", f"{self.family}: nothing drops pods' packets out of our reach any more")
+
+    def mark_entries(self, outcome: Outcome) -> Iterator[LogEntry]:
+        """Log a mark that was read from kube-proxy's rules, once per change, and the return to the default."""
+        mark, before = outcome.kube_proxy_mark, self.outcome.kube_proxy_mark if self.outcome else None
+        if mark is not None and mark != before and (mark.read or (before is not None and before.read)):
+            message = f"{self.family}: packets with kube-proxy's mark {mark.mark} are left to kube-proxy ({mark.why})"
+            yield self._entry("mark-chosen", message, group=str(Group.MASQUERADE), reason=mark.why)
 
     def repaired(self, done: Repaired) -> Iterator[LogEntry]:
         """Log and count each repair."""
@@ -225,32 +293,6 @@ class FamilyReport:
         """Log rules that could not be removed at a stop."""
         return self._entry("rules-left", f"{self.family}: rules not removed: {error}", logging.ERROR)
 
-    def survey_failure(self, error: MasqError) -> Iterator[LogEntry]:
-        """Log once that the survey of foreign rules failed."""
-        message = f"{self.family}: what others keep cannot be seen, or flannel's of it not be removed: {error}"
-        if message != self._survey_failure:
-            yield self._entry("notice", message, logging.WARNING)
-        self._survey_failure = message
-
-    def surveyed(self, removed: Removed, surveys: Mapping[BackendName, Survey]) -> Iterator[LogEntry]:
-        """Take a survey of foreign rules into the status; log what was removed, and that the CNI plugin masquerades."""
-        self._survey_failure = ""
-        for backend, items in removed:
-            what = f"{len(items)} objects that flannel had written"
-            yield self._entry("notice", f"{self.family}: {what} removed from {backend}", backend=backend)
-        known = bool(self._cni_masquerade())
-        self._surveys = surveys
-        places = self._cni_masquerade()
-        if places and not known:  # pods come and go, and the rule that is named with them
-            message = (
-                f"{self.family}: the CNI bridge plugin masquerades too ({', '.join(places)}), and so NATs pod-to-pod "
-                f'traffic; set "ipMasq": false in the delegate of the flannel CNI configuration'
-            )
-            yield self._entry("notice", message, logging.WARNING)
-
-    def _cni_masquerade(self) -> tuple[str, ...]:
-        return tuple(survey.cni_masquerade for survey in self._surveys.values() if survey.cni_masquerade)
-
     def _repair_entry(self, repair: Repair, because: str, culprits: tuple[Culprit, ...]) -> LogEntry:
         what = "drift repaired" if repair.drift else "rules applied"
         by = f", by {' or '.join(map(str, culprits))}" if culprits else ""
@@ -272,7 +314,11 @@ class FamilyReport:
         )
 
     def _entry(self, kind: str, message: str, level: int = logging.INFO, **fields: Any) -> LogEntry:
-        return LogEntry(Event(kind, message, family=str(self.family), **fields), level)
+        return _entry(self.family, kind, message, level, **fields)
+
+
+def _entry(family: Family, kind: str, message: str, level: int = logging.INFO, **fields: Any) -> LogEntry:
+    return LogEntry(Event(kind, message, family=str(family), **fields), level)
 
 
 def _blame(culprits: tuple[Culprit, ...]) -> dict[str, Any]:

@@ -66,6 +66,14 @@ class GroupStatus:
 
 
 @dataclass(frozen=True, **SLOTS)
+class MarkStatus:
+    """The mark of packets that are left to kube-proxy, as VALUE/MASK, empty for none; and where it comes from."""
+
+    mark: str
+    why: str
+
+
+@dataclass(frozen=True, **SLOTS)
 class LastWrite:
     """A write for a family. `time` is ISO 8601 in UTC with milliseconds; `drift` is True if another program had
     changed rules that were right before, and `culprits` are the programs that may have done it."""
@@ -80,14 +88,23 @@ class LastWrite:
 
 
 @dataclass(frozen=True, **SLOTS)
+class FlannelStatus:
+    """What flannel's rules do beside ours, a sentence each, and why the daemon does not remove them any more (empty if
+    it does, or is not to)."""
+
+    effects: tuple[str, ...] = ()
+    takeover_stopped: str = ""
+
+
+@dataclass(frozen=True, **SLOTS)
 class FamilyStatus:
     """The status of one family.
 
     `repairs` counts repairs of drift since the daemon's start; None where no daemon reported any. `last_repair` is the
     last of them, `last_write` the last write for any other reason. `verified` is the time of the last pass that
     succeeded; a status that differs in nothing else is not new. `flannel_rules` are the backends that hold rules of
-    flannel, `cni_masquerade` the places where the CNI bridge plugin masquerades. `kernel` is what a command found in
-    the kernel; empty in the status of a running daemon.
+    flannel, `cni_masquerade` the places where the CNI bridge plugin masquerades. `kube_proxy_mark` is None without
+    masquerade rules. `kernel` is what a command found in the kernel; empty in the status of a running daemon.
     """
 
     state: State
@@ -99,6 +116,8 @@ class FamilyStatus:
     verified: Optional[datetime] = field(default=None, compare=False)
     flannel_rules: tuple[str, ...] = ()
     cni_masquerade: tuple[str, ...] = ()
+    flannel: FlannelStatus = FlannelStatus()
+    kube_proxy_mark: Optional[MarkStatus] = None
     kernel: str = ""
 
 
@@ -179,7 +198,14 @@ def from_json(content: object) -> Status:
 
 
 def _family_to_json(family: FamilyStatus) -> dict[str, Any]:
-    optional = {"repairs": family.repairs, "kernel": family.kernel or None}
+    mark = family.kube_proxy_mark
+    optional = {
+        "repairs": family.repairs,
+        "flannel": list(family.flannel.effects) or None,
+        "takeover_stopped": family.flannel.takeover_stopped or None,
+        "kube_proxy_mark": None if mark is None else dataclasses.asdict(mark),
+        "kernel": family.kernel or None,
+    }
     return {
         "state": family.state.value,
         "last_error": family.last_error,
@@ -280,6 +306,7 @@ def _family_lease(family: Family, content: dict[str, Any]) -> FamilyLease | None
 
 def _family(content: object) -> FamilyStatus:
     reader = _Reader(content)
+    mark = reader.optional("kube_proxy_mark", dict)
     return FamilyStatus(
         State(reader.text("state")),
         last_error=reader.text("last_error", ""),
@@ -290,6 +317,8 @@ def _family(content: object) -> FamilyStatus:
         verified=_time(reader.optional("verified", str)),
         flannel_rules=reader.texts("flannel_rules"),
         cni_masquerade=reader.texts("cni_masquerade"),
+        flannel=FlannelStatus(reader.texts("flannel"), reader.text("takeover_stopped", "")),
+        kube_proxy_mark=None if mark is None else _mark(mark),
         kernel=reader.text("kernel", ""),
     )
 
@@ -302,6 +331,11 @@ def _group(content: object) -> GroupStatus:
         reader.optional("rules", int),
         reader.read("also", _group),
     )
+
+
+def _mark(content: object) -> MarkStatus:
+    reader = _Reader(content)
+    return MarkStatus(reader.text("mark"), reader.text("why"))
 
 
 def _last_write(content: object) -> LastWrite | None:

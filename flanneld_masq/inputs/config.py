@@ -164,6 +164,8 @@ _TABLES: dict[str, dict[str, Check]] = {
     },
     "masquerade": {
         "enabled": accept.boolean,
+        "families": accept.families,
+        "to_remote_pods": accept.boolean,
         "random_fully": accept.boolean,
         "non_masquerade_cidrs": accept.networks,
         "masquerade_link_local": accept.boolean,

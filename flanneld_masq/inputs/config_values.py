@@ -10,10 +10,10 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
-from typing import Any, Callable
+from typing import Any, Callable, Literal
 
 from flanneld_masq.inputs.text import parse_cidr
-from flanneld_masq.model import BackendName, Mark, Network, Position
+from flanneld_masq.model import BackendName, Family, Mark, Network, Position
 
 Check = Callable[[object], Any]
 
@@ -102,17 +102,27 @@ def subnet_files(value: object) -> tuple[str, ...]:
     return files
 
 
+def families(value: object) -> tuple[Family, ...]:
+    """Accept a list of families, in any order."""
+    named = _all(value, "families", one_of(*(family.value for family in Family)))
+    if not named:
+        raise Refused("expected at least one family; try masquerade.enabled = false")
+    return tuple(family for family in Family if family.value in named)
+
+
 def networks(value: object) -> tuple[Network, ...]:
     return tuple(dict.fromkeys(_all(value, 'networks such as "10.0.0.0/8"', _network)))
 
 
-def mark(value: object) -> Mark | None:
-    """Accept "VALUE/MASK" or "VALUE", hexadecimal or decimal; "" is no mark, None."""
+def mark(value: object) -> Mark | Literal["auto"] | None:
+    """Accept "auto", or "VALUE/MASK" or "VALUE", hexadecimal or decimal; "" is no mark, None."""
     if value == "":
         return None
+    if value == "auto":
+        return "auto"
     match = _MARK.fullmatch(value) if isinstance(value, str) else None
     if match is None:
-        raise _expected('a string "VALUE/MASK" or "VALUE" in hexadecimal or decimal, or "" for none', value)
+        raise _expected('"auto", a string "VALUE/MASK" or "VALUE" in hexadecimal or decimal, or "" for none', value)
     return _checked_mark(match["value"], match["mask"] or hex(_MARK_MAX))
 
 

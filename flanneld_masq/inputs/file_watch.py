@@ -18,6 +18,7 @@ from watchdog.observers import Observer
 from watchdog.observers.api import ObservedWatch
 from watchdog.observers.inotify_buffer import InotifyBuffer
 
+from flanneld_masq.inputs import path_patterns
 from flanneld_masq.inputs.path_steps import Step, steps
 from flanneld_masq.inputs.text import why
 from flanneld_masq.model import SLOTS
@@ -37,11 +38,20 @@ InotifyBuffer.delay = 0.0
 
 @dataclass(frozen=True, **SLOTS)
 class Directory:
-    """A directory to watch: its device and inode, and the paths of the entries in it that matter."""
+    """A directory to watch: its device and inode, and the paths of the entries in it that matter. The last part of such
+    a path may be a pattern."""
 
     path: str
     identity: tuple[int, int]
     only: frozenset[str]
+
+    def matters(self, path: str) -> bool:
+        """Return True if a change of this path matters."""
+        if path in self.only:
+            return True
+        directory, name = os.path.split(path)
+        parts = (os.path.basename(entry) for entry in self.only)  # noqa: PTH119  no objects for each event
+        return directory == self.path and any(path_patterns.matches(name, part) for part in parts)
 
 
 class FileWatch:
@@ -62,7 +72,8 @@ class FileWatch:
         self.follow(paths)
 
     def follow(self, paths: tuple[str, ...]) -> None:
-        """Watch these files from now on, and no others. Directories that could not be watched are tried again."""
+        """Watch these files, patterns and directories of files from now on, and no others. What could not be watched
+        is tried again."""
         self._paths = paths
         self._hopeless.clear()
         self.refresh()
@@ -78,7 +89,7 @@ class FileWatch:
         self._observer.join(JOIN_SECONDS)
 
     def _update(self) -> bool:
-        wanted = directories(self._paths) - self._hopeless
+        wanted = directories(path for entry in self._paths for path in _watched_paths(entry)) - self._hopeless
         stale = [directory for directory in self._watches if directory not in wanted]
         for directory in stale:
             self._observer.unschedule(self._watches.pop(directory))
@@ -104,6 +115,13 @@ class FileWatch:
         """Remove a watch that failed: watchdog 2.1.6 keeps it, and would then ignore the next try."""
         with contextlib.suppress(KeyError):  # later versions do not keep it
             self._observer.unschedule(ObservedWatch(directory.path, recursive=False))
+
+
+def _watched_paths(entry: str) -> Iterator[str]:
+    """Yield the paths, also with a pattern as their last part, that tell what an entry stands for: its files may be
+    links."""
+    yield from path_patterns.watched(entry)
+    yield from path_patterns.expand(entry).files
 
 
 def directories(paths: Iterable[str]) -> frozenset[Directory]:
@@ -148,4 +166,4 @@ class _Handler(FileSystemEventHandler):
         paths = {os.fsdecode(path) for path in (event.src_path, getattr(event, "dest_path", "")) if path}
         # inotify reports a change in a directory as a modification of the directory too
         gone = event.event_type != "modified" and self._directory.path in paths
-        return gone or not paths.isdisjoint(self._directory.only)
+        return gone or any(self._directory.matters(path) for path in paths)

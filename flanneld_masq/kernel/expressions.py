@@ -115,7 +115,7 @@ def _comment(expressions: tuple[Expression, ...], userdata: bytes) -> str:
     if in_userdata:
         return in_userdata
     for expression in expressions:
-        name, info = _extension(expression)
+        name, info = extension(expression)
         if name == "comment":
             return text(info.split(b"\0", 1)[0])
     return ""
@@ -135,10 +135,10 @@ def _decision(expressions: tuple[Expression, ...]) -> Decision:
     always = True
     verdict = chain = ""
     for expression in expressions:
-        name, (extension, _) = expression.name, _extension(expression)
-        always = always and (name in _MATCHLESS or (name == "match" and extension == "comment"))
+        name, (xtables, _) = expression.name, extension(expression)
+        always = always and (name in _MATCHLESS or (name == "match" and xtables == "comment"))
         if name in ("reject", "target", *_HANDED_OVER):
-            verdict = _HANDED_OVER.get(extension or name, verdict)
+            verdict = _HANDED_OVER.get(xtables or name, verdict)
         elif name == "lookup":
             verdict = "vmap"  # perhaps; a verdict behind it says that the map has none
         verdict, chain = _verdict(expression) or (verdict, chain)
@@ -232,7 +232,7 @@ def _verdict(expression: Expression) -> tuple[str, str] | None:
     return _VERDICTS.get(code, f"verdict {code}"), text(verdict.get(uapi.NFTA_VERDICT_CHAIN))
 
 
-def _extension(expression: Expression) -> tuple[str, bytes]:
+def extension(expression: Expression) -> tuple[str, bytes]:
     """Return the name and the private data of an xtables extension; both empty for any other expression."""
     if expression.name == "match":
         name, info = uapi.NFTA_MATCH_NAME, uapi.NFTA_MATCH_INFO
@@ -245,7 +245,7 @@ def _extension(expression: Expression) -> tuple[str, bytes]:
 
 
 def _describe_extension(expression: Expression, family: Family) -> str:
-    name, info = _extension(expression)
+    name, info = extension(expression)
     if name == "comment":
         return ""
     if name == "MASQUERADE" and len(info) >= 8:

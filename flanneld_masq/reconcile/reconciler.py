@@ -8,13 +8,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 
 from flanneld_masq.errors import MasqError, RulesetError
 from flanneld_masq.hookspecs import Backend
-from flanneld_masq.model import AUTO, BackendName, Desired, Family, Group, Plan
+from flanneld_masq.model import AUTO, DEFAULT_KUBE_PROXY_MARK, BackendName, Desired, Family, Group, Mark, Plan
 from flanneld_masq.reconcile.change_detector import ChangeDetector
 from flanneld_masq.reconcile.selection import BackendSelector, assignment_of
 from flanneld_masq.reconcile.values import Assignment, DesiredState, Fingerprint, Outcome, Repair, Target
 from flanneld_masq.reconcile.writer import OwnCommits, Writer
 from flanneld_masq.ruleset import policy
+from flanneld_masq.ruleset.mark_choice import MarkChoice
 from flanneld_masq.state_directory import StateDirectory
+
+_TargetsKey = tuple[DesiredState, Assignment, Mark]
 
 
 class Reconciler:
@@ -44,13 +47,15 @@ class Reconciler:
         self._store = store
         self._writer = Writer(family, store, commits, clock)
         # most passes have the desired state and the assignment of the one before, and so its targets
-        self._targets: tuple[DesiredState, Assignment, tuple[Target, ...]] | None = None
+        self._targets: tuple[_TargetsKey, tuple[Target, ...]] | None = None
         self._cleared: dict[BackendName, bytes | None] = {}  # the fingerprint of each that holds nothing of ours
+        self._mark = DEFAULT_KUBE_PROXY_MARK  # the one that `kube_proxy_mark = "auto"` stands for
 
     def plan(self, desired_state: DesiredState) -> tuple[Plan, ...]:
         """Return what `reconcile` would change, in every backend. Change nothing."""
         plans = []
         assignment = assignment_of(self.selector.choices(desired_state))
+        self._choose_mark(desired_state, assignment)
         self.selector.check_evidence()
         if not assignment and not desired_state.complete:
             return ()
@@ -77,6 +82,7 @@ class Reconciler:
         self._writer.confirm(self.detector.generation())
         choices = self.selector.choices(desired_state)
         assignment = assignment_of(choices)
+        mark = self._choose_mark(desired_state, assignment)
         if self.selector.unsettled or assignment != self.selector.assignment:
             first, self.selector.unsettled = (), True
             self._converge(self._growing(desired_state, assignment))
@@ -91,12 +97,14 @@ class Reconciler:
             self._writer.verified,
             fingerprint,
             self.selector.unhelped,
+            mark,
         )
 
     def render(self, desired_state: DesiredState) -> Iterator[tuple[BackendName, str]]:
         """Yield what each backend would write into an empty kernel.
 
-        Neither the kernel nor a tool is asked: `auto` stands for the most preferred backend.
+        Neither the kernel nor a tool is asked: a backend `auto` stands for the most preferred one, and
+        `kube_proxy_mark = "auto"` for the default.
         """
         settings = desired_state.settings
         name = next(iter(self._backends)) if settings.backend == AUTO else settings.backend
@@ -125,6 +133,15 @@ class Reconciler:
         targets = self._kept(desired_state, assignment) or ()
         return tuple(target for target in targets if Group.MASQUERADE in assignment[target.backend.name])
 
+    def _choose_mark(self, desired_state: DesiredState, assignment: Assignment) -> MarkChoice | None:
+        """Read kube-proxy's mark for the targets that are made from now on; None if no rule tests it."""
+        if not assignment or not policy.masquerades(desired_state.settings.masquerade, self.family):
+            return None
+        choice = self.selector.kube_proxy_mark(desired_state.settings)
+        if choice.mark is not None:
+            self._mark = choice.mark
+        return choice
+
     def _growing(self, desired_state: DesiredState, assignment: Assignment) -> list[Target]:
         """Return temporary targets for backends that swap groups (make before break).
 
@@ -140,14 +157,15 @@ class Reconciler:
         targets = self._kept(desired_state, assignment)
         if targets is None:
             targets = tuple(self._target(desired_state, name, groups) for name, groups in assignment.items())
-            self._targets = (desired_state, assignment, targets)
+            self._targets = ((desired_state, assignment, self._mark), targets)
         return targets
 
     def _kept(self, desired_state: DesiredState, assignment: Assignment) -> tuple[Target, ...] | None:
         """Return the targets of the last pass if they are still right; after `reprobe` a probe may change them."""
-        if self.selector.unsettled or self._targets is None or self._targets[:2] != (desired_state, assignment):
+        if self.selector.unsettled or self._targets is None:
             return None
-        return self._targets[2]
+        key, targets = self._targets
+        return targets if key == (desired_state, assignment, self._mark) else None
 
     def _target(self, desired_state: DesiredState, name: BackendName, groups: frozenset[Group]) -> Target:
         desired = policy.desired(
@@ -157,6 +175,7 @@ class Reconciler:
             groups,
             random_fully=self.selector.randomises(name),
             exceptions=desired_state.exceptions,
+            auto_mark=self._mark,
         )
         return Target(self._backends[name], desired, self._backends[name].wanted(desired))
 

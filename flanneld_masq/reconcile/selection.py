@@ -7,9 +7,10 @@ from pathlib import Path
 
 from flanneld_masq.errors import MasqError
 from flanneld_masq.hookspecs import Backend
-from flanneld_masq.model import AUTO, BackendName, Family, Group, Probe, Settings
+from flanneld_masq.model import AUTO, BackendName, Family, Group, MarkEvidence, Probe, Settings
 from flanneld_masq.reconcile.values import Assignment, Choices, DesiredState
-from flanneld_masq.ruleset import backend_choice
+from flanneld_masq.ruleset import backend_choice, mark_choice, policy
+from flanneld_masq.ruleset.mark_choice import MarkChoice
 
 
 class BackendSelector:
@@ -29,6 +30,7 @@ class BackendSelector:
         self._probes: dict[BackendName, Probe] = {}
         self._evidence: dict[BackendName, str] = {}  # the last readable answer of each `drops_forwarding`
         self._weighed = False  # the last choice depended on the evidence
+        self._marks: dict[BackendName, MarkEvidence | None] = {}  # the last readable answer of each `kube_proxy_mark`
         self._unread: MasqError | None = None  # why a backend's evidence is missing that was never readable
 
     def probe(self, name: BackendName) -> Probe:
@@ -102,6 +104,19 @@ class BackendSelector:
                 if name not in self._evidence and self.probe(name).usable:
                     self._unread = error
         return {name: evidence for name, evidence in self._evidence.items() if evidence and self.probe(name).usable}
+
+    def kube_proxy_mark(self, settings: Settings) -> MarkChoice:
+        """Return the mark that the masquerade rules test. For "auto", read kube-proxy's rules in each backend, usable
+        or not; an answer that cannot be read is taken to be the last one that could."""
+        masquerade, unread = settings.masquerade, ""
+        auto = masquerade.kube_proxy_mark == "auto" and policy.masquerades(masquerade, self._family)
+        for name, backend in self._backends.items() if auto and not self._missing() else ():
+            try:
+                self._marks[name] = backend.kube_proxy_mark()
+            except MasqError as error:
+                unread = unread if name in self._marks else str(error)
+        evidence = (found for name in self._backends if (found := self._marks.get(name)) is not None)
+        return mark_choice.choose(masquerade, evidence, unread)
 
     def check_evidence(self) -> None:
         """Raise the error that left the last choice without evidence: no rule may be removed because of it."""

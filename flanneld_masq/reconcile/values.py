@@ -20,11 +20,14 @@ from flanneld_masq.model import (
     Survey,
 )
 from flanneld_masq.ruleset.backend_choice import Choice
+from flanneld_masq.ruleset.flannel_effect import Effect
+from flanneld_masq.ruleset.mark_choice import MarkChoice
 
 Assignment = Mapping[BackendName, frozenset[Group]]  # the groups that each backend in use carries
 Choices = Mapping[Group, tuple[Choice, ...]]  # the backends of each group, one at least
 Fingerprint = tuple[Optional[bytes], ...]  # one for each backend, in order; None for one without events
 Surveys = tuple[tuple[Backend, Survey], ...]
+Effects = Mapping[BackendName, Effect]
 Removed = tuple[tuple[BackendName, tuple[Item, ...]], ...]
 
 
@@ -73,7 +76,8 @@ class Outcome:
     `rules` counts the rules that each backend of a group now holds for it, without the jumps. `generation` is the last
     generation in which the ruleset is known to be right, None where the kernel counts none. `fingerprint` was taken
     in that generation; it is empty if another program committed before it could be taken. `unhelped` says what still
-    drops forwarded packets, because no accept can be put there.
+    drops forwarded packets, because no accept can be put there. `kube_proxy_mark` is the mark that the masquerade rules
+    test; None without such rules.
     """
 
     choices: Choices
@@ -82,3 +86,4 @@ class Outcome:
     generation: int | None = None
     fingerprint: Fingerprint = ()
     unhelped: tuple[str, ...] = ()
+    kube_proxy_mark: MarkChoice | None = None

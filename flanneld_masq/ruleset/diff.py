@@ -101,9 +101,8 @@ def _misplaced(position: Position, around: Neighbours) -> Iterator[Change]:
 def _overtaken(then: Neighbours, now: Neighbours) -> Iterator[Change]:
     """Yield a jump that stands before a rule that it was written behind. Other programs may append rules later, and
     move their own ones behind it."""
-    passed = set(then.before) & set(now.after) - set(now.before)
-    stayed = then.jump != 0 and then.jump == now.jump
-    if passed and not stayed:
+    passed = _passed(then, now)
+    if passed:
         where = f"our jump before {len(passed)} of the rules that it was behind"
         yield Change(
             ChangeKind.MOVED, now.place, "our jump behind the rules that were there first", where, ItemKind.JUMP
@@ -115,6 +114,23 @@ def _forward(wanted: tuple[Item, ...], desired: Desired) -> str:
     group = desired.rules_of(Group.FORWARD)
     jumps = (item.place for item in wanted if item.kind is ItemKind.JUMP and group and item.tag == group.jump_tag)
     return next(jumps, "")
+
+
+def _passed(then: Neighbours, now: Neighbours) -> frozenset[str]:
+    """Return the rules that our jump was behind and now stands before, because it was moved.
+
+    A jump with a handle was moved if the handle is another one. Without handles, rules that end the chain may have been
+    deleted and appended again by their owner, as flannel does: then they count from zero. A rule that has kept its
+    count was overtaken.
+    """
+    passed = frozenset(then.before) & frozenset(now.after) - frozenset(now.before)
+    if not passed or (then.jump != 0 and then.jump == now.jump):
+        return frozenset()
+    if now.jump or not now.hits or frozenset(now.after[-len(passed) :]) != passed:
+        return passed
+    counted = dict(zip((*then.before, *then.after), then.hits))
+    hits = zip((*now.before, *now.after), now.hits)
+    return frozenset(rule for rule, count in hits if rule in passed and 0 < counted.get(rule, 0) <= count)
 
 
 def unmet(wanted: tuple[Item, ...], observed: Observation) -> str:

@@ -6,14 +6,17 @@ pkg/iptables wrote flat rules into POSTROUTING and FORWARD, before 0.17 without 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Optional
 
-from flanneld_masq.model import SLOTS, Family, FamilyLease, Group, Network
+from flanneld_masq.model import SLOTS, Family, FamilyLease, Group, Item, ItemKind, Network
 
 CHAINS = {Group.MASQUERADE: "FLANNEL-POSTRTG", Group.FORWARD: "FLANNEL-FWD"}
 COMMENTS = {Group.MASQUERADE: "flanneld masq", Group.FORWARD: "flanneld forward"}
+# the options that keep flanneld from writing rules to these tables of iptables
+FLAGS = {"nat": "--ip-masq=false", "filter": "--iptables-forward-rules=false"}
+NFT_CHAIN = "postrtg"  # the one that masquerades, in these tables
 TABLES = {Family.IPV4: "flannel-ipv4", Family.IPV6: "flannel-ipv6"}
 
 
@@ -51,6 +54,17 @@ _NFT_TARGETS = {
     "MASQUERADE": "masquerade",
     "MASQUERADE --random-fully": "masquerade fully-random",
 }
+
+
+def reached(base: str, chain: str, items: Iterable[Item]) -> Iterator[Item]:
+    """Yield flannel's rules of the place `base` in order, with those of the place `chain` where a rule jumps to it."""
+    items = tuple(items)
+    rules = [item for item in items if item.kind is ItemKind.RULE]
+    for item in (item for item in rules if item.place == base):
+        if chain.split()[-1] in item.text.split():
+            yield from (inner for inner in rules if inner.place == chain)
+        else:
+            yield item
 
 
 def flat_rules(group: Group, family: Family, lease: FamilyLease) -> tuple[FlatRule, ...]:

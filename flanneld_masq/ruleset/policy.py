@@ -8,7 +8,7 @@ The rows of the design:
     4  src in networks, dst in an excepted range return      setting
     5  src in networks, dst link-local           return      setting
     6  src in networks, dst not multicast        masquerade  pods to the world
-    7  dst in networks                           masquerade  this host to remote pods
+    7  dst in networks                           masquerade  this host to remote pods, unless switched off
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from flanneld_masq.model import (
+    DEFAULT_KUBE_PROXY_MARK,
     TAG_LENGTH,
     Desired,
     Family,
@@ -25,6 +26,7 @@ from flanneld_masq.model import (
     Group,
     GroupRules,
     Lease,
+    Mark,
     MasqueradeSettings,
     Network,
     Packet,
@@ -43,9 +45,10 @@ def desired(
     *,
     random_fully: bool = True,
     exceptions: tuple[Network, ...] = (),
+    auto_mark: Mark = DEFAULT_KUBE_PROXY_MARK,
 ) -> Desired:
     """Return what a backend that carries `groups` must hold for `family`."""
-    rules = group_rules(settings, leases, family, random_fully=random_fully, exceptions=exceptions)
+    rules = group_rules(settings, leases, family, random_fully=random_fully, exceptions=exceptions, auto_mark=auto_mark)
     return Desired(
         family,
         tuple(group for group in rules if group.group in groups),
@@ -61,28 +64,54 @@ def group_rules(
     *,
     random_fully: bool = True,
     exceptions: tuple[Network, ...] = (),
+    auto_mark: Mark = DEFAULT_KUBE_PROXY_MARK,
 ) -> tuple[GroupRules, ...]:
     """Return the rules of each enabled group; none for a family that no lease names.
 
+    A family outside `masquerade.families` has forward rules all the same: its pods are routed, with their own address.
+
     `random_fully` is True if the backend supports it. `exceptions` are destinations that plugins add to
-    `non_masquerade_cidrs`.
+    `non_masquerade_cidrs`. `auto_mark` is the mark that `kube_proxy_mark = "auto"` stands for.
     """
     named = tuple(family_lease for lease in leases if (family_lease := lease.of(family)) is not None)
     if not named:
         return ()
     groups = []
-    if settings.masquerade.enabled:
+    if masquerades(settings.masquerade, family):
         kept = (*settings.masquerade.non_masquerade_cidrs, *exceptions)
-        rules = _masquerade(settings.masquerade, named, family, kept, random_fully)
+        mark = settings.masquerade.kube_proxy_mark
+        masquerade = replace(settings.masquerade, kube_proxy_mark=auto_mark if mark == "auto" else mark)
+        rules = _masquerade(masquerade, named, family, kept, random_fully)
         groups.append(_tagged(Group.MASQUERADE, rules))
     if settings.forward.enabled:
         groups.append(_tagged(Group.FORWARD, _forward(named)))
     return tuple(groups)
 
 
+def masquerades(settings: MasqueradeSettings, family: Family) -> bool:
+    """Return True if a family that a lease names gets masquerade rules."""
+    return settings.enabled and family in settings.families
+
+
 def decide(rules: tuple[Rule, ...], packet: Packet) -> Rule | None:
     """Return the first rule that matches, which decides; None if no rule does."""
     return next((rule for rule in rules if rule.matches(packet)), None)
+
+
+def why_undecided(settings: Settings, leases: tuple[Lease, ...], packet: Packet) -> str:
+    """Return why no masquerade rule matches a packet."""
+    family = family_of(packet.src)
+    named = [family_lease for lease in leases if (family_lease := lease.of(family)) is not None]
+    none = f"there are no masquerade rules for {family}"
+    if not named:
+        return f"{none}: no subnet file names the family"
+    if not settings.masquerade.enabled:
+        return f"{none}: masquerade.enabled is false"
+    if not masquerades(settings.masquerade, family):
+        return f"{none}: masquerade.families leaves the family out"
+    if any(packet.dst in network for lease in named for network in lease.networks):
+        return "masquerade.to_remote_pods is false, so packets to pods of other nodes keep their source address"
+    return "none matches: the packet has nothing to do with pods, or goes to a multicast group"
 
 
 def _masquerade(
@@ -97,7 +126,7 @@ def _masquerade(
     mark = settings.kube_proxy_mark
     fully_random = settings.random_fully and random_fully
     multicast = family.data.multicast
-    if mark is not None:
+    if isinstance(mark, Mark):
         why = f"kube-proxy masquerades packets marked {mark} itself"
         yield Rule("1", why, Verdict.RETURN, mark=mark)
     for lease in leases:
@@ -118,7 +147,7 @@ def _masquerade(
     for network in networks:
         why = f"pods ({network}) reach the world with the node's address; multicast is left alone"
         yield Rule("6", why, Verdict.MASQUERADE, src=network, dst_not=multicast, fully_random=fully_random)
-    for network in networks:
+    for network in networks if settings.to_remote_pods else ():
         why = f"this host, or a router behind it, reaches remote pods ({network}) with the overlay address"
         yield Rule("7", why, Verdict.MASQUERADE, dst=network, fully_random=fully_random)
 

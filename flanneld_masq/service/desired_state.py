@@ -121,9 +121,9 @@ def input_entries(refreshed: Refreshed, leases: tuple[Lease, ...]) -> Iterator[L
         yield notice(refreshed.net_conf, logging.WARNING, once=True)
     for item in refreshed.news:
         lease = next((lease for lease in leases if lease.path == item.path), None)
-        yield _news_entry(item, known=lease is not None)
+        yield _news_entry(item)
         if item.change is Change.ACCEPTED and lease is not None and lease.ipmasq:
-            message = f"{item.path} says FLANNEL_IPMASQ=true: flanneld masquerades too; its rules agree with ours"
+            message = f"{item.path} says FLANNEL_IPMASQ=true: flanneld was started with --ip-masq and masquerades too"
             yield notice(message, once=True)
 
 
@@ -132,9 +132,9 @@ def plugin_entries(failures: tuple[PluginError, ...]) -> Iterator[LogEntry]:
     return (LogEntry(Event("plugin-failed", str(failure)), logging.ERROR, once=True) for failure in failures)
 
 
-def _news_entry(item: News, *, known: bool) -> LogEntry:
+def _news_entry(item: News) -> LogEntry:
     if item.change is Change.REFUSED:
         return LogEntry(Event("lease-refused", item.message), logging.ERROR)
     if item.change is Change.VANISHED:
-        return LogEntry(Event("waiting", item.message), logging.WARNING if known else logging.INFO)
+        return LogEntry(Event("waiting", item.message), logging.WARNING if item.kept else logging.INFO)
     return LogEntry(Event("lease-changed", item.message))

@@ -21,6 +21,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "lease-changed": "8f8af8006af54633b75c44e54d8dfe75",
     "lease-refused": "3a93a664d1654f7c9b4186c1413426c2",
     "backend-chosen": "a3138d826a424c8fbc64a52952f81bb6",
+    "mark-chosen": "06a394b6cb34449f993a9d7635cea2bb",
     "rules-applied": "6529fab2faab4f33bc7121d07a97790e",
     "verified": "9e92cc5527e04207b22669cea32d278d",
     "drift-repaired": "afca4eb59f464901a9b7df2ebc1cc9c6",
@@ -34,6 +35,8 @@ MESSAGE_IDS: Mapping[str, str] = {
     "recovered": "3e79fd230120450db5de35e360353314",
     "reloaded": "011c048da86a4364853ef10c887399e3",
     "reload-refused": "7426cacce7b44ddf90c4229724d87da1",
+    "flannel-decides": "da9c4c8bdd514fcb8fc15e5068813fe2",
+    "takeover-stopped": "cbf11a44000d4142b71360dc39d7a8e6",
     "plugin-failed": "d15ee9c2771f471c8d7adf544658f1ad",
     "notice": "23969de349bf4122b9d933c3d662c987",
 }

@@ -190,6 +190,15 @@ class BackendConformance:
         assert bench.backend.drops_forwarding() == "", "our own rules do not drop"
         assert bench.backend.generation() == generation, "drops_forwarding() changed the kernel"
 
+    def test_no_mark_is_read_where_kube_proxy_has_no_rules(self, bench: Bench) -> None:
+        bench.add_foreign()
+        _write(bench, every_row(bench))
+        generation = bench.backend.generation()
+        read = getattr(bench.backend, "kube_proxy_mark", None)  # a backend may lack it
+        evidence = None if read is None else read()
+        assert evidence is None, f"no rule of kube-proxy is there: {evidence}"
+        assert bench.backend.generation() == generation, "kube_proxy_mark() changed the kernel"
+
     def test_no_rule_of_ours_is_taken_for_one_of_flannel(self, bench: Bench) -> None:
         bench.add_foreign()
         before = _write(bench, every_row(bench))
@@ -197,6 +206,7 @@ class BackendConformance:
         survey = bench.backend.survey(tuple(filter(None, [_LEASE.of(bench.backend.family)])))
         assert isinstance(survey, Survey), f"survey returned {survey!r}"
         assert survey.flannel == (), f"these are ours, or others': {survey.flannel}"
+        assert survey.flannel_nat == (), f"these are ours, or others': {survey.flannel_nat}"
         bench.backend.remove(())
         assert (_observe(bench), bench.foreign()) == (before, foreign), "survey() or removing nothing changed rules"
 

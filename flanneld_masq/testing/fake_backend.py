@@ -26,6 +26,7 @@ from flanneld_masq.model import (
     GroupRules,
     Item,
     ItemKind,
+    MarkEvidence,
     Neighbours,
     Observation,
     Position,
@@ -65,9 +66,9 @@ class MemoryKernel:
     """The ruleset that all backends of one machine write and read.
 
     `generation` counts transactions. `log` holds each call of a backend: method, backend and family. A test sets
-    `probes`, `obstacles`, `drops` and `cni_masquerade` to make a backend report something other than that all is well.
-    A rule with the comment FLANNEL_COMMENT is flannel's. `interfere`, if set, is called after each `replace`, before
-    the read-back.
+    `probes`, `obstacles`, `drops`, `marks` and `cni_masquerade` to make a backend report something other than that all
+    is well. A rule with the comment FLANNEL_COMMENT is flannel's. `interfere`, if set, is called after each `replace`,
+    before the read-back.
     """
 
     def __init__(self) -> None:
@@ -76,6 +77,7 @@ class MemoryKernel:
         self.probes: dict[BackendName, Probe] = {}
         self.obstacles: dict[Family, str] = {}
         self.drops: dict[BackendName, str] = {}
+        self.marks: dict[BackendName, MarkEvidence] = {}
         self.cni_masquerade: dict[Family, str] = {}
         self.interfere: Callable[[], None] | None = None
         self._chains: dict[Family, dict[str, tuple[MemoryRule, ...]]] = {
@@ -204,11 +206,16 @@ class MemoryBackend:
         if not self._counted:
             return None
         own = [self._kernel.chain(self.family, self.own_chain(group)) for group in Group]
-        return repr((own, *map(self._base, Group), self._kernel.drops.get(self.name))).encode()
+        evidence = (self._kernel.drops.get(self.name), self._kernel.marks.get(self.name))
+        return repr((own, *map(self._base, Group), evidence)).encode()
 
     def drops_forwarding(self) -> str:
         self._kernel.called("drops_forwarding", self.name, self.family)
         return self._kernel.drops.get(self.name, "")
+
+    def kube_proxy_mark(self) -> MarkEvidence | None:
+        self._kernel.called("kube_proxy_mark", self.name, self.family)
+        return self._kernel.marks.get(self.name)
 
     def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
         self._kernel.called("survey", self.name, self.family)

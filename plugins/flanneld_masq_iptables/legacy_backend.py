@@ -28,6 +28,7 @@ from flanneld_masq.model import (
     Group,
     Item,
     ItemKind,
+    MarkEvidence,
     Neighbours,
     Observation,
     Probe,
@@ -38,6 +39,7 @@ from flanneld_masq.ruleset import flannel_rules
 from flanneld_masq_iptables import binaries, rules, save_format
 from flanneld_masq_iptables.base import IptablesBackend, PlaceItems, Removal
 from flanneld_masq_iptables.forward_chain import Drop
+from flanneld_masq_iptables.kube_proxy import LegacyMarkReader
 from flanneld_masq_iptables.rules import PLACES, Jumps, Place
 from flanneld_masq_iptables.sockopt import TableInfo, TableWatch
 
@@ -56,11 +58,13 @@ class _Listing(NamedTuple):
 
 class _Glance(NamedTuple):
     """What the entries of a table tell without a process. `fingerprint` is None if nothing in them is the daemon's, and
-    empty if a listing is needed, if only for its error."""
+    empty if a listing is needed, if only for its error. `hits` are the packets that each rule of POSTROUTING has
+    counted."""
 
     fingerprint: bytes | None = b""
     drop: Drop | None = None
     readable: bool = True
+    hits: tuple[int, ...] = ()
 
 
 class IptablesLegacy(IptablesBackend):
@@ -73,6 +77,7 @@ class IptablesLegacy(IptablesBackend):
     def __init__(self, family: Family, host: Host) -> None:
         super().__init__(family, host)
         self._info = TableInfo(family)
+        self._mark = LegacyMarkReader(self._info)
         self._watches: Mapping[str, TableWatch] = {}  # of the tables that existed when `observe` read them
         self._surveyed: tuple[tuple[object, tuple[FamilyLease, ...]], Survey] | None = None
         self._listings: dict[Place, dict[bytes, _Listing]] = {}  # by the fingerprint of the entries
@@ -95,6 +100,9 @@ class IptablesLegacy(IptablesBackend):
             return ""
         what = "has policy DROP" if drop.index is None else "has a rule that drops every packet"
         return f"chain {place.base} of legacy table {place.table} {what}"
+
+    def kube_proxy_mark(self) -> MarkEvidence | None:
+        return self._mark.read() if PLACES[Group.MASQUERADE].table in self._tables() else None
 
     def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
         """Return the last survey as long as no table has changed its shape: a listing takes a process."""
@@ -161,7 +169,8 @@ class IptablesLegacy(IptablesBackend):
             lines = tuple(self._lines(place)) if place.table in self._tables() else ()
             flannel += _flannel(place, group, self.family, leases, lines)
             cni += [line for line in lines if line.startswith("-A POSTROUTING ") and _masquerades_pods(line, leases)]
-        return Survey(tuple(flannel), f"rule {cni[0]} of legacy table nat" if cni else "")
+        where = f"rule {cni[0]} of legacy table nat" if cni else ""
+        return Survey(tuple(flannel), where, rules.flannel_nat(flannel))
 
     def _shape(self) -> tuple[tuple[str, bytes], ...]:
         """Return number of entries, size and offsets of the tables of both groups, as far as they exist."""
@@ -217,7 +226,7 @@ class IptablesLegacy(IptablesBackend):
         if glance.fingerprint is not None:
             glance, listing = self._listed(place, glance)
         blocker = _blocker(listing, glance.drop) if glance.readable else _stay(listing)
-        return listing.items, replace(listing.neighbours, blocker=blocker)
+        return listing.items, replace(listing.neighbours, blocker=blocker, hits=_foreign_hits(listing, glance.hits))
 
     def _listed(self, place: Place, glance: _Glance) -> tuple[_Glance, _Listing]:
         """Return the listing of the entries, and what they held when it was read."""
@@ -232,18 +241,33 @@ class IptablesLegacy(IptablesBackend):
             if len(listings) >= _MAX_LISTINGS:
                 del listings[next(iter(listings))]
             listings[glance.fingerprint] = listing
-        return again, listing
+            return again, listing
+        return again._replace(hits=()), listing  # the rules may be others
 
     def _glance(self, place: Place) -> _Glance:
         """Read the entries: what drops in FORWARD, and a fingerprint, None if nothing in them is the daemon's, empty if
         only a listing shows it."""
         try:
+            shape = self._info.read(place.table)
             with self._info.entries(place.table) as entries:
                 drop = entries.drop(place.hook, place.chain) if place == PLACES[Group.FORWARD] else None
+                hits: tuple[int, ...] = ()
+                if place == PLACES[Group.MASQUERADE]:
+                    self._mark.note(shape, entries)
+                    hits = entries.packets(place.hook)
                 ours = entries.has_ours(place.chain)
-                return _Glance(entries.fingerprint(place.chain, place.hook) if ours else None, drop)
+                return _Glance(entries.fingerprint(place.chain, place.hook) if ours else None, drop, hits=hits)
         except KernelError:
             return _Glance(readable=False)
+
+
+def _foreign_hits(listing: _Listing, hits: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the hits of the foreign rules around the jump; none if there is no jump, or more than one."""
+    around = listing.neighbours
+    if len(listing.jumps) != 1 or len(hits) != len(around.before) + len(around.after) + 1:
+        return ()
+    ahead = len(around.before)
+    return (*hits[:ahead], *hits[ahead + 1 :])
 
 
 def _blocker(listing: _Listing, drop: Drop | None) -> Blocker | None:

@@ -16,6 +16,7 @@ from flanneld_masq.hookspecs import Host
 from flanneld_masq.kernel import uapi
 from flanneld_masq.kernel.expressions import comment, decision, describe, jump_target
 from flanneld_masq.kernel.fingerprint import FingerprintRequest
+from flanneld_masq.kernel.kube_proxy import IPTABLES_CHAIN, MarkReader
 from flanneld_masq.kernel.nfnetlink import AddedRule, Nfnetlink
 from flanneld_masq.kernel.objects import Chain, KernelRule, following
 from flanneld_masq.kernel.rule_cache import RuleCache, holds
@@ -29,6 +30,7 @@ from flanneld_masq.model import (
     GroupRules,
     Item,
     ItemKind,
+    MarkEvidence,
     Neighbours,
     Observation,
     Position,
@@ -72,6 +74,7 @@ class IptablesNft(IptablesBackend):
         super().__init__(family, host)
         self._cache = RuleCache(family)
         self._followed: tuple[str, ...] = ()  # chains that say whether FORWARD drops, when it was last looked at
+        self._mark = MarkReader(family, PLACES[Group.MASQUERADE].table, (IPTABLES_CHAIN,))
 
     @cached_property
     def _netlink(self) -> Nfnetlink:
@@ -95,6 +98,9 @@ class IptablesNft(IptablesBackend):
         what = "has policy drop" if drop.index is None else "has a rule that drops every packet"
         return f"chain {place.base} of table {self.family.data.nft} {place.table} {what}"
 
+    def kube_proxy_mark(self) -> MarkEvidence | None:
+        return self._mark.read(self._netlink)
+
     def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
         flannel = [item for group in Group for item in self._flannel(group, leases)]
         place = PLACES[Group.MASQUERADE]
@@ -102,7 +108,7 @@ class IptablesNft(IptablesBackend):
         jumps = [rule for rule in base if rules.is_cni_masquerade(jump_target(rule))]
         chains = [jump_target(rule) for rule in jumps if rules.is_about_pods(self._source(rule), leases)]
         where = f"chain {chains[0]} of table {self.family.data.nft} {place.table}" if chains else ""
-        return Survey(tuple(flannel), where)
+        return Survey(tuple(flannel), where, rules.flannel_nat(flannel))
 
     def fingerprint(self, groups: Collection[Group]) -> bytes:
         forward = PLACES[Group.FORWARD]
@@ -111,7 +117,8 @@ class IptablesNft(IptablesBackend):
         dumped = self._followed if Group.FORWARD in groups else (forward.base, *self._followed)
         request = sum(requests, FingerprintRequest.of_table(self.family, forward.table, (), dumped))
         leftovers = b"".join(self._leftovers(PLACES[group]) for group in Group if group not in groups)
-        return self._netlink.fingerprint(request) + repr(base and (base.hook, base.policy)).encode() + leftovers
+        evidence = (base and (base.hook, base.policy), self._mark.read(self._netlink))
+        return self._netlink.fingerprint(request) + repr(evidence).encode() + leftovers
 
     def _leftovers(self, place: Place) -> bytes:
         """Return what differs when objects of the daemon appear in a place; b"" if there are none.

@@ -27,6 +27,7 @@ from flanneld_masq.model import (
     Rule,
     Verdict,
 )
+from flanneld_masq.ruleset import flannel_rules
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -112,6 +113,13 @@ def is_about_pods(source: str, leases: Iterable[FamilyLease]) -> bool:
     except ValueError:  # anywhere, or a mask with holes
         return True
     return any(network.version == lease.subnet.version and network.overlaps(lease.subnet) for lease in leases)
+
+
+def flannel_nat(items: Iterable[Item]) -> tuple[Item, ...]:
+    """Return flannel's masquerade rules that packets reach, of all objects that flannel wrote."""
+    place = PLACES[Group.MASQUERADE]
+    chain = f"{place.table} {flannel_rules.CHAINS[Group.MASQUERADE]}"
+    return tuple(flannel_rules.reached(place.jump, chain, items))
 
 
 def digest(text: str) -> str:

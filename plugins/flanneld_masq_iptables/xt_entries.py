@@ -27,6 +27,8 @@ XT_FUNCTION_MAXNAMELEN = 30
 _OFFSETS = struct.Struct("=HH")  # target_offset and next_offset of the entry, from its start
 _TARGET = struct.Struct(f"=H{XT_EXTENSION_MAXNAMELEN}sB")  # size, name, revision; the standard target has no name
 _VERDICT = struct.Struct("=i")  # of the standard target: the offset to go on at, or a negative verdict
+_MARK, _MARK_REVISION = struct.Struct("=II"), 2  # struct xt_mark_tginfo2: mark, mask
+_PACKETS = struct.Struct("=Q")  # the first number of struct xt_counters
 _COUNTERS = bytes(16)  # struct xt_counters, of zeros
 _ERROR_SIZE, _STANDARD_SIZE = 64, 40  # of these targets in bytes, as the kernel aligns them
 _DROP = -uapi.NF_DROP - 1
@@ -97,6 +99,15 @@ class Entries:
             offset = self._after(offset)
         return False
 
+    def marks(self, chain: str) -> Iterator[tuple[int, int]]:
+        """Yield value and mask of each mark that a user-defined chain sets; nothing if there is no such chain."""
+        start = self._start(chain)
+        for offset, _ in self._user_chain(start) if start is not None else ():
+            target, _ = self._unpack(_OFFSETS, offset + _LAYOUTS[self.family].offsets)
+            _, name, revision = self._unpack(_TARGET, offset + target)
+            if name.split(b"\0", 1)[0] == b"MARK" and revision == _MARK_REVISION:
+                yield self._unpack(_MARK, offset + target + _TARGET.size)
+
     def fingerprint(self, chain: str, hook: int) -> bytes:
         """Return a digest of the chain and of the built-in chain of the hook, without counters.
 
@@ -110,6 +121,11 @@ class Entries:
             return b""
         own = [self._form(*entry) for entry in self._user_chain(start)]
         return hashlib.blake2b(repr((base, own)).encode(), digest_size=16).digest()
+
+    def packets(self, hook: int) -> tuple[int, ...]:
+        """Return how many packets each rule of the built-in chain of the hook has counted, without the policy."""
+        rules = (offset for offset, _ in self._built_in(hook) if offset != self.policy[hook])
+        return tuple(self._unpack(_PACKETS, offset + _LAYOUTS[self.family].counters)[0] for offset in rules)
 
     def mask(self) -> bytes:
         """Return a mask as long as the entries, with zeros in place of counters."""

@@ -10,6 +10,7 @@ from flanneld_masq.hookspecs import Host
 from flanneld_masq.kernel import uapi
 from flanneld_masq.kernel.expressions import comment, describe
 from flanneld_masq.kernel.fingerprint import FingerprintRequest
+from flanneld_masq.kernel.kube_proxy import NFT_CHAINS, NFT_TABLE, MarkReader
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.kernel.objects import Chain, KernelRule, Table, following
 from flanneld_masq.kernel.rule_cache import RuleCache, holds
@@ -23,6 +24,7 @@ from flanneld_masq.model import (
     GroupRules,
     Item,
     ItemKind,
+    MarkEvidence,
     Observation,
     Probe,
     Rule,
@@ -57,6 +59,7 @@ class NftBackend:
         self._host = host
         self._library = Nftables()
         self._cache = RuleCache(family)
+        self._mark = MarkReader(family, NFT_TABLE, NFT_CHAINS)
 
     @cached_property
     def _netlink(self) -> Nfnetlink:
@@ -118,19 +121,32 @@ class NftBackend:
     def drops_forwarding(self) -> str:
         return ""  # only the daemon writes its table, and no accept in it saves what another table drops
 
+    def kube_proxy_mark(self) -> MarkEvidence | None:
+        return self._mark.read(self._netlink)
+
     def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
         name = flannel_rules.TABLES[self.family]
         place = f"{self.family.data.nft} {name}"
         flannel = (Item(ItemKind.TABLE, place, f"table {place}"),) if self._netlink.table(self.family, name) else ()
         masquerades = f"table inet {_CNI_TABLE}" if self._netlink.has_inet_table(_CNI_TABLE) else ""
-        return Survey(flannel, masquerades)
+        return Survey(flannel, masquerades, tuple(self._flannel_nat(name)) if flannel else ())
+
+    def _flannel_nat(self, table: str) -> Iterator[Item]:
+        name = flannel_rules.NFT_CHAIN
+        chain = self._netlink.chain(self.family, table, name)
+        if chain is not None and chain.hook == uapi.NF_INET_POST_ROUTING and chain.type == "nat":
+            for rule in self._netlink.rules(self.family, table, name):
+                place = f"{self.family.data.nft} {table} {name}"
+                yield Item(ItemKind.RULE, place, describe(rule, self.family), handle=rule.handle)
 
     def remove(self, items: tuple[Item, ...]) -> None:
         self._library.commit("".join(f"delete table {item.place}\n" for item in items))
 
     def fingerprint(self, groups: Collection[Group]) -> bytes:
+        mark = repr(self._mark.read(self._netlink)).encode()
         chains = tuple(render.CHAINS[group].name for group in Group if group in groups)
-        return self._netlink.fingerprint(FingerprintRequest.of_table(self.family, render.TABLE, chains, (None,)))
+        request = FingerprintRequest.of_table(self.family, render.TABLE, chains, (None,))
+        return self._netlink.fingerprint(request) + mark
 
     def generation(self) -> int:
         return self._netlink.generation()

@@ -58,6 +58,31 @@ def damage(node: Node, family: Family, name: BackendName) -> None:
 # ---- the subnet file
 
 
+@pytest.mark.parametrize("entry", ["", "/*.env", "/[a-z]*.env"])
+def test_files_of_a_directory_are_followed(node: Node, entry: str) -> None:
+    node.configure("[reconcile]\nresync_seconds = 3600\n", backend="nft")
+    directory = node.subnet_file.parent
+    text = node.config_file.read_text()
+    node.config_file.write_text(text.replace(f'["{node.subnet_file}"]', f'["{directory}{entry}"]'))
+    with node.running() as daemon:
+        daemon.reached("synced")
+        second = directory / "vxlan.env"
+        (directory / ".vxlan.env").write_text(OTHER_SUBNET)
+        (directory / ".vxlan.env").rename(second)
+        eventually(lambda: "10.244.9.0/24" in str(rules(node)) and "fd00:10:244:9::/64" in str(rules(node)))
+        assert "10.244.1.0/24" in str(rules(node))
+        second.unlink()
+        eventually(lambda: "10.244.9.0/24" not in str(rules(node)))
+        shutil.rmtree(directory)
+        daemon.logged("no file matches", "the rules of the last good state stay")
+        assert "10.244.1.0/24" in str(rules(node))
+        directory.mkdir()
+        (directory / "other.env").write_text(OTHER_SUBNET)
+        eventually(lambda: "10.244.9.0/24" in str(rules(node)))
+        daemon.reached("synced")
+        assert node.masq("plan").returncode == 0
+
+
 @pytest.mark.parametrize("missing", ["file", "directory", "directories"])
 def test_it_waits_for_the_subnet_file_and_acts_once_that_is_there(node: Node, missing: str) -> None:
     node.subnet_file.unlink()

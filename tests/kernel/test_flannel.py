@@ -329,6 +329,23 @@ def test_beside_a_flanneld_that_masquerades_both_stay(node: Node, name: str, fla
             assert sorted(found) == sorted(lines_of(family, table))
 
 
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("name", BACKENDS)
+def test_flanneld_that_rewrites_its_rules_causes_no_drift(node: Node, name: str, flavour: str) -> None:
+    """Its jumps stood ahead of ours, and end behind them."""
+    restore(node, flavour, chains)
+    node.configure(BY_EVENTS_ALONE, backend=name)
+    with node.running() as daemon:
+        daemon.reached("synced")
+        for _ in range(3):
+            rewrite(node, flavour)
+            assert_in_order(node, daemon)
+        for family in Family:
+            assert daemon.status()["families"][str(family)]["repairs"] == 0
+        assert not daemon.lines("drift repaired")
+        assert daemon.stop() == 0
+
+
 def assert_in_order(node: Node, daemon: Daemon) -> None:
     """Once a pass was made for something else, which comes after those for what happened before."""
     before = len(daemon.lines("ipv4: rules applied"))
@@ -338,6 +355,121 @@ def assert_in_order(node: Node, daemon: Daemon) -> None:
     eventually(lambda: len(daemon.lines("ipv4: rules applied")) > before)
     daemon.reached("synced")
     assert node.masq("plan").returncode == 0
+
+
+# ---- settings that have no effect beside a flanneld that masquerades
+
+EXCEPTED = '[masquerade]\nnon_masquerade_cidrs = ["192.168.9.0/24", "2001:db8:9::/48"]\n'
+ASKED = {
+    Family.IPV4: ("explain", "--src", "10.244.1.5", "--dst", "192.168.9.2"),
+    Family.IPV6: ("explain", "--src", "fd00:10:244:1::5", "--dst", "2001:db8:9::2"),
+}
+WRITERS: dict[str, Callable[[Node], None]] = {
+    "iptables-nft": lambda node: restore(node, "nft", chains),
+    "iptables-legacy": lambda node: restore(node, "legacy", chains),
+    "nft": lambda node: load(node, tables),
+}
+
+
+@pytest.mark.parametrize("flannel", WRITERS)
+def test_settings_that_flannel_overrules_are_reported(node: Node, flannel: str) -> None:
+    WRITERS[flannel](node)
+    node.write_subnet(SUBNET_ENV.replace("FLANNEL_IPMASQ=false", "FLANNEL_IPMASQ=true"))
+    node.configure(BY_EVENTS_ALONE + EXCEPTED, backend="nft")
+    with node.running() as daemon:
+        daemon.reached("synced")
+        for family in Family:
+            line = daemon.logged(f"{family}: {flannel}: masquerade.non_masquerade_cidrs has no effect")
+            assert "WARNING" in line and "flannel's rule that decides: " in line
+            eventually(lambda: daemon.status()["families"][str(family)].get("flannel"))
+            explained = node.masq(*ASKED[family]).stdout
+            assert ": masqueraded" in explained.splitlines()[0]
+            assert "decided by flannel, which masquerades too: " in explained and f"in {flannel}" in explained
+            assert "decided by row 4" in explained
+        assert not daemon.lines("agree")
+        examined = node.masq("doctor")
+        assert examined.returncode == 1
+        assert "masquerade.non_masquerade_cidrs has no effect" in examined.stdout
+        assert "agree" not in examined.stdout
+        assert "masquerade.non_masquerade_cidrs has no effect" in node.masq("status").stdout
+        assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("flannel", WRITERS)
+def test_rules_are_vouched_for_only_if_they_were_read(node: Node, flannel: str) -> None:
+    node.write_subnet(SUBNET_ENV.replace("FLANNEL_IPMASQ=false", "FLANNEL_IPMASQ=true"))
+    node.configure("[reconcile]\nresync_seconds = 1\n", backend="nft")
+    with node.running() as daemon:
+        daemon.reached("synced")
+        examined = node.masq("doctor").stdout
+        assert "none of its masquerade rules is there" in examined and "agree" not in examined
+        assert not daemon.lines("agree")
+        WRITERS[flannel](node)
+        said = "masquerade less than the policy" if flannel == "nft" else "were read and agree with the policy"
+        for family in Family:
+            daemon.logged(f"{family}: {flannel}: flannel's", said)
+        assert said in node.masq("doctor").stdout
+        assert not daemon.lines("WARNING", "flannel")
+        assert daemon.stop() == 0
+
+
+def test_chain_in_the_wrong_order_is_a_problem(node: Node) -> None:
+    rule = f"-A FLANNEL-POSTRTG -s 10.244.0.0/16 ! -d 224.0.0.0/4 {MASQ}-j MASQUERADE\n"
+    text = chains(Family.IPV4).replace("-A FLANNEL-POSTRTG -m mark", f"{rule}-A FLANNEL-POSTRTG -m mark")
+    node.tool("iptables-nft-restore", "--noflush", stdin=text)
+    examined = node.masq("doctor")
+    assert examined.returncode == 1
+    assert "packets from pods of this node to pods get the node's address" in examined.stdout
+    assert "FLANNEL-POSTRTG" in examined.stdout
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_takeover_gives_up_on_a_flanneld_that_writes_again(node: Node, flavour: str) -> None:
+    node.configure(TAKEOVER.replace("3600", "1"), backend="nft")
+    with node.running() as daemon:
+        daemon.reached("synced")
+        for number in range(1, 4):
+            restore(node, flavour, chains)
+            for family in Family:
+                eventually(lambda: len(daemon.lines(f"{family}: 12 objects that flannel had written")) == number)
+        restore(node, flavour, chains)
+        for family in Family:
+            line = daemon.logged("WARNING", f"{family}: flannel's rules came back after each of 3 removals")
+            assert "--ip-masq=false and --iptables-forward-rules=false" in line
+        before = node.ruleset()
+        passed = len(daemon.lines("objects that flannel had written"))
+        assert "came back after each of 3 removals" in node.masq("status").stdout
+        examined = node.masq("doctor")
+        assert examined.returncode == 1 and "came back after each of 3 removals" in examined.stdout
+        assert len(daemon.lines("came back after")) == 2
+        assert (node.ruleset(), len(daemon.lines("objects that flannel had written"))) == (before, passed)
+        daemon.signal(signal.SIGHUP)
+        eventually(lambda: len(daemon.lines("ipv4: 12 objects that flannel had written")) == 4)
+        assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("generation", [*GENERATIONS, "nftables"])
+def test_cleanup_beside_the_daemon_removes_flannels_rules_alone(node: Node, generation: str) -> None:
+    node.configure(BY_EVENTS_ALONE, backend="nft")
+    add_foreign(node, "BEFORE")
+    with node.running() as daemon:
+        daemon.reached("synced")
+        before = node.ruleset()
+        if generation in GENERATIONS:
+            for flavour in FLAVOURS:
+                restore(node, flavour, GENERATIONS[generation])
+        else:
+            load(node, tables)
+        cleaned = node.masq("cleanup", "--flannel")
+        assert cleaned.returncode == 0, cleaned.stderr
+        assert "the daemon runs" in cleaned.stderr and "flannel's" in cleaned.stdout
+        assert node.ruleset() == before
+        assert not daemon.lines("drift repaired")
+        refused = node.masq("cleanup")
+        assert refused.returncode == 1 and "stop it first" in refused.stderr
+        assert node.ruleset() == before
+        assert node.masq("plan").returncode == 0
+        assert daemon.stop() == 0
 
 
 # ---- the CNI plugins

@@ -268,6 +268,9 @@ def mark_points(value: int, mask: int) -> list[int]:
     return [0, value, mask, value | ~mask & 0xFFFFFFFF, value ^ low, value ^ low << 1 & 0xFFFFFFFF, 0xFFFFFFFF]
 
 
+FAMILIES = ('["ipv4", "ipv6"]', '["ipv4"]', '["ipv6"]')
+
+
 @st.composite
 def situations(draw: st.DrawFn) -> Situation:
     # Each draw costs more than a packet, so packets are pairs from a list of addresses that was made once.
@@ -289,6 +292,8 @@ def situations(draw: st.DrawFn) -> Situation:
         f"random_fully = {draw(st.sampled_from(('true', 'false')))}",
         f"non_masquerade_cidrs = [{quoted}]",
         f"masquerade_link_local = {draw(st.sampled_from(('true', 'false')))}",
+        f"to_remote_pods = {draw(st.sampled_from(('true', 'true', 'false')))}",
+        f"families = {draw(st.sampled_from(FAMILIES))}",
         'kube_proxy_mark = "{:#x}/{:#x}"'.format(*mark) if mark else 'kube_proxy_mark = ""',
         f'position = "{draw(st.sampled_from(("last", "first")))}"',
         "[forward]",

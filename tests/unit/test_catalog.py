@@ -18,9 +18,11 @@ _CHINESE_TEXT = re.compile(r"[\u4e00-\u9fff]")
 # The fields that each entry of a kind has, and that are never so long that journalctl would not put them in.
 FIELDS = {
     "backend-chosen": {"FAMILY", "GROUP", "BACKEND"},
+    "mark-chosen": {"FAMILY", "GROUP", "REASON"},
     "rules-applied": {"FAMILY", "BACKEND", "REASON", "DURATION_US"},
     "verified": {"FAMILY"},
     "drift-repaired": {"FAMILY", "BACKEND", "REASON", "DURATION_US"},
+    "flannel-decides": {"FAMILY"},
     "contended": {"FAMILY"},
     "recovered": {"FAMILY"},
 }

@@ -266,6 +266,7 @@ class TestGuardedBackend:
         "observe": lambda backend: backend.observe(()),
         "replace": lambda backend: backend.replace(Desired(Family.IPV4), Observation(), ()),
         "drops_forwarding": lambda backend: backend.drops_forwarding(),
+        "kube_proxy_mark": lambda backend: backend.kube_proxy_mark(),
         "survey": lambda backend: backend.survey(()),
         "remove": lambda backend: backend.remove(()),
         "fingerprint": lambda backend: backend.fingerprint(()),
@@ -339,7 +340,7 @@ class TestGuardedBackend:
             call(guarded)
         assert made == [(Family.IPV4, HOST)]
         assert [method for method, *_ in kernel.log] == [
-            *("probe", "observe", "replace", "drops_forwarding", "survey", "remove")
+            *("probe", "observe", "replace", "drops_forwarding", "kube_proxy_mark", "survey", "remove")
         ]
 
 
@@ -434,7 +435,7 @@ class TestOutsidePlugin:
     def test_is_found_and_selected_by_name(self, masq: Callable[..., subprocess.CompletedProcess[str]]) -> None:
         done = masq(OUTSIDE, "render", "--backend", "outside")
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.startswith("# ipv4, outside\nchain outside masquerade\n")
+        assert done.stdout.startswith("# ipv4, outside\n# kube_proxy_mark = ")
         assert "from 10.244.0.0/16 not to 224.0.0.0/4 masquerade to random ports" in done.stdout
 
     def test_is_listed(self, masq: Callable[..., subprocess.CompletedProcess[str]]) -> None:

@@ -74,7 +74,7 @@ class TestExplain:
         assert (done.json["row"], done.json["masquerade"]) == (row, masquerade)
         assert done.json["family"] == ("ipv6" if "fd00" in packet else "ipv4")
         assert done.json["why"]
-        assert set(done.json) == {"family", "masquerade", "row", "verdict", "tag", "why"}
+        assert set(done.json) == {"family", "masquerade", "row", "verdict", "tag", "why", "flannel", "kube_proxy_mark"}
 
     def test_no_rule(self, masq: Program) -> None:
         out = masq("explain --src 192.0.2.1 --dst 1.1.1.1 --mark 5").out

@@ -10,7 +10,7 @@ import pytest
 
 from flanneld_masq.cli.doctor import Facts, FamilyFacts, Severity, examine, text_of
 from flanneld_masq.cli.service_user import Unreadable
-from flanneld_masq.controller.status import FamilyStatus, State, Status
+from flanneld_masq.controller.status import FamilyStatus, FlannelStatus, State, Status
 from flanneld_masq.model import (
     BackendName,
     Family,
@@ -22,12 +22,15 @@ from flanneld_masq.model import (
     Lease,
     Settings,
     Survey,
+    Verdict,
 )
+from flanneld_masq.ruleset.flannel_effect import Conflict, Effect, FlannelRule
 
 NFT = BackendName("nft")
 SUBNET = FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1"))
 LEASE = Lease("/run/flannel/subnet.env", SUBNET)
 DEGRADED = FamilyStatus(State.DEGRADED, last_error="nft said no")
+STOPPED = FamilyStatus(State.SYNCED, flannel=FlannelStatus(takeover_stopped="they came back"))
 HEALTHY = FamilyFacts(Family.IPV4, forwarding=True)
 NOBODY = Holder(False, 0, "nobody holds /run/flanneld-masq/lock")
 NODE = Facts(
@@ -38,6 +41,8 @@ NODE = Facts(
     families=(HEALTHY,),
     conntrack=(100, 1000),
 )
+MASQUERADES = Item(ItemKind.RULE, "nat FLANNEL-POSTRTG", "-A FLANNEL-POSTRTG -s 10.244.0.0/16 -j MASQUERADE")
+EFFECT = Effect(1, (Conflict(FlannelRule(MASQUERADES, Verdict.MASQUERADE), "packets from pods of this node to pods"),))
 LEFT = Survey(flannel=(Item(ItemKind.CHAIN, "nat FLANNEL-POSTRTG", "chain FLANNEL-POSTRTG"),))
 UNFORWARDED = Settings(forward=ForwardSettings(enabled=False))
 
@@ -58,6 +63,16 @@ PROBLEMS = {
     ),
     "configuration": (replace(NODE, wrong="/x: colour: unknown key"), "the configuration is wrong", "colour"),
     "no subnet": (replace(NODE, troubles=("/x is gone",)), "no subnet is known", "/x is gone"),
+    "flannel": (
+        in_family(surveys={NFT: Survey(flannel_nat=(MASQUERADES,))}, effects={NFT: EFFECT}),
+        "packets from pods of this node to pods get the node's address, because flannel masquerades too",
+        "nft: -A FLANNEL-POSTRTG -s 10.244.0.0/16 -j MASQUERADE (nat FLANNEL-POSTRTG)",
+    ),
+    "takeover": (
+        replace(NODE, status=Status(State.SYNCED, families={Family.IPV4: STOPPED})),
+        "flannel's rules are not removed",
+        "they came back",
+    ),
     "no daemon": (replace(NODE, holder=NOBODY), "the daemon does not run", "/run/flanneld-masq/lock"),
     "net-conf.json": (
         replace(NODE, net_conf="/x: EnableNFTables: a string"),
@@ -105,7 +120,7 @@ def test_a_trouble_that_both_see_is_one_finding() -> None:
 
 NOTICES = {
     "hidden daemon": (replace(NODE, holder=Holder(None, 0, "no permission")), "whether the daemon runs cannot be told"),
-    "ipmasq": (replace(NODE, leases=(replace(LEASE, ipmasq=True),)), "flanneld masquerades too"),
+    "ipmasq": (replace(NODE, leases=(replace(LEASE, ipmasq=True),)), "none of its masquerade rules is there"),
     "leftovers": (in_family(surveys={NFT: LEFT}), "flannel's own rules are there, 1 objects"),
     "flavours": (in_family(both_flavours=True), "both iptables-legacy and iptables-nft"),
 }

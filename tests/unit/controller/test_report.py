@@ -10,11 +10,26 @@ import pytest
 
 from flanneld_masq.controller.attribution import Culprit
 from flanneld_masq.controller.report import Failure, FamilyReport, LogEntry, Repaired
-from flanneld_masq.controller.status import GroupStatus, State, group_json
+from flanneld_masq.controller.status import GroupStatus, MarkStatus, State, group_json
 from flanneld_masq.errors import KernelError
-from flanneld_masq.model import BackendName, Change, ChangeKind, Family, Group, Item, ItemKind, Plan, Settings, Survey
-from flanneld_masq.reconcile.values import DesiredState, Outcome, Repair
+from flanneld_masq.model import (
+    BackendName,
+    Change,
+    ChangeKind,
+    Family,
+    Group,
+    Item,
+    ItemKind,
+    Mark,
+    Plan,
+    Settings,
+    Survey,
+    Verdict,
+)
+from flanneld_masq.reconcile.values import DesiredState, Effects, Outcome, Repair
 from flanneld_masq.ruleset.backend_choice import Choice
+from flanneld_masq.ruleset.flannel_effect import Conflict, Effect, FlannelRule
+from flanneld_masq.ruleset.mark_choice import MarkChoice
 
 V4, NFT = Family.IPV4, BackendName("nft")
 AT = datetime(2026, 11, 26, 12, 0, 0, 123456, tzinfo=timezone.utc)
@@ -53,6 +68,21 @@ def test_a_backend_without_random_ports_is_reported(report: FamilyReport) -> Non
         logging.INFO,
         "ipv4: nft cannot choose fully random ports here; masquerading without",
     )
+
+
+def test_mark_of_kube_proxy_is_logged_once_per_change(report: FamilyReport) -> None:
+    default = MarkChoice(Mark(0x4000, 0x4000), "the default")
+    read = MarkChoice(Mark(1, 1), "chain KUBE-MARK-MASQ of table ip nat", read=True)
+    logged = []
+    for mark in (default, default, read, read, default, None, default, read):
+        outcome = Outcome(CHOICES, (), {}, kube_proxy_mark=mark)
+        logged.append([entry.event.message for entry in report.mark_entries(outcome)])
+        report.succeeded(DESIRED, outcome, contended=False)
+    assert [len(lines) for lines in logged] == [0, 0, 1, 0, 1, 0, 0, 1]
+    assert logged[2] == [
+        "ipv4: packets with kube-proxy's mark 0x1/0x1 are left to kube-proxy (chain KUBE-MARK-MASQ of table ip nat)"
+    ]
+    assert report.status().kube_proxy_mark == MarkStatus("0x1/0x1", read.why)
 
 
 def test_a_repair_names_the_culprit_and_is_counted(report: FamilyReport) -> None:
@@ -144,20 +174,20 @@ def test_only_a_first_pass_without_repairs_is_verified(report: FamilyReport) -> 
 def test_a_survey_shows_in_the_status_and_in_the_log(report: FamilyReport) -> None:
     rule = Item(ItemKind.RULE, "nat FLANNEL-POSTRTG", "a rule")
     surveys = {NFT: Survey((rule,), "chain CNI-1")}
-    removed, masquerade = lines(report.surveyed(((NFT, (rule,)),), surveys))
+    removed, masquerade = lines(report.survey.surveyed(((NFT, (rule,)),), surveys, {}))
     assert removed == ("notice", logging.INFO, "ipv4: 1 objects that flannel had written removed from nft")
     assert masquerade[1] == logging.WARNING and "(chain CNI-1)" in masquerade[2]
     status = report.status()
     assert (status.flannel_rules, status.cni_masquerade) == (("nft",), ("chain CNI-1",))
-    assert lines(report.surveyed((), surveys)) == [], "pods come and go"
+    assert lines(report.survey.surveyed((), surveys, {})) == [], "pods come and go"
 
 
 def test_a_survey_that_fails_is_logged_until_one_succeeds(report: FamilyReport) -> None:
     error = KernelError("reading", "no")
-    assert len(lines(report.survey_failure(error))) == 1
-    assert lines(report.survey_failure(error)) == [] and report.survey_failed
-    assert lines(report.surveyed((), {})) == [] and not report.survey_failed
-    assert len(lines(report.survey_failure(error))) == 1
+    assert len(lines(report.survey.failed(error))) == 1
+    assert lines(report.survey.failed(error)) == [] and report.survey.failure
+    assert lines(report.survey.surveyed((), {}, {})) == [] and not report.survey.failure
+    assert len(lines(report.survey.failed(error))) == 1
 
 
 def test_a_step_that_does_not_end_shows_until_it_does(report: FamilyReport) -> None:
@@ -190,3 +220,35 @@ def test_a_step_that_does_not_end_hides_the_error_before_it_but_not_the_one_afte
 def test_a_command_line_without_end_is_cut(report: FamilyReport) -> None:
     ((_, _, message),) = lines(report.step_is_stuck(5.0, ("x" * 10_000,)))
     assert len(message) < 500
+
+
+CONFLICT = Conflict(
+    FlannelRule(Item(ItemKind.RULE, "nat FLANNEL-POSTRTG", "masquerade"), Verdict.MASQUERADE),
+    "packets of pods",
+    "masquerade.enabled = false",
+)
+
+
+def test_flannels_rules_are_reported_once_per_change(report: FamilyReport) -> None:
+    agreeing, conflicting = {NFT: Effect(5)}, {NFT: Effect(5, (CONFLICT,))}
+    effects: tuple[Effects, ...] = (agreeing, agreeing, conflicting, {}, agreeing)
+    logged = [lines(report.survey.surveyed((), {}, effect)) for effect in effects]
+    assert [[(kind, level) for kind, level, _ in entries] for entries in logged] == [
+        [("notice", logging.INFO)],
+        [],
+        [("flannel-decides", logging.WARNING)],
+        [],
+        [("notice", logging.INFO)],
+    ]
+    assert logged[0][0][2] == "ipv4: nft: flannel's 5 masquerade rules were read and agree with the policy"
+    assert "masquerade.enabled = false has no effect: packets of pods get the node's address" in logged[2][0][2]
+    assert report.status().flannel.effects == ("nft: flannel's 5 masquerade rules were read and agree with the policy",)
+
+
+def test_takeover_that_stops_is_reported_once(report: FamilyReport) -> None:
+    for count in (1, 0):
+        entries = lines(report.survey.surveyed((), {}, {}, "it came back"))
+        assert entries == [("takeover-stopped", logging.WARNING, "ipv4: it came back")] * count
+    assert report.status().flannel.takeover_stopped == "it came back"
+    assert lines(report.survey.surveyed((), {}, {})) == []
+    assert report.status().flannel.takeover_stopped == ""

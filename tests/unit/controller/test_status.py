@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from flanneld_masq.controller.attribution import Culprit
 from flanneld_masq.controller.status import (
     FamilyStatus,
+    FlannelStatus,
     GroupStatus,
     LastWrite,
+    MarkStatus,
     State,
     Status,
     from_json,
@@ -106,6 +108,8 @@ FAMILIES = st.builds(
     verified=st.none() | TIMES,
     flannel_rules=tuples(TEXT),
     cni_masquerade=tuples(TEXT),
+    flannel=st.builds(FlannelStatus, tuples(TEXT), TEXT),
+    kube_proxy_mark=st.none() | st.builds(MarkStatus, TEXT, TEXT),
     kernel=TEXT,
 )
 STATUSES = st.builds(
@@ -158,6 +162,9 @@ DOCUMENT: Mapping[str, Any] = {
             "verified": "2026-07-08T09:10:11.012+00:00",
             "flannel_rules": ["nft"],
             "cni_masquerade": ["chain CNI-x"],
+            "flannel": ["nft: flannel's rules agree"],
+            "takeover_stopped": "it came back",
+            "kube_proxy_mark": {"mark": "0x1/0x1", "why": "a chain"},
             "repairs": 3,
             "kernel": "holds what is wanted",
         }

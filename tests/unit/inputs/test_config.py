@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from flanneld_masq.errors import ConfigError
 from flanneld_masq.inputs import config
-from flanneld_masq.model import BackendName, Mark, Position, Settings
+from flanneld_masq.model import BackendName, Family, Mark, Position, Settings
 
 SOURCE = "/etc/flanneld-masq/config.toml"
 DEFAULTS = """
@@ -26,10 +26,12 @@ state_directory = "/run/flanneld-masq"
 
 [masquerade]
 enabled = true
+families = ["ipv4", "ipv6"]
+to_remote_pods = true
 random_fully = true
 non_masquerade_cidrs = []
 masquerade_link_local = true
-kube_proxy_mark = "0x4000/0x4000"
+kube_proxy_mark = "auto"
 position = "last"
 [forward]
 enabled = true
@@ -96,6 +98,11 @@ def test_seconds_are_floats_however_written() -> None:
             (ip_network("10.0.0.0/8"), ip_network("fd00::/8"), ip_network("192.0.2.1/32")),
         ),
         ('masquerade.kube_proxy_mark = ""', "masquerade.kube_proxy_mark", None),
+        ('masquerade.kube_proxy_mark = "auto"', "masquerade.kube_proxy_mark", "auto"),
+        ('masquerade.families = ["ipv6"]', "masquerade.families", (Family.IPV6,)),
+        ('masquerade.families = ["ipv6", "ipv4", "ipv6"]', "masquerade.families", (Family.IPV4, Family.IPV6)),
+        ("masquerade.to_remote_pods = false", "masquerade.to_remote_pods", False),
+        ('subnet_files = ["/run/flannel/*.env", "/run/k3s/"]', "subnet_files", ("/run/flannel/*.env", "/run/k3s")),
         ('masquerade.kube_proxy_mark = "0x8000"', "masquerade.kube_proxy_mark", Mark(0x8000, 0xFFFFFFFF)),
         ('masquerade.kube_proxy_mark = "16384/0XC000"', "masquerade.kube_proxy_mark", Mark(0x4000, 0xC000)),
         (
@@ -177,7 +184,7 @@ def test_switches_are_true_or_false(key: str, value: str, described: str) -> Non
         ),
         ("[masquerad]\nenabled = true", "masquerad", "unknown table, did you mean masquerade?"),
         ("[qqq]", "qqq", "metrics, log"),
-        ("masquerade.random = true", "masquerade.random", "accepted in [masquerade]: enabled, random_fully, "),
+        ("masquerade.random = true", "masquerade.random", "accepted in [masquerade]: enabled, families, "),
         ("log.lvl = 1", "log.lvl", "unknown key, did you mean level?; accepted in [log]: level"),
         ('level = "debug"', "level", "unknown key, it belongs in [log]; accepted in the top of the file: "),
         ("enabled = false", "enabled", "it belongs in [masquerade] or [forward] or [dbus]"),
@@ -230,13 +237,33 @@ def test_switches_are_true_or_false(key: str, value: str, described: str) -> Non
         ('masquerade.non_masquerade_cidrs = ["fe80::%e/64"]', "masquerade.non_masquerade_cidrs", "names a zone"),
         ('masquerade.non_masquerade_cidrs = ["x/8"]', "masquerade.non_masquerade_cidrs", "with an IP address"),
         # Marks
+        ("masquerade.families = []", "masquerade.families", "at least one family; try masquerade.enabled = false"),
+        ('masquerade.families = ["ipv5"]', "masquerade.families", 'one of "ipv4", "ipv6", found the string "ipv5"'),
+        ('masquerade.families = "ipv4"', "masquerade.families", "expected an array of families"),
+        ('masquerade.kube_proxy_mark = "Auto"', "masquerade.kube_proxy_mark", 'expected "auto", a string'),
         ("masquerade.kube_proxy_mark = 0x4000", "masquerade.kube_proxy_mark", "found the number 16384"),
         ("masquerade.kube_proxy_mark = false", "masquerade.kube_proxy_mark", 'or "" for none, found false'),
-        ('masquerade.kube_proxy_mark = "0x4000/"', "masquerade.kube_proxy_mark", 'expected a string "VALUE/MASK"'),
-        ('masquerade.kube_proxy_mark = "0x4000 /1"', "masquerade.kube_proxy_mark", 'expected a string "VALUE/MASK"'),
-        ('masquerade.kube_proxy_mark = "-1"', "masquerade.kube_proxy_mark", 'expected a string "VALUE/MASK"'),
-        ('masquerade.kube_proxy_mark = "040000"', "masquerade.kube_proxy_mark", 'expected a string "VALUE/MASK"'),
-        ('masquerade.kube_proxy_mark = "\u0661"', "masquerade.kube_proxy_mark", 'expected a string "VALUE/MASK"'),
+        (
+            'masquerade.kube_proxy_mark = "0x4000/"',
+            "masquerade.kube_proxy_mark",
+            'a string "VALUE/MASK"',
+        ),
+        (
+            'masquerade.kube_proxy_mark = "0x4000 /1"',
+            "masquerade.kube_proxy_mark",
+            'a string "VALUE/MASK"',
+        ),
+        ('masquerade.kube_proxy_mark = "-1"', "masquerade.kube_proxy_mark", 'a string "VALUE/MASK"'),
+        (
+            'masquerade.kube_proxy_mark = "040000"',
+            "masquerade.kube_proxy_mark",
+            'a string "VALUE/MASK"',
+        ),
+        (
+            'masquerade.kube_proxy_mark = "\u0661"',
+            "masquerade.kube_proxy_mark",
+            'a string "VALUE/MASK"',
+        ),
         ('masquerade.kube_proxy_mark = "0x100000000"', "masquerade.kube_proxy_mark", "have 32 bits"),
         ('masquerade.kube_proxy_mark = "1/4294967296"', "masquerade.kube_proxy_mark", "have 32 bits"),
         (f'masquerade.kube_proxy_mark = "{"9" * 5000}"', "masquerade.kube_proxy_mark", "have 32 bits"),

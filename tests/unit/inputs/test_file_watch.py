@@ -211,6 +211,52 @@ def test_following_another_file(file: Path, present: None, watched: Watched, tmp
     assert watched.told()
 
 
+class TestPatterns:
+    """Entries that stand for several files; each step is reported, and so are later changes of the new files."""
+
+    @pytest.mark.parametrize("entry", ["flannel", "flannel/*.env", "fl*/*.env", "*/subnet.env"])
+    def test_files_appear_change_and_vanish(self, run: Path, file: Path, entry: str) -> None:
+        watched = Watched(run / entry)
+        try:
+            file.parent.mkdir()
+            assert watched.told()
+            write(file)
+            assert watched.told()
+            file.write_text("in place")
+            assert watched.told()
+            file.unlink()
+            assert watched.told()
+            shutil.rmtree(file.parent)
+            assert watched.told()
+            write(file)
+            assert watched.told()
+        finally:
+            watched.watch.stop()
+
+    def test_another_directory_that_matches(self, run: Path, file: Path, present: None) -> None:
+        watched = Watched(run / "*/subnet.env")
+        try:
+            write(run / "other" / "subnet.env")
+            assert watched.told()
+            (run / "other" / "subnet.env").write_text("in place")
+            assert watched.told()
+        finally:
+            watched.watch.stop()
+
+    @pytest.mark.parametrize("entry", ["flannel", "flannel/*.env"])
+    def test_file_that_is_a_link_to_another_directory(self, run: Path, file: Path, entry: str) -> None:
+        target = run / "elsewhere" / "lease"
+        write(target)
+        file.parent.mkdir()
+        file.symlink_to(target)
+        watched = Watched(run / entry)
+        try:
+            target.write_text("in place")
+            assert watched.told()
+        finally:
+            watched.watch.stop()
+
+
 class TestWhatCannotBeWatched:
     """The kernel allows so many watches and instances of inotify; a busy node has none left."""
 

@@ -77,7 +77,7 @@ def test_a_handle_is_a_whole_number(value: object) -> None:
 
 def test_a_field_too_many_or_too_few_is_refused() -> None:
     content = dataclasses.asdict(Neighbours("p"))
-    content = {**content, "before": [], "after": []}
+    content = {**content, "before": [], "after": [], "hits": []}
     assert decode(Neighbours, content) == Neighbours("p")
     for other in ({**content, "new": 1}, {key: value for key, value in content.items() if key != "jump"}):
         with pytest.raises(ValueError, match="expected the fields of Neighbours"):

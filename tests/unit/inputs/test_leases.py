@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
+import pytest
+
 from flanneld_masq.errors import SubnetFileError
 from flanneld_masq.inputs.leases import Change, Leases, News, as_data, describe
+from flanneld_masq.inputs.path_patterns import Expansion
 from flanneld_masq.model import FamilyLease, Lease
 
 ONE, TWO = "/run/flannel/one.env", "/run/flannel/two.env"
@@ -183,3 +186,116 @@ def test_complete_once_each_file_was_good() -> None:
     del files.content[ONE]
     followed.refresh()
     assert followed.complete, "what a file last said still holds"
+
+
+class TestPatterns:
+    """An entry that stands for several files, which come and go."""
+
+    @pytest.fixture
+    def directory(self, tmp_path: Path) -> Path:
+        (tmp_path / "flannel").mkdir()
+        return tmp_path / "flannel"
+
+    def write(self, path: Path, third: int = 1) -> None:
+        path.write_text(f"FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.{third}.1/24\n")
+
+    def subnets(self, followed: Leases) -> list[str]:
+        return [str(lease.ipv4.subnet) for lease in followed.good if lease.ipv4]
+
+    @pytest.mark.parametrize("pattern", ["", "/*.env", "/[a-z].env"])
+    def test_files_appear_and_vanish(self, directory: Path, pattern: str) -> None:
+        one, two = directory / "a.env", directory / "b.env"
+        followed = Leases((f"{directory}{pattern}",))
+        (news,) = followed.refresh()
+        assert news.message == f"waiting for a file that matches {directory}{pattern}"
+        self.write(two, 2)
+        assert told(followed.refresh()) == [(str(two), Change.ACCEPTED)]
+        assert followed.troubles == ()
+        self.write(one, 1)
+        assert told(followed.refresh()) == [(str(one), Change.ACCEPTED)]
+        assert self.subnets(followed) == ["10.244.1.0/24", "10.244.2.0/24"], "by name, whichever came first"
+        two.unlink()
+        assert told(followed.refresh()) == [(str(two), Change.ENDED)]
+        assert self.subnets(followed) == ["10.244.1.0/24"]
+        assert followed.refresh() == ()
+
+    def test_complete_once_each_file_of_the_entry_was_good(self, directory: Path) -> None:
+        followed = Leases((str(directory),))
+        followed.refresh()
+        assert not followed.complete, "no file was read yet"
+        self.write(directory / "a.env")
+        (directory / "b.env").write_text("refused")
+        followed.refresh()
+        assert not followed.complete
+        self.write(directory / "b.env", 2)
+        followed.refresh()
+        assert followed.complete
+
+    def test_last_good_lease_stays(self, directory: Path) -> None:
+        entry = str(directory / "*.env")
+        followed = Leases((entry,))
+        self.write(directory / "a.env")
+        followed.refresh()
+        (directory / "a.env").unlink()
+        (news,) = followed.refresh()
+        assert news == News(
+            entry, Change.VANISHED, f"no file matches {entry} any more; the rules of the last good state stay"
+        )
+        assert news.kept
+        assert self.subnets(followed) == ["10.244.1.0/24"]
+        assert followed.refresh() == ()
+        self.write(directory / "b.env", 2)
+        assert told(followed.refresh()) == [
+            (str(directory / "b.env"), Change.ACCEPTED),
+            (str(directory / "a.env"), Change.ENDED),
+        ]
+        assert (self.subnets(followed), followed.troubles) == (["10.244.2.0/24"], ())
+
+    def test_lease_stays_while_the_only_other_file_is_refused(self, directory: Path) -> None:
+        followed = Leases((str(directory),))
+        self.write(directory / "a.env")
+        followed.refresh()
+        (directory / "a.env").rename(directory / "b.env")
+        (directory / "b.env").write_text("nonsense")
+        assert [change for _, change in told(followed.refresh())] == [Change.REFUSED]
+        assert self.subnets(followed) == ["10.244.1.0/24"]
+
+    def test_directory_itself_vanishes_and_returns(self, directory: Path) -> None:
+        followed = Leases((str(directory),))
+        self.write(directory / "a.env")
+        followed.refresh()
+        directory.rename(directory.with_name("old"))
+        assert [change for _, change in told(followed.refresh())] == [Change.VANISHED]
+        assert self.subnets(followed) == ["10.244.1.0/24"]
+        assert followed.refresh() == ()
+        directory.mkdir()
+        self.write(directory / "a.env", 7)
+        followed.refresh()
+        assert (self.subnets(followed), followed.troubles) == (["10.244.7.0/24"], ())
+
+    def test_unreadable_directory_takes_nothing_away(self) -> None:
+        files = Files()
+        files.content[ONE] = lease()
+        expansions = [Expansion((ONE,)), Expansion(trouble="/run/flannel cannot be listed", unread=True)]
+        followed = Leases(("/run/flannel/*",), files.read, lambda entry: expansions[0])
+        followed.refresh()
+        del expansions[0]
+        (news,) = followed.refresh()
+        assert news.change is Change.REFUSED and isinstance(news.error, SubnetFileError)
+        assert news.message.endswith("cannot be listed; the rules of the last good state stay")
+        assert followed.good == (lease(),)
+        assert followed.refresh() == ()
+
+    def test_two_entries_that_stand_for_one_file(self, directory: Path) -> None:
+        self.write(directory / "a.env")
+        followed = Leases((str(directory / "a.env"), str(directory)))
+        assert len(followed.refresh()) == 1
+        assert len(followed.good) == 1
+
+    def test_following_other_entries_drops_their_leases(self, directory: Path) -> None:
+        self.write(directory / "a.env")
+        followed = Leases((str(directory),))
+        followed.refresh()
+        followed.follow((str(directory / "*.env"),))
+        assert followed.good == ()
+        assert len(followed.refresh()) == 1

@@ -12,10 +12,11 @@ import pytest
 from flanneld_masq import plugin_loader
 from flanneld_masq.errors import KernelError, PluginError, RulesetError, StateError
 from flanneld_masq.hookspecs import BackendType, Host, hookimpl
-from flanneld_masq.model import Family, Group, Observation, Position, Probe
+from flanneld_masq.model import Family, Group, Mark, MarkEvidence, MasqueradeSettings, Observation, Position, Probe
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.ruleset.backend_choice import Choice
+from flanneld_masq.ruleset.mark_choice import MarkChoice
 from flanneld_masq.state_directory import StateDirectory
 from flanneld_masq.testing import MemoryBackend, MemoryKernel
 from flanneld_masq.testing.fake_backend import MemoryRule
@@ -65,6 +66,27 @@ class TestPass:
         StateDirectory(bench.directory).forget(ONE, V4)
         bench.reconciler = bench.restarted()
         assert bench.reconcile() == [ONE]
+
+    def test_mark_of_kube_proxy_is_followed(self, bench: Bench) -> None:
+        outcome = bench.reconciler.reconcile(DESIRED)
+        assert outcome.kube_proxy_mark is not None and not outcome.kube_proxy_mark.read
+        assert "mark 0x4000/0x4000" in str(bench.kernel.chains(V4))
+        bench.kernel.marks[TWO] = MarkEvidence(Mark(1, 1), "a chain")
+        outcome = bench.reconciler.reconcile(DESIRED)
+        assert outcome.kube_proxy_mark == MarkChoice(Mark(1, 1), "a chain", read=True)
+        assert [repair.drift for repair in outcome.repairs] == [False]
+        assert "mark 0x1/0x1" in str(bench.kernel.chains(V4)) and "0x4000" not in str(bench.kernel.chains(V4))
+        assert bench.reconcile() == []
+        bench.reconciler = bench.restarted()
+        assert bench.reconcile() == [], "the mark is read before anything is written"
+        assert [plan.changes for plan in bench.restarted().plan(DESIRED)] == [(), (), ()]
+
+    def test_family_without_masquerade_has_no_mark(self, bench: Bench) -> None:
+        masquerade = MasqueradeSettings(families=(Family.IPV6,))
+        desired = replace(DESIRED, settings=replace(DESIRED.settings, masquerade=masquerade))
+        outcome = bench.reconciler.reconcile(desired)
+        assert (outcome.kube_proxy_mark, set(outcome.rules)) == (None, {Group.FORWARD})
+        assert bench.calls("kube_proxy_mark") == []
 
     def test_new_lease_replaces_the_rules(self, bench: Bench) -> None:
         bench.reconcile()

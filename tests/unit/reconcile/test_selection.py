@@ -8,9 +8,19 @@ from pathlib import Path
 import pytest
 
 from flanneld_masq.errors import BackendUnavailable, KernelError
-from flanneld_masq.model import Family, ForwardSettings, Group, Probe
+from flanneld_masq.model import (
+    DEFAULT_KUBE_PROXY_MARK,
+    Family,
+    ForwardSettings,
+    Group,
+    Mark,
+    MarkEvidence,
+    MasqueradeSettings,
+    Probe,
+)
 from flanneld_masq.reconcile.selection import assignment_of, missing_family
 from flanneld_masq.ruleset.backend_choice import Choice
+from flanneld_masq.ruleset.mark_choice import NO_EVIDENCE, MarkChoice
 
 from .bench import DESIRED, LEASE, ONE, OURS, THREE, TWO, V4, Bench, desired_state
 
@@ -59,6 +69,42 @@ class TestProbes:
         bench.kernel.probes[TWO] = Probe(True, random_fully=False)
         assert bench.reconciler.selector.randomises(ONE)
         assert not bench.reconciler.selector.randomises(TWO)
+
+
+class TestKubeProxyMark:
+    EVIDENCE = MarkEvidence(Mark(1, 1), "chain KUBE-MARK-MASQ of table ip nat")
+
+    def test_backends_are_asked_in_order_usable_or_not(self, bench: Bench) -> None:
+        bench.kernel.probes[TWO] = Probe(False, "gone")
+        bench.kernel.marks[TWO] = self.EVIDENCE
+        bench.kernel.marks[THREE] = MarkEvidence(Mark(2, 2), "elsewhere")
+        choice = bench.reconciler.selector.kube_proxy_mark(DESIRED.settings)
+        assert choice == MarkChoice(Mark(1, 1), self.EVIDENCE.where, read=True)
+        assert bench.calls("kube_proxy_mark") == [ONE, TWO, THREE]
+
+    def test_unreadable_answer_is_the_last_one(self, bench: Bench) -> None:
+        bench.kernel.marks[ONE] = self.EVIDENCE
+        selector = bench.reconciler.selector
+        selector.kube_proxy_mark(DESIRED.settings)
+        del bench.kernel.marks[ONE]
+        bench.kernel.fail("kube_proxy_mark", KernelError("reading", "no"))
+        assert selector.kube_proxy_mark(DESIRED.settings).mark == Mark(1, 1)
+        assert selector.kube_proxy_mark(DESIRED.settings) == MarkChoice(DEFAULT_KUBE_PROXY_MARK, NO_EVIDENCE)
+
+    def test_answer_that_was_never_readable_is_named(self, bench: Bench) -> None:
+        bench.kernel.fail("kube_proxy_mark", KernelError("reading", "no"))
+        choice = bench.reconciler.selector.kube_proxy_mark(DESIRED.settings)
+        assert (choice.mark, choice.unread) == (DEFAULT_KUBE_PROXY_MARK, True)
+        assert "reading: no" in choice.why
+
+    def test_nobody_is_asked_where_no_rule_tests_a_mark(self, bench: Bench) -> None:
+        fixed = replace(DESIRED.settings, masquerade=MasqueradeSettings(kube_proxy_mark=None))
+        assert bench.reconciler.selector.kube_proxy_mark(fixed).mark is None
+        off = replace(DESIRED.settings, masquerade=MasqueradeSettings(enabled=False))
+        bench.reconciler.selector.kube_proxy_mark(off)
+        bench.missing = "no such family"
+        bench.reconciler.selector.kube_proxy_mark(DESIRED.settings)
+        assert bench.calls("kube_proxy_mark") == []
 
 
 class TestAssignment:

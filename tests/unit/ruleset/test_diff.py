@@ -206,6 +206,28 @@ class TestMoved:
             moves = self.moved(LAST, Neighbours(BASE, observed, after), verified_state)
             assert moves == [("moved", BASE, f"our jump before {count} of the rules that it was behind")]
 
+    def counted(self, *hits: int) -> list[tuple[str, str, str]]:
+        """The jump was behind x and y, which had counted 3 packets each; now it is before those with these hits."""
+        verified_state = Neighbours(BASE, ("x", "y"), ("z",), hits=(3, 3, 3))
+        before, after = ("x", "y")[: 2 - len(hits)], ("z", *("x", "y")[2 - len(hits) :])
+        observed = Neighbours(BASE, before, after, hits=(*(9 for _ in before), 9, *hits))
+        return self.moved(LAST, observed, verified_state)
+
+    def test_rules_without_handles_that_count_from_zero_were_appended_again(self) -> None:
+        for hits in ((0,), (2,), (0, 0), (0, 2)):
+            assert self.counted(*hits) == []
+
+    def test_rules_without_handles_that_kept_their_count_were_overtaken(self) -> None:
+        for hits, count in (((3,), 1), ((7,), 1), ((0, 3), 1), ((4, 3), 2)):
+            assert [text for *_, text in self.counted(*hits)] == [
+                f"our jump before {count} of the rules that it was behind"
+            ]
+
+    def test_rules_that_do_not_end_the_chain_were_overtaken(self) -> None:
+        verified_state = Neighbours(BASE, ("x",), ("z",), hits=(0, 0))
+        assert self.moved(LAST, Neighbours(BASE, (), ("x", "z"), hits=(0, 0)), verified_state) != []
+        assert self.moved(LAST, Neighbours(BASE, (), ("z", "x"), hits=(0, 0)), verified_state) == []
+
     def test_last_and_others_removed_or_reordered_their_own(self) -> None:
         verified_state = Neighbours(BASE, ("x", "y"), ("z",))
         for before in ((), ("y",), ("y", "x"), ("x", "new", "y"), ("z", "x", "y")):

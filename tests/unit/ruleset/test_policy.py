@@ -378,6 +378,8 @@ class Dice(random.Random):
     def settings(self) -> Settings:
         return settings(
             enabled=self.random() < 0.95,
+            families=self.choice([tuple(Family)] * 8 + [(Family.IPV4,), (Family.IPV6,)]),
+            to_remote_pods=self.random() < 0.8,
             non_masquerade_cidrs=self.some([*EXCEPTIONS, *EXCEPTIONS_V6], 2),
             masquerade_link_local=self.random() < 0.5,
             kube_proxy_mark=self.choice([None, Mark(0x4000, 0x4000), Mark(0x2000, 0x6000), Mark(1, 0xFFFFFFFF)]),
@@ -401,6 +403,57 @@ class Dice(random.Random):
         return type(edge.network_address)(number)
 
 
+class TestSwitches:
+    """Settings that leave rules out."""
+
+    def test_families_that_are_left_out_are_forwarded_all_the_same(self) -> None:
+        wished = settings(families=(Family.IPV4,))
+        assert set(groups_of(wished, DUAL)) == BOTH
+        assert set(groups_of(wished, DUAL, family=Family.IPV6)) == {Group.FORWARD}
+        assert groups_of(settings(forward=False, families=(Family.IPV4,)), DUAL, family=Family.IPV6) == {}
+
+    def test_remote_pods_see_the_client(self) -> None:
+        for family, host, pod in (
+            (Family.IPV4, "192.0.2.1", "10.244.2.5"),
+            (Family.IPV6, "2001:db8::1", "fd00:10:244:2::5"),
+        ):
+            with_row, without = (
+                rules_of(settings(to_remote_pods=wanted), DUAL, family=family) for wanted in (True, False)
+            )
+            assert [rule.row for rule in with_row if rule not in without] == ["7"]
+            assert list(without) == list(with_row[: len(without)])
+            assert policy.decide(without, packet(host, pod)) is None
+
+    def test_auto_mark_comes_in_as_a_value(self) -> None:
+        def mark_in(wished: Settings) -> Optional[Mark]:
+            (group,) = policy.desired(
+                wished, (DUAL,), Family.IPV4, frozenset((Group.MASQUERADE,)), auto_mark=Mark(1, 1)
+            ).groups
+            return group.rules[0].mark
+
+        assert mark_in(settings()) == Mark(1, 1)
+        assert mark_in(settings(kube_proxy_mark=Mark(2, 2))) == Mark(2, 2)
+        assert mark_in(settings(kube_proxy_mark=None)) is None
+        assert rules_of(settings(), DUAL)[0].mark == Mark(0x4000, 0x4000)
+
+    @pytest.mark.parametrize(
+        ("wished", "why"),
+        [
+            (settings(enabled=False), "there are no masquerade rules for ipv4: masquerade.enabled is false"),
+            (settings(families=(Family.IPV6,)), "masquerade.families leaves the family out"),
+            (settings(to_remote_pods=False), "masquerade.to_remote_pods is false"),
+        ],
+    )
+    def test_explanation_names_the_setting(self, wished: Settings, why: str) -> None:
+        assert why in policy.why_undecided(wished, (DUAL,), packet("192.0.2.1", "10.244.2.5"))
+
+    def test_explanation_without_a_setting(self) -> None:
+        assert "no subnet file names" in policy.why_undecided(settings(), (OTHER,), packet("::1", "::2"))
+        assert "nothing to do with pods" in policy.why_undecided(
+            settings(to_remote_pods=False), (DUAL,), packet("192.0.2.1", "192.0.2.2")
+        )
+
+
 def within(address: Address, network: Network) -> bool:
     shift = address.max_prefixlen - network.prefixlen
     return address.version == network.version and int(address) >> shift == int(network.network_address) >> shift
@@ -413,9 +466,10 @@ def oracle(
     next one, and pod to pod (row 2) means: within one lease."""
     named = [lease.ipv4 if family is Family.IPV4 else lease.ipv6 for lease in leases]
     present = [lease for lease in named if lease is not None]
-    if not present or not wished.masquerade.enabled:
+    if not present or not wished.masquerade.enabled or family not in wished.masquerade.families:
         return None
     mark = wished.masquerade.kube_proxy_mark
+    assert not isinstance(mark, str)
     from_pod = any(within(packet.src, network) for lease in present for network in lease.networks)
     to_pod = any(within(packet.dst, network) for lease in present for network in lease.networks)
     top_bits = int(packet.dst) >> (28 if family is Family.IPV4 else 120)
@@ -437,7 +491,7 @@ def oracle(
         return "5"
     if from_pod and not multicast:
         return "6"
-    if to_pod:
+    if to_pod and wished.masquerade.to_remote_pods:
         return "7"
     return None
 
