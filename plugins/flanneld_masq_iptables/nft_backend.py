@@ -106,7 +106,7 @@ class IptablesNft(IptablesBackend):
         place = PLACES[Group.MASQUERADE]
         base = self._netlink.rules(self.family, place.table, place.base)
         jumps = [rule for rule in base if rules.is_cni_masquerade(jump_target(rule))]
-        chains = [jump_target(rule) for rule in jumps if rules.is_about_pods(self._source(rule), leases)]
+        chains = [jump_target(rule) for rule in jumps if rules.is_about_pods(_source(rule, self.family), leases)]
         where = f"chain {chains[0]} of table {self.family.data.nft} {place.table}" if chains else ""
         return Survey(tuple(flannel), where, rules.flannel_nat(flannel))
 
@@ -304,10 +304,6 @@ class IptablesNft(IptablesBackend):
                 yield self._item(ItemKind.RULE, place, rule)
             yield Item(ItemKind.CHAIN, f"{place.table} {chain}", f"chain {chain}")
 
-    def _source(self, rule: KernelRule) -> str:
-        source = _SOURCE.search(describe(rule, self.family))
-        return source[1] if source else ""
-
     def _item(self, kind: ItemKind, place: Place, rule: KernelRule) -> Item:
         tag = tag_of(comment(rule))
         text = describe(rule, self.family)
@@ -318,6 +314,12 @@ class IptablesNft(IptablesBackend):
 
 def _chain_raw(place: Place, chain: Chain) -> str:
     return rules.chain_text(place) + (f", flags {chain.flags:#x}" if chain.flags else "")
+
+
+def _source(rule: KernelRule, family: Family) -> str:
+    """Return the source that a rule matches, as it is described; empty for none."""
+    source = _SOURCE.search(describe(rule, family))
+    return source[1] if source else ""
 
 
 def _is_plain_jump(rule: KernelRule) -> bool:
