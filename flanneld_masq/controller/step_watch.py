@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 from flanneld_masq.controller.report import FamilyReport, LogEntry
 from flanneld_masq.controller.worker import Worker
 
-STUCK_SECONDS = 5.0  # no step takes so long, unless a tool, the holder of a lock or the kernel holds it up
+STUCK_SECONDS = 4.0  # below the time that a tool waits for the xtables lock, so that it is there to be named
 _Result = TypeVar("_Result")
 
 

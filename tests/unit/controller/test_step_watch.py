@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from datetime import datetime, timezone
 
 import pytest
+from flanneld_masq_iptables import binaries
 
 from flanneld_masq.controller import step_watch
 from flanneld_masq.controller.report import FamilyReport
@@ -51,6 +52,11 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Scene], None]]:
 
 async def run(stage: Stage, scene: Scene) -> None:
     await scene(stage)
+
+
+def test_a_tool_that_waits_for_the_lock_is_named_before_it_gives_up() -> None:
+    """With equal limits the tool may be gone just when the entry that names it is made."""
+    assert step_watch.STUCK_SECONDS <= binaries._WAIT_SECONDS - 1
 
 
 def test_a_call_that_ends_soon_is_no_news(play: Callable[[Scene], None], monkeypatch: pytest.MonkeyPatch) -> None:
