@@ -113,12 +113,15 @@ def _subnet_files(facts: Facts) -> Iterator[Finding]:
     for trouble in facts.troubles:
         remedy = "look at flannel's log: it writes the file when it starts; `subnet_files` names another"
         yield Finding(Severity.PROBLEM, "no subnet is known for this node's pods", trouble, remedy)
+    effects = [effect for found in facts.families for effect in found.effects.values()]
     for lease in facts.leases:
         if lease.ipmasq:
             what = "flanneld was started with --ip-masq and masquerades too"
-            if not any(found.effects for found in facts.families):
+            if not effects:
                 what = "flanneld was started with --ip-masq, but none of its masquerade rules is there"
-            remedy = "none is needed; to leave it to flanneld-masq alone, start flanneld with --ip-masq=false"
+            remedy = "to leave it to flanneld-masq alone, start flanneld with --ip-masq=false"
+            if not any(effect.conflicts or effect.unread for effect in effects):
+                remedy = f"none is needed; {remedy}"
             yield Finding(Severity.NOTICE, what, f"{lease.path} says FLANNEL_IPMASQ=true", remedy)
 
 

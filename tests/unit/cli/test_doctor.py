@@ -133,6 +133,13 @@ def test_what_harms_nobody_is_a_notice(facts: Facts, what: str) -> None:
     assert what in finding.what
 
 
+def test_flanneld_that_overrules_the_policy_needs_a_remedy() -> None:
+    facts = in_family(surveys={NFT: LEFT}, effects={NFT: EFFECT})
+    findings = list(examine(replace(facts, leases=(replace(LEASE, ipmasq=True),))))
+    assert [finding.severity for finding in findings].count(Severity.PROBLEM) == 1
+    assert not any("none is needed" in finding.remedy for finding in findings)
+
+
 def test_drops_are_met_by_the_forward_group_where_it_is_on() -> None:
     assert list(examine(in_family(drops={NFT: "policy drop"}))) == []
 
