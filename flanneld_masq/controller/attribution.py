@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,6 +151,12 @@ class EventFilter:
         self._detector = detector
         self._own_pids = in_initial_pid_namespace() if own_pids is None else own_pids
         self._seen: Fingerprint = ()  # the fingerprints read last
+        self.heard: int | None = None  # the generation of the last event
+
+    def hear(self, transactions: Sequence[Transaction]) -> None:
+        """Note that the kernel reported these, and so shows all that they changed."""
+        if transactions:
+            self.heard = transactions[-1].generation
 
     def needs_pass(self, transactions: Iterable[Transaction], lost: bool, verified: int) -> bool:
         """Return True if commits after the generation `verified` may have changed what a pass reads.

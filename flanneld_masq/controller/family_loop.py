@@ -116,6 +116,7 @@ class FamilyLoop:
     def receive(self) -> None:
         """Take the queued commits, and mark the family if they may concern it."""
         transactions, lost = self._feed.take(self.family)
+        self._filter.hear(transactions)
         if (not transactions and not lost) or self._desired.current() is None:
             return
         reason, outcome = EVENTS_LOST if lost else RULESET_CHANGED, self.report.outcome
@@ -217,8 +218,9 @@ class FamilyLoop:
         changed = begun.asked or desired != self.report.held
         lacking = outcome is not None and bool(outcome.unhelped)  # a program that may have been installed meanwhile
         begun = replace(begun, reprobe=begun.reprobe or (lacking and begun.is_resync))
+        heard = self._filter.heard
         try:
-            done = await self._worker.call(lambda: self._reconcile(desired, begun))
+            done = await self._worker.call(lambda: self._reconcile(desired, begun, heard))
         except MasqError as error:
             self._on_failure(error, begun)
         except Exception as error:  # the top of the loop: a bug must not end the daemon, nor be hidden
@@ -236,14 +238,14 @@ class FamilyLoop:
         finally:
             self._schedule.end()
 
-    def _reconcile(self, desired: DesiredState, begun: Begun) -> _Pass:
+    def _reconcile(self, desired: DesiredState, begun: Begun, heard: int | None) -> _Pass:
         """In the worker's thread."""
         if begun.reprobe:
             self._reconciler.selector.reprobe()
         elif begun.is_resync:
             self._reconciler.selector.recheck()
         started = cpu_seconds()
-        outcome, detector = self._reconciler.reconcile(desired), self._reconciler.detector
+        outcome, detector = self._reconciler.reconcile(desired, heard), self._reconciler.detector
         return _Pass(outcome, detector.polls(), detector.missed_drop(), cpu_seconds() - started)
 
     def _on_success(self, desired: DesiredState, outcome: Outcome, begun: Begun) -> None:

@@ -68,15 +68,17 @@ class Reconciler:
                 plans.append(Plan(self.family, target.backend.name, changes))
         return tuple(plans)
 
-    def reconcile(self, desired_state: DesiredState) -> Outcome:
+    def reconcile(self, desired_state: DesiredState, heard: int | None = None) -> Outcome:
         """Make the kernel hold the desired state, first in the chosen backends and then in the others.
+
+        `heard` is the generation of the last kernel event before this call; None for no event.
 
         Rules of ours in a backend that must hold none are removed, but not those of a family that a subnet file may
         name which was not read yet. Such a backend is read in the first pass, after
         `recheck` and `reprobe`, with another choice of backends, and whenever its fingerprint or poll has changed.
         Raise MasqError if the kernel, a tool or a plugin refuses; what was done before stays done.
         """
-        self.repairs, self._writer.verified = [], None
+        self.repairs, self._writer.verified, self._writer.heard = [], None, heard
         first = self._undisputed(desired_state)
         self._converge(first)
         self._writer.confirm(self.detector.generation())

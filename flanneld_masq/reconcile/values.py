@@ -74,8 +74,9 @@ class Outcome:
     """The result of a pass.
 
     `rules` counts the rules that each backend of a group now holds for it, without the jumps. `generation` is the last
-    generation in which the ruleset is known to be right, None where the kernel counts none. `fingerprint` was taken
-    in that generation; it is empty if another program committed before it could be taken. `unhelped` says what still
+    generation in which the ruleset is known to be right, None where the kernel counts none: the one before that of the
+    read-back if the kernel may not have shown all of that yet. `fingerprint` was taken in that generation; it is empty
+    if another program committed before it could be taken. `unhelped` says what still
     drops forwarded packets, because no accept can be put there. `kube_proxy_mark` is the mark that the masquerade rules
     test; None without such rules.
     """

@@ -58,11 +58,12 @@ class Writer:
     """Writes the rules of one family, for one thread. The caller holds the family's lock in the state directory.
 
     `verified` is the last generation in which everything that the pass has read so far is right; None if nothing was
-    read yet or the kernel counts no generations.
+    read yet or the kernel counts no generations. `heard` is the generation of the last event before the pass.
     """
 
     def __init__(self, family: Family, store: StateDirectory, commits: OwnCommits, clock: Callable[[], float]) -> None:
         self.verified: int | None = None
+        self.heard: int | None = None
         self._family = family
         self._store = store
         self._commits = commits
@@ -94,14 +95,28 @@ class Writer:
         return observed, self._differences(target, observed)
 
     def confirm(self, generation: int | None, afterwards: int | None = None) -> None:
-        """Note that a backend is right in `generation`, and still in `afterwards` if only this process committed."""
+        """Note that a backend is right in `generation`, and still in `afterwards` if only this process committed.
+
+        Of an incomplete generation only the one before it is certain.
+        """
         if generation is None:
             return
+        if afterwards in (None, generation) and not self.complete(generation):
+            generation, afterwards = following(generation, -1), None
         if self.verified in (None, generation):
             self.verified = generation if afterwards is None else afterwards
         elif self.verified is not None and is_after(self.verified, generation):
             self.verified = generation
 
+    def complete(self, generation: int | None) -> bool:
+        """Return True if what was read in that generation cannot lack a part of it.
+
+        The kernel counts a generation before its rules are visible, and reports it after that. It is complete if its
+        event was heard before the pass, or if this process made it: the answer to a write comes after the commit.
+        """
+        if generation is None or generation in self._commits:
+            return True
+        return self.heard is not None and not is_after(generation, self.heard)
     def _observe(self, target: Target) -> Observation:
         observed = target.backend.observe(tuple(Group))
         if not observed.strangers:
@@ -126,13 +141,15 @@ class Writer:
 
         The read-back is trusted if no other program committed since the observation, or if it equals what the write
         before left. Otherwise the next try starts from it. Some programs commit without end, so for the last try it
-        is enough that the tags are right.
+        is enough that the tags are right. An observation of an incomplete generation may have missed its last commit,
+        which matters only if the write keeps some of the objects observed.
         """
         problem = ""
         for tries_left in reversed(range(WRITE_TRIES)):
             with self._commits.own_turn():
                 before = target.backend.generation()
-                current = self._commits.made_all(seen_at, before)
+                complete = not observed.items or self.complete(seen_at)
+                current = complete and self._commits.made_all(seen_at, before)
                 transactions = self._replace(target, observed, changes)
                 seen_at = target.backend.generation()
                 observed = self._observe(target)

@@ -96,12 +96,16 @@ class MemoryKernel:
 
     def commit(self, family: Family, chains: Chains) -> None:
         """Commit one transaction: set the rules of these chains; None deletes a chain."""
+        self.change(family, chains)
+        self.generation = following(self.generation)
+
+    def change(self, family: Family, chains: Chains) -> None:
+        """Set the rules of these chains and count nothing: for a kernel that counts a transaction at another time."""
         for name, rules in chains.items():
             if rules is None:
                 self._chains[family].pop(name, None)
             else:
                 self._chains[family][name] = tuple(rule if rule.handle else self._new(rule) for rule in rules)
-        self.generation = following(self.generation)
 
     def append(self, family: Family, chain: str, text: str, comment: str = "") -> None:
         """Another program appends a rule to a chain."""

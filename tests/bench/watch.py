@@ -25,6 +25,9 @@ FLANNEL: Chains = (("nat", "FLANNEL-POSTRTG", "POSTROUTING"), ("filter", "FLANNE
 FLANNEL_NFTABLES: Chains = (("flannel-ipv4", "postrtg", None),)
 
 
+COMPLETE_SECONDS = 1.0  # after which the rules of a generation are visible, also on a busy machine
+
+
 class Watch(ABC):
     """`wanted` is what the kernel held when the rules were last known to be in order."""
 
@@ -47,13 +50,17 @@ class Watch(ABC):
 
 
 class NftWatch(Watch):
-    """For all that lives in nf_tables. One look takes 4 us, and 0.1 ms where the generation is a new one."""
+    """For all that lives in nf_tables. One look takes 4 us, and 0.1 ms while the generation is a new one.
+
+    The kernel counts a generation before its rules are visible, so they are read again for a second after that.
+    """
 
     def __init__(self, site: Site, chains: Chains) -> None:
         with site.entered():
             self._netlink = Nfnetlink()
         self._chains = chains
         self._generation = -1
+        self._complete_at = 0.0
         self._seen: Hashable = None
 
     def generation(self) -> int:
@@ -61,7 +68,10 @@ class NftWatch(Watch):
 
     def look(self) -> Hashable:
         generation = self._netlink.generation()
+        asked = now()
         if generation != self._generation:
+            self._complete_at = asked + COMPLETE_SECONDS
+        if generation != self._generation or asked < self._complete_at:
             self._seen = tuple(self._rules(*place) for place in self._chains)
             self._generation = generation
         return self._seen

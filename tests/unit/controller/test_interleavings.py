@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flanneld_masq.controller.family_loop import FamilyLoop
@@ -35,9 +35,9 @@ from flanneld_masq.reconcile.values import DesiredState
 from flanneld_masq.reconcile.writer import OwnCommits
 from flanneld_masq.state_directory import StateDirectory
 from flanneld_masq.testing import MemoryKernel, memory_backend_type
-from flanneld_masq.testing.fake_backend import Chains
+from flanneld_masq.testing.fake_backend import Chains, MemoryRule
 
-from ...common import until
+from ...common import lasting, until
 
 DEADLINE = 10.0  # seconds
 LEASE = Lease(
@@ -56,14 +56,18 @@ BASES = ("postrouting", "forward")
 
 @dataclass(frozen=True)
 class Step:
-    """What others do with a chain, in the call of a backend that comes after so many others; and when the event of it
-    is heard: as soon as may be, before that call goes on, or never, because it is one of too many."""
+    """What another program does with a chain, in the call of a backend that comes after so many others.
+
+    The kernel counts the transaction then, shows its rules `lag` calls later, and reports it last. The event is heard
+    as soon as may be, before that call goes on, or never, because it is one of too many.
+    """
 
     family: Family
     act: str  # flush, append or prepend
     chain: str
     calls: int
     event: str  # soon, at once or lost
+    lag: int = 0
 
 
 STEPS = st.lists(
@@ -74,6 +78,7 @@ STEPS = st.lists(
         st.sampled_from((*OURS, *BASES, "elsewhere")),
         st.integers(0, 8),
         st.sampled_from(("soon", "at once", "lost")),
+        st.integers(0, 4),
     ),
     min_size=1,
     max_size=5,
@@ -81,7 +86,10 @@ STEPS = st.lists(
 
 
 class Kernel(MemoryKernel):
-    """Lets others commit in the middle of a pass, and has an event for each transaction."""
+    """Lets other programs commit in the middle of a pass, and has an event for each transaction.
+
+    One program commits at a time: until the rules of a transaction are visible, the next one waits.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,16 +98,19 @@ class Kernel(MemoryKernel):
         self.tell: Callable[[bool], None] = lambda at_once: None
         self._events: list[Transaction] = []
         self._lost = self._losing = False
-        self._calls = 0
-        self._committing, self._counting = threading.Lock(), threading.Lock()
+        self._calls = self._lag = 0
+        self._half_done: Step | None = None  # its generation is counted, its rules are not visible
+        self._committing, self._counting = threading.RLock(), threading.Lock()
+
+    @property
+    def at_rest(self) -> bool:
+        return not self.steps and self._half_done is None
 
     def commit(self, family: Family, chains: Chains) -> None:
+        self.finish()
         with self._committing:
             super().commit(family, chains)
-            if self._losing:
-                self._lost = True
-            else:
-                self._events.append(Transaction(self.generation, 4_000_000, "somebody"))
+            self._report()
         self.tell(False)
 
     def events(self) -> tuple[list[Transaction], bool]:
@@ -111,20 +122,44 @@ class Kernel(MemoryKernel):
         super().called(method, backend, family)
         with self._counting:
             self._calls += 1
-            due = bool(self.steps) and self.steps[0].calls < self._calls
+            self._lag -= 1
+            visible = self._lag <= 0
+            due = bool(self.steps) and self._half_done is None and self.steps[0].calls < self._calls
             step = self.steps.pop(0) if due else None
             self._calls = 0 if due else self._calls
+        if visible:
+            self.finish()
         if step is not None:
             self.do(step)
 
     def do(self, step: Step) -> None:
-        self._losing = step.event == "lost"
-        if step.act == "flush":
-            self.flush(step.family, step.chain)
-        else:
-            getattr(self, step.act)(step.family, step.chain, "rule")
-        self._losing = False
+        self.finish()
+        with self._committing:
+            self.generation = following(self.generation)
+            self._half_done, self._lag = step, step.lag
+        if not step.lag:
+            self.finish()
+
+    def finish(self) -> None:
+        """Show the rules of the transaction that was counted, then report it."""
+        with self._committing:
+            step, self._half_done = self._half_done, None
+            if step is None:
+                return
+            rules = self.chain(step.family, step.chain) or ()
+            added = MemoryRule("rule")
+            acts = {"flush": (), "append": (*rules, added), "prepend": (added, *rules)}
+            self.change(step.family, {step.chain: acts[step.act]})
+            self._losing = step.event == "lost"
+            self._report()
+            self._losing = False
         self.tell(step.event == "at once")
+
+    def _report(self) -> None:
+        if self._losing:
+            self._lost = True
+        else:
+            self._events.append(Transaction(self.generation, 4_000_000, "somebody"))
 
     def ours(self, family: Family) -> list[tuple[str, ...]]:
         """What must be as it was: our chains, the first rule of postrouting and the last one of forward."""
@@ -211,9 +246,11 @@ class Stage:
 
     def all_done(self) -> bool:
         """A step that no call comes for, because there is nothing to repair, is done now."""
-        if self.kernel.steps and self.at_rest():
-            self.kernel.do(self.kernel.steps.pop(0))
-        return not self.kernel.steps
+        if self.at_rest():
+            self.kernel.finish()
+            if self.kernel.steps:
+                self.kernel.do(self.kernel.steps.pop(0))
+        return self.kernel.at_rest
 
     def synced(self) -> bool:
         return all(loop.report.state is State.SYNCED for loop in self.loops)
@@ -222,7 +259,15 @@ class Stage:
         return not any(loop._schedule.dirty or loop._schedule.passing for loop in self.loops)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=int(lasting(100, 5000)))
+@example(
+    [
+        Step(Family.IPV4, "prepend", "elsewhere", 7, "soon", 2),
+        Step(Family.IPV4, "prepend", "forwards forward", 7, "soon", 2),
+        Step(Family.IPV4, "append", "masquerades masquerade", 1, "soon", 4),
+    ],
+    14,
+)
 @given(steps=STEPS, before=st.integers(0, 15))
 def test_whatever_others_commit_and_whenever_the_rules_come_back(steps: list[Step], before: int) -> None:
     with tempfile.TemporaryDirectory() as directory:

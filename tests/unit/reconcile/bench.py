@@ -23,7 +23,7 @@ from flanneld_masq.model import (
 )
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.reconcile.reconciler import Reconciler
-from flanneld_masq.reconcile.values import DesiredState
+from flanneld_masq.reconcile.values import DesiredState, Outcome
 from flanneld_masq.reconcile.writer import OwnCommits
 from flanneld_masq.state_directory import StateDirectory
 from flanneld_masq.testing import MemoryBackend, MemoryKernel, memory_backend_type
@@ -84,10 +84,14 @@ class Bench:
     def calls(self, method: str) -> list[BackendName]:
         return [backend for name, backend, _ in self.kernel.log if name == method]
 
+    def outcome(self, state: DesiredState = DESIRED) -> Outcome:
+        """Run one pass after all events have been heard."""
+        return self.reconciler.reconcile(state, self.kernel.generation)
+
     def reconcile(self, state: DesiredState = DESIRED) -> list[BackendName]:
         """Run one pass and return the backends that it wrote, in order."""
         self.kernel.log.clear()
-        repaired = [repair.plan.backend for repair in self.reconciler.reconcile(state).repairs]
+        repaired = [repair.plan.backend for repair in self.outcome(state).repairs]
         assert list(dict.fromkeys(self.calls("replace"))) == list(dict.fromkeys(repaired))
         return list(dict.fromkeys(repaired))
 

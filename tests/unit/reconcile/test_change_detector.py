@@ -16,14 +16,14 @@ from .bench import DESIRED, ONE, OURS, STALE, THREE, TWO, V4, Bench, desired_sta
 class TestFingerprint:
     def test_outcome_has_generation_and_fingerprint(self, bench: Bench) -> None:
         for _ in range(2):
-            outcome = bench.reconciler.reconcile(DESIRED)
+            outcome = bench.outcome(DESIRED)
             assert outcome.generation == bench.kernel.generation
             assert len(outcome.fingerprint) == 3
             assert outcome.fingerprint == bench.reconciler.detector.fingerprint()
 
     @pytest.mark.parametrize("chain", [OURS, "one forward", "postrouting", "forward"])
     def test_fingerprint_differs_after_each_kind_of_damage(self, chain: str, bench: Bench) -> None:
-        seen = bench.reconciler.reconcile(DESIRED).fingerprint
+        seen = bench.outcome(DESIRED).fingerprint
         bench.kernel.append(V4, "elsewhere", "rule")
         assert bench.reconciler.detector.fingerprint() == seen
         bench.kernel.flush(V4, chain)
@@ -31,13 +31,19 @@ class TestFingerprint:
 
     @pytest.mark.parametrize("place", ["two masquerade", "three forward"])
     def test_fingerprint_shows_rules_of_ours_elsewhere(self, place: str, bench: Bench) -> None:
-        seen = bench.reconciler.reconcile(DESIRED).fingerprint
+        seen = bench.outcome(DESIRED).fingerprint
         bench.kernel.append(V4, place, "stale", STALE)
         assert bench.reconciler.detector.fingerprint() != seen
 
+    def test_pass_without_the_last_event_has_no_fingerprint(self, bench: Bench) -> None:
+        bench.outcome()
+        bench.kernel.append(V4, "elsewhere", "rule")
+        outcome = bench.reconciler.reconcile(DESIRED, bench.kernel.generation - 1)
+        assert (outcome.generation, outcome.fingerprint) == (bench.kernel.generation - 1, ())
+
     def test_disturbed_pass_has_no_fingerprint(self, bench: Bench) -> None:
         bench.kernel.interfere = lambda: bench.kernel.append(V4, "elsewhere", "rule")
-        assert bench.reconciler.reconcile(DESIRED).fingerprint == ()
+        assert bench.outcome(DESIRED).fingerprint == ()
 
     def test_read_again_stops_at_the_first_difference(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         detector = bench.reconciler.detector
@@ -96,7 +102,7 @@ class TestGeneration:
 class TestPoll:
     def test_backend_without_generation_is_polled(self, tmp_path: Path) -> None:
         bench = Bench(tmp_path / "state", counted=False)
-        outcome = bench.reconciler.reconcile(DESIRED)
+        outcome = bench.outcome(DESIRED)
         assert (outcome.generation, outcome.fingerprint) == (None, ())
         assert bench.reconciler.detector.polls()
         assert not bench.reconciler.detector.poll()

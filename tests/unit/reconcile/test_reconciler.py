@@ -38,7 +38,7 @@ class TestPass:
         assert bench.calls("observe") == [ONE]
 
     def test_outcome_has_choices_rules_and_repairs(self, bench: Bench) -> None:
-        outcome = bench.reconciler.reconcile(DESIRED)
+        outcome = bench.outcome(DESIRED)
         assert {group: (chosen.backend, chosen.why) for group, (chosen,) in outcome.choices.items()} == {
             Group.MASQUERADE: (ONE, "the first choice of auto"),
             Group.FORWARD: (ONE, "goes with the masquerade group"),
@@ -52,7 +52,7 @@ class TestPass:
     def test_family_without_a_lease_is_cleared(self, bench: Bench) -> None:
         bench.reconcile()
         empty = replace(LEASE, ipv4=None)
-        outcome = bench.reconciler.reconcile(desired_state("auto", "auto", empty))
+        outcome = bench.outcome(desired_state("auto", "auto", empty))
         assert outcome.choices == {}
         assert bench.kernel.chains(V4) == {"postrouting": (), "forward": ()}
 
@@ -68,11 +68,11 @@ class TestPass:
         assert bench.reconcile() == [ONE]
 
     def test_mark_of_kube_proxy_is_followed(self, bench: Bench) -> None:
-        outcome = bench.reconciler.reconcile(DESIRED)
+        outcome = bench.outcome(DESIRED)
         assert outcome.kube_proxy_mark is not None and not outcome.kube_proxy_mark.read
         assert "mark 0x4000/0x4000" in str(bench.kernel.chains(V4))
         bench.kernel.marks[TWO] = MarkEvidence(Mark(1, 1), "a chain")
-        outcome = bench.reconciler.reconcile(DESIRED)
+        outcome = bench.outcome(DESIRED)
         assert outcome.kube_proxy_mark == MarkChoice(Mark(1, 1), "a chain", read=True)
         assert [repair.drift for repair in outcome.repairs] == [False]
         assert "mark 0x1/0x1" in str(bench.kernel.chains(V4)) and "0x4000" not in str(bench.kernel.chains(V4))
@@ -139,7 +139,7 @@ class TestPass:
     def test_pass_after_a_failed_write_writes(self, bench: Bench) -> None:
         bench.kernel.fail("replace", KernelError("writing", "no"))
         with pytest.raises(KernelError):
-            bench.reconciler.reconcile(DESIRED)
+            bench.outcome(DESIRED)
         assert bench.reconcile() == [ONE]
 
     def test_failed_read_writes_nothing(self, bench: Bench) -> None:
@@ -147,7 +147,7 @@ class TestPass:
         generation = bench.kernel.generation
         bench.kernel.fail("observe", KernelError("reading", "cut short"))
         with pytest.raises(KernelError, match="cut short"):
-            bench.reconciler.reconcile(DESIRED)
+            bench.outcome(DESIRED)
         assert bench.kernel.generation == generation
 
     def test_failing_backend_does_not_stop_the_other(self, bench: Bench) -> None:
@@ -157,7 +157,7 @@ class TestPass:
         bench.reconciler.selector.reprobe()
         bench.kernel.fail("observe", KernelError("reading", "no"))
         with pytest.raises(KernelError):
-            bench.reconciler.reconcile(desired_state("one", "two"))
+            bench.outcome(desired_state("one", "two"))
         assert bench.kernel.chain(V4, "two forward")
         assert [(repair.plan.backend, repair.drift) for repair in bench.reconciler.repairs] == [(TWO, True)]
 
@@ -209,7 +209,7 @@ class TestSwitch:
         held = bench.kernel.chains(V4)
         bench.kernel.fail("replace", KernelError("writing", "no"))
         with pytest.raises(KernelError):
-            bench.reconciler.reconcile(desired_state("two"))
+            bench.outcome(desired_state("two"))
         assert bench.kernel.chains(V4) == held
 
     def test_each_group_goes_where_the_settings_say(self, bench: Bench) -> None:
@@ -222,14 +222,14 @@ class TestSwitch:
     def test_forward_group_goes_where_packets_are_dropped(self, bench: Bench) -> None:
         bench.reconcile()
         bench.kernel.drops[TWO] = "docker drops"
-        outcome = bench.reconciler.reconcile(DESIRED)
+        outcome = bench.outcome(DESIRED)
         assert outcome.choices[Group.FORWARD] == (Choice(TWO, "docker drops"),)
         assert set(bench.kernel.chains(V4)) == {"one masquerade", "two forward", "postrouting", "forward"}
 
     def test_forward_group_goes_to_each_place_where_packets_are_dropped(self, bench: Bench) -> None:
         bench.reconcile()
         bench.kernel.drops.update({TWO: "docker drops", THREE: "legacy drops"})
-        outcome = bench.reconciler.reconcile(DESIRED)
+        outcome = bench.outcome(DESIRED)
         assert outcome.choices[Group.FORWARD] == (Choice(TWO, "docker drops"), Choice(THREE, "legacy drops"))
         places = {"one masquerade", "two forward", "three forward", "postrouting", "forward"}
         assert set(bench.kernel.chains(V4)) == places
@@ -276,12 +276,12 @@ class TestSwitch:
         bench.kernel.probes[ONE] = Probe(False, "gone", "install it")
         bench.kernel.fail("replace", KernelError("writing", "no"))
         with pytest.raises(KernelError):
-            bench.reconciler.reconcile(DESIRED)
+            bench.outcome(DESIRED)
         assert bench.reconcile() == [TWO]
         bench.kernel.append(V4, OURS, "stale")
         bench.reconciler.selector.reprobe()
         bench.kernel.fail("replace", KernelError("writing", "no"))
-        assert bench.reconciler.reconcile(DESIRED).repairs == ()
+        assert bench.outcome(DESIRED).repairs == ()
         assert OURS in bench.kernel.chains(V4)
 
     def test_stale_rules_elsewhere_are_found_after_reprobe(self, bench: Bench) -> None:
@@ -309,7 +309,7 @@ class TestLeftovers:
         before = bench.kernel.chains(V4)
         bench.kernel.append(V4, place, "stale", STALE)
         assert any(plan.changes for plan in bench.restarted().plan(DESIRED))
-        (repair,) = bench.reconciler.reconcile(DESIRED).repairs
+        (repair,) = bench.outcome(DESIRED).repairs
         assert (repair.plan.backend, repair.drift) == (place.split()[0], True)
         assert bench.kernel.chains(V4) == before
         assert bench.in_sync()
@@ -337,7 +337,7 @@ class TestLeftovers:
 
     def test_family_without_a_lease_has_none(self, bench: Bench) -> None:
         reconciler = bench.of(Family.IPV6)
-        assert reconciler.reconcile(DESIRED).generation == bench.kernel.generation, "its events count too"
+        assert reconciler.reconcile(DESIRED, bench.kernel.generation).generation == bench.kernel.generation, "its events count too"
         for place in ("one masquerade", "two forward"):
             bench.kernel.append(Family.IPV6, place, "stale", STALE)
             (repair,) = reconciler.reconcile(DESIRED).repairs
