@@ -144,8 +144,9 @@ class BackendType:
 @dataclass(frozen=True, **SLOTS)
 class Event:
     """An event of the daemon. `kind` is one of the names in `service.journal.MESSAGE_IDS`. `diff` holds lines of what
-    was found (-) and wanted (+). Command line and unit of a culprit are empty if its process had ended already. The
-    command line may hold a secret: keep it from other users. All texts are printable, all but `diff` on one line."""
+    was found (-) and wanted (+). Command line and unit of a culprit are empty if its process had ended already, and
+    its pid is 0 as well if the daemon runs in a pid namespace. The command line may hold a secret: keep it from other
+    users. All texts are printable, all but `diff` on one line."""
 
     kind: str
     message: str

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -27,6 +28,7 @@ MAX_STDOUT = 64 * 1024 * 1024  # bytes; 80,000 rules of kube-proxy print 20 MB
 MAX_STDERR = 16 * 1024
 _CHUNK = 64 * 1024
 _ENCODING = ("utf-8", "surrogateescape")  # the comment of a foreign rule may hold any bytes, a lone CR among them
+_REMEMBERED_PIDS = 64
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -56,6 +58,7 @@ class ProcessRunner:
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[bytes]] = set()
         self._stopped = False
+        self.started_pids: deque[int] = deque(maxlen=_REMEMBERED_PIDS)  # of the programs started last
         self.moved = -math.inf  # when a program last started or ended, by the monotonic clock
         self.running: tuple[str, ...] = ()  # the program that one thread waits for; empty while there is none
 
@@ -109,6 +112,7 @@ class ProcessRunner:
             except OSError as error:
                 raise CommandError(argv, f"could not be started: {error.strerror}") from error
             self._running.add(process)
+            self.started_pids.append(process.pid)
             return process
 
 

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flanneld_masq.errors import MasqError
 from flanneld_masq.inputs.text import read_start
-from flanneld_masq.kernel.ruleset_events import Transaction
+from flanneld_masq.kernel.ruleset_events import Transaction, own_ports
 from flanneld_masq.model import SLOTS
 from flanneld_masq.printable import printable
+from flanneld_masq.process import ProcessRunner
 from flanneld_masq.reconcile.change_detector import ChangeDetector
 from flanneld_masq.reconcile.values import Fingerprint
 
@@ -30,15 +31,20 @@ _MAX_SHOWN = 300  # characters of a command line
 @dataclass(frozen=True, **SLOTS)
 class Culprit:
     """A program that committed a transaction. `command` (its command line) and `unit` (of systemd) are empty
-    where the process is gone. The command line may hold a secret, so it is no part of the text."""
+    where the process is gone. The command line may hold a secret, so it is no part of the text. `pid` is 0 where the
+    kernel reports no pid of this process's own pid namespace."""
 
     name: str
     pid: int
     command: str = ""
     unit: str = ""
 
+    @property
+    def pid_text(self) -> str:
+        return f"pid {self.pid}" if self.pid else "pid not known in a pid namespace"
+
     def __str__(self) -> str:
-        return f"{self.name} (pid {self.pid}, {self.unit})" if self.unit else f"{self.name} (pid {self.pid})"
+        return f"{self.name} ({self.pid_text}, {self.unit})" if self.unit else f"{self.name} ({self.pid_text})"
 
 
 def in_initial_pid_namespace(root: Path = Path("/")) -> bool:
@@ -53,8 +59,13 @@ def in_initial_pid_namespace(root: Path = Path("/")) -> bool:
         return (root / "proc/self").exists()
 
 
-def identify(transaction: Transaction, root: Path = Path("/")) -> Culprit:
-    """Return what is known of its author. A process that has another name by now is another process."""
+def identify(transaction: Transaction, root: Path = Path("/"), *, pid_known: bool = True) -> Culprit:
+    """Return what is known of its author. A process that has another name by now is another process.
+
+    `pid_known` is False in a pid namespace, where the kernel reports pids of the initial one.
+    """
+    if not pid_known:
+        return Culprit(_shown(transaction.name), 0)
     directory = root / "proc" / str(transaction.pid)
     name = _shown(transaction.name)
     if _read(directory / "comm").rstrip("\n") != transaction.name:
@@ -64,7 +75,11 @@ def identify(transaction: Transaction, root: Path = Path("/")) -> Culprit:
 
 
 def suspects(
-    transactions: Iterable[Transaction], harmless: Collection[str] = (), root: Path = Path("/")
+    transactions: Iterable[Transaction],
+    harmless: Collection[str] = (),
+    root: Path = Path("/"),
+    *,
+    pids_known: bool = True,
 ) -> tuple[Culprit, ...]:
     """Return the programs that made these, each once, the most suspicious last: one that is not `harmless`, and of
     several the latest."""
@@ -73,19 +88,34 @@ def suspects(
         latest.pop(transaction.name, None)  # so that the order is that of the latest of each
         latest[transaction.name] = transaction
     ranked = sorted(latest.values(), key=lambda found: found.name not in harmless)
-    return tuple(identify(found, root) for found in ranked[-MAX_NAMED:])
+    return tuple(identify(found, root, pid_known=pids_known) for found in ranked[-MAX_NAMED:])
+
+
+class OwnPorts(Container[int]):
+    """The netlink ports from which this process commits, and the programs that `runners` started.
+
+    They tell own commits from foreign ones in a pid namespace too. The first netlink socket of a program has its pid
+    as port.
+    """
+
+    def __init__(self, runners: Collection[ProcessRunner]) -> None:
+        self._runners = runners
+
+    def __contains__(self, port: object) -> bool:
+        return any(port in runner.started_pids for runner in self._runners) or port in own_ports()
 
 
 class SuspectTracker:
     """Remembers the commits to nf_tables since the rules of a family were last known to be right.
 
-    `is_ours` returns True for a commit of this process.
+    `is_ours` returns True for a commit of this process. `pids_known` is False in a pid namespace.
     """
 
-    def __init__(self, is_ours: Callable[[Transaction], bool]) -> None:
+    def __init__(self, is_ours: Callable[[Transaction], bool], *, pids_known: bool = True) -> None:
         self.undecided: deque[Transaction] = deque(maxlen=MAX_HEARD)  # they may have changed something or not
         self.count = 0  # of all commits ever reported
         self._is_ours = is_ours
+        self._pids_known = pids_known
         self._guilty: deque[Transaction] = deque(maxlen=MAX_HEARD)  # those that changed something first come last
         self._broken_until: int | None = None  # the generation in which a change was last seen
         self._harmless: deque[str] = deque(maxlen=_MAX_HARMLESS)
@@ -136,7 +166,8 @@ class SuspectTracker:
     def culprits(self, seen_in: int | None = None) -> tuple[Culprit, ...]:
         """Return the programs that may have made what was found in that generation, or until now."""
         earlier = (one for one in self.suspected() if seen_in is None or not one.after(seen_in))
-        return suspects((one for one in earlier if not self._is_ours(one)), self._harmless)
+        foreign = (one for one in earlier if not self._is_ours(one))
+        return suspects(foreign, self._harmless, pids_known=self._pids_known)
 
     def _accuse(self, transactions: Iterable[Transaction]) -> None:
         """Suspect these less than those before: the first to break the rules has mostly done all of it."""
@@ -144,12 +175,16 @@ class SuspectTracker:
 
 
 class EventFilter:
-    """Decides which commits to nf_tables need a pass of one family, by the fingerprints that a detector reads."""
+    """Decides which commits to nf_tables need a pass of one family, by the fingerprints that a detector reads.
 
-    def __init__(self, detector: ChangeDetector, own_pids: bool | None = None) -> None:
-        self.suspects = SuspectTracker(self._is_ours)
+    `ports` has the netlink ports of this process and of the programs that it runs.
+    """
+
+    def __init__(self, detector: ChangeDetector, own_pids: bool | None = None, ports: Container[int] = ()) -> None:
         self._detector = detector
         self._own_pids = in_initial_pid_namespace() if own_pids is None else own_pids
+        self._ports = ports
+        self.suspects = SuspectTracker(self._is_ours, pids_known=self._own_pids)
         self._seen: Fingerprint = ()  # the fingerprints read last
         self.heard: int | None = None  # the generation of the last event
 
@@ -197,8 +232,9 @@ class EventFilter:
 
     def _is_ours(self, transaction: Transaction) -> bool:
         """Made by a reconciler of this process, in a write that succeeded or failed."""
-        made = self._detector.made(transaction.generation)
-        return made or (self._own_pids and Path(f"/proc/self/task/{transaction.pid}").exists())
+        if self._detector.made(transaction.generation) or transaction.port in self._ports:
+            return True
+        return self._own_pids and Path(f"/proc/self/task/{transaction.pid}").exists()
 
 
 def _unit(cgroup: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import NamedTuple, Protocol
@@ -70,8 +70,8 @@ class FamilyLoop:
     It is one class because the order of a pass must be readable in one place; each decision is made elsewhere.
 
     A thread of its own touches the kernel and the tools, so that a tool that hangs for one family delays neither the
-    other family nor a signal. `running` returns the argv of the tool that runs for the family. All methods are called
-    from the event loop's thread.
+    other family nor a signal. `running` returns the argv of the tool that runs for the family, `ports` has the netlink
+    ports of this process and of the programs that it runs. All methods are called from the event loop's thread.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class FamilyLoop:
         feed: Feed,
         publisher: Publisher,
         running: Callable[[], tuple[str, ...]] = tuple,
+        ports: Container[int] = (),
     ) -> None:
         self.report = report
         self._reconciler = reconciler
@@ -89,7 +90,7 @@ class FamilyLoop:
         self._feed = feed
         self._publisher = publisher
         self._schedule = Schedule()
-        self._filter = EventFilter(reconciler.detector)
+        self._filter = EventFilter(reconciler.detector, ports=ports)
         self._poller = LegacyPoller(reconciler.detector.poll, lambda: self.mark(TABLES_CHANGED))
         self._worker = StepWatch(report, publisher, running)
         self._surveyor = Surveyor(report.survey, reconciler, self._worker)

@@ -5,11 +5,16 @@ Formats: include/uapi/linux/netfilter/nf_tables.h of the kernel for the messages
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
+import os
 import socket
+import stat
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from flanneld_masq.errors import KernelError
 from flanneld_masq.kernel import uapi
@@ -19,6 +24,7 @@ from flanneld_masq.model import SLOTS
 
 _EVENT_QUEUE = 1 << 20  # bytes
 _EVENT_BUFFER = 1 << 12  # bytes
+_USUAL_DESCRIPTORS = 256  # a process has far fewer
 _NLMSG_TYPE_OFFSET = 4  # bytes, of nlmsg_type in struct nlmsghdr
 _WHOLE_MESSAGE = 0xFFFFFFFF
 # struct sock_filter: code, offset to jump to if true, the same if false, operand. The filter loads nlmsg_type as a
@@ -33,11 +39,16 @@ _ONLY_NEWGEN = (
 
 @dataclass(frozen=True, **SLOTS)
 class Transaction:
-    """A commit to nf_tables: the generation that it made, and the pid and command name of the process that made it."""
+    """A commit to nf_tables: the generation that it made, and the pid and command name of the process that made it.
+
+    `pid` is a number of the initial pid namespace. `port` is the address of the netlink socket that the commit came
+    from, which no other socket of the network namespace has; 0 if unknown.
+    """
 
     generation: int
     pid: int
     name: str
+    port: int = 0
 
     def after(self, generation: int) -> bool:
         """Return True if the commit made a later generation."""
@@ -81,17 +92,40 @@ class RulesetEvents:
                     raise KernelError("reading ruleset events", error.strerror or "", error.errno or 0) from error
                 lost = True
                 continue
-            transactions.append(_transaction(data[NLMSGHDR.size + NFGENMSG.size :]))
+            transactions.append(_transaction(data))
 
     def close(self) -> None:
         self._socket.close()
 
 
-def _transaction(reply: bytes) -> Transaction:
-    """Decode the attributes of an NFT_MSG_NEWGEN message."""
-    values = dict(attributes(reply))
+def own_ports() -> frozenset[int]:
+    """Return the ports of all netlink sockets that this process has open, also those of libraries."""
+    return frozenset(filter(None, map(_port, _descriptors())))
+
+
+def _descriptors() -> Iterable[int]:
+    try:
+        return [int(path.name) for path in Path("/proc/self/fd").iterdir()]
+    except OSError:  # /proc is that of another pid namespace
+        return range(_USUAL_DESCRIPTORS)
+
+
+def _port(descriptor: int) -> int:
+    """Return the port of a netlink socket; 0 for any other file."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            with socket.socket(fileno=os.dup(descriptor)) as copy:
+                return int(copy.getsockname()[0]) if copy.family == socket.AF_NETLINK else 0
+    return 0
+
+
+def _transaction(message: bytes) -> Transaction:
+    """Decode an NFT_MSG_NEWGEN message. The kernel puts the port of the committing socket into its header."""
+    *_, port = NLMSGHDR.unpack_from(message)
+    values = dict(attributes(message[NLMSGHDR.size + NFGENMSG.size :]))
     return Transaction(
         u32(values.get(uapi.NFTA_GEN_ID)),
         u32(values.get(uapi.NFTA_GEN_PROC_PID)),
         text(values.get(uapi.NFTA_GEN_PROC_NAME)),
+        port,
     )

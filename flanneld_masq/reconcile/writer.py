@@ -117,6 +117,7 @@ class Writer:
         if generation is None or generation in self._commits:
             return True
         return self.heard is not None and not is_after(generation, self.heard)
+
     def _observe(self, target: Target) -> Observation:
         observed = target.backend.observe(tuple(Group))
         if not observed.strangers:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flanneld_masq import __version__, footprint
+from flanneld_masq.controller.attribution import OwnPorts
 from flanneld_masq.controller.family_loop import FamilyLoop
 from flanneld_masq.controller.report import FamilyReport, LogEntry, notice
 from flanneld_masq.controller.schedule import RESYNC
@@ -185,7 +186,15 @@ class Daemon:
             family, backends, self._directory, missing=lambda: missing_family(root, family), commits=commits
         )
         runner = self._runners[family]
-        return FamilyLoop(report, reconciler, self._desired, self._feed, self._publisher, lambda: runner.running)
+        return FamilyLoop(
+            report,
+            reconciler,
+            self._desired,
+            self._feed,
+            self._publisher,
+            running=lambda: runner.running,
+            ports=OwnPorts(self._runners.values()),
+        )
 
     def _refresh(self, reason: str) -> None:
         """Read the input files; mark the families if the desired state is another one now."""

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Optional
 
+import nftables
 import pytest
 
-from flanneld_masq.controller.attribution import in_initial_pid_namespace
+from flanneld_masq.controller.attribution import OwnPorts, in_initial_pid_namespace
 from flanneld_masq.controller.backoff import BURST, QUIET_SECONDS, REFILL_PER_SECOND
 from flanneld_masq.controller.family_loop import FamilyLoop
 from flanneld_masq.controller.report import FamilyReport
@@ -30,6 +31,7 @@ from flanneld_masq.process import Completed, ProcessRunner
 from flanneld_masq.selftest import fault_injection, netns
 from flanneld_masq.selftest.commit_log import Commits
 from flanneld_masq.selftest.fault_injection import Tools
+from flanneld_masq.state_directory import StateDirectory
 
 from ..common import eventually, lasting, patience, until
 from ..surroundings import Surroundings
@@ -173,6 +175,54 @@ def test_we_do_not_name_ourselves(node: Node, name: str) -> None:
                 else:
                     assert "nft" in [found["name"] for found in culprits]
         assert not (KERNEL_SHARES_OUR_PIDS and daemon.lines("drift repaired", " or "))
+
+
+@pytest.mark.parametrize("name", BY_EVENTS)
+def test_in_a_pid_namespace_no_pid_and_no_own_commit_is_named(node: Node, name: str) -> None:
+    """The tools of a first write, mixed writes and the repairs of the other family are all the daemon's own."""
+    node.configure(BY_EVENTS_ALONE, backend=name)
+    chain = "flanneld-masq postrouting" if name == "nft" else "nat FLANNELD-MASQ"
+    log = node.directory / "pid-namespace.log"
+    unshare = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+    with node.entered(), log.open("wb") as output:
+        process = netns.spawn((*unshare, *node.argv("run")), output=output)
+    try:
+        daemon = Daemon(process, log, StateDirectory(node.state))
+        eventually(lambda: (daemon._store.status() or {}).get("state") == "synced")
+        for number in range(1, 9):
+            with node.entered():
+                for family in Family:
+                    node.run(
+                        ("nft", f"flush chain {family.data.nft} {chain}; add table {family.data.nft} busy{number}")
+                    )
+            for family in Family:
+                eventually(lambda: len(daemon.lines(f"{family}: drift repaired")) >= number)
+            time.sleep(0.3)  # repairs are free at this rate
+        lines = daemon.lines("drift repaired")
+        assert all(line.endswith(", by nft (pid not known in a pid namespace)") for line in lines), lines
+        assert not daemon.lines("drift repaired", "(pid 1")
+        for family in Family:
+            (culprit,) = (daemon._store.status() or {})["families"][str(family)]["last_repair"]["culprits"]
+            assert (culprit["name"], culprit["pid"], culprit["command"]) == ("nft", 0, "")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_own_commits_come_from_own_ports(node: Node) -> None:
+    with node.entered():
+        events, netlink = RulesetEvents(), Nfnetlink()
+        netlink.generation()
+        library = nftables.Nftables()
+        assert library.cmd("add table ip own")[0] == 0
+        node.run(("nft", "add table ip foreign"))
+        node.run(("xtables-nft-multi", "iptables-restore", "--noflush"), stdin="*nat\n:OWN - [0:0]\nCOMMIT\n")
+        heard, _ = events.read()
+        ports = OwnPorts([node.run])
+        assert [transaction.port in ports for transaction in heard] == [True, True, True]
+        assert [transaction.port in OwnPorts([]) for transaction in heard] == [True, False, False]
+        assert len({transaction.port for transaction in heard}) == 3
+        events.close()
 
 
 def test_legacy_tables_are_polled_and_nobody_can_be_named(node: Node, family: Family) -> None:

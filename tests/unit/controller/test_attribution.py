@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
 
-from flanneld_masq.controller.attribution import MAX_NAMED, Culprit, identify, in_initial_pid_namespace, suspects
+from flanneld_masq.controller.attribution import (
+    MAX_NAMED,
+    Culprit,
+    OwnPorts,
+    identify,
+    in_initial_pid_namespace,
+    suspects,
+)
 from flanneld_masq.kernel.ruleset_events import Transaction
+from flanneld_masq.process import ProcessRunner
 
 
 class Proc:
@@ -144,3 +153,24 @@ def test_a_kernel_without_pid_namespaces_has_the_initial_one(tmp_path: Path) -> 
 
 def test_without_proc_no_pid_is_known(tmp_path: Path) -> None:
     assert not in_initial_pid_namespace(tmp_path)
+
+
+def test_in_a_pid_namespace_no_process_is_looked_up(proc: Proc) -> None:
+    proc.add(42, "nft", b"nft\0-f\0/etc/nftables.conf\0", "0::/system.slice/nftables.service\n")
+    transaction = Transaction(1, 42, "nft")
+    (culprit,) = suspects([transaction], root=proc.root, pids_known=False)
+    assert culprit == identify(transaction, proc.root, pid_known=False) == Culprit("nft", 0)
+    assert str(culprit) == "nft (pid not known in a pid namespace)"
+
+
+def test_ports_of_own_sockets_and_programs_are_own() -> None:
+    run = ProcessRunner()
+    run(("true",))
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW) as opened:
+        opened.bind((0, 0))
+        port, _ = opened.getsockname()
+        assert port in OwnPorts([run])
+        assert run.started_pids[-1] in OwnPorts([run])
+        assert run.started_pids[-1] not in OwnPorts([])
+    assert port not in OwnPorts([])
+    assert 0 not in OwnPorts([run]), "an event without a port"

@@ -337,7 +337,9 @@ class TestLeftovers:
 
     def test_family_without_a_lease_has_none(self, bench: Bench) -> None:
         reconciler = bench.of(Family.IPV6)
-        assert reconciler.reconcile(DESIRED, bench.kernel.generation).generation == bench.kernel.generation, "its events count too"
+        assert reconciler.reconcile(DESIRED, bench.kernel.generation).generation == bench.kernel.generation, (
+            "its events count too"
+        )
         for place in ("one masquerade", "two forward"):
             bench.kernel.append(Family.IPV6, place, "stale", STALE)
             (repair,) = reconciler.reconcile(DESIRED).repairs
