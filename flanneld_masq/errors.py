@@ -6,6 +6,7 @@
      +-- BackendUnavailable    a backend cannot be used here (binary, kernel module, Python module)
      +-- PluginError           a plugin raised, or returned what the hook does not allow
      +-- CommandError          a program could not be started, failed, timed out or was cut short
+     +-- LockHeld              another program holds a lock that a tool needs; the daemon waits for it
      +-- KernelError           the kernel refused a request, or its answer cannot be read
      +-- RulesetError          an object in the kernel keeps our rules from taking effect
      +-- AlreadyRunning        another instance holds the state directory
@@ -89,6 +90,10 @@ class CommandError(MasqError):
         self.stderr = stderr
 
 
+class LockHeld(MasqError):
+    """Another program holds a lock that a tool needs. It is not a failure: the same call will succeed later."""
+
+
 class KernelError(MasqError):
     """A request to the kernel failed. `errno` is the kernel's error number, or 0 if the answer could not be read."""
 
@@ -147,6 +152,7 @@ OUTSIDE: Mapping[type[MasqError], Outside] = {
     BackendUnavailable: Outside(1, "BackendUnavailable"),
     PluginError: Outside(1, "PluginFailed"),
     CommandError: Outside(1, "CommandFailed"),
+    LockHeld: Outside(1, "LockHeld"),
     KernelError: Outside(1, "KernelRefused"),
     RulesetError: Outside(1, "RulesetInTheWay"),
     AlreadyRunning: Outside(1, "AlreadyRunning"),

@@ -28,6 +28,7 @@ MAX_STDOUT = 64 * 1024 * 1024  # bytes; 80,000 rules of kube-proxy print 20 MB
 MAX_STDERR = 16 * 1024
 _CHUNK = 64 * 1024
 _ENCODING = ("utf-8", "surrogateescape")  # the comment of a foreign rule may hold any bytes, a lone CR among them
+LOCKFILE_VARIABLE = "XTABLES_LOCKFILE"  # names the lock file of iptables-legacy
 _REMEMBERED_PIDS = 64
 
 
@@ -47,14 +48,17 @@ def search_path(environ: Mapping[str, str] = MappingProxyType(os.environ)) -> tu
 
 
 class ProcessRunner:
-    """Starts programs with a fixed environment and without a shell.
+    """Starts programs with a fixed environment and without a shell. Of `environ` they get LOCKFILE_VARIABLE alone.
 
     `stop` may be called from another thread: it ends the running programs, by pid, and refuses to start more.
     """
 
-    def __init__(self, path: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self, path: tuple[str, ...] | None = None, environ: Mapping[str, str] = MappingProxyType(os.environ)
+    ) -> None:
         self.path = search_path() if path is None else path
-        self._environment = {"PATH": os.pathsep.join(self.path), "LC_ALL": "C"}
+        passed = {name: environ[name] for name in (LOCKFILE_VARIABLE,) if name in environ}
+        self._environment = {"PATH": os.pathsep.join(self.path), "LC_ALL": "C", **passed}
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[bytes]] = set()
         self._stopped = False
@@ -83,6 +87,11 @@ class ProcessRunner:
             self.running = ()
             self.moved = time.monotonic()
         return _judge(argv, process.returncode, stdout, stderr)
+
+    @property
+    def stopped(self) -> bool:
+        """True between `stop` and `resume`."""
+        return self._stopped
 
     def stop(self) -> None:
         with self._lock:

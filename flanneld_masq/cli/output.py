@@ -107,7 +107,7 @@ def _family_lines(name: Family, family: FamilyStatus, *, named: bool) -> Iterato
     if family.last_repair is not None:
         yield f"  last repair: {_write_text(family.last_repair)}"
         for culprit in family.last_repair.culprits:
-            yield f"    changed by {culprit.name} (pid {culprit.pid}) {culprit.unit}".rstrip()
+            yield f"    changed by {culprit.name} ({culprit.pid_text}) {culprit.unit}".rstrip()
     if family.last_write is not None:
         yield f"  last write: {_write_text(family.last_write)}"
 

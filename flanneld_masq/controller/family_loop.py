@@ -11,8 +11,7 @@ from datetime import datetime, timezone
 from typing import NamedTuple, Protocol
 
 from flanneld_masq.controller.attribution import Culprit, EventFilter
-from flanneld_masq.controller.backoff import retry_delay
-from flanneld_masq.controller.legacy_poller import LegacyPoller, cpu_seconds
+from flanneld_masq.controller.legacy_poller import LegacyPoller, cpu_seconds, pause_after
 from flanneld_masq.controller.report import Failure, FamilyReport, Repaired
 from flanneld_masq.controller.schedule import (
     EVENTS_LOST,
@@ -27,7 +26,7 @@ from flanneld_masq.controller.schedule import (
 from flanneld_masq.controller.step_watch import Publisher, StepWatch
 from flanneld_masq.controller.surveyor import Surveyor
 from flanneld_masq.controller.worker import Wakeup
-from flanneld_masq.errors import MasqError, RulesetError
+from flanneld_masq.errors import LockHeld, MasqError, RulesetError
 from flanneld_masq.kernel.ruleset_events import Transaction
 from flanneld_masq.model import Family, Group, Settings
 from flanneld_masq.reconcile.reconciler import Reconciler
@@ -235,7 +234,9 @@ class FamilyLoop:
             if done.missed_drop:
                 self.mark(TABLES_CHANGED)
             if done.polls:
-                self._poller.start(self._desired.settings.reconcile.legacy_poll_seconds, done.cpu)
+                fruitless = begun.reasons == (TABLES_CHANGED,) and not done.outcome.repairs
+                pause = pause_after(done.cpu, fruitless=fruitless)
+                self._poller.start(self._desired.settings.reconcile.legacy_poll_seconds, pause)
         finally:
             self._schedule.end()
 
@@ -272,9 +273,9 @@ class FamilyLoop:
         seen_in = self._drift_seen_in()
         if seen_in is not None:
             self._filter.suspects.forget(seen_in)  # that was reported, and everything is read again
-        self._schedule.failed(self._now())
+        self._schedule.failed(self._now(), waits=isinstance(error, LockHeld))
         culprits = self._in_the_way(error)
-        retry = retry_delay(self._schedule.failures)
+        retry = self._schedule.retry_delay
         entries = tuple(self.report.failed(Failure(error, culprits, retry, self._now())))
         self._publisher.emit(entries)
         self._settle()

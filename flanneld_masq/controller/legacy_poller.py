@@ -12,7 +12,9 @@ from flanneld_masq.errors import MasqError
 
 POLL_GRID_SECONDS = 0.5
 POLL_TOLERANCE = 0.1  # of the grid: a poll that came a little early is that of its turn
-LISTING_PAUSE = 3.0  # times the work of a pass: listing may take a quarter of the CPU, however busy the tables are
+REPAIR_PAUSE = 3.0  # times the work of a pass: repairs may take a quarter of the CPU, however many are needed
+FRUITLESS_PAUSE = 150.0  # the same if a poll had caused the pass and nothing was wrong: under 1 % of the CPU
+MAX_PAUSE_SECONDS = 10.0
 
 
 class LegacyPoller:
@@ -27,10 +29,10 @@ class LegacyPoller:
         self._moved = moved
         self._timer: asyncio.TimerHandle | None = None
 
-    def start(self, every: float, worked: float = 0.0) -> None:
-        """Poll each `every` seconds. The pass before took `worked` seconds of CPU time."""
+    def start(self, every: float, pause: float = 0.0) -> None:
+        """Poll each `every` seconds, after a pause of so many seconds."""
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_at(next_turn(loop.time(), LISTING_PAUSE * worked, every), self._turn, every)
+        self._timer = loop.call_at(next_turn(loop.time(), pause, every), self._turn, every)
 
     def stop(self) -> None:
         if self._timer is not None:
@@ -50,6 +52,14 @@ class LegacyPoller:
             self._moved()
         else:
             self.start(every)
+
+
+def pause_after(worked: float, *, fruitless: bool) -> float:
+    """Return the seconds without a poll after a pass that took `worked` seconds of CPU time.
+
+    `fruitless` is True if a poll had caused the pass, and nothing was wrong.
+    """
+    return min(worked * FRUITLESS_PAUSE, MAX_PAUSE_SECONDS) if fruitless else worked * REPAIR_PAUSE
 
 
 def next_turn(now: float, pause: float, every: float) -> float:

@@ -12,7 +12,7 @@ from flanneld_masq.controller.attribution import Culprit
 from flanneld_masq.controller.backoff import LAST_DELAY
 from flanneld_masq.controller.log_throttle import LogThrottle
 from flanneld_masq.controller.status import FamilyStatus, FlannelStatus, GroupStatus, LastWrite, MarkStatus, State
-from flanneld_masq.errors import MasqError
+from flanneld_masq.errors import LockHeld, MasqError
 from flanneld_masq.hookspecs import Event
 from flanneld_masq.inputs.text import shown
 from flanneld_masq.model import SLOTS, BackendName, Family, Group, Survey
@@ -266,9 +266,13 @@ class FamilyReport:
 
     def failed(self, failure: Failure) -> Iterator[LogEntry]:
         """Take a failure into the status; log it unless it was logged already."""
-        self.state, self.error = State.DEGRADED, failure.error
+        waits = isinstance(failure.error, LockHeld)
+        self.state, self.error = State.WAITING if waits else State.DEGRADED, failure.error
         line = self._throttle.line(str(failure.error), failure.now)
-        if line is not None:
+        if line is not None and waits:
+            message = f"{self.family}: {line}; the daemon waits until the lock is free"
+            yield self._entry("lock-held", message, logging.WARNING)
+        elif line is not None:
             names = " or ".join(map(str, failure.culprits))
             by = f"; meanwhile changed by {names}" if names else ""
             retry = f"; next try in {failure.retry_seconds:.1f} s, then ever more slowly"

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from flanneld_masq.controller.backoff import LAST_DELAY, RepairBackoff, retry_delay
+from flanneld_masq.controller.backoff import FIRST_RETRY_SECONDS, LAST_DELAY, RepairBackoff, retry_delay
 from flanneld_masq.kernel.ruleset_events import Transaction
 from flanneld_masq.model import SLOTS
 
@@ -66,6 +66,7 @@ class Schedule:
     _reprobe: bool = False
     _failed_at: float = -math.inf
     _step_due: float = math.inf
+    _waits: bool = False
 
     @property
     def dirty(self) -> bool:
@@ -106,11 +107,18 @@ class Schedule:
     def succeeded(self) -> None:
         """The kernel holds the desired state."""
         self.failures = 0
+        self._waits = False
 
-    def failed(self, now: float) -> None:
-        """The pass failed."""
+    def failed(self, now: float, *, waits: bool = False) -> None:
+        """The pass failed. `waits` is True if it only waited for another program, in vain."""
         self.failures += 1
         self._failed_at = now
+        self._waits = waits
+
+    @property
+    def retry_delay(self) -> float:
+        """The seconds from the last failure to the next try."""
+        return FIRST_RETRY_SECONDS if self._waits else retry_delay(self.failures)
 
     def end(self) -> None:
         """End the pass."""
@@ -119,13 +127,13 @@ class Schedule:
     def next(self, now: float, resync: float) -> float:
         """Return the seconds until the next pass if no event comes before."""
         if self.failures:
-            return retry_delay(self.failures)
+            return self.retry_delay
         quiet = self.backoff.due(now)
         return resync if quiet is None else min(quiet, resync)
 
     def held_until(self) -> float:
         """Return the time before which only an urgent reason begins a pass."""
-        retry = min(retry_delay(self.failures), MAX_HELD_BY_FAILURE)
+        retry = min(self.retry_delay, MAX_HELD_BY_FAILURE)
         return max(self.backoff.not_before, self._failed_at + retry)
 
     def expect(self, now: float, seconds: float = 0.0) -> None:

@@ -27,6 +27,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "drift-repaired": "afca4eb59f464901a9b7df2ebc1cc9c6",
     "degraded": "f1470fb6fef94fe093da04eb86b42504",
     "forward-dropped": "b44c1c05e529440b8e45f41f38514dbb",
+    "lock-held": "b33698e556e847888db2e5be9c8f687b",
     "hanging": "bdc17829d89b49ccab2333efc8d9b785",
     "stuck": "a167a408a9db4d1f83b2de305fd00e57",
     "rules-left": "76715cf74db54310899c217e9a9f30de",

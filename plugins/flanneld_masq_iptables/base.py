@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from flanneld_masq.errors import BackendUnavailable, KernelError, RulesetError
@@ -75,12 +75,16 @@ class IptablesBackend(abc.ABC):
         return rules.restore_input(desired, jump)
 
     def replace(self, desired: Desired, observed: Observation, changes: tuple[Change, ...]) -> int:
-        """Write all groups that are desired, then remove the others."""
+        """Write the desired groups that differ, then remove the others. A table that is in order is left alone: a
+        write to one of ip_tables takes as long as its rules are many."""
+        touched = {change.place.split(" ", 1)[0] for change in changes}
+        differing = tuple(group for group in desired.groups if PLACES[group.group].table in touched)
+        written = replace(desired, groups=differing or desired.groups)
         jumps = {
             PLACES[group.group]: rules.jumps_to_replace(group, desired.position_of(group.group), observed, changes)
-            for group in desired.groups
+            for group in written.groups
         }
-        transactions = self._write(desired, observed, jumps) if desired.groups else 0
+        transactions = self._write(written, observed, jumps) if written.groups else 0
         kept = {group.group for group in desired.groups}
         removals = [self._remove_place(place, observed) for group, place in PLACES.items() if group not in kept]
         stuck = [removal.stuck for removal in removals if removal.stuck]

@@ -38,6 +38,11 @@ class LegacyMarkReader:
         if self._clock() >= self._read_at + wait:
             with self._info.entries(TABLE) as entries:
                 self.note(shape, entries)
+        return self.last
+
+    @property
+    def last(self) -> MarkEvidence | None:
+        """The answer of the last reading."""
         return None if self._mark is None else MarkEvidence(self._mark, f"chain {IPTABLES_CHAIN} of legacy table nat")
 
     def note(self, shape: bytes, entries: Entries) -> None:

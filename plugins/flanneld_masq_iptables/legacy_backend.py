@@ -3,25 +3,24 @@
 The program lists a table only if its entries are not those of an earlier listing; the kernel tells that without a
 process.
 
-The kernel makes a table of ip_tables when it is first asked for it, so only those that /proc/net/ip_tables_names
-lists are read.
+The kernel copies a whole table, and no program can write one meanwhile. So a pass that follows a poll reads only the
+tables that changed, and none is read while another program holds the lock of iptables-legacy.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 from flanneld_masq import footprint
-from flanneld_masq.errors import BackendUnavailable, CommandError, KernelError, RulesetError
+from flanneld_masq.errors import BackendUnavailable, CommandError, KernelError, LockHeld, RulesetError
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.model import (
     COMMENT_PREFIX,
     BackendName,
     Blocker,
+    Change,
     Desired,
     Family,
     FamilyLease,
@@ -40,12 +39,23 @@ from flanneld_masq_iptables import binaries, rules, save_format
 from flanneld_masq_iptables.base import IptablesBackend, PlaceItems, Removal
 from flanneld_masq_iptables.forward_chain import Drop
 from flanneld_masq_iptables.kube_proxy import LegacyMarkReader
+from flanneld_masq_iptables.legacy_tables import CONCERNED, LegacyTables
 from flanneld_masq_iptables.rules import PLACES, Jumps, Place
-from flanneld_masq_iptables.sockopt import TableInfo, TableWatch
+from flanneld_masq_iptables.sockopt import TableInfo
+from flanneld_masq_iptables.xtables_lock import XtablesLock
 
 NAME = BackendName("iptables-legacy")
-_TABLES = frozenset(place.table for place in PLACES.values())
 _MAX_LISTINGS = 4  # of a place: the desired state, and what other programs make of it
+_LOCK_STATUS = 4  # RESOURCE_PROBLEM of iptables: the lock is held, for example
+
+
+class _Surveyed(NamedTuple):
+    """A survey, and what the tables looked like: shape and the digests of the chains concerned."""
+
+    shape: tuple[tuple[str, bytes], ...]
+    contents: tuple[bytes, ...]
+    leases: tuple[FamilyLease, ...]
+    survey: Survey
 
 
 class _Listing(NamedTuple):
@@ -78,38 +88,51 @@ class IptablesLegacy(IptablesBackend):
         super().__init__(family, host)
         self._info = TableInfo(family)
         self._mark = LegacyMarkReader(self._info)
-        self._watches: Mapping[str, TableWatch] = {}  # of the tables that existed when `observe` read them
-        self._surveyed: tuple[tuple[object, tuple[FamilyLease, ...]], Survey] | None = None
+        self._tables = LegacyTables(host.root / family.data.legacy_names, self._info)
+        self._surveyed: _Surveyed | None = None
         self._listings: dict[Place, dict[bytes, _Listing]] = {}  # by the fingerprint of the entries
+        self._lock = XtablesLock(host.root)
+        self._last: dict[Place, PlaceItems] = {}  # read last, and not written since
+        self._drop = ""  # the last answer of `drops_forwarding`
 
     def observe(self, groups: Collection[Group]) -> Observation:
-        tables = self._tables()
-        if self.poll():
-            self._watches = {table: self._info.watch(table) for table in tables & _TABLES}
+        self._lock.wait(lambda: self._host.run.stopped)
+        tables, stale = self._tables.existing(), self._tables.to_read()
+        self._last = {place: last for place, last in self._last.items() if place.table not in stale}
         return self._observation(
             [PLACES[group] for group in Group if group in groups and PLACES[group].table in tables]
         )
 
     def drops_forwarding(self) -> str:
+        """Return the last answer while another program holds the lock; `poll` then reports a change."""
         place = PLACES[Group.FORWARD]
-        if place.table not in self._tables():
+        if place.table not in self._tables.existing():
             return ""
+        if self._lock.busy():
+            return self._drop
         with self._info.entries(place.table) as entries:
             drop = entries.drop(place.hook, place.chain)
-        if drop is None:
-            return ""
-        what = "has policy DROP" if drop.index is None else "has a rule that drops every packet"
-        return f"chain {place.base} of legacy table {place.table} {what}"
+        what = "has policy DROP" if drop and drop.index is None else "has a rule that drops every packet"
+        self._drop = f"chain {place.base} of legacy table {place.table} {what}" if drop else ""
+        return self._drop
 
     def kube_proxy_mark(self) -> MarkEvidence | None:
-        return self._mark.read() if PLACES[Group.MASQUERADE].table in self._tables() else None
+        if PLACES[Group.MASQUERADE].table not in self._tables.existing():
+            return None
+        return self._mark.last if self._lock.busy() else self._mark.read()
 
     def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
-        """Return the last survey as long as no table has changed its shape: a listing takes a process."""
-        asked = (self._shape(), leases)
-        if self._surveyed is None or self._surveyed[0] != asked:
-            self._surveyed = (asked, self._survey(leases))
-        return self._surveyed[1]
+        """Return the last survey as long as no chain has changed that flannel or the CNI plugin would have written to:
+        a listing takes a process. These chains are read only if their table has another shape."""
+        self._lock.wait(lambda: self._host.run.stopped)
+        shape, last = self._shape(), self._surveyed
+        if last is not None and (last.shape, last.leases) == (shape, leases):
+            return last.survey
+        contents = self._contents()
+        same = last is not None and contents and (last.contents, last.leases) == (contents, leases)
+        survey = last.survey if last is not None and same else self._survey(leases)
+        self._surveyed = _Surveyed(shape, contents, leases, survey)
+        return survey
 
     def fingerprint(self, groups: Collection[Group]) -> None:
         return None
@@ -118,17 +141,32 @@ class IptablesLegacy(IptablesBackend):
         return None
 
     def poll(self) -> bool | None:
-        # tables appear, and never disappear
-        tables = self._tables() & _TABLES if len(self._watches) < len(_TABLES) else _TABLES
-        if not tables:
-            return None
-        return tables != set(self._watches) or any(watch.changed() for watch in self._watches.values())
+        """Return True if a table changed, once the program that changed it is done."""
+        moved = self._tables.moved()
+        if moved and self._lock.busy():
+            return False
+        if moved:
+            self._tables.reported()
+        return None if moved is None else bool(moved)
+
+    def replace(self, desired: Desired, observed: Observation, changes: tuple[Change, ...]) -> int:
+        self._last.clear()
+        return super().replace(desired, observed, changes)
+
+    def _restore(self, text: str) -> None:
+        try:
+            super()._restore(text)
+        except CommandError as error:
+            if error.status != _LOCK_STATUS or "xtables lock" not in error.stderr:
+                raise
+            held = f"{self._lock.holder()} holds {self._lock.path}, so iptables-legacy-restore cannot write"
+            raise LockHeld(held) from error
 
     def _forget(self) -> None:
         self._listings.clear()
 
     def _probe(self, program: binaries.Program) -> Probe:
-        self._tables()
+        self._tables.existing()
         versions = (str(program),)
         if self._kernel_has_it():
             return Probe(True, versions=versions, random_fully=program.random_fully)
@@ -166,7 +204,7 @@ class IptablesLegacy(IptablesBackend):
         flannel: list[Item] = []
         cni: list[str] = []
         for group, place in PLACES.items():
-            lines = tuple(self._lines(place)) if place.table in self._tables() else ()
+            lines = tuple(self._lines(place)) if place.table in self._tables.existing() else ()
             flannel += _flannel(place, group, self.family, leases, lines)
             cni += [line for line in lines if line.startswith("-A POSTROUTING ") and _masquerades_pods(line, leases)]
         where = f"rule {cni[0]} of legacy table nat" if cni else ""
@@ -174,32 +212,26 @@ class IptablesLegacy(IptablesBackend):
 
     def _shape(self) -> tuple[tuple[str, bytes], ...]:
         """Return number of entries, size and offsets of the tables of both groups, as far as they exist."""
-        return tuple((table, self._info.read(table)) for table in sorted(self._tables() & _TABLES))
+        return tuple((table, self._info.read(table)) for table in sorted(self._tables.existing() & CONCERNED))
+
+    def _contents(self) -> tuple[bytes, ...]:
+        """Return a digest of the chains that a survey looks at; empty if a listing is needed, if only for its error."""
+        contents = []
+        try:
+            for group, place in PLACES.items():
+                if place.table in self._tables.existing():
+                    with self._info.entries(place.table) as entries:
+                        contents.append(entries.contents(flannel_rules.CHAINS[group], place.hook))
+        except KernelError:
+            return ()
+        return tuple(contents)
 
     @property
     def _module(self) -> str:
         return self.family.data.tools.replace("tables", "_tables")
 
-    @property
-    def _names_file(self) -> Path:
-        return self._host.root / self.family.data.legacy_names
-
-    def _tables(self) -> frozenset[str]:
-        """Return the tables that exist: none if the module is not loaded."""
-        path = str(self._names_file)
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                return frozenset(os.read(descriptor, 4096).decode().split())
-            finally:
-                os.close(descriptor)
-        except FileNotFoundError:
-            return frozenset()
-        except OSError as error:
-            raise KernelError(f"reading {path}", error.strerror or str(error), error.errno or 0) from error
-
     def _kernel_has_it(self) -> bool:
-        if self._names_file.exists():
+        if self._tables.supported:
             return True
         try:
             self._host.run(("modprobe", "--dry-run", "--quiet", self._module))
@@ -220,6 +252,11 @@ class IptablesLegacy(IptablesBackend):
             raise RulesetError(f"{what}: {error}") from error
 
     def _observe(self, place: Place) -> PlaceItems:
+        if place not in self._last:
+            self._last[place] = self._read(place)
+        return self._last[place]
+
+    def _read(self, place: Place) -> PlaceItems:
         """Read a listing, unless nothing in the entries is the daemon's, or they are those of an earlier listing."""
         glance = self._glance(place)
         listing = _Listing((), Neighbours(place.jump), ())

@@ -120,7 +120,14 @@ class Entries:
         if self._referred(start) != sum(name == chain.encode() for _, name in base):
             return b""
         own = [self._form(*entry) for entry in self._user_chain(start)]
-        return hashlib.blake2b(repr((base, own)).encode(), digest_size=16).digest()
+        return _digest((base, own))
+
+    def contents(self, chain: str, hook: int) -> bytes:
+        """Return a digest of the built-in chain of the hook, and of a user-defined chain if it exists, without
+        counters."""
+        start = self._start(chain)
+        chains = (self._built_in(hook), () if start is None else self._user_chain(start))
+        return _digest([start is None, *([self._form(*entry) for entry in entries] for entries in chains)])
 
     def packets(self, hook: int) -> tuple[int, ...]:
         """Return how many packets each rule of the built-in chain of the hook has counted, without the policy."""
@@ -244,3 +251,7 @@ class Entries:
             return form.unpack_from(self.memory, self.begin + offset)
         except struct.error as error:
             raise KernelError("reading an ip_tables table", f"nothing is at offset {offset} ({error})") from error
+
+
+def _digest(value: object) -> bytes:
+    return hashlib.blake2b(repr(value).encode(), digest_size=16).digest()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from flanneld_masq_nft.libnftables import Nftables
 
-from flanneld_masq.controller.legacy_poller import LISTING_PAUSE
+from flanneld_masq.controller.legacy_poller import REPAIR_PAUSE
 
 from . import damage
 from .clock import now, pause, progress, until
@@ -41,7 +41,7 @@ def repairs(watches: Watches, scale: Scale, record: Record) -> None:
         if site.flavour == "legacy":
             # It lists the tables no more than a quarter of the time. What comes after that is to find the poll
             # at any point of its interval.
-            due[site] = now() + LISTING_PAUSE * site.last_repair_seconds() * 1.1 + LEGACY_POLL_SECONDS
+            due[site] = now() + REPAIR_PAUSE * site.last_repair_seconds() * 1.1 + LEGACY_POLL_SECONDS
             due[site] += chance.uniform(0, LEGACY_POLL_SECONDS)
         plans = {found: plan for found, plan in plans.items() if plan}
 

@@ -25,6 +25,7 @@ FIELDS = {
     "flannel-decides": {"FAMILY"},
     "contended": {"FAMILY"},
     "recovered": {"FAMILY"},
+    "lock-held": {"FAMILY"},
 }
 
 

@@ -59,6 +59,11 @@ def test_another_name_for_itself() -> None:
     assert run(("some-name", "-c", "echo $0"), executable="/bin/sh").stdout == "some-name\n"
 
 
+def test_the_lock_file_of_iptables_is_passed_on() -> None:
+    run = ProcessRunner(("/usr/bin", "/bin"), {"XTABLES_LOCKFILE": "/run/other.lock", "HOME": "/root"})
+    assert "XTABLES_LOCKFILE=/run/other.lock" in run(("env",)).stdout.split()
+
+
 def test_the_environment_is_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
     monkeypatch.setenv("XTABLES_LIBDIR", "/tmp")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flanneld_masq.controller.legacy_poller import next_turn
+from flanneld_masq.controller.legacy_poller import MAX_PAUSE_SECONDS, next_turn, pause_after
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,9 @@ from flanneld_masq.controller.legacy_poller import next_turn
 def test_a_late_poll_does_not_skip_the_next_turn(now: float, pause: float, every: float, turn: float) -> None:
     assert next_turn(now, pause, every) == pytest.approx(turn)
     assert now + pause <= turn <= now + pause + 1.1 * every
+
+
+def test_passes_that_find_nothing_take_under_one_percent() -> None:
+    assert pause_after(0.06, fruitless=True) > 99 * 0.06
+    assert pause_after(1.0, fruitless=True) == MAX_PAUSE_SECONDS
+    assert pause_after(0.1, fruitless=False) == pytest.approx(0.3)

@@ -11,7 +11,7 @@ import pytest
 from flanneld_masq.controller.attribution import Culprit
 from flanneld_masq.controller.report import Failure, FamilyReport, LogEntry, Repaired
 from flanneld_masq.controller.status import GroupStatus, MarkStatus, State, group_json
-from flanneld_masq.errors import KernelError
+from flanneld_masq.errors import KernelError, LockHeld
 from flanneld_masq.model import (
     BackendName,
     Change,
@@ -117,6 +117,16 @@ def test_a_failure_is_logged_once_and_its_end_too(report: FamilyReport) -> None:
     assert [kind for kind, _, _ in lines(report.state_entries("retry", (), quiet=False))] == ["recovered"]
     assert (report.state, report.status().last_error) == (State.SYNCED, "")
     assert lines(report.state_entries("resync", (), quiet=False)) == []
+
+
+def test_a_held_lock_is_no_error(report: FamilyReport) -> None:
+    held = Failure(LockHeld("iptables-restor (pid 42) holds /run/xtables.lock"), (), 0.2, 0.0)
+    message = "ipv4: iptables-restor (pid 42) holds /run/xtables.lock; the daemon waits until the lock is free"
+    assert lines(report.failed(held)) == [("lock-held", logging.WARNING, message)]
+    assert lines(report.failed(held)) == []
+    assert (report.state, report.status().last_error) == (State.WAITING, str(held.error))
+    report.succeeded(DESIRED, Outcome(CHOICES, (), {}), contended=False)
+    assert [kind for kind, _, _ in lines(report.state_entries("retry", (), quiet=False))] == ["recovered"]
 
 
 def test_a_failure_names_what_is_in_the_way(report: FamilyReport) -> None:

@@ -78,6 +78,15 @@ def test_failures_are_retried_after_growing_delays() -> None:
     assert schedule.next(NOW, RESYNC_SECONDS) == RESYNC_SECONDS
 
 
+def test_a_pass_that_waits_is_retried_soon() -> None:
+    schedule = Schedule()
+    for _ in range(5):
+        schedule.failed(NOW, waits=True)
+        assert schedule.next(NOW, RESYNC_SECONDS) == schedule.retry_delay == 0.2
+    schedule.failed(NOW)
+    assert schedule.next(NOW, RESYNC_SECONDS) > 0.2
+
+
 def test_an_event_waits_a_bounded_time_after_a_failure() -> None:
     schedule = Schedule()
     assert schedule.held_until() < NOW

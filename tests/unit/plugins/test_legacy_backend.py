@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn, cast
 
 import pytest
-from flanneld_masq_iptables import binaries, rules
+from flanneld_masq_iptables import binaries, legacy_tables, rules
 from flanneld_masq_iptables.legacy_backend import IptablesLegacy, _Glance
 from flanneld_masq_iptables.sockopt import TableInfo
+from flanneld_masq_iptables.xtables_lock import XtablesLock
 
-from flanneld_masq.errors import RulesetError
+from flanneld_masq.errors import CommandError, LockHeld, RulesetError
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.model import Desired, Group, ItemKind, Observation
 from flanneld_masq.process import Completed, ProcessRunner
@@ -50,6 +55,103 @@ def without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TableInfo, "read", lambda self, table: b"")
     monkeypatch.setattr(TableInfo, "watch", lambda self, table: Quiet())
     monkeypatch.setattr(IptablesLegacy, "_glance", lambda self, place: _Glance())  # every listing is read
+
+
+class Watched:
+    """A table that changes when a test says so."""
+
+    def __init__(self, changed: set[str], table: str) -> None:
+        self.table, self._changed = table, changed
+        changed.discard(table)
+
+    def changed(self) -> bool:
+        return self.table in self._changed
+
+
+class TestReads:
+    """Which tables an observation reads."""
+
+    @pytest.fixture(autouse=True)
+    def scene(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.changed: set[str] = set()
+        self.read: list[str] = []
+        self.now = 100.0
+        self.locked = False
+        (root / "proc/net/ip_tables_names").write_text("nat\nfilter\n")
+        monkeypatch.setattr(TableInfo, "watch", lambda info, table: Watched(self.changed, table))
+        monkeypatch.setattr(legacy_tables, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(XtablesLock, "busy", lambda lock: self.locked)
+        tools = Tools(nat=saved(*OWN, NAT_JUMP), filter=saved(table="filter", chains=()))
+        self.backend = IptablesLegacy(V4, Host(tools, root))
+        self.backend._installed = binaries.Program("/multi", "legacy", (1, 8, 9))
+        lines_of = self.backend._lines
+
+        def note(place: rules.Place) -> Iterator[str]:
+            self.read.append(place.table)
+            return lines_of(place)
+
+        monkeypatch.setattr(self.backend, "_lines", note)
+        self.first = self.observe("nat", "filter")
+
+    def observe(self, *tables: str) -> Observation:
+        self.read.clear()
+        observed = self.backend.observe(tuple(Group))
+        assert self.read == list(tables)
+        return observed
+
+    @pytest.mark.parametrize("table", ["nat", "filter"])
+    def test_after_a_poll_only_the_changed_table_is_read(self, table: str) -> None:
+        assert not self.backend.poll()
+        self.changed.add(table)
+        assert self.backend.poll()
+        assert self.observe(table) == self.first
+        assert not self.backend.poll()
+
+    def test_without_a_poll_everything_is_read(self) -> None:
+        self.changed.add("filter")
+        self.observe("nat", "filter")
+        self.observe("nat", "filter")
+
+    def test_everything_is_read_once_a_minute(self) -> None:
+        for seconds, tables in ((50.0, ("filter",)), (20.0, ("nat", "filter")), (50.0, ("filter",))):
+            self.now += seconds
+            self.changed.add("filter")
+            assert self.backend.poll()
+            self.observe(*tables)
+
+    def test_a_write_is_read_back_whole(self) -> None:
+        self.changed.add("filter")
+        assert self.backend.poll()
+        observed = self.observe("filter")
+        self.backend.replace(Desired(V4, (MASQUERADE,)), observed, ())
+        self.observe("nat", "filter")
+
+    def test_a_change_is_not_seen_while_the_lock_is_held(self) -> None:
+        self.changed.add("filter")
+        self.locked = True
+        assert not self.backend.poll()
+        self.locked = False
+        assert self.backend.poll()
+        self.observe("filter")
+
+
+def test_a_held_lock_is_told_from_a_failure(root: Path) -> None:
+    backend = IptablesLegacy(V4, Host(Tools(nat=""), root))
+    refusals = {
+        (4, "Another app is currently holding the xtables lock. Stopped waiting after 5s."): LockHeld,
+        (4, "iptables-restore v1.8.9: out of memory"): CommandError,
+        (1, "line 4 failed"): CommandError,
+    }
+    for (status, stderr), kind in refusals.items():
+
+        def refuse(*arguments: object, error: CommandError) -> NoReturn:
+            raise error
+
+        failed = CommandError(("iptables-restore",), "failed", status=status, stderr=stderr)
+        backend._installed = cast("binaries.Program", SimpleNamespace(restore=partial(refuse, error=failed)))
+        with pytest.raises((LockHeld, CommandError)) as caught:
+            backend._restore("")
+        assert type(caught.value) is kind
 
 
 class Quiet:

@@ -1,0 +1,80 @@
+"""The lock that the programs of iptables-legacy hold while they read and write tables.
+
+The daemon never takes it, not even for a moment: a program without --wait would fail. /proc/locks shows who holds it.
+
+Format: proc_locks(5). A waiting program has "->" behind the number of the lock that it waits for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from flanneld_masq.printable import printable
+from flanneld_masq.process import LOCKFILE_VARIABLE
+
+PATIENCE_SECONDS = 5.0  # a restore of 80,000 rules takes less, also on a busy machine
+_DEFAULT = "run/xtables.lock"
+_LOOK_SECONDS = 0.01
+
+
+class XtablesLock:
+    """Tells if another program holds the lock. `root` is the root directory of all files."""
+
+    def __init__(
+        self,
+        root: Path = Path("/"),
+        environ: Mapping[str, str] = os.environ,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        named = environ.get(LOCKFILE_VARIABLE, "")
+        self.path = Path(named) if named else root / _DEFAULT
+        self._locks = root / "proc/locks"
+        self._processes = root / "proc"
+        self._clock = clock
+        self._sleep = sleep
+        self._seen: tuple[int, float] | None = None  # the pid that holds it, and since when that is known
+
+    def busy(self) -> bool:
+        """Return True if a program holds the lock, unless it has done so for longer than PATIENCE_SECONDS."""
+        pid = self._pid()
+        if pid is None:
+            self._seen = None
+            return False
+        now = self._clock()
+        if self._seen is None or self._seen[0] != pid:
+            self._seen = (pid, now)
+        return now - self._seen[1] < PATIENCE_SECONDS
+
+    def wait(self, cancelled: Callable[[], bool]) -> None:
+        """Wait until the lock is free, at most PATIENCE_SECONDS."""
+        deadline = self._clock() + PATIENCE_SECONDS
+        while self.busy() and self._clock() < deadline and not cancelled():
+            self._sleep(_LOOK_SECONDS)
+
+    def holder(self) -> str:
+        """Return name and pid of the program that holds the lock, for people."""
+        pid = self._pid()
+        if pid is None:
+            return "a program that has ended or is in another pid namespace"
+        try:
+            name = (self._processes / str(pid) / "comm").read_text(errors="replace").strip()
+        except OSError:
+            return f"pid {pid}"
+        return f"{printable(name)} (pid {pid})"
+
+    def _pid(self) -> int | None:
+        """Return the pid of the program that holds the lock; None if none does, or none of this pid namespace."""
+        with contextlib.suppress(OSError, ValueError):
+            file = self.path.stat()
+            place = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
+            for line in self._locks.read_text().splitlines():
+                if line.endswith(f" {place} 0 EOF"):
+                    _, kind, _, _, pid, *_ = line.split()
+                    if kind == "FLOCK":
+                        return int(pid)
+        return None
