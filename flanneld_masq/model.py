@@ -122,6 +122,7 @@ class Verdict(enum.Enum):
 
     RETURN = "return"
     ACCEPT = "accept"
+    DROP = "drop"
     MASQUERADE = "masquerade"
 
 
@@ -158,19 +159,22 @@ class MarkEvidence:
 
 @dataclass(frozen=True, **SLOTS)
 class Packet:
-    """The parts of a packet that a rule matches: addresses of one family, and the mark (0 to 2**32-1)."""
+    """The parts of a packet that a rule matches: addresses of one family, the mark (0 to 2**32-1), and what connection
+    tracking says of it: `invalid` is True if it belongs to no connection and begins none."""
 
     src: Address
     dst: Address
     mark: int = 0
+    invalid: bool = False
 
 
 @dataclass(frozen=True, **SLOTS)
 class Rule:
     """One rule: if every test that is set holds, the verdict applies.
 
-    `row` is the row of the design's table ("1" to "7", "forward-src", "forward-dst"); `tag` is the
-    chained hash that its comment carries, filled in by `policy`.
+    `row` is the row of the design's table ("1" to "7", "forward-src", "forward-dst", "forward-invalid-src",
+    "forward-invalid-dst"); `tag` is the chained hash that its comment carries, filled in by `policy`. If `invalid`, it
+    matches only packets that connection tracking calls invalid.
     """
 
     row: str
@@ -182,9 +186,12 @@ class Rule:
     mark: Optional[Mark] = None
     fully_random: bool = False
     tag: str = ""
+    invalid: bool = False
 
     def matches(self, packet: Packet) -> bool:
         if self.mark is not None and packet.mark & self.mark.mask != self.mark.value:
+            return False
+        if self.invalid and not packet.invalid:
             return False
         if self.src is not None and packet.src not in self.src:
             return False
@@ -282,6 +289,7 @@ class ForwardSettings:
     enabled: bool = True
     backend: BackendName = AUTO
     position: Position = Position.AUTO
+    drop_invalid: bool = False
 
 
 @dataclass(frozen=True, **SLOTS)

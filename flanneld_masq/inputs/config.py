@@ -176,6 +176,7 @@ _TABLES: dict[str, dict[str, Check]] = {
         "enabled": accept.boolean,
         "backend": accept.backend,
         "position": accept.position(Position.AUTO, Position.FIRST, Position.LAST),
+        "drop_invalid": accept.boolean,
     },
     "reconcile": {"resync_seconds": accept.seconds(1, 86400), "legacy_poll_seconds": accept.seconds(0.05, 60)},
     "takeover": {"remove_flannel_rules": accept.boolean},

@@ -18,6 +18,11 @@ from flanneld_masq.kernel.netlink_wire import attributes, text, u32
 from flanneld_masq.kernel.objects import CACHED_RULES, Expression, KernelRule, comment_in
 from flanneld_masq.model import SLOTS, Family
 
+_CT_STATE = "ct state"
+# struct xt_conntrack_mtinfo2 and 3: match_flags, invert_flags, state_mask and status_mask stand behind 8 addresses,
+# 2 numbers of seconds, the protocol and 4 ports
+_CONNTRACK_FLAGS = 8 * 16 + 2 * 4 + 5 * 2
+_CONNTRACK_INVALID = struct.pack("=HHHH", uapi.XT_CONNTRACK_STATE, 0, uapi.XT_CONNTRACK_STATE_INVALID, 0)
 _VERDICTS = {
     uapi.NFT_RETURN: "return",
     uapi.NFT_GOTO: "goto",
@@ -180,6 +185,9 @@ class _Reader:
             key = u32(values.get(uapi.NFTA_META_KEY))
             self._registers[u32(values[uapi.NFTA_META_DREG])] = (f"meta {_META_KEYS.get(key, f'key {key}')}", b"")
             return True
+        if name == "ct" and uapi.NFTA_CT_DREG in values and u32(values.get(uapi.NFTA_CT_KEY)) == uapi.NFT_CT_STATE:
+            self._registers[u32(values[uapi.NFTA_CT_DREG])] = (_CT_STATE, b"")
+            return True
         if name == "bitwise" and values.keys() >= _BITWISE_READ:
             if any(_value(values.get(uapi.NFTA_BITWISE_XOR, b""))):
                 return False
@@ -208,6 +216,9 @@ def _comparison(held: str, mask: bytes, operator: str, value: bytes) -> str:
         wanted = f"{int.from_bytes(value, sys.byteorder):#010x}"
         masked = f" & {int.from_bytes(mask, sys.byteorder):#010x}" if mask else ""
         return f"{held}{masked} {operator or ('== ' if mask else '')}{wanted}"
+    if held == _CT_STATE and mask and not any(value) and operator == _OPERATORS[uapi.NFT_CMP_NEQ]:
+        bits = int.from_bytes(mask, sys.byteorder)
+        return f"{held} {'invalid' if bits == uapi.NF_CT_STATE_INVALID_BIT else f'{bits:#x}'}"
     masked = f" & 0x{mask.hex()}" if mask else ""
     return f"{held}{masked} {operator}0x{value.hex()}"
 
@@ -255,6 +266,11 @@ def _describe_extension(expression: Expression, family: Family) -> str:
     if name == "mark" and len(info) >= 9:
         value, mask, inverted = struct.unpack_from("=IIB", info)
         return f"meta mark & {mask:#010x} {'!=' if inverted else '=='} {value:#010x}"
+    if (
+        name == "conntrack"
+        and info[_CONNTRACK_FLAGS : _CONNTRACK_FLAGS + len(_CONNTRACK_INVALID)] == _CONNTRACK_INVALID
+    ):
+        return f"{_CT_STATE} invalid"
     return f"xt {name}({info.rstrip(bytes(1)).hex()})"
 
 

@@ -140,10 +140,20 @@ NFT_META_OIF = 5
 NFT_META_IIFNAME = 6
 NFT_META_OIFNAME = 7
 NFT_META_L4PROTO = 16
+NFTA_CT_DREG = 1
+NFTA_CT_KEY = 2
+NFT_CT_STATE = 0
 NFTA_COUNTER_BYTES = 1
 NFTA_COUNTER_PACKETS = 2
 NFTA_MASQ_FLAGS = 1
 NFTA_REJECT_TYPE = 1
+
+# linux/netfilter/nf_conntrack_common.h
+NF_CT_STATE_INVALID_BIT = 1 << 0
+
+# linux/netfilter/xt_conntrack.h
+XT_CONNTRACK_STATE = 1 << 0
+XT_CONNTRACK_STATE_INVALID = 1 << 0
 
 # linux/netfilter/nf_tables_compat.h
 NFNL_MSG_COMPAT_GET = 0

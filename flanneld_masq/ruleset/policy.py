@@ -84,7 +84,7 @@ def group_rules(
         rules = _masquerade(masquerade, named, family, kept, random_fully)
         groups.append(_tagged(Group.MASQUERADE, rules))
     if settings.forward.enabled:
-        groups.append(_tagged(Group.FORWARD, _forward(named)))
+        groups.append(_tagged(Group.FORWARD, _forward(named, settings.forward.drop_invalid)))
     return tuple(groups)
 
 
@@ -152,8 +152,13 @@ def _masquerade(
         yield Rule("7", why, Verdict.MASQUERADE, dst=network, fully_random=fully_random)
 
 
-def _forward(leases: tuple[FamilyLease, ...]) -> Iterator[Rule]:
+def _forward(leases: tuple[FamilyLease, ...], drop_invalid: bool) -> Iterator[Rule]:
     networks = _distinct(network for lease in leases for network in lease.networks)
+    for network in networks if drop_invalid else ():
+        why = f"a packet from pods ({network}) that belongs to no connection would leave without masquerade"
+        yield Rule("forward-invalid-src", why, Verdict.DROP, src=network, invalid=True)
+        why = f"a packet to pods ({network}) that belongs to no connection is not for them"
+        yield Rule("forward-invalid-dst", why, Verdict.DROP, dst=network, invalid=True)
     for network in networks:
         why = f"packets from pods ({network}) may cross this node"
         yield Rule("forward-src", why, Verdict.ACCEPT, src=network)
@@ -178,7 +183,8 @@ def _tagged(group: Group, rules: Iterable[Rule]) -> GroupRules:
 
 def _content(rule: Rule) -> str:
     """Return everything of a rule that reaches the kernel; its explanation does not."""
-    return f"{rule.mark} {rule.src} {rule.dst} {rule.dst_not} {rule.verdict.value} {rule.fully_random}"
+    invalid = " invalid" if rule.invalid else ""
+    return f"{rule.mark} {rule.src} {rule.dst} {rule.dst_not} {rule.verdict.value} {rule.fully_random}{invalid}"
 
 
 def _hash(previous: str, text: str) -> str:

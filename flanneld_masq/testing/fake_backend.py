@@ -317,7 +317,8 @@ def _memory_rule(rule: Rule) -> MemoryRule:
         "to": rule.dst,
         "not to": rule.dst_not,
     }
-    words = [f"{name} {value}" for name, value in tests.items() if value is not None]
+    words = ["invalid"] if rule.invalid else []
+    words += [f"{name} {value}" for name, value in tests.items() if value is not None]
     random = " to random ports" if rule.fully_random else ""
     return MemoryRule(" ".join([*words, rule.verdict.value]) + random, rule.comment)
 

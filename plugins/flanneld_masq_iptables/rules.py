@@ -184,6 +184,8 @@ def _matches(rule: Rule) -> Iterator[str]:
         yield f"! -d {rule.dst_not}"
     if rule.mark is not None:
         yield f"-m mark --mark {rule.mark}"
+    if rule.invalid:
+        yield "-m conntrack --ctstate INVALID"
 
 
 def _target(rule: Rule) -> tuple[str, ...]:

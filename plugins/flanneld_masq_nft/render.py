@@ -115,6 +115,8 @@ def _matches(family: Family, rule: Rule) -> Iterator[str]:
         yield f"{family.data.nft} daddr {rule.dst}"
     if rule.dst_not is not None:
         yield f"{family.data.nft} daddr != {rule.dst_not}"
+    if rule.invalid:
+        yield "ct state invalid"
 
 
 def _verdict(rule: Rule) -> str:

@@ -277,6 +277,17 @@ class TestCompatible:
         described = words(xt("target", "MASQUERADE", struct.pack("=I", 16) + bytes(36)), family=V6)
         assert described == "masquerade fully-random"
 
+    def test_state_of_a_connection(self) -> None:
+        state = Expression("ct", be32(uapi.NFTA_CT_DREG, 1) + be32(uapi.NFTA_CT_KEY, uapi.NFT_CT_STATE))
+        bits = {1: "ct state invalid", 6: "ct state 0x6"}
+        for bit, expected in bits.items():
+            assert words(state, bitwise(host(bit)), cmp(host(0), uapi.NFT_CMP_NEQ)) == expected
+        info = bytearray(164)
+        struct.pack_into("=HHHH", info, 146, 1, 0, 1, 0)
+        assert words(xt("match", "conntrack", bytes(info))) == "ct state invalid"
+        struct.pack_into("=H", info, 148, 1)
+        assert words(xt("match", "conntrack", bytes(info))).startswith("xt conntrack(0000")
+
     def test_other_extensions_are_shown_in_hex(self) -> None:
         assert words(xt("match", "addrtype", b"\x01\x02\x00\x00")) == "xt addrtype(0102)"
         assert words(xt("match", "mark", b"\x01")) == "xt mark(01)"

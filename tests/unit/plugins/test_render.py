@@ -52,6 +52,12 @@ table ip flanneld-masq {
             "}",
         ]
 
+    def test_packets_of_no_connection(self) -> None:
+        network = ip_network("10.244.0.0/16")
+        group = GroupRules(Group.FORWARD, (Rule("x", "", Verdict.DROP, src=network, invalid=True, tag="aa"),))
+        text = 'ip saddr 10.244.0.0/16 ct state invalid drop comment "flanneld-masq:aa"'
+        assert f"\t\t{text}\n" in render.render(Desired(V4, (group,)))
+
     def test_no_groups(self) -> None:
         assert render.render(NOTHING) == ""
         assert render.items(NOTHING) == ()

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
+
 import pytest
 from flanneld_masq_iptables import rules
 from flanneld_masq_iptables.rules import Jumps
 
-from flanneld_masq.model import Blocker, Change, ChangeKind, Item, ItemKind, Neighbours, Observation, Position
+from flanneld_masq.model import (
+    Blocker,
+    Change,
+    ChangeKind,
+    Item,
+    ItemKind,
+    Neighbours,
+    Observation,
+    Position,
+    Rule,
+    Verdict,
+)
 
 from .ruleset import FILTER, FORWARD, FORWARD_JUMP, MASQUERADE, NAT, NAT_JUMP
+
+
+def test_packets_of_no_connection() -> None:
+    network = ip_network("10.244.0.0/16")
+    rule = Rule("x", "", Verdict.DROP, src=network, invalid=True, tag="aa")
+    comment = '-m comment --comment "flanneld-masq:aa"'
+    expected = f"-A FLANNELD-MASQ-FWD -s {network} -m conntrack --ctstate INVALID {comment} -j DROP"
+    assert rules.rule_line(FILTER, rule) == expected
 
 
 class TestJumps:

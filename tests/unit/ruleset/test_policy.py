@@ -121,6 +121,24 @@ def test_the_forward_group() -> None:
         ]
 
 
+def test_packets_of_no_connection_are_dropped_first_if_asked_for() -> None:
+    asked = replace(settings(), forward=ForwardSettings(drop_invalid=True))
+    plain, group = (groups_of(wished, DUAL)[Group.FORWARD] for wished in (settings(), asked))
+    assert [(rule.row, rule.verdict, rule.invalid) for rule in group.rules] == [
+        ("forward-invalid-src", Verdict.DROP, True),
+        ("forward-invalid-dst", Verdict.DROP, True),
+        ("forward-src", Verdict.ACCEPT, False),
+        ("forward-dst", Verdict.ACCEPT, False),
+    ]
+    assert group.jump_tag == plain.jump_tag
+    assert len({rule.tag for rule in (*plain.rules, *group.rules)}) == 6
+    for one in (packet("10.244.1.7", "8.8.8.8"), packet("8.8.8.8", "10.244.1.7")):
+        decided, of_none = policy.decide(group.rules, one), policy.decide(group.rules, replace(one, invalid=True))
+        assert decided is not None and decided.verdict is Verdict.ACCEPT
+        assert of_none is not None and of_none.verdict is Verdict.DROP
+    assert policy.decide(group.rules, replace(packet("8.8.8.8", "1.1.1.1"), invalid=True)) is None
+
+
 @pytest.mark.parametrize(
     ("what", "src", "dst", "mark", "row"),
     [
