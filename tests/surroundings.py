@@ -23,6 +23,7 @@ class Surroundings:
     published: str = ""
     said: list[tuple[str, str]] = field(default_factory=list)
     queued: tuple[tuple[Transaction, ...], bool] = ((), False)
+    heard: int | None = None
 
     def __post_init__(self) -> None:
         self.settings = self.desired.settings if self.desired is not None else self.settings
@@ -34,6 +35,7 @@ class Surroundings:
 
     def queue(self, *transactions: Transaction, lost: bool = False) -> None:
         self.queued = ((*self.queued[0], *transactions), lost or self.queued[1])
+        self.heard = transactions[-1].generation if transactions else self.heard
 
     def take(self, family: Family) -> tuple[tuple[Transaction, ...], bool]:
         queued, self.queued = self.queued, ((), False)

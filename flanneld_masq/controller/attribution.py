@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -186,12 +186,6 @@ class EventFilter:
         self._ports = ports
         self.suspects = SuspectTracker(self._is_ours, pids_known=self._own_pids)
         self._seen: Fingerprint = ()  # the fingerprints read last
-        self.heard: int | None = None  # the generation of the last event
-
-    def hear(self, transactions: Sequence[Transaction]) -> None:
-        """Note that the kernel reported these, and so shows all that they changed."""
-        if transactions:
-            self.heard = transactions[-1].generation
 
     def needs_pass(self, transactions: Iterable[Transaction], lost: bool, verified: int) -> bool:
         """Return True if commits after the generation `verified` may have changed what a pass reads.

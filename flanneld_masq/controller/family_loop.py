@@ -47,7 +47,9 @@ class DesiredStates(Protocol):
 
 
 class Feed(Protocol):
-    """The commits to nf_tables, queued for each family."""
+    """The commits to nf_tables, queued for each family. `heard` is the generation of the last one; None for none."""
+
+    heard: int | None
 
     def drain(self) -> None:
         """Queue what was committed until now. Calls nothing back. Raises KernelError."""
@@ -116,7 +118,6 @@ class FamilyLoop:
     def receive(self) -> None:
         """Take the queued commits, and mark the family if they may concern it."""
         transactions, lost = self._feed.take(self.family)
-        self._filter.hear(transactions)
         if (not transactions and not lost) or self._desired.current() is None:
             return
         reason, outcome = EVENTS_LOST if lost else RULESET_CHANGED, self.report.outcome
@@ -218,7 +219,9 @@ class FamilyLoop:
         changed = begun.asked or desired != self.report.held
         lacking = outcome is not None and bool(outcome.unhelped)  # a program that may have been installed meanwhile
         begun = replace(begun, reprobe=begun.reprobe or (lacking and begun.is_resync))
-        heard = self._filter.heard
+        with contextlib.suppress(MasqError):  # then fewer events were heard
+            self._feed.drain()
+        heard = self._feed.heard
         try:
             done = await self._worker.call(lambda: self._reconcile(desired, begun, heard))
         except MasqError as error:

@@ -34,6 +34,7 @@ class RulesetFeed:
         self._events: RulesetEvents | None = None
         self._queues: dict[Family, deque[Transaction]] = {family: deque(maxlen=MAX_HEARD) for family in Family}
         self._lost: set[Family] = set()
+        self.heard: int | None = None  # the generation of the last commit that was reported
 
     def start(self) -> None:
         """Have the kernel report all commits from now on."""
@@ -67,6 +68,8 @@ class RulesetFeed:
         transactions, lost = self._events.read() if self._events is not None else ((), False)
         for queue in self._queues.values():
             queue.extend(transactions)
+        if transactions:
+            self.heard = transactions[-1].generation
         if lost:
             self._lost.update(Family)
         return bool(transactions) or lost

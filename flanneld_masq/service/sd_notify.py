@@ -118,7 +118,8 @@ def _parts(status: Status) -> Iterator[str]:
         yield from troubles if said else (state, *troubles)
     else:
         families = [_family(name, family, status.leases) for name, family in status.families.items()]
-        shown = "starting" if status.state is State.WAITING else state
+        waits = status.state is State.WAITING and not any(family.last_error for family in status.families.values())
+        shown = "starting" if waits else state
         yield f"{shown}: {', '.join(text for text in families if text)}"
         yield from troubles
 

@@ -177,6 +177,7 @@ class Stage:
         types = [memory_backend_type(name, kernel=self.kernel) for name in (MASQUERADES, FORWARDS)]
         commits = OwnCommits()
         self.queues: dict[Family, tuple[list[Transaction], bool]] = {family: ([], False) for family in Family}
+        self.heard: int | None = None
         self.loops = []
         for family in Family:
             backends = {each.name: each.create(family, Host(ProcessRunner())) for each in types}
@@ -192,6 +193,7 @@ class Stage:
 
     def read(self) -> bool:
         events, lost = self.kernel.events()
+        self.heard = events[-1].generation if events else self.heard
         for family, (queue, lost_before) in self.queues.items():
             self.queues[family] = ([*queue, *events], lost or lost_before)
         return bool(events) or lost

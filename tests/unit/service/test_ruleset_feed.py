@@ -85,6 +85,7 @@ def test_an_event_is_delivered_and_queued_for_each_family() -> None:
         assert stage.delivered == [(NFT,)]
         assert stage.feed.take(V6) == ((NFT,), False), "the other family takes it when it wants"
         assert stage.feed.take(V6) == ((), False)
+        assert stage.feed.heard == NFT.generation
 
     play(scene)
 

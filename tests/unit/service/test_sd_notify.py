@@ -191,6 +191,7 @@ class TestText:
                 "waiting for /b; /c: colour: unknown key; the running settings stay",
             ),
             (status("waiting", ipv4=family("waiting")), "starting: ipv4 10.244.1.0/24"),
+            (status("waiting", ipv4=family("waiting", error="X holds the lock")), "waiting: ipv4: X holds the lock"),
             (
                 status("synced", ipv4=family("synced", "nft", "iptables-nft")),
                 "synced: ipv4 nft iptables-nft 10.244.1.0/24",
@@ -232,6 +233,7 @@ class Surroundings:
     """The inputs and outputs of a loop: a desired state, no events, and no publisher."""
 
     settings = Settings()
+    heard: int | None = None
 
     def current(self) -> DesiredState:
         return DesiredState(self.settings, LEASES)
