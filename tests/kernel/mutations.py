@@ -46,6 +46,8 @@ FOREIGN_COMMENT = "not ours"
 LIKE_OURS = "flanneld-masq: do not NAT the office"
 _HOSTS = {Family.IPV4: "203.0.113.9", Family.IPV6: "2001:db8:ffff::9"}
 _NETWORKS = {Family.IPV4: ip_network("192.0.2.0/24"), Family.IPV6: ip_network("2001:db8::/48")}
+# No rule of the iptables backends can have this verdict in the table of the group.
+_REFUSED = {Group.MASQUERADE: Verdict.DROP, Group.FORWARD: Verdict.MASQUERADE}
 _OTHER_TAG = "0123456789ab"
 _OUR_CHAINS = frozenset(place.chain for place in PLACES.values())
 _TAG = re.compile(f'{COMMENT_PREFIX}[0-9a-f]{{12}}(?![^"])')
@@ -96,7 +98,7 @@ def alterations(rule: Rule, family: Family, group: Group) -> Iterator[tuple[str,
         yield "other mark mask", replace(rule, mark=Mark(rule.mark.value, 0xFFFFFFFF))
         yield "no mark", replace(rule, mark=None)
     for verdict in Verdict:
-        if group is Group.MASQUERADE or verdict is not Verdict.MASQUERADE:
+        if verdict is not _REFUSED[group]:
             yield f"verdict {verdict.value}", replace(rule, verdict=verdict)
     yield "fully random or not", replace(rule, fully_random=not rule.fully_random)
     yield "other tag", replace(rule, tag=_OTHER_TAG)
