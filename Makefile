@@ -29,7 +29,9 @@ check: lint ## lint and the unit tests, in seconds
 	$(bin)/python -m pytest -q $(at_once) tests/unit
 
 check: JOBS := $(cores)
+check: export QUICK := 1
 
+test: export QUICK :=
 test: lint ## lint, then all tests: unit, kernel, system
 	@scripts/setup-packaging deb rpm check
 	$(bin)/python -m pytest $(at_once) tests; others=$$?; \

@@ -20,6 +20,7 @@ _PAUSE_SECONDS = 0.005
 _TURN_SECONDS = 0.001
 Tell = Callable[[str], None]
 _Result = TypeVar("_Result")
+_Amount = TypeVar("_Amount", int, float)
 _pause = threading.Event()
 _one_line = threading.Lock()
 
@@ -76,3 +77,8 @@ async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
 def lasting(seconds: float, long: float) -> float:
     """How long something is kept up: `long` with LONG=1 in the environment, else enough to show the same."""
     return long if os.environ.get("LONG") == "1" else seconds
+
+
+def amount(usual: _Amount, quick: _Amount) -> _Amount:
+    """How much of a thing a test does: `quick` with QUICK=1 in the environment, as `make check` sets it."""
+    return quick if os.environ.get("QUICK") == "1" else usual

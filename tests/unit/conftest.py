@@ -1,13 +1,15 @@
-"""A quarter of Hypothesis' usual examples, so the whole layer stays below ten seconds and runs often.
+"""A quarter of Hypothesis' usual examples, and a tenth in `make check`, so the layer takes seconds and runs often.
 
 No limit of time for one of them, which a busy machine would miss.
 """
 
 from hypothesis import HealthCheck, settings
 
+from ..common import amount
+
 settings.register_profile(
     "unit",
-    max_examples=25,
+    max_examples=amount(25, quick=10),
     database=None,
     print_blob=True,
     deadline=None,

@@ -37,7 +37,7 @@ from flanneld_masq.state_directory import StateDirectory
 from flanneld_masq.testing import MemoryKernel, memory_backend_type
 from flanneld_masq.testing.fake_backend import Chains, MemoryRule
 
-from ...common import lasting, until
+from ...common import amount, lasting, until
 
 DEADLINE = 10.0  # seconds
 LEASE = Lease(
@@ -261,7 +261,7 @@ class Stage:
         return not any(loop._schedule.dirty or loop._schedule.passing for loop in self.loops)
 
 
-@settings(deadline=None, max_examples=int(lasting(100, 5000)))
+@settings(deadline=None, max_examples=int(lasting(amount(100, quick=25), 5000)))
 @example(
     [
         Step(Family.IPV4, "prepend", "elsewhere", 7, "soon", 2),

@@ -21,10 +21,10 @@ from flanneld_masq.dbus.wire import SIGNAL, Frame
 from flanneld_masq.errors import BusError
 
 from ... import attacker
-from ...common import patience
+from ...common import amount, patience
 from .scene import Scene, call, in_thread, play, soon
 
-SECONDS = 0.6
+SECONDS = amount(0.6, quick=0.15)
 STEP_SECONDS = 0.002
 MAX_GAP_SECONDS = patience(0.1)  # repairs, signals and timers wait no longer than that
 MAX_GROWTH = 4 << 20
