@@ -19,7 +19,7 @@ from flanneld_masq.model import Family, Lease
 
 FEEDS_PER_PERIOD = 2.0  # as sd_watchdog_enabled(3) recommends
 MAX_BYTES = 1024  # of a status; systemd drops a message of more than 4096 bytes whole
-_SEND_SECONDS = 1.0  # how long a systemd that does not read may hold us up
+SEND_SECONDS = 1.0  # how long a systemd that does not read may hold us up
 
 
 class Notifier:
@@ -66,8 +66,9 @@ class Notifier:
         if not self._address or not lines:
             return
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.settimeout(_SEND_SECONDS)
-            sender.sendto("\n".join(lines).encode(errors="replace"), self._address)
+            sender.settimeout(SEND_SECONDS)
+            sender.connect(self._address)  # without a peer the socket counts as writable, and the wait is a busy one
+            sender.send("\n".join(lines).encode(errors="replace"))
 
 
 class Watchdog:

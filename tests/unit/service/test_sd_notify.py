@@ -25,7 +25,7 @@ from flanneld_masq.model import BackendName, Family, FamilyLease, Group, Lease, 
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.reconcile.values import DesiredState
-from flanneld_masq.service.sd_notify import MAX_BYTES, Notifier, Watchdog, status_text
+from flanneld_masq.service.sd_notify import MAX_BYTES, SEND_SECONDS, Notifier, Watchdog, status_text
 from flanneld_masq.state_directory import StateDirectory
 from flanneld_masq.testing import MemoryKernel, memory_backend_type
 
@@ -154,9 +154,10 @@ class TestMessages:
             with pytest.raises(BlockingIOError):
                 while True:
                     other.sendto(b"x", systemd.address)
-        started = time.monotonic()
+        started, worked = time.monotonic(), time.thread_time()
         Notifier(systemd.environ()).stopping()
         assert time.monotonic() - started < DEADLINE
+        assert time.thread_time() - worked < SEND_SECONDS / 2, "it waited asleep"
 
 
 class TestWatchdogSeconds:
