@@ -292,8 +292,7 @@ class IptablesLegacy(IptablesBackend):
                 if place == PLACES[Group.MASQUERADE]:
                     self._mark.note(shape, entries)
                     hits = entries.packets(place.hook)
-                ours = entries.has_ours(place.chain)
-                return _Glance(entries.fingerprint(place.chain, place.hook) if ours else None, drop, hits=hits)
+                return _Glance(entries.fingerprint(place.chain, place.hook), drop, hits=hits)
         except KernelError:
             return _Glance(readable=False)
 

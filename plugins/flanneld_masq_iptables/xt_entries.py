@@ -86,10 +86,6 @@ class Entries:
         *steps, policy = (self._step(*entry) for entry in self._built_in(hook))
         return Analysis(self._chain, self._start(own)).drop(steps, policy=policy.action is Action.DROP)
 
-    def has_ours(self, chain: str) -> bool:
-        """Return True if there is a chain of that name, or a rule whose comment has a tag of the daemon's."""
-        return self._start(chain) is not None or self._has_tag()
-
     def drops_anything(self) -> bool:
         """Return True if any rule or policy of the table drops."""
         offset, end = 0, len(self.memory) - self.begin
@@ -108,14 +104,15 @@ class Entries:
             if name.split(b"\0", 1)[0] == b"MARK" and revision == _MARK_REVISION:
                 yield self._unpack(_MARK, offset + target + _TARGET.size)
 
-    def fingerprint(self, chain: str, hook: int) -> bytes:
+    def fingerprint(self, chain: str, hook: int) -> bytes | None:
         """Return a digest of the chain and of the built-in chain of the hook, without counters.
 
-        It is empty if there is no such chain, or if rules outside the built-in one go to it: then read a listing.
+        None if there is no such chain, and no rule whose comment has a tag of the daemon's. Empty if there is only such
+        a rule, or if rules outside the built-in chain go to the chain: then read a listing.
         """
         start = self._start(chain)
         if start is None:
-            return b""
+            return b"" if self._has_tag() else None
         base = [self._form(*entry) for entry in self._built_in(hook)]
         if self._referred(start) != sum(name == chain.encode() for _, name in base):
             return b""

@@ -456,11 +456,27 @@ def test_a_tool_that_may_make_tables_is_followed_by_a_look(play_two: Play, monke
     async def scene(stage: Stage) -> None:
         await at_rest(stage)
         stage.kernel.drops[OTHER] = "legacy drops"  # there is no event
+        monkeypatch.setattr(ChangeDetector, "polls", lambda detector: True)  # the tool has made a table
         stage.loop.tool_started()
         await until(lambda: stage.kernel.chain(V4, "other forward") and not stage.kernel.chain(V4, "memory forward"))
         assert not stage.repairs
 
     play_two(scene)
+
+
+def test_a_tool_that_made_no_table_causes_no_pass(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kube-proxy starts the tool of the other family each second."""
+    monkeypatch.setattr(family_loop, "LEGACY_TOOL_SECONDS", (0.0,))
+
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        marked: list[str] = []
+        monkeypatch.setattr(stage.loop, "mark", marked.append)
+        stage.loop.tool_started()
+        await asyncio.sleep(0.01)
+        assert not marked
+
+    play(scene)
 
 
 def test_our_own_tool_in_a_pass_that_fails_does_not_shorten_the_retries(
