@@ -1,0 +1,1 @@
+"""A long random test of the daemon: `make chaos`. See README.md."""
