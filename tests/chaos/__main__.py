@@ -13,10 +13,10 @@ from flanneld_masq.errors import MasqError
 from flanneld_masq.selftest import netns
 
 from . import plan
-from .actions import Actor, Fault
+from .actions import Actor
 from .checks import Converged, converge
 from .growth import Sample, growth, settled
-from .site import Site
+from .site import Fault, Site
 
 LINES_OF_LOG = 40
 MAX_SEED = 1 << 31
@@ -29,7 +29,8 @@ class Run:
         self.seed, self.seconds = seed, seconds
         self._began = time.monotonic()
         self._kinds: Counter[str] = Counter()
-        self._impossible = self._repairs = 0
+        self._impossible = 0
+        self._repairs: dict[int, int] = {}  # by process
         self._converged: list[Converged] = []
         self._samples: list[Sample] = []
         self._site = Site(f"chaos-{seed}")
@@ -54,7 +55,7 @@ class Run:
         contended = sum(each.contended for each in self._converged)
         lines = [f"seed {self.seed}: {sum(self._kinds.values())} actions in {len(self._converged)} rounds"]
         lines += [f"  {count:5} {kind}" for kind, count in self._kinds.most_common()]
-        lines.append(f"repairs: {self._repairs}; damages that were not possible: {self._impossible}")
+        lines.append(f"repairs: {sum(self._repairs.values())}; damages that were not possible: {self._impossible}")
         if slowest:
             median, last = slowest[len(slowest) // 2], slowest[-1]
             lines.append(
@@ -70,13 +71,12 @@ class Run:
         self._actor.done.clear()
         try:
             for action in planned.actions:
-                before, pid = self._site.repairs(), self._site.daemon.process.pid
+                self._count_repairs()
                 self._kinds[action.kind.value] += 1
                 self._actor.act(action)
-                if self._site.daemon.process.pid != pid:
-                    self._repairs += before
             self._actor.finish()
             self._converged.append(converge(self._site))
+            self._count_repairs()
         except (Fault, MasqError, AssertionError) as error:
             return self._report(planned, error)
         self._impossible += sum("not possible now" in line for line in self._actor.done)
@@ -84,6 +84,9 @@ class Run:
         kinds = ", ".join(action.kind.value for action in planned.actions)
         _progress(f"{self._elapsed():6.1f} s  round {planned.number}, {self._converged[-1].seconds:.2f} s: {kinds}")
         return []
+
+    def _count_repairs(self) -> None:
+        self._repairs[self._site.daemon.process.pid] = self._site.repairs()
 
     def _report(self, planned: plan.Round, error: Exception) -> list[str]:
         kind = "" if isinstance(error, Fault) else f"{type(error).__name__}: "

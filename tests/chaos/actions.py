@@ -18,15 +18,11 @@ from ..common import eventually, is_root, patience
 from ..kernel.mutations import Mutation
 from .foreign import FOREIGN, foreign_chains
 from .plan import CHOICES, Action, Kind
-from .site import Site
+from .site import Fault, Site
 
 NOBODY = 65534
 MAX_SECONDS_OF_ATTACK = 1.5
 _pause = threading.Event()
-
-
-class Fault(Exception):
-    """The daemon did something that it must not do."""
 
 
 class Actor:
@@ -139,19 +135,29 @@ class Actor:
         return " ".join(action.text.split())
 
     def _bad_settings(self, action: Action) -> str:
+        self._wait(lambda: bool(self.site.daemon.status()))  # at its start it would refuse to run
         good = self.site.settings_text
         known = good.splitlines()[:3]
         self.site.node.config_file.write_text("\n".join([*known, action.text]))
         self._hangup(action)
-        eventually(lambda: self.site.daemon.status().get("reload_refused"))
+        self._wait(lambda: bool(self.site.daemon.status().get("reload_refused")))
         self.site.node.config_file.write_text(good)
         self._hangup(action)
         return repr(action.text)
 
     def _hangup(self, _: Action) -> str:
-        eventually(self.site.takes_hangup)
+        self._wait(self.site.takes_hangup)
         self.site.daemon.signal(signal.SIGHUP)
         return "sent"
+
+    def _wait(self, condition: Callable[[], bool]) -> None:
+        """Wait for something that the daemon does, and raise Fault if it ends instead."""
+
+        def answered() -> bool:
+            self.site.assert_runs()
+            return condition()
+
+        eventually(answered)
 
     # ---- programs and processes
 
@@ -162,7 +168,7 @@ class Actor:
         return " ".join(done.stdout.split())
 
     def _second(self, _: Action) -> str:
-        eventually(self.site.daemon.status)
+        self._wait(lambda: bool(self.site.daemon.status()))
         done = self.site.node.masq("run")
         if done.returncode != 1 or f"pid {self.site.daemon.process.pid}" not in done.stderr:
             raise Fault(f"a second daemon ended with status {done.returncode}: {done.stderr}")
@@ -200,7 +206,7 @@ class Actor:
         return f"pid {self.site.daemon.process.pid} from now on"
 
     def _restart(self, action: Action) -> str:
-        eventually(self.site.takes_hangup)
+        self._wait(self.site.takes_hangup)
         status = self.site.daemon.stop()
         if status:
             raise Fault(f"SIGTERM ended it with status {status}: {self.site.daemon.lines()[-4:]}")

@@ -13,8 +13,7 @@ from flanneld_masq.model import SLOTS
 
 from ..common import patience
 from . import dumps
-from .actions import Fault
-from .site import Site
+from .site import Fault, Site
 
 CONVERGED_SECONDS = 1.0
 _LOOK_SECONDS = 0.01
@@ -56,9 +55,7 @@ def converge(site: Site) -> Converged:
 
 def _wrong(site: Site) -> Iterator[str]:
     """Yield what is not as it must be. The listings come last: each is five processes."""
-    ended = site.daemon.process.poll()
-    if ended is not None:
-        raise Fault(f"the daemon ended with status {ended}: {site.daemon.lines()[-4:]}")
+    site.assert_runs()
     status = site.daemon.status()
     if status.get("state") != "synced":
         families = {name: (each["state"], each["last_error"]) for name, each in status.get("families", {}).items()}

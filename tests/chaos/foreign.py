@@ -192,8 +192,10 @@ def flush(shell: Shell, action: Action) -> None:
 
 
 def snapshot(shell: Shell, action: Action) -> None:
-    """Keep all the rules, those of the daemon too. A listing by nft leaves out the tables that iptables-nft manages: nft
-    1.0.6 prints their rules without the comments."""
+    """Keep all the rules, those of the daemon too.
+
+    A listing by nft leaves out the tables that iptables-nft manages: nft 1.0.6 prints their rules without the comments.
+    """
     slot = _slot(action)
     if _as_nft(action):
         tables = [line.split()[1:] for line in shell.node.tool("nft", "list", "tables").splitlines()]

@@ -25,6 +25,10 @@ NOT_SYSTEMD = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 _HANGUP = 1 << 0  # SIGHUP in the masks of /proc/PID/status
 
 
+class Fault(Exception):
+    """The daemon did something that it must not do."""
+
+
 class Site:
     """Everything that a run works on. Call `close` at the end."""
 
@@ -59,6 +63,12 @@ class Site:
     def kill(self) -> None:
         """SIGKILL, and wait for the end."""
         self._process.close()
+
+    def assert_runs(self) -> None:
+        """Raise Fault if the daemon has ended by itself."""
+        status = self.daemon.process.poll()
+        if status is not None:
+            raise Fault(f"the daemon ended with status {status}: {self.daemon.lines()[-4:]}")
 
     def takes_hangup(self) -> bool:
         """Return True once the process has a handler for SIGHUP, or ignores it: the interpreter is that far."""
