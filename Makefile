@@ -9,7 +9,7 @@ JOBS ?= $(shell echo $$((2 * $(cores))))
 dist := loadgroup
 at_once = -n $(JOBS) --dist $(dist) -m "not timing"
 
-.PHONY: help setup demo lint check test test-one coverage bench man deb rpm clean
+.PHONY: help setup demo lint check test test-one coverage bench chaos man deb rpm clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## */\1 /p' $(MAKEFILE_LIST) | while read -r target text; do \
@@ -52,6 +52,9 @@ coverage: setup ## which lines the unit and kernel tests run: a report, and page
 
 bench: setup ## measure how fast and small it is, beside flannel's way: 15 minutes, QUICK=1 for three, PUBLISH=1 for docs/bench
 	$(bin)/python -m tests.bench $(if $(QUICK),--quick) $(if $(PUBLISH),--publish)
+
+chaos: setup ## random actions against the daemon for SECONDS (300); SEED=n repeats those of an earlier run
+	$(bin)/python -m tests.chaos --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED))
 
 # rst2man of docutils makes the manual pages. The packages call this too, without setup.
 man: build/man/flanneld-masq.8 build/man/flanneld-masq.toml.5

@@ -56,6 +56,7 @@ class Run:
         lines = [f"seed {self.seed}: {sum(self._kinds.values())} actions in {len(self._converged)} rounds"]
         lines += [f"  {count:5} {kind}" for kind, count in self._kinds.most_common()]
         lines.append(f"repairs: {sum(self._repairs.values())}; damages that were not possible: {self._impossible}")
+        lines.append(f"messages sent in attacks: {self._actor.messages}")
         if slowest:
             median, last = slowest[len(slowest) // 2], slowest[-1]
             lines.append(

@@ -26,11 +26,15 @@ _pause = threading.Event()
 
 
 class Actor:
-    """Does actions. `done` says of each in words what became of it; `attacks` go on beside the next actions."""
+    """Does actions. `done` says of each in words what became of it.
+
+    Attacks go on beside the next actions; `messages` is how many messages they have sent.
+    """
 
     def __init__(self, site: Site) -> None:
         self.site = site
         self.done: list[str] = []
+        self.messages = 0
         self._attacks: list[subprocess.Popen[bytes]] = []
         self._own: dict[Kind, Callable[[Action], str]] = {
             Kind.DAMAGE: self._damage,
@@ -68,7 +72,11 @@ class Actor:
     def finish(self) -> None:
         """Wait for what goes on beside."""
         while self._attacks:
-            self._attacks.pop().wait(patience(30))
+            attack = self._attacks.pop()
+            said, error = attack.communicate(timeout=patience(30))
+            if attack.returncode:
+                raise Fault(f"the attacker ended with status {attack.returncode}: {error.decode(errors='replace')}")
+            self.messages += int(said.split()[0])
 
     # ---- our rules
 
@@ -186,8 +194,8 @@ class Actor:
             subprocess.Popen(
                 ("/usr/bin/python3", str(script), path, NAME, action.text, f"{seconds:.2f}"),
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 user=user,
                 cwd="/",
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -54,6 +55,7 @@ class Site:
         self.bus.stop()
         for node in (self.node, self.reference):
             node.close()
+        shutil.rmtree(self.directory)
 
     # ---- the daemon
 
