@@ -41,6 +41,9 @@ class Step:
     chain: Hashable = None
 
 
+OURS = Step(Action.NOTHING, True)  # a rule of the built-in chain with the daemon's tag, which each pass removes
+
+
 @dataclass(frozen=True, **SLOTS)
 class Drop:
     """The drop of a built-in chain: by the rule of this index, or by policy (None)."""

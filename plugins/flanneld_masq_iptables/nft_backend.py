@@ -41,7 +41,7 @@ from flanneld_masq.model import (
 from flanneld_masq.ruleset import flannel_rules
 from flanneld_masq_iptables import binaries, rules
 from flanneld_masq_iptables.base import IptablesBackend, PlaceItems, Removal
-from flanneld_masq_iptables.forward_chain import Action, Analysis, Drop, Step
+from flanneld_masq_iptables.forward_chain import OURS, Action, Analysis, Drop, Step
 from flanneld_masq_iptables.rules import PLACES, Jumps, Place
 
 NAME = BackendName("iptables-nft")
@@ -276,7 +276,7 @@ class IptablesNft(IptablesBackend):
 
     def _drop(self, place: Place, base: tuple[KernelRule, ...], *, policy: bool) -> Drop | None:
         analysis = Analysis(lambda chain: self._steps(place, chain), own=place.chain)
-        drop = analysis.drop(map(_step, base), policy=policy)
+        drop = analysis.drop(map(_base_step, base), policy=policy)
         self._followed = tuple(map(str, analysis.followed))
         return drop
 
@@ -331,6 +331,10 @@ def _is_plain_jump(rule: KernelRule) -> bool:
         and bool(tag_of(comment(rule)))
         and " goto " not in f" {describe(rule, Family.IPV4)} "
     )
+
+
+def _base_step(rule: KernelRule) -> Step:
+    return OURS if tag_of(comment(rule)) else _step(rule)
 
 
 def _step(rule: KernelRule) -> Step:

@@ -20,7 +20,7 @@ from flanneld_masq.errors import KernelError
 from flanneld_masq.kernel import uapi
 from flanneld_masq.model import COMMENT_PREFIX, SLOTS, Family
 from flanneld_masq_iptables import rules
-from flanneld_masq_iptables.forward_chain import Action, Analysis, Drop, Step
+from flanneld_masq_iptables.forward_chain import OURS, Action, Analysis, Drop, Step
 
 XT_EXTENSION_MAXNAMELEN = 29
 XT_FUNCTION_MAXNAMELEN = 30
@@ -83,7 +83,9 @@ class Entries:
     def drop(self, hook: int, own: str) -> Drop | None:
         """Return what in the built-in chain of the hook drops every packet that reaches it. `own` is the daemon's
         chain."""
-        *steps, policy = (self._step(*entry) for entry in self._built_in(hook))
+        *steps, policy = (
+            OURS if self._is_tagged(offset) else self._step(offset, after) for offset, after in self._built_in(hook)
+        )
         return Analysis(self._chain, self._start(own)).drop(steps, policy=policy.action is Action.DROP)
 
     def drops_anything(self) -> bool:
@@ -163,14 +165,23 @@ class Entries:
             return False
         if self._number(offset, layout.protocol) & ~layout.goto:
             return False
-        target, _ = self._unpack(_OFFSETS, offset + layout.offsets)
-        position = offset + layout.matches
+        return all(name == _COMMENT for _, name in self._matches(offset))
+
+    def _is_tagged(self, offset: int) -> bool:
+        """Return True if the comment of an entry is a tag of the daemon's."""
+        comments = (self.begin + match + _MATCH.size for match, name in self._matches(offset) if name == _COMMENT)
+        return any(rules.TAG.match(self.memory, comment) for comment in comments)
+
+    def _matches(self, offset: int) -> Iterator[tuple[int, bytes]]:
+        """Yield the offset and the name of each match of an entry."""
+        target, _ = self._unpack(_OFFSETS, offset + _LAYOUTS[self.family].offsets)
+        position = offset + _LAYOUTS[self.family].matches
         while position < offset + target:
             size, name, _ = self._unpack(_MATCH, position)
-            if name.split(b"\0", 1)[0] != _COMMENT or not size:
-                return False
+            yield position, name.split(b"\0", 1)[0]
+            if not size:
+                raise KernelError("reading an ip_tables table", f"the match at offset {position} has no length")
             position += size
-        return True
 
     def _number(self, offset: int, field: slice) -> int:
         start = self.begin + offset

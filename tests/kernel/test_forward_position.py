@@ -153,6 +153,21 @@ def test_policies_decide_first_whenever_they_come(topology: Topology, node: Node
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("target", ["-j ACCEPT", "-j RETURN", "-g X"])
+def test_a_rule_with_our_tag_hides_nothing_that_drops(node: Node, family: Family, flavour: str, target: str) -> None:
+    """The pass removes it. The group must be in its place then, for no event of another program follows."""
+    tagged = f"-A FORWARD -m comment --comment flanneld-masq:0123456789ab {target}"
+    load(node, flavour, family, tagged, "-A FORWARD -j DROP", "-A X -j ACCEPT")
+    node.configure("", backend="nft")
+    with node.entered():
+        reconciler = node.reconciler(family)
+        choices = reconciler.reconcile(node.desired_state()).choices
+        assert [choice.backend for choice in choices[Group.FORWARD]] == [flavour]
+        assert not any(plan.changes for plan in reconciler.plan(node.desired_state()))
+    assert forward(node, flavour, family) == [OURS, "-j DROP"]
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
 def test_any_order_of_events_gives_the_same_ruleset(node: Node, family: Family, flavour: str) -> None:
     node.configure(BY_EVENTS_ALONE, backend=flavour)
     commands = (
