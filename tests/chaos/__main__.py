@@ -83,7 +83,10 @@ class Run:
         self._impossible += sum("not possible now" in line for line in self._actor.done)
         self._samples.append(self._site.sample(self._elapsed()))
         kinds = ", ".join(action.kind.value for action in planned.actions)
-        _progress(f"{self._elapsed():6.1f} s  round {planned.number}, {self._converged[-1].seconds:.2f} s: {kinds}")
+        sample, seconds = self._samples[-1], self._converged[-1].seconds
+        _progress(
+            f"{sample.seconds:6.1f} s  round {planned.number}, {seconds:.2f} s, {sample.megabytes:.1f} MB: {kinds}"
+        )
         return []
 
     def _count_repairs(self) -> None:

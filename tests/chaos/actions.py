@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flanneld_masq.dbus.manager1 import NAME
 from flanneld_masq.errors import MasqError
+from flanneld_masq.inputs import subnet_env
 from flanneld_masq.model import Family, Group
 from flanneld_masq.ruleset import policy
 
@@ -17,7 +18,7 @@ from .. import attacker
 from ..common import eventually, is_root, patience
 from ..kernel.mutations import Mutation
 from .foreign import FOREIGN, foreign_chains
-from .plan import CHOICES, Action, Kind
+from .plan import BACKENDS, CHOICES, LEASES, Action, Kind
 from .site import Fault, Site
 
 NOBODY = 65534
@@ -38,6 +39,7 @@ class Actor:
         self._attacks: list[subprocess.Popen[bytes]] = []
         self._own: dict[Kind, Callable[[Action], str]] = {
             Kind.DAMAGE: self._damage,
+            Kind.STALE: self._stale,
             Kind.LEASE: self._lease,
             Kind.BAD_LEASE: self._bad_lease,
             Kind.SETTINGS: self._settings,
@@ -94,6 +96,22 @@ class Actor:
                 return f"{mutation.name}: not possible now: {error!r}"
         eventually(lambda: self._undone(mutation))
         return mutation.name
+
+    def _stale(self, action: Action) -> str:
+        """What a dump of ours holds from a time with another lease, perhaps with another backend."""
+        name, lease = BACKENDS[action.choice % len(BACKENDS)], tuple(LEASES.values())[action.choice // 3 % len(LEASES)]
+        node, found = self.site.node, subnet_env.parse(lease.encode(), "old.env")
+        desired = policy.desired(node.settings, (found,), action.family, frozenset(Group))
+        with node.entered():
+            backend = self.site.subject(action.family, name).backend
+        dump = "".join(line for line in backend.render(desired).splitlines(keepends=True) if line[0] != "#")
+        flavour = name.partition("-")[2]
+        argv = (f"{action.family.data.tools}-{flavour}-restore", "-w", "--noflush") if flavour else ("nft", "-f", "-")
+        try:
+            node.tool(*argv, stdin=dump)
+        except MasqError as error:  # a repair came in between
+            return f"{name}: not possible now: {error}"
+        return name
 
     def _mutations(self, family: Family, choice: int) -> list[Mutation]:
         """Those that leave the rules of others alone, of a group where it is now, if it is anywhere."""

@@ -18,7 +18,7 @@ from .plan import FLAVOURS, Action, Kind
 DELETION_OF_ALL_CHAINS_MAY_FAIL = True
 
 OUR_PREFIX = "FLANNELD-MASQ"
-SLOTS_OF_SNAPSHOTS = 3
+SNAPSHOTS = 3  # kept at once
 _TABLES = ("filter", "nat")
 _HOST = {Family.IPV4: "203.0.113.9", Family.IPV6: "2001:db8:ffff::9"}
 _NETWORK = {Family.IPV4: "192.0.2.0/24", Family.IPV6: "2001:db8::/48"}
@@ -81,11 +81,12 @@ _NFT_FLUSHES = (
 
 @dataclass
 class Shell:
-    """Runs commands in one namespace. `outcomes` are the commands, and whether each succeeded; `kept` are files."""
+    """Runs commands in one namespace. `outcomes` are the commands, and whether each succeeded; `kept` are
+    snapshots, each with what every tool printed."""
 
     node: Node
     outcomes: list[tuple[str, bool]] = field(default_factory=list)
-    kept: dict[str, str] = field(default_factory=dict)
+    kept: dict[int, dict[str, str]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
 
     def __call__(self, *argv: str, stdin: str = "", told: bool = True) -> bool:
@@ -192,18 +193,16 @@ def flush(shell: Shell, action: Action) -> None:
 
 
 def snapshot(shell: Shell, action: Action) -> None:
-    """Keep all the rules, those of the daemon too.
+    """Keep all the rules of this moment, those of the daemon too.
 
     A listing by nft leaves out the tables that iptables-nft manages: nft 1.0.6 prints their rules without the comments.
     """
-    slot = _slot(action)
-    if _as_nft(action):
-        tables = [line.split()[1:] for line in shell.node.tool("nft", "list", "tables").splitlines()]
-        own = [table for table in tables if table[1] not in _TABLES]
-        listed = [shell.node.tool("nft", "list", "table", *table) for table in own]
-        shell.kept[slot] = "\n".join(["flush ruleset", *listed])
-    else:
-        shell.kept[slot] = shell.node.tool(f"{_tools(action)}-save")
+    tables = [line.split()[1:] for line in shell.node.tool("nft", "list", "tables").splitlines()]
+    listed = [shell.node.tool("nft", "list", "table", *table) for table in tables if table[1] not in _TABLES]
+    moment = {"nft": "\n".join(["flush ruleset", *listed])}
+    for tools in (f"{family.data.tools}-{flavour}" for family in Family for flavour in FLAVOURS):
+        moment[tools] = shell.node.tool(f"{tools}-save")
+    shell.kept[action.choice % SNAPSHOTS] = moment
 
 
 def nft_ruleset(node: Node, *options: str) -> str:
@@ -213,14 +212,14 @@ def nft_ruleset(node: Node, *options: str) -> str:
 
 
 def restore(shell: Shell, action: Action) -> None:
-    """Restore an earlier moment, however long it is ago."""
-    slot = _slot(action)
-    if slot not in shell.kept:
+    """Restore what one of the tools printed at an earlier moment, however long that is ago."""
+    if not shell.kept:
         snapshot(shell, action)
-    if _as_nft(action):
-        shell("nft", "-f", "-", stdin=shell.kept[slot])
+    moment = shell.kept[sorted(shell.kept)[action.choice // 2 % len(shell.kept)]]
+    if action.flavour == "nft" and action.choice % 2 == 0:
+        shell("nft", "-f", "-", stdin=moment["nft"])
     else:
-        shell(f"{_tools(action)}-restore", "-w", stdin=shell.kept[slot])
+        shell(f"{_tools(action)}-restore", "-w", stdin=moment[_tools(action)])
 
 
 def foreign_chains(shell: Shell, action: Action) -> None:
@@ -252,12 +251,3 @@ def _tools(action: Action) -> str:
 
 def _words(action: Action) -> dict[str, str]:
     return {"host": _HOST[action.family], "network": _NETWORK[action.family], "nft": action.family.data.nft}
-
-
-def _slot(action: Action) -> str:
-    form = "nft" if _as_nft(action) else _tools(action)
-    return f"{form} {action.choice // 2 % SLOTS_OF_SNAPSHOTS}"
-
-
-def _as_nft(action: Action) -> bool:
-    return action.flavour == "nft" and action.choice % 2 == 0

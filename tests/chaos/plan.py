@@ -98,6 +98,7 @@ class Kind(enum.Enum):
     SNAPSHOT = "snapshot taken"
     RESTORE = "snapshot restored"
     DAMAGE = "damage to our rules"
+    STALE = "old rules of ours"
     LEASE = "subnet file"
     BAD_LEASE = "bad subnet file"
     SETTINGS = "settings"
@@ -129,6 +130,7 @@ _TRAITS = {
     Kind.SNAPSHOT: Traits(3),
     Kind.RESTORE: Traits(3, cost=3, both=True),
     Kind.DAMAGE: Traits(12, cost=2),
+    Kind.STALE: Traits(3, cost=2),
     Kind.LEASE: Traits(2),
     Kind.BAD_LEASE: Traits(1),
     Kind.SETTINGS: Traits(3),
