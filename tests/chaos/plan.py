@@ -23,7 +23,7 @@ FLAVOURS = ("nft", "legacy")
 MAX_ACTIONS = 9  # of one round
 MAX_PAUSE = 0.4  # seconds between two actions, unless the back-off of repairs asks for more
 RESERVE = 2.0  # free repairs that the plan leaves, for it estimates their number
-DECKS_OF_A_PROCESS = 6
+DECKS_OF_A_PROCESS = 12  # eight minutes or so
 CHOICES = 1 << 16
 
 LEASES = {
