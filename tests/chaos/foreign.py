@@ -175,7 +175,7 @@ def flush_by_commands(shell: Shell, action: Action) -> None:
 
 def netfilter_persistent(shell: Shell, action: Action) -> None:
     """Save, flush, and restore what was saved."""
-    saved = shell.node.tool(f"{_tools(action)}-save")
+    saved = _saved(shell, _tools(action))
     flush_by_commands(shell, action)
     shell(f"{_tools(action)}-restore", "-w", stdin=saved)
 
@@ -201,7 +201,7 @@ def snapshot(shell: Shell, action: Action) -> None:
     listed = [shell.node.tool("nft", "list", "table", *table) for table in tables if table[1] not in _TABLES]
     moment = {"nft": "\n".join(["flush ruleset", *listed])}
     for tools in (f"{family.data.tools}-{flavour}" for family in Family for flavour in FLAVOURS):
-        moment[tools] = shell.node.tool(f"{tools}-save")
+        moment[tools] = _saved(shell, tools)
     shell.kept[action.choice % SNAPSHOTS] = moment
 
 
@@ -247,6 +247,14 @@ FOREIGN: dict[Kind, Callable[[Shell, Action], None]] = {
 
 def _tools(action: Action) -> str:
     return f"{action.family.data.tools}-{action.flavour}"
+
+
+def _saved(shell: Shell, tools: str) -> str:
+    """Return what iptables-save prints, with a section for each table: a table may be there only because of rules of the
+    daemon, and a restore flushes the tables that its input names."""
+    saved = shell.node.tool(f"{tools}-save")
+    missing = [table for table in _TABLES if f"*{table}\n" not in saved]
+    return saved + "".join(f"*{table}\nCOMMIT\n" for table in missing)
 
 
 def _words(action: Action) -> dict[str, str]:
