@@ -250,11 +250,14 @@ def _tools(action: Action) -> str:
 
 
 def _saved(shell: Shell, tools: str) -> str:
-    """Return what iptables-save prints, with a section for each table: a table may be there only because of rules of the
-    daemon, and a restore flushes the tables that its input names."""
+    """Return what iptables-save prints, with a section for each table.
+
+    A table may be there only because of rules of the daemon, and a restore flushes the tables that its input names.
+    """
     saved = shell.node.tool(f"{tools}-save")
     missing = [table for table in _TABLES if f"*{table}\n" not in saved]
-    return saved + "".join(f"*{table}\nCOMMIT\n" for table in missing)
+    empty = {"filter": ":FORWARD ACCEPT [0:0]\n", "nat": ""}  # only FORWARD ever has another policy
+    return saved + "".join(f"*{table}\n{empty[table]}COMMIT\n" for table in missing)
 
 
 def _words(action: Action) -> dict[str, str]:
