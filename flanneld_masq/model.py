@@ -380,7 +380,8 @@ class Blocker:
 
 @dataclass(frozen=True, **SLOTS)
 class Neighbours:
-    """The foreign rules around our jump in `place`, each as a digest, in order.
+    """The foreign rules around our jump in `place`, each as a digest, in order. Without a jump all are in `before`; a
+    digest that was not read is empty.
 
     `jump` is the handle of our jump, if the kernel gives one: a rule keeps it as long as it is not moved. Without
     handles, `hits` are the packets that each rule of `before` and `after` has counted, as far as they are known.

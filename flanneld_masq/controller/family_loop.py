@@ -8,9 +8,11 @@ import logging
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from flanneld_masq.controller.attribution import Culprit, EventFilter
+from flanneld_masq.controller.flush_hold import FLUSHING, FlushHold
 from flanneld_masq.controller.legacy_poller import LegacyPoller, cpu_seconds, pause_after
 from flanneld_masq.controller.report import Failure, FamilyReport, Repaired
 from flanneld_masq.controller.schedule import (
@@ -30,7 +32,8 @@ from flanneld_masq.errors import LockHeld, MasqError, RulesetError
 from flanneld_masq.kernel.ruleset_events import Transaction
 from flanneld_masq.model import Family, Group, Settings
 from flanneld_masq.reconcile.reconciler import Reconciler
-from flanneld_masq.reconcile.values import DesiredState, Outcome
+from flanneld_masq.reconcile.values import DesiredState, FlushSeen, Outcome
+from flanneld_masq.ruleset.flush import FlushPolicy
 
 LEGACY_TOOL_SECONDS = (0.2, 0.8)  # after its start a tool has made its change: it may have to load a module
 
@@ -226,11 +229,8 @@ class FamilyLoop:
         changed = begun.asked or desired != self.report.held
         lacking = outcome is not None and bool(outcome.unhelped)  # a program that may have been installed meanwhile
         begun = replace(begun, reprobe=begun.reprobe or (lacking and begun.is_resync))
-        with contextlib.suppress(MasqError):  # then fewer events were heard
-            self._feed.drain()
-        heard = self._feed.heard
         try:
-            done = await self._worker.call(lambda: self._reconcile(desired, begun, heard))
+            done = await self._carry_out(desired, begun, report_flush=not changed)
         except MasqError as error:
             self._on_failure(error, begun)
         except Exception as error:  # the top of the loop: a bug must not end the daemon, nor be hidden
@@ -250,14 +250,32 @@ class FamilyLoop:
         finally:
             self._schedule.end()
 
-    def _reconcile(self, desired: DesiredState, begun: Begun, heard: int | None) -> _Pass:
+    async def _carry_out(self, desired: DesiredState, begun: Begun, *, report_flush: bool) -> _Pass:
+        """Let another program end a flush before its rules are repaired: its next command may be `iptables -X`, which
+        fails while a jump of ours leads to our chain."""
+        hold = FlushHold(FlushPolicy.REPORT if report_flush else FlushPolicy.REPAIR)
+        while True:
+            with contextlib.suppress(MasqError):  # then fewer events were heard
+                self._feed.drain()
+            try:
+                return await self._worker.call(partial(self._reconcile, desired, begun, hold.policy, self._feed.heard))
+            except FlushSeen as seen:
+                self._on_repairs(begun)  # of another backend, or of the masquerade group alone
+                self._drain()
+                suspects = self._filter.suspects
+                if seen.counted and not any(one.name in FLUSHING for one in suspects.suspected()):
+                    hold.policy = FlushPolicy.REPAIR
+                else:
+                    await asyncio.sleep(hold.pause(seen.flush, suspects.count, self._now()))
+
+    def _reconcile(self, desired: DesiredState, begun: Begun, on_flush: FlushPolicy, heard: int | None) -> _Pass:
         """In the worker's thread."""
         if begun.reprobe:
             self._reconciler.selector.reprobe()
         elif begun.is_resync:
             self._reconciler.selector.recheck()
         started = cpu_seconds()
-        outcome, detector = self._reconciler.reconcile(desired, heard), self._reconciler.detector
+        outcome, detector = self._reconciler.reconcile(desired, heard, on_flush), self._reconciler.detector
         return _Pass(outcome, detector.polls(), detector.missed_drop(), cpu_seconds() - started)
 
     def _on_success(self, desired: DesiredState, outcome: Outcome, begun: Begun) -> None:

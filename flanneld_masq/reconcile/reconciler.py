@@ -11,9 +11,10 @@ from flanneld_masq.hookspecs import Backend
 from flanneld_masq.model import AUTO, DEFAULT_KUBE_PROXY_MARK, BackendName, Desired, Family, Group, Mark, Plan
 from flanneld_masq.reconcile.change_detector import ChangeDetector
 from flanneld_masq.reconcile.selection import BackendSelector, assignment_of
-from flanneld_masq.reconcile.values import Assignment, DesiredState, Fingerprint, Outcome, Repair, Target
+from flanneld_masq.reconcile.values import Assignment, DesiredState, Fingerprint, FlushSeen, Outcome, Repair, Target
 from flanneld_masq.reconcile.writer import OwnCommits, Writer
 from flanneld_masq.ruleset import policy
+from flanneld_masq.ruleset.flush import FlushPolicy
 from flanneld_masq.ruleset.mark_choice import MarkChoice
 from flanneld_masq.state_directory import StateDirectory
 
@@ -49,6 +50,7 @@ class Reconciler:
         # most passes have the desired state and the assignment of the one before, and so its targets
         self._targets: tuple[_TargetsKey, tuple[Target, ...]] | None = None
         self._cleared: dict[BackendName, bytes | None] = {}  # the fingerprint of each that holds nothing of ours
+        self._on_flush = FlushPolicy.REPAIR
         self._mark = DEFAULT_KUBE_PROXY_MARK  # the one that `kube_proxy_mark = "auto"` stands for
 
     def plan(self, desired_state: DesiredState) -> tuple[Plan, ...]:
@@ -68,7 +70,9 @@ class Reconciler:
                 plans.append(Plan(self.family, target.backend.name, changes))
         return tuple(plans)
 
-    def reconcile(self, desired_state: DesiredState, heard: int | None = None) -> Outcome:
+    def reconcile(
+        self, desired_state: DesiredState, heard: int | None = None, on_flush: FlushPolicy = FlushPolicy.REPAIR
+    ) -> Outcome:
         """Make the kernel hold the desired state, first in the chosen backends and then in the others.
 
         `heard` is the generation of the last kernel event before this call; None for no event.
@@ -76,9 +80,11 @@ class Reconciler:
         Rules of ours in a backend that must hold none are removed, but not those of a family that a subnet file may
         name which was not read yet. Such a backend is read in the first pass, after
         `recheck` and `reprobe`, with another choice of backends, and whenever its fingerprint or poll has changed.
-        Raise MasqError if the kernel, a tool or a plugin refuses; what was done before stays done.
+        Raise MasqError if the kernel, a tool or a plugin refuses, and FlushSeen if `on_flush` says so; what was done
+        before stays done.
         """
         self.repairs, self._writer.verified, self._writer.heard = [], None, heard
+        self._on_flush = on_flush
         first = self._undisputed(desired_state)
         self._converge(first)
         self._writer.confirm(self.detector.generation())
@@ -122,7 +128,7 @@ class Reconciler:
 
     def remove_everything(self) -> tuple[tuple[Repair, ...], tuple[MasqError, ...]]:
         """Remove this program's rules from every backend, usable or not. An error does not stop the rest."""
-        self.repairs = []
+        self.repairs, self._on_flush = [], FlushPolicy.REPAIR
         errors = self._attempt([self._empty(backend) for backend in self._backends.values()])
         return tuple(self.repairs), errors
 
@@ -240,9 +246,12 @@ class Reconciler:
         with self._store.exclusive(self.family):
             for target in targets:
                 try:
-                    repair = self._writer.converge(target)
+                    repair = self._writer.converge(target, self._on_flush)
                 except MasqError as error:
                     errors.append(error)
+                except FlushSeen as seen:
+                    self.repairs += [seen.repair] if seen.repair else []
+                    raise
                 else:
                     self.repairs += [repair] if repair else []
         return tuple(errors)

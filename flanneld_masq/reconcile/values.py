@@ -21,6 +21,7 @@ from flanneld_masq.model import (
 )
 from flanneld_masq.ruleset.backend_choice import Choice
 from flanneld_masq.ruleset.flannel_effect import Effect
+from flanneld_masq.ruleset.flush import Flush
 from flanneld_masq.ruleset.mark_choice import MarkChoice
 
 Assignment = Mapping[BackendName, frozenset[Group]]  # the groups that each backend in use carries
@@ -67,6 +68,19 @@ class Repair:
     duration_us: int
     found_at: int | None = None
     drift: bool = False
+
+
+class FlushSeen(Exception):
+    """A pass found a flush and did not repair all of it; `repair` is what it did repair.
+
+    `counted` is True if the kernel reports who commits.
+    """
+
+    def __init__(self, flush: Flush, *, counted: bool, repair: Repair | None = None) -> None:
+        super().__init__(flush)
+        self.flush = flush
+        self.counted = counted
+        self.repair = repair
 
 
 @dataclass(frozen=True, **SLOTS)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from flanneld_masq.errors import RulesetError
 from flanneld_masq.kernel.objects import following, is_after
 from flanneld_masq.model import BackendName, Change, ChangeKind, Family, Group, Observation, Plan
-from flanneld_masq.reconcile.values import Repair, Target
-from flanneld_masq.ruleset import diff, ownership
+from flanneld_masq.reconcile.values import FlushSeen, Repair, Target
+from flanneld_masq.ruleset import diff, flush, ownership
+from flanneld_masq.ruleset.flush import Flush, FlushPolicy
 from flanneld_masq.state_directory import StateDirectory
 
 WRITE_TRIES = 4
@@ -70,10 +72,11 @@ class Writer:
         self._clock = clock
         self._held: dict[BackendName, Target] = {}  # the target that each backend last met
 
-    def converge(self, target: Target) -> Repair | None:
+    def converge(self, target: Target, on_flush: FlushPolicy = FlushPolicy.REPAIR) -> Repair | None:
         """Make the backend hold its target, and return what that changed; None if it held it already.
 
-        Groups that are not in the target leave nothing. Raise MasqError if the kernel, a tool or a plugin refuses.
+        Groups that are not in the target leave nothing. Raise MasqError if the kernel, a tool or a plugin refuses,
+        FlushSeen if `on_flush` says so.
         """
         started = self._clock()
         seen_at = target.backend.generation()
@@ -84,10 +87,21 @@ class Writer:
             self._held[target.backend.name] = target
             return None
         found_at = target.backend.generation()
-        self._write(target, seen_at, observed, changes)
+
+        def repair(part: Target, differing: tuple[Change, ...]) -> Repair:
+            self._write(part, seen_at, observed, differing)
+            duration_us = round((self._clock() - started) * 1_000_000)
+            return Repair(Plan(self._family, target.backend.name, differing), duration_us, found_at, drift)
+
+        if drift and on_flush is not FlushPolicy.REPAIR:
+            found, counted = self._find_flush(target, observed, changes), found_at is not None
+            if on_flush is FlushPolicy.FORWARD_WAITS and found.broken == frozenset(Group):
+                raise FlushSeen(found, counted=counted, repair=repair(*_without_forward(target, changes)))
+            if found.flushed or on_flush is not FlushPolicy.REPORT:
+                raise FlushSeen(found, counted=counted)
+        repaired = repair(target, changes)
         self._held[target.backend.name] = target
-        duration_us = round((self._clock() - started) * 1_000_000)
-        return Repair(Plan(self._family, target.backend.name, changes), duration_us, found_at, drift)
+        return repaired
 
     def compare(self, target: Target) -> tuple[Observation, tuple[Change, ...]]:
         """Read the backend and return what is there and what must change. Raise RulesetError at an obstacle."""
@@ -130,6 +144,10 @@ class Writer:
             raise RulesetError(observed.obstacle)
         verified_state = self._store.verified_state(target.backend.name, self._family)
         return diff.differences(target.wanted, target.desired, verified_state, observed)
+
+    def _find_flush(self, target: Target, observed: Observation, changes: tuple[Change, ...]) -> Flush:
+        verified_state = self._store.verified_state(target.backend.name, self._family)
+        return flush.find(target.wanted, target.desired, verified_state, observed, changes)
 
     def _write(
         self,
@@ -186,3 +204,12 @@ class Writer:
             self._store.remember(target.backend.name, self._family, verified_state)
         else:
             self._store.forget(target.backend.name, self._family)
+
+
+def _without_forward(target: Target, changes: tuple[Change, ...]) -> tuple[Target, tuple[Change, ...]]:
+    """Return the target without the forward group, and the changes that are left to it."""
+    groups = tuple(group for group in target.desired.groups if group.group is not Group.FORWARD)
+    wanted = tuple(item for group in groups for item in flush.items_of(group, target.wanted))
+    places = {item.place for item in wanted}
+    desired = replace(target.desired, groups=groups)
+    return Target(target.backend, desired, wanted), tuple(change for change in changes if change.place in places)

@@ -257,10 +257,9 @@ class MemoryBackend:
         jumps = [index for index, rule in enumerate(around) if self._is_jump(rule, group)]
         items += [_item(ItemKind.JUMP, base, around[index]) for index in jumps]
         blocker = _blocker(tuple(filter(_is_foreign, around))) if group is Group.FORWARD else None
-        if not jumps:
-            return tuple(items), Neighbours(base, blocker=blocker)
-        before = tuple(rule.raw for rule in around[: jumps[0]] if _is_foreign(rule))
-        after = tuple(rule.raw for rule in around[jumps[0] :] if _is_foreign(rule))
+        first = jumps[0] if jumps else len(around)
+        before = tuple(rule.raw for rule in around[:first] if _is_foreign(rule))
+        after = tuple(rule.raw for rule in around[first:] if _is_foreign(rule))
         return tuple(items), Neighbours(base, before, after, blocker=blocker)
 
     def _addition(self, group: GroupRules, desired: Desired, changes: tuple[Change, ...]) -> Chains:

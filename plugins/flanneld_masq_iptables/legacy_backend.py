@@ -69,12 +69,13 @@ class _Listing(NamedTuple):
 class _Glance(NamedTuple):
     """What the entries of a table tell without a process. `fingerprint` is None if nothing in them is the daemon's, and
     empty if a listing is needed, if only for its error. `hits` are the packets that each rule of POSTROUTING has
-    counted."""
+    counted. `foreign` is the number of rules in the built-in chain if nothing is the daemon's."""
 
     fingerprint: bytes | None = b""
     drop: Drop | None = None
     readable: bool = True
     hits: tuple[int, ...] = ()
+    foreign: int = 0
 
 
 class IptablesLegacy(IptablesBackend):
@@ -259,7 +260,7 @@ class IptablesLegacy(IptablesBackend):
     def _read(self, place: Place) -> PlaceItems:
         """Read a listing, unless nothing in the entries is the daemon's, or they are those of an earlier listing."""
         glance = self._glance(place)
-        listing = _Listing((), Neighbours(place.jump), ())
+        listing = _Listing((), Neighbours(place.jump, ("",) * glance.foreign), ())
         if glance.fingerprint is not None:
             glance, listing = self._listed(place, glance)
         blocker = _blocker(listing, glance.drop) if glance.readable else _stay(listing)
@@ -292,7 +293,9 @@ class IptablesLegacy(IptablesBackend):
                 if place == PLACES[Group.MASQUERADE]:
                     self._mark.note(shape, entries)
                     hits = entries.packets(place.hook)
-                return _Glance(entries.fingerprint(place.chain, place.hook), drop, hits=hits)
+                fingerprint = entries.fingerprint(place.chain, place.hook)
+                foreign = len(hits or entries.packets(place.hook)) if fingerprint is None else 0
+                return _Glance(fingerprint, drop, hits=hits, foreign=foreign)
         except KernelError:
             return _Glance(readable=False)
 
@@ -337,8 +340,8 @@ def _read_listing(place: Place, lines: Iterator[str]) -> _Listing:
                 positions.append(len(base) + len(positions))
         elif chain == place.base and not line.startswith(":"):
             base.append(rules.digest(line))
-    first = positions[0] if positions else 0
-    around = Neighbours(place.jump, tuple(base[:first]), tuple(base[first:])) if positions else Neighbours(place.jump)
+    first = positions[0] if positions else len(base)
+    around = Neighbours(place.jump, tuple(base[:first]), tuple(base[first:]))
     return _Listing((*items, *jumps), around, tuple(positions))
 
 

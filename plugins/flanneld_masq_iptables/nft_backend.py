@@ -343,9 +343,9 @@ def _step(rule: KernelRule) -> Step:
 
 
 def _neighbours(place: Place, base: tuple[KernelRule, ...], jumps: list[int], blocker: Blocker | None) -> Neighbours:
-    if not jumps:
-        return Neighbours(place.jump, blocker=blocker)
     digests = [rules.digest(rule.raw) for rule in base]
+    if not jumps:
+        return Neighbours(place.jump, tuple(digests), blocker=blocker)
     return Neighbours(
         place.jump,
         tuple(digest for index, digest in enumerate(digests) if index < jumps[0]),

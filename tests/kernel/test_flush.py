@@ -1,21 +1,27 @@
-"""What leaves a node with a pod's address while somebody flushes the whole ruleset."""
+"""What leaves a node with a pod's address while somebody flushes the whole ruleset, and what becomes of who flushes."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
+from flanneld_masq.errors import CommandError
 from flanneld_masq.model import Family, Packet
 from flanneld_masq.selftest import packets
 from flanneld_masq.selftest.topology import Topology
 
-from ..common import Tell, eventually, patience
-from .conftest import Node
+from ..common import Tell, eventually, lasting, patience
+from .conftest import Daemon, Node
 from .flow import Flow
 from .test_events import BY_EVENTS, BY_EVENTS_ALONE, repairs
 
+BY_COMMANDS = ("iptables-nft", "iptables-legacy")
 FLUSHES = 5
+FLUSHES_BY_COMMANDS = round(lasting(10, 100))
 PER_SECOND = 1000
 
 
@@ -48,3 +54,83 @@ def test_a_flushed_ruleset_lets_few_of_a_thousand_packets_a_second_through(
             assert set(leaked) <= {str(of.pod)}
             assert arrived[-PER_SECOND // 4 :] == [str(of.node)] * (PER_SECOND // 4), "not masqueraded at the end"
             assert len(leaked) < FLUSHES * PER_SECOND * patience(0.25), "this is no repair by an event"
+
+
+def commands(name: str, family: Family) -> list[tuple[str, ...]]:
+    """How an administrator, or `netfilter-persistent flush`, flushes."""
+    tool = f"{family.data.tools}-{name.partition('-')[2]}"
+    return [(tool, "-w", "-t", table, *action) for table in ("filter", "nat") for action in (("-F",), ("-Z",), ("-X",))]
+
+
+@contextmanager
+def synced(node: Node, name: str, text: str = BY_EVENTS_ALONE) -> Iterator[Daemon]:
+    node.configure(text, backend=name)
+    with node.running() as daemon:
+        daemon.reached("synced")
+        yield daemon
+
+
+def whole(node: Node, family: Family) -> bool:
+    """All rules of both groups are there."""
+    with node.entered():
+        return not any(plan.changes for plan in node.reconciler(family).plan(node.desired_state()))
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("name", BY_COMMANDS)
+def test_a_flush_by_single_commands_succeeds(node: Node, name: str, family: Family) -> None:
+    """Also if the daemon sees the first of them long before the last."""
+    failed = []
+    for place in (("filter", "FORWARD"), ("nat", "POSTROUTING")):
+        node.tool(commands(name, family)[0][0], "-w", "-t", place[0], "-A", place[1], "-o", "nosuch0")
+    with synced(node, name) as daemon:
+        for turn in range(FLUSHES_BY_COMMANDS):
+            try:
+                for command in commands(name, family):
+                    node.tool(*command)
+            except CommandError as error:
+                failed.append(str(error))
+            eventually(lambda turn=turn: repairs(daemon, family) > turn)  # type: ignore[misc]
+            eventually(lambda: whole(node, family))
+    assert not failed, f"{len(failed)} of {FLUSHES_BY_COMMANDS}: {failed}"
+
+
+@pytest.mark.parametrize("name", BY_COMMANDS)
+def test_a_flush_that_does_not_end_is_not_waited_for(topology: Topology, lab_node: Node, name: str) -> None:
+    of = topology.addresses[0]
+    end = threading.Event()
+
+    def flush() -> None:
+        while not end.wait(0.03):
+            lab_node.tool(*commands(name, of.family)[3])
+
+    with synced(lab_node, name) as daemon:
+        thread = threading.Thread(target=flush)
+        began = time.monotonic()
+        thread.start()
+        try:
+            eventually(lambda: repairs(daemon, of.family))
+            assert time.monotonic() - began < patience(0.5)
+        finally:
+            end.set()
+            thread.join()
+        eventually(lambda: whole(lab_node, of.family))
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("name", BY_EVENTS)
+def test_a_deleted_rule_is_not_waited_for(node: Node, name: str, family: Family, tell: Tell) -> None:
+    """Nor a chain of ours that was flushed, nor a jump that stood alone in its chain."""
+    tables = {"nft": ("flanneld-masq", "postrouting", ""), "iptables-nft": ("nat", "FLANNELD-MASQ", "POSTROUTING")}
+    table, chain, base = tables[name]
+    damages = [("nft", "flush", "chain", family.data.nft, table, chain)]
+    if base:
+        tool = f"{family.data.tools}-nft"
+        damages += [(tool, "-t", table, "-D", chain, "1"), (tool, "-t", table, "-D", base, "1")]
+    with synced(node, name) as daemon:
+        for number, damage in enumerate(damages):
+            node.tool(*damage)
+            done = time.monotonic()
+            eventually(lambda number=number: repairs(daemon, family) > number)  # type: ignore[misc]
+            tell(f"{name}, {family}: {damage[0]} undone in {(time.monotonic() - done) * 1000:.0f} ms")
+            assert time.monotonic() - done < patience(0.05)

@@ -14,7 +14,7 @@ from typing import NoReturn
 import pytest
 
 from flanneld_masq import plugin_loader
-from flanneld_masq.controller import backoff, family_loop, schedule
+from flanneld_masq.controller import backoff, family_loop, flush_hold, schedule
 from flanneld_masq.controller.family_loop import FamilyLoop
 from flanneld_masq.controller.report import FamilyReport
 from flanneld_masq.errors import KernelError, MasqError
@@ -410,6 +410,72 @@ def test_of_several_who_may_have_done_it_one_that_was_harmless_before_is_not_bla
         event = stage.around.last("drift-repaired")
         assert event.culprit == "evil"
         assert "by kube-proxy (pid 4000001) or evil (pid 4000000)" in event.message
+
+    play(scene)
+
+
+def flush(stage: Stage, name: str) -> None:
+    stage.kernel.commit(V4, {OURS: (), "postrouting": ()})
+    commits(stage, name)
+
+
+def test_flush_by_a_command_is_repaired_once_the_commands_end(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flush_hold, "QUIET_SECONDS", DEADLINE)
+    monkeypatch.setattr(flush_hold, "MAX_HOLD_SECONDS", DEADLINE)
+
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        flush(stage, "iptables")
+        looks = stage.kernel.log.count(("observe", MEMORY, V4))
+        await until(lambda: stage.kernel.log.count(("observe", MEMORY, V4)) > looks + 2)
+        assert stage.kernel.chains(V4)[OURS] == stage.kernel.chains(V4)["postrouting"] == ()
+        stage.kernel.commit(V4, {OURS: None})
+        commits(stage, "iptables")
+        monkeypatch.setattr(flush_hold, "QUIET_SECONDS", 0.0)
+        await until(lambda: stage.repairs)
+        event = stage.around.last("drift-repaired")
+        assert "chain" in event.message
+        assert event.culprit == "iptables"
+        assert stage.around.kinds().count("drift-repaired") == 1
+
+    play(scene)
+
+
+@pytest.mark.parametrize("name", ["nft", "kube-proxy"])
+def test_flush_by_another_program_is_repaired_at_once(play: Play, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(flush_hold, "QUIET_SECONDS", 10 * DEADLINE)
+    monkeypatch.setattr(flush_hold, "MAX_HOLD_SECONDS", 10 * DEADLINE)
+
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        flush(stage, name)
+        await until(lambda: stage.repairs)
+
+    play(scene)
+
+
+def test_single_object_deleted_by_a_command_is_repaired_at_once(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flush_hold, "QUIET_SECONDS", 10 * DEADLINE)
+    monkeypatch.setattr(flush_hold, "MAX_HOLD_SECONDS", 10 * DEADLINE)
+
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        stage.kernel.flush(V4, "postrouting")
+        commits(stage, "iptables")
+        await until(lambda: stage.repairs == 1)
+        stage.kernel.flush(V4, OURS)
+        commits(stage, "iptables")
+        await until(lambda: stage.repairs == 2)
+
+    play(scene)
+
+
+def test_flush_that_goes_on_is_repaired_all_the_same(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        while not stage.repairs:
+            flush(stage, "iptables")
+            await asyncio.sleep(0.01)
 
     play(scene)
 

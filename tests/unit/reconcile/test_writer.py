@@ -10,9 +10,12 @@ from typing import NoReturn
 import pytest
 
 from flanneld_masq.errors import KernelError, RulesetError
-from flanneld_masq.model import Family, Position
+from flanneld_masq.model import Family, Group, Position
+from flanneld_masq.reconcile.values import FlushSeen
 from flanneld_masq.reconcile.writer import REMEMBERED_COMMITS, WRITE_TRIES, OwnCommits, Writer
+from flanneld_masq.ruleset.flush import FlushPolicy
 from flanneld_masq.state_directory import StateDirectory
+from flanneld_masq.testing.fake_backend import BASE_CHAINS
 
 from .bench import DESIRED, DUAL, ONE, OURS, TWO, V4, Bench, after_observation, desired_state
 
@@ -260,3 +263,52 @@ class TestOwnCommits:
         bench.kernel.flush(V4, OURS)
         assert bench.reconcile() == [ONE]
         assert not bench.commits.turn.locked()
+
+
+class TestFlush:
+    """Another program flushes both base chains, and may be at it still."""
+
+    FORWARD = "one forward"
+
+    @pytest.fixture
+    def flushed(self, bench: Bench) -> Bench:
+        bench.reconcile()
+        bench.kernel.commit(V4, dict.fromkeys((OURS, self.FORWARD, *BASE_CHAINS.values()), ()))
+        bench.kernel.log.clear()
+        return bench
+
+    @pytest.mark.parametrize("policy", [FlushPolicy.REPORT, FlushPolicy.WAIT])
+    def test_nothing_is_written_while_a_flush_is_reported(self, flushed: Bench, policy: FlushPolicy) -> None:
+        with pytest.raises(FlushSeen) as caught:
+            flushed.reconciler.reconcile(DESIRED, on_flush=policy)
+        assert caught.value.flush.flushed == caught.value.flush.broken == set(Group)
+        assert (caught.value.counted, flushed.calls("replace"), flushed.reconciler.repairs) == (True, [], [])
+
+    def test_masquerade_is_repaired_while_forward_waits(self, flushed: Bench) -> None:
+        with pytest.raises(FlushSeen):
+            flushed.reconciler.reconcile(DESIRED, on_flush=FlushPolicy.FORWARD_WAITS)
+        (first,) = flushed.reconciler.repairs
+        assert flushed.kernel.chain(V4, OURS)
+        assert not flushed.kernel.chain(V4, BASE_CHAINS[Group.FORWARD])
+        (second,) = flushed.reconciler.reconcile(DESIRED).repairs
+        assert first.drift
+        assert second.drift
+        assert {change.place for change in first.plan.changes} == {OURS, BASE_CHAINS[Group.MASQUERADE]}
+        assert {change.place for change in second.plan.changes} == {self.FORWARD, BASE_CHAINS[Group.FORWARD]}
+        assert flushed.in_sync()
+
+    def test_every_drift_waits_while_a_flush_is_under_way(self, bench: Bench) -> None:
+        bench.reconcile()
+        bench.kernel.delete(V4, OURS)
+        with pytest.raises(FlushSeen) as caught:
+            bench.reconciler.reconcile(DESIRED, on_flush=FlushPolicy.WAIT)
+        assert not caught.value.flush.flushed
+        assert caught.value.flush.broken == {Group.MASQUERADE}
+        assert [
+            repair.drift for repair in bench.reconciler.reconcile(DESIRED, on_flush=FlushPolicy.REPORT).repairs
+        ] == [True]
+
+    def test_rules_that_were_never_there_are_no_flush(self, bench: Bench) -> None:
+        assert [repair.drift for repair in bench.reconciler.reconcile(DESIRED, on_flush=FlushPolicy.WAIT).repairs] == [
+            False
+        ]
