@@ -12,7 +12,7 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from flanneld_masq.controller.attribution import Culprit, EventFilter
-from flanneld_masq.controller.flush_hold import FLUSHING, FlushHold
+from flanneld_masq.controller.flush_hold import BY_COMMANDS, FlushHold, patience_with
 from flanneld_masq.controller.legacy_poller import LegacyPoller, cpu_seconds, pause_after
 from flanneld_masq.controller.report import Failure, FamilyReport, Repaired
 from flanneld_masq.controller.schedule import (
@@ -263,10 +263,9 @@ class FamilyLoop:
                 self._on_repairs(begun)  # of another backend, or of the masquerade group alone
                 self._drain()
                 suspects = self._filter.suspects
-                if seen.counted and not any(one.name in FLUSHING for one in suspects.suspected()):
-                    hold.policy = FlushPolicy.REPAIR
-                else:
-                    await asyncio.sleep(hold.pause(seen.flush, suspects.count, self._now()))
+                names = (one.name for one in suspects.suspected())
+                patience = patience_with(names) if seen.counted else BY_COMMANDS
+                await asyncio.sleep(hold.pause(seen.flush, suspects.count, patience, self._now()))
 
     def _reconcile(self, desired: DesiredState, begun: Begun, on_flush: FlushPolicy, heard: int | None) -> _Pass:
         """In the worker's thread."""

@@ -414,14 +414,17 @@ def test_of_several_who_may_have_done_it_one_that_was_harmless_before_is_not_bla
     play(scene)
 
 
+def wait_for_flushes(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    monkeypatch.setitem(flush_hold._PATIENCE, "iptables", flush_hold.Patience(seconds, seconds))
+
+
 def flush(stage: Stage, name: str) -> None:
     stage.kernel.commit(V4, {OURS: (), "postrouting": ()})
     commits(stage, name)
 
 
 def test_flush_by_a_command_is_repaired_once_the_commands_end(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flush_hold, "QUIET_SECONDS", DEADLINE)
-    monkeypatch.setattr(flush_hold, "MAX_HOLD_SECONDS", DEADLINE)
+    wait_for_flushes(monkeypatch, DEADLINE)
 
     async def scene(stage: Stage) -> None:
         await at_rest(stage)
@@ -431,7 +434,7 @@ def test_flush_by_a_command_is_repaired_once_the_commands_end(play: Play, monkey
         assert stage.kernel.chains(V4)[OURS] == stage.kernel.chains(V4)["postrouting"] == ()
         stage.kernel.commit(V4, {OURS: None})
         commits(stage, "iptables")
-        monkeypatch.setattr(flush_hold, "QUIET_SECONDS", 0.0)
+        wait_for_flushes(monkeypatch, 0.0)
         await until(lambda: stage.repairs)
         event = stage.around.last("drift-repaired")
         assert "chain" in event.message
@@ -443,8 +446,7 @@ def test_flush_by_a_command_is_repaired_once_the_commands_end(play: Play, monkey
 
 @pytest.mark.parametrize("name", ["nft", "kube-proxy"])
 def test_flush_by_another_program_is_repaired_at_once(play: Play, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(flush_hold, "QUIET_SECONDS", 10 * DEADLINE)
-    monkeypatch.setattr(flush_hold, "MAX_HOLD_SECONDS", 10 * DEADLINE)
+    wait_for_flushes(monkeypatch, 10 * DEADLINE)
 
     async def scene(stage: Stage) -> None:
         await at_rest(stage)
@@ -455,8 +457,7 @@ def test_flush_by_another_program_is_repaired_at_once(play: Play, monkeypatch: p
 
 
 def test_single_object_deleted_by_a_command_is_repaired_at_once(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flush_hold, "QUIET_SECONDS", 10 * DEADLINE)
-    monkeypatch.setattr(flush_hold, "MAX_HOLD_SECONDS", 10 * DEADLINE)
+    wait_for_flushes(monkeypatch, 10 * DEADLINE)
 
     async def scene(stage: Stage) -> None:
         await at_rest(stage)

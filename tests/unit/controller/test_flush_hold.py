@@ -7,12 +7,13 @@ from collections.abc import Callable
 import pytest
 
 from flanneld_masq.controller.flush_hold import (
-    FLUSHING,
+    BY_COMMANDS,
+    BY_RESTORE,
     LOOK_SECONDS,
-    MAX_FORWARD_HOLD_SECONDS,
-    MAX_HOLD_SECONDS,
-    QUIET_SECONDS,
+    MAX_FORWARD_SECONDS,
     FlushHold,
+    Patience,
+    patience_with,
 )
 from flanneld_masq.model import Group, Item, ItemKind
 from flanneld_masq.ruleset.flush import Flush, FlushPolicy
@@ -23,14 +24,16 @@ BOTH = NAT | FILTER
 Broken = Callable[[float], frozenset[Group]]
 
 
-def looks(broken: Broken, commits: Callable[[float], int]) -> list[tuple[float, FlushPolicy]]:
+def looks(
+    broken: Broken, commits: Callable[[float], int], patience: Patience | None = BY_COMMANDS
+) -> list[tuple[float, FlushPolicy]]:
     """Return the looks of a pass, with their time. The groups that are broken are repaired by FORWARD_WAITS."""
     hold, now = FlushHold(FlushPolicy.REPORT), START
     found: list[tuple[float, FlushPolicy]] = []
     repaired: frozenset[Group] = frozenset()
     while hold.policy is not FlushPolicy.REPAIR:
         left = broken(now - START) - repaired
-        now += hold.pause(Flush(left, left, ()), commits(now - START), now)
+        now += hold.pause(Flush(left, left, ()), commits(now - START), patience, now)
         found.append((round(now - START, 6), hold.policy))
         repaired = NAT if hold.policy is FlushPolicy.FORWARD_WAITS else repaired
     return found
@@ -47,7 +50,7 @@ def on_and_on(now: float) -> int:
 
 def test_quiet_ends_it() -> None:
     found = looks(lambda _: BOTH, lambda _: 1)
-    assert found[-1] == (QUIET_SECONDS, FlushPolicy.REPAIR)
+    assert found[-1] == (BY_COMMANDS.quiet, FlushPolicy.REPAIR)
     assert {policy for _, policy in found[:-2]} == {FlushPolicy.WAIT}
 
 
@@ -57,34 +60,55 @@ def test_looks_are_frequent() -> None:
 
 
 def test_each_command_prolongs_it() -> None:
-    assert held(lambda _: FILTER, lambda now: now >= 0.05) == pytest.approx(0.06 + QUIET_SECONDS)
+    assert held(lambda _: FILTER, lambda now: now >= 0.05) == pytest.approx(0.06 + BY_COMMANDS.quiet)
 
 
 def test_a_change_without_a_commit_prolongs_it() -> None:
     """As in legacy tables, where nothing counts commits."""
     hold = FlushHold(FlushPolicy.REPORT)
     chain = Item(ItemKind.CHAIN, "filter OWN", "chain")
-    hold.pause(Flush(FILTER, FILTER, (chain,)), 0, START)
-    assert hold.pause(Flush(FILTER, FILTER, ()), 0, START + QUIET_SECONDS) > 0
+    hold.pause(Flush(FILTER, FILTER, (chain,)), 0, BY_COMMANDS, START)
+    assert hold.pause(Flush(FILTER, FILTER, ()), 0, BY_COMMANDS, START + BY_COMMANDS.quiet) > 0
 
 
 def test_masquerade_is_repaired_although_the_commands_go_on() -> None:
-    assert looks(lambda _: NAT, on_and_on)[-1] == (MAX_HOLD_SECONDS, FlushPolicy.REPAIR)
+    assert looks(lambda _: NAT, on_and_on)[-1] == (BY_COMMANDS.masquerade, FlushPolicy.REPAIR)
 
 
 def test_forward_waits_longer_while_the_commands_go_on() -> None:
     found = looks(lambda _: BOTH, on_and_on)
-    assert [time for time, policy in found if policy is FlushPolicy.FORWARD_WAITS] == [MAX_HOLD_SECONDS]
-    assert found[-1] == (MAX_FORWARD_HOLD_SECONDS, FlushPolicy.REPAIR)
+    assert [time for time, policy in found if policy is FlushPolicy.FORWARD_WAITS] == [BY_COMMANDS.masquerade]
+    assert found[-1] == (MAX_FORWARD_SECONDS, FlushPolicy.REPAIR)
 
 
 def test_masquerade_has_its_own_time() -> None:
     """The filter table is flushed first, and pods are masqueraded until the other one is."""
     found = looks(lambda now: FILTER if now < 0.09 else BOTH, on_and_on)
     (masqueraded,) = (time for time, policy in found if policy is FlushPolicy.FORWARD_WAITS)
-    assert masqueraded == pytest.approx(0.1 + MAX_HOLD_SECONDS)
+    assert masqueraded == pytest.approx(0.1 + BY_COMMANDS.masquerade)
 
 
-def test_programs_are_known_by_the_fifteen_characters_of_the_kernel() -> None:
-    assert {"iptables", "ip6tables-nft", "iptables-restor", "xtables-nft-mul"} <= FLUSHING
-    assert all(len(name) <= 15 for name in FLUSHING)
+def test_masquerade_does_not_wait_for_a_program_that_flushes_as_a_whole() -> None:
+    found = looks(lambda _: BOTH, lambda _: 1, BY_RESTORE)
+    assert found[0] == (0.0, FlushPolicy.FORWARD_WAITS)
+    assert found[-1] == (BY_RESTORE.quiet, FlushPolicy.REPAIR)
+
+
+def test_nothing_waits_for_a_program_that_does_all_at_once() -> None:
+    assert looks(lambda _: BOTH, lambda _: 1, patience_with(["nft", "kube-proxy"])) == [(0.0, FlushPolicy.REPAIR)]
+
+
+@pytest.mark.parametrize(
+    ("names", "patience"),
+    [
+        (["iptables"], BY_COMMANDS),
+        (["nft", "ip6tables-nft"], BY_COMMANDS),
+        (["xtables-nft-mul"], BY_COMMANDS),
+        (["iptables-restor"], BY_RESTORE),
+        (["ip6tables-nft-r"], BY_RESTORE),
+        (["ip6tables", "iptables-restor"], Patience(BY_COMMANDS.masquerade, BY_RESTORE.quiet)),
+        ([], None),
+    ],
+)
+def test_programs_are_known_by_the_fifteen_characters_of_the_kernel(names: list[str], patience: Patience) -> None:
+    assert patience_with(names) == patience
