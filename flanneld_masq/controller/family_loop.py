@@ -12,6 +12,7 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from flanneld_masq.controller.attribution import Culprit, EventFilter
+from flanneld_masq.controller.departure import Departure
 from flanneld_masq.controller.flush_hold import BY_COMMANDS, FlushHold, patience_with
 from flanneld_masq.controller.legacy_poller import LegacyPoller, cpu_seconds, pause_after
 from flanneld_masq.controller.report import Failure, FamilyReport, Repaired
@@ -35,6 +36,7 @@ from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.reconcile.values import DesiredState, FlushSeen, Outcome
 from flanneld_masq.ruleset.flush import FlushPolicy
 
+DROP_GONE = "nothing drops any more"
 LEGACY_TOOL_SECONDS = (0.2, 0.8)  # after its start a tool has made its change: it may have to load a module
 
 _LOGGER = logging.getLogger("flanneld_masq")
@@ -64,6 +66,7 @@ class Feed(Protocol):
 class _Pass(NamedTuple):
     outcome: Outcome
     polls: bool
+    leaving: bool
     missed_drop: bool
     cpu: float
 
@@ -96,6 +99,7 @@ class FamilyLoop:
         self._schedule = Schedule()
         self._filter = EventFilter(reconciler.detector, ports=ports)
         self._poller = LegacyPoller(reconciler.detector.poll, lambda: self.mark(TABLES_CHANGED))
+        self._departure = Departure(lambda: self._filter.suspects.count, lambda: self.mark(DROP_GONE, urgent=False))
         self._worker = StepWatch(report, publisher, running)
         self._surveyor = Surveyor(report.survey, reconciler, self._worker)
         self._wakeup = Wakeup()
@@ -181,6 +185,7 @@ class FamilyLoop:
 
     def close(self) -> None:
         self._poller.stop()
+        self._departure.stop()
         self._worker.close()
 
     def _answer(self, asked: Iterable[asyncio.Future[Outcome]]) -> None:
@@ -241,6 +246,10 @@ class FamilyLoop:
             if changed or begun.is_resync:
                 self._publisher.emit(await self._surveyor.survey(desired, changed=changed, reloaded=begun.asked))
                 self._publisher.publish()
+            if done.leaving:
+                self._departure.wait()
+            else:
+                self._departure.stop()
             if done.missed_drop:
                 self.mark(TABLES_CHANGED)
             if done.polls:
@@ -254,11 +263,15 @@ class FamilyLoop:
         """Let another program end a flush before its rules are repaired: its next command may be `iptables -X`, which
         fails while a jump of ours leads to our chain."""
         hold = FlushHold(FlushPolicy.REPORT if report_flush else FlushPolicy.REPAIR)
+        stay = report_flush and not self._departure.due
         while True:
             with contextlib.suppress(MasqError):  # then fewer events were heard
                 self._feed.drain()
             try:
-                return await self._worker.call(partial(self._reconcile, desired, begun, hold.policy, self._feed.heard))
+                heard, policy = self._feed.heard, hold.policy
+                return await self._worker.call(
+                    partial(self._reconcile, desired, begun, heard=heard, on_flush=policy, stay=stay)
+                )
             except FlushSeen as seen:
                 self._on_repairs(begun)  # of another backend, or of the masquerade group alone
                 self._drain()
@@ -267,15 +280,19 @@ class FamilyLoop:
                 patience = patience_with(names) if seen.counted else BY_COMMANDS
                 await asyncio.sleep(hold.pause(seen.flush, suspects.count, patience, self._now()))
 
-    def _reconcile(self, desired: DesiredState, begun: Begun, on_flush: FlushPolicy, heard: int | None) -> _Pass:
+    def _reconcile(
+        self, desired: DesiredState, begun: Begun, *, heard: int | None, on_flush: FlushPolicy, stay: bool
+    ) -> _Pass:
         """In the worker's thread."""
         if begun.reprobe:
             self._reconciler.selector.reprobe()
         elif begun.is_resync:
             self._reconciler.selector.recheck()
         started = cpu_seconds()
-        outcome, detector = self._reconciler.reconcile(desired, heard, on_flush), self._reconciler.detector
-        return _Pass(outcome, detector.polls(), detector.missed_drop(), cpu_seconds() - started)
+        outcome = self._reconciler.reconcile(desired, heard, on_flush=on_flush, stay=stay)
+        detector = self._reconciler.detector
+        leaving = self._reconciler.selector.leaving
+        return _Pass(outcome, detector.polls(), leaving, detector.missed_drop(), cpu_seconds() - started)
 
     def _on_success(self, desired: DesiredState, outcome: Outcome, begun: Begun) -> None:
         masquerade, selector = self._desired.settings.masquerade, self._reconciler.selector

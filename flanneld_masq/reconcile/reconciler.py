@@ -71,7 +71,12 @@ class Reconciler:
         return tuple(plans)
 
     def reconcile(
-        self, desired_state: DesiredState, heard: int | None = None, on_flush: FlushPolicy = FlushPolicy.REPAIR
+        self,
+        desired_state: DesiredState,
+        heard: int | None = None,
+        *,
+        on_flush: FlushPolicy = FlushPolicy.REPAIR,
+        stay: bool = False,
     ) -> Outcome:
         """Make the kernel hold the desired state, first in the chosen backends and then in the others.
 
@@ -80,6 +85,7 @@ class Reconciler:
         Rules of ours in a backend that must hold none are removed, but not those of a family that a subnet file may
         name which was not read yet. Such a backend is read in the first pass, after
         `recheck` and `reprobe`, with another choice of backends, and whenever its fingerprint or poll has changed.
+        `stay` is that of `BackendSelector.choices`.
         Raise MasqError if the kernel, a tool or a plugin refuses, and FlushSeen if `on_flush` says so; what was done
         before stays done.
         """
@@ -88,7 +94,7 @@ class Reconciler:
         first = self._undisputed(desired_state)
         self._converge(first)
         self._writer.confirm(self.detector.generation())
-        choices = self.selector.choices(desired_state)
+        choices = self.selector.choices(desired_state, stay=stay)
         assignment = assignment_of(choices)
         mark = self._choose_mark(desired_state, assignment)
         if self.selector.unsettled or assignment != self.selector.assignment:

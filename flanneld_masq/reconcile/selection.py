@@ -18,7 +18,7 @@ class BackendSelector:
 
     `assignment` has the groups that each backend carries since the last pass that succeeded. `unsettled` is True while
     every backend must be read, even if nothing seems to have changed: at the start, after `recheck` and `reprobe`, and
-    during a switch.
+    during a switch. `leaving` is True if the last choice kept the forward group where nothing drops any more.
     """
 
     def __init__(self, family: Family, backends: Mapping[BackendName, Backend], missing: Callable[[], str]) -> None:
@@ -29,6 +29,8 @@ class BackendSelector:
         self._missing = missing
         self._probes: dict[BackendName, Probe] = {}
         self._evidence: dict[BackendName, str] = {}  # the last readable answer of each `drops_forwarding`
+        self._dropped: dict[BackendName, str] = {}  # the last evidence of each that was not empty
+        self.leaving = False
         self._weighed = False  # the last choice depended on the evidence
         self._marks: dict[BackendName, MarkEvidence | None] = {}  # the last readable answer of each `kube_proxy_mark`
         self._unread: MasqError | None = None  # why a backend's evidence is missing that was never readable
@@ -75,18 +77,24 @@ class BackendSelector:
             if evidence and not (probe := self.probe(name)).usable
         )
 
-    def choices(self, desired_state: DesiredState) -> Choices:
-        """Return the backends of each group; nothing for a family that no lease names. Raise what `choose` raises."""
-        if not any(lease.of(self._family) for lease in desired_state.leases):
-            self._unread, self._weighed = None, False
-            return {}
-        return self.candidates(desired_state.settings, desired_state.flannel_uses_nftables)
+    def choices(self, desired_state: DesiredState, *, stay: bool = False) -> Choices:
+        """Return the backends of each group; nothing for a family that no lease names. Raise what `choose` raises.
 
-    def candidates(self, settings: Settings, flannel_uses_nftables: bool) -> Choices:
+        With `stay` the forward group does not leave a backend because nothing drops there any more.
+        """
+        if not any(lease.of(self._family) for lease in desired_state.leases):
+            self._unread, self._weighed, self.leaving = None, False, False
+            return {}
+        return self.candidates(desired_state.settings, desired_state.flannel_uses_nftables, stay=stay)
+
+    def candidates(self, settings: Settings, flannel_uses_nftables: bool, *, stay: bool = False) -> Choices:
         """Return the backends that each group would get if a lease named the family. Raise what `choose` raises."""
         self._unread = None
         self._weighed = settings.forward.enabled and settings.forward.backend == AUTO
         drops = self.drops() if self._weighed else {}
+        left = {name: self._dropped[name] for name in self._left(drops)} if self._weighed and stay else {}
+        self.leaving = bool(left)
+        drops = {name: drops.get(name) or left[name] for name in self._backends if name in drops or name in left}
         return backend_choice.choose(
             settings, self._backends, self.probe, flannel_uses_nftables=flannel_uses_nftables, drops=drops
         )
@@ -103,7 +111,14 @@ class BackendSelector:
             except MasqError as error:
                 if name not in self._evidence and self.probe(name).usable:
                     self._unread = error
-        return {name: evidence for name, evidence in self._evidence.items() if evidence and self.probe(name).usable}
+        drops = {name: evidence for name, evidence in self._evidence.items() if evidence and self.probe(name).usable}
+        self._dropped.update(drops)
+        return drops
+
+    def _left(self, drops: Mapping[BackendName, str]) -> list[BackendName]:
+        """Return the usable backends with the forward group in which something dropped, and nothing does now."""
+        carriers = (name for name, groups in self.assignment.items() if Group.FORWARD in groups and name not in drops)
+        return [name for name in carriers if name in self._dropped and self.probe(name).usable]
 
     def kube_proxy_mark(self, settings: Settings) -> MarkChoice:
         """Return the mark that the masquerade rules test. For "auto", read kube-proxy's rules in each backend, usable

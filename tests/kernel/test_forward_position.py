@@ -230,6 +230,26 @@ def test_both_flavours_get_the_accept_if_both_drop(topology: Topology, node: Nod
         assert all(crosses(topology, of) for of in topology.addresses)
 
 
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_a_drop_that_is_back_within_a_moment_moves_nothing(node: Node, family: Family, flavour: str) -> None:
+    """As at a reload of ufw. It leaves where nothing drops for longer."""
+    tool(node, flavour, family, "-P FORWARD DROP")
+    node.configure(BY_EVENTS_ALONE, backend="nft")
+    with node.running() as daemon:
+        daemon.reached("synced", family)
+        assert forward_backend(daemon, family) == flavour
+        before = daemon.lines()
+        for _ in range(3):
+            tool(node, flavour, family, "-P FORWARD ACCEPT", "-N X", "-X X", "-P FORWARD DROP")
+        tool(node, flavour, family, "-A FORWARD -i nosuch0 -j DROP")
+        eventually(lambda: forward(node, flavour, family) == ["-i nosuch0 -j DROP", OURS])
+        moves = [line for line in daemon.lines(str(family)) if line not in before and "jump was moved" not in line]
+        assert not moves
+        tool(node, flavour, family, "-P FORWARD ACCEPT")
+        eventually(lambda: forward_backend(daemon, family) == "nft")
+        assert forward(node, flavour, family) == ["-i nosuch0 -j DROP"]
+
+
 @pytest.mark.parametrize("tables", [True, False])
 def test_a_drop_that_begins_in_legacy_is_noticed_within_a_second(
     topology: Topology, node: Node, family: Family, tables: bool

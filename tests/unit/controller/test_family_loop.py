@@ -14,7 +14,7 @@ from typing import NoReturn
 import pytest
 
 from flanneld_masq import plugin_loader
-from flanneld_masq.controller import backoff, family_loop, flush_hold, schedule
+from flanneld_masq.controller import backoff, departure, family_loop, flush_hold, schedule
 from flanneld_masq.controller.family_loop import FamilyLoop
 from flanneld_masq.controller.report import FamilyReport
 from flanneld_masq.errors import KernelError, MasqError
@@ -492,6 +492,93 @@ def test_a_group_that_moves_on_new_evidence_is_nobody_s_drift(play_two: Play) ->
         assert "drift-repaired" not in stage.around.kinds()
         assert not stage.repairs
         assert all(not event.culprit for event, _ in stage.around.events)
+
+    play_two(scene)
+
+
+async def with_forward_moved(stage: Stage) -> None:
+    """The forward group has moved to the other backend, in which a drop began."""
+    await at_rest(stage)
+    drop(stage, "policy drop")
+    await until(lambda: stage.kernel.chain(V4, "other forward") and not stage.kernel.chain(V4, "memory forward"))
+    await at_rest(stage)
+    stage.around.events.clear()
+
+
+def drop(stage: Stage, evidence: str, backend: BackendName = OTHER) -> None:
+    """Another program has a backend begin to drop, or end that."""
+    stage.kernel.drops[backend] = evidence
+    stage.kernel.append(V4, "elsewhere", "rule")
+    commits(stage, "ufw")
+
+
+def test_a_drop_that_is_back_within_a_moment_moves_nothing(play_two: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await with_forward_moved(stage)
+        for _ in range(3):
+            drop(stage, "")
+            await stage.loop.look("test")
+            assert stage.kernel.chain(V4, "other forward")
+            drop(stage, "policy drop")
+            await stage.loop.look("test")
+        assert {event.kind for event, _ in stage.around.events} <= {"verified"}
+        assert not stage.loop._departure.due
+
+    play_two(scene)
+
+
+def test_a_drop_that_stays_away_lets_the_group_leave(play_two: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await with_forward_moved(stage)
+        drop(stage, "")
+        await until(lambda: stage.kernel.chain(V4, "memory forward") and not stage.kernel.chain(V4, "other forward"))
+        await at_rest(stage)
+        assert stage.around.kinds() == ["backend-chosen", "rules-applied", "rules-applied"]
+        assert not stage.loop._departure.due
+
+    play_two(scene)
+
+
+def test_commits_without_end_delay_the_leaving_for_a_bounded_time(
+    play_two: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(departure, "MAX_STAY_SECONDS", 0.3)
+
+    async def scene(stage: Stage) -> None:
+        await with_forward_moved(stage)
+        drop(stage, "")
+        while stage.kernel.chain(V4, "other forward"):
+            drop(stage, "")
+            await asyncio.sleep(0.01)
+
+    play_two(scene)
+
+
+def test_a_drop_elsewhere_gets_an_accept_at_once_while_the_group_stays(
+    play_two: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(departure, "LEAVE_SECONDS", 10 * DEADLINE)
+    monkeypatch.setattr(departure, "MAX_STAY_SECONDS", 10 * DEADLINE)
+
+    async def scene(stage: Stage) -> None:
+        await with_forward_moved(stage)
+        drop(stage, "")
+        drop(stage, "policy drop", MEMORY)
+        await until(lambda: stage.kernel.chain(V4, "memory forward"))
+        assert stage.kernel.chain(V4, "other forward")
+
+    play_two(scene)
+
+
+def test_a_reload_does_not_wait_for_a_drop_to_come_back(play_two: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(departure, "LEAVE_SECONDS", 10 * DEADLINE)
+    monkeypatch.setattr(departure, "MAX_STAY_SECONDS", 10 * DEADLINE)
+
+    async def scene(stage: Stage) -> None:
+        await with_forward_moved(stage)
+        drop(stage, "")
+        stage.loop.mark("reload", reprobe=True)
+        await until(lambda: not stage.kernel.chain(V4, "other forward"))
 
     play_two(scene)
 

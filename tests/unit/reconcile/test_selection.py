@@ -10,6 +10,7 @@ import pytest
 from flanneld_masq.errors import BackendUnavailable, KernelError
 from flanneld_masq.model import (
     DEFAULT_KUBE_PROXY_MARK,
+    BackendName,
     Family,
     ForwardSettings,
     Group,
@@ -188,3 +189,37 @@ def test_missing_family_is_seen_in_proc(tmp_path: Path) -> None:
     (tmp_path / "proc/sys/net/ipv4").mkdir(parents=True)
     assert missing_family(tmp_path, Family.IPV4) == ""
     assert "runs without ipv6 (/proc/sys/net/ipv6 is missing)" in missing_family(tmp_path, Family.IPV6)
+
+
+class TestStay:
+    """The forward group stays for a while where something dropped, if the caller says so."""
+
+    def drop(self, bench: Bench, *names: BackendName) -> None:
+        bench.kernel.drops = {name: f"{name} drops" for name in names}
+
+    def forward(self, bench: Bench, *, stay: bool) -> list[tuple[BackendName, str]]:
+        choices = bench.reconciler.reconcile(DESIRED, stay=stay).choices[Group.FORWARD]
+        return [(choice.backend, choice.why) for choice in choices]
+
+    def test_group_stays_with_the_same_reason(self, bench: Bench) -> None:
+        self.drop(bench, TWO)
+        before = self.forward(bench, stay=False)
+        self.drop(bench)
+        assert self.forward(bench, stay=True) == before == [(TWO, "two drops")]
+        assert bench.reconciler.selector.leaving
+        assert self.forward(bench, stay=False)[0][0] == ONE
+        assert not bench.reconciler.selector.leaving
+
+    def test_group_goes_where_a_drop_begins_all_the_same(self, bench: Bench) -> None:
+        self.drop(bench, TWO)
+        self.forward(bench, stay=True)
+        self.drop(bench, THREE)
+        assert self.forward(bench, stay=True) == [(TWO, "two drops"), (THREE, "three drops")]
+
+    def test_group_never_goes_back_where_it_has_left(self, bench: Bench) -> None:
+        self.drop(bench, TWO)
+        self.forward(bench, stay=False)
+        self.drop(bench)
+        self.forward(bench, stay=False)
+        assert self.forward(bench, stay=True)[0][0] == ONE
+        assert not bench.reconciler.selector.leaving
