@@ -48,11 +48,11 @@ class MetricsFile:
 
     def close(self) -> None:
         """Leave the file as it is, also after the end of the process."""
-        if self._hook is not None:
-            self._hook.cancel()
         if self._path is not None:
             with contextlib.suppress(OSError):
                 ready_path(self._path).unlink()
+        if self._hook is not None:  # last: a process that is killed in between leaves nothing beside the file
+            self._hook.cancel()
         self._hook = self._path = None
 
 

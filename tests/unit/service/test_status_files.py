@@ -16,6 +16,7 @@ import pytest
 from flanneld_masq.controller.status import FamilyStatus, State, Status
 from flanneld_masq.errors import StateError
 from flanneld_masq.model import Family
+from flanneld_masq.process import ExitHook
 from flanneld_masq.service.status_files import MetricsFile, StatusFiles, ready_path
 from flanneld_masq.state_directory import StateDirectory
 
@@ -83,6 +84,22 @@ class TestMetricsFile:
         metrics.close()
         assert list(tmp_path.iterdir()) == [path]
         assert SYNCED in path.read_text()
+
+    def test_a_process_killed_while_it_ends_leaves_nothing_else(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path, metrics = tmp_path / "m.prom", MetricsFile()
+        metrics.write(str(path), status())
+        left: list[Path] = []
+        cancel = ExitHook.cancel
+
+        def killed(hook: ExitHook) -> None:
+            left.extend(tmp_path.iterdir())
+            cancel(hook)
+
+        monkeypatch.setattr(ExitHook, "cancel", killed)
+        metrics.close()
+        assert left == [path]
 
     def test_another_file_replaces_the_one_before(self, tmp_path: Path) -> None:
         before, after, metrics = tmp_path / "before.prom", tmp_path / "after.prom", MetricsFile()
