@@ -64,6 +64,8 @@ _ADDRESS_FIELDS = {  # offsets in bytes in struct iphdr and struct ipv6hdr
 _BITWISE_READ = {uapi.NFTA_BITWISE_SREG, uapi.NFTA_BITWISE_DREG, uapi.NFTA_BITWISE_MASK}
 _UNKNOWN = ("?", b"")
 _MATCHLESS = frozenset({"counter", "immediate", "last", "log", "notrack", "queue", "reject", "target"})
+_META_LOAD = frozenset({uapi.NFTA_META_DREG, uapi.NFTA_META_KEY})
+_INTERFACE_NAMES = frozenset({uapi.NFT_META_IIFNAME, uapi.NFT_META_OIFNAME})
 # expressions, and targets of xtables, that end the way of a packet without being verdicts
 _HANDED_OVER = {
     **dict.fromkeys(("reject", "REJECT"), "drop"),
@@ -141,13 +143,22 @@ def _decision(expressions: tuple[Expression, ...]) -> Decision:
     verdict = chain = ""
     for expression in expressions:
         name, (xtables, _) = expression.name, extension(expression)
-        always = always and (name in _MATCHLESS or (name == "match" and xtables == "comment"))
+        always = always and (
+            name in _MATCHLESS or (name == "match" and xtables == "comment") or _loads_name(expression)
+        )
         if name in ("reject", "target", *_HANDED_OVER):
             verdict = _HANDED_OVER.get(xtables or name, verdict)
         elif name == "lookup":
             verdict = "vmap"  # perhaps; a verdict behind it says that the map has none
         verdict, chain = _verdict(expression) or (verdict, chain)
     return Decision(verdict, chain, always)
+
+
+def _loads_name(expression: Expression) -> bool:
+    """Return True if the expression only loads the name of an interface, as iptables-nft writes `-i +`: any name
+    matches. A name that is compared makes a condition by the comparison."""
+    values = dict(attributes(expression.data)) if expression.name == "meta" else {}
+    return values.keys() >= _META_LOAD and u32(values[uapi.NFTA_META_KEY]) in _INTERFACE_NAMES
 
 
 class _Reader:

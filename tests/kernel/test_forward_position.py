@@ -80,6 +80,9 @@ def of_family(topology: Topology, family: Family) -> Addresses:
         pytest.param(["-A FORWARD -j DROP"], 0, id="a drop alone"),
         pytest.param(["-A FORWARD -m comment --comment all -j DROP"], 0, id="a comment is no condition"),
         pytest.param(["-A FORWARD -i nosuch0 -j DROP"], 1, id="an interface is one"),
+        pytest.param(
+            ["-A FORWARD -i + -g X", "-A X -o + -j DROP"], 0, id="any interface is none, as firewalld writes it"
+        ),
         pytest.param(["-A FORWARD -m mark --mark 0x7 -j DROP"], 1, id="a match is one"),
         pytest.param(["-A FORWARD -p tcp -j DROP"], 1, id="a protocol is one"),
         pytest.param(["-A FORWARD -j X", f"-A X {ESTABLISHED}", "-A X -j REJECT"], 0, id="in a chain behind accepts"),
