@@ -43,9 +43,8 @@ from . import cgroups
 from .layers import Overlay, install
 from .machine import Machine
 from .packages import PackageStore
-from .roots import RECIPES, Recipe, RootError, make
+from .roots import RECIPES, RELEASES, Recipe, RootError, make
 
-RELEASES = tuple(RECIPES)
 _HERE = Path(__file__).parent
 _CONTROL = str(_HERE.parents[1] / "packaging/debian/control")
 _names = itertools.count()
@@ -59,15 +58,17 @@ class MakeMachine(Protocol):
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Make the roots now: once tests run, this process may be in a namespace without a network."""
-    wanted = any(_HERE in item.path.parents for item in session.items)
-    if not wanted or session.config.option.collectonly:
+    callspecs = [getattr(item, "callspec", None) for item in session.items if _HERE in item.path.parents]
+    if not callspecs or session.config.option.collectonly:
         return
+    asked = {callspec.params.get("release") for callspec in callspecs if callspec is not None}
+    wanted = [name for name in RECIPES if name in RELEASES or name in asked]
 
     def failure(recipe: Recipe) -> str:
         return _failure(recipe, partial(say, session.config))
 
     with ThreadPoolExecutor() as threads:
-        _failures.update(zip(RELEASES, threads.map(failure, RECIPES.values())))
+        _failures.update(zip(wanted, threads.map(failure, map(RECIPES.__getitem__, wanted))))
 
 
 def _failure(recipe: Recipe, progress: Callable[[str], None]) -> str:

@@ -22,11 +22,14 @@ from .kept import locked, remove_unused, use
 BUILD_SECONDS = patience(900)
 PROGRESS_SECONDS = 20.0
 
-_PACKAGES = (
+_BASE = (
     *("systemd", "systemd-sysv", "dbus", "procps", "kmod"),
     *("python3", "python3-nftables", "python3-systemd", "python3-pluggy", "python3-tomli"),
     *("python3-dbus-next", "python3-watchdog"),
     *("nftables", "iptables", "ipset", "iproute2"),
+)
+_PACKAGES = (
+    *_BASE,
     *("firewalld", "netfilter-persistent", "iptables-persistent"),
     *("man-db", "bash-completion", "locales", "zsh", "fish", "rpm"),
 )
@@ -38,7 +41,7 @@ _ANSWERS = (
 # $1 is the new root. Without the last two files each boot would do what is due after an update.
 _FINISH = """\
 set -eu
-systemctl --root="$1" --quiet disable firewalld.service netfilter-persistent.service
+systemctl --root="$1" --quiet disable {units}
 systemctl --root="$1" --quiet mask getty@.service console-getty.service systemd-logind.service \\
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer man-db.timer e2scrub_all.timer fstrim.timer
 echo node >"$1/etc/hostname"
@@ -53,10 +56,13 @@ class RootError(Exception):
 
 @dataclass(frozen=True, **SLOTS)
 class Recipe:
-    """All that goes into a root. `name` is the release's."""
+    """All that goes into a root. `suite` is the release if the name is not. `off` are the units that do not start at
+    the boot."""
 
     name: str
     packages: tuple[str, ...] = _PACKAGES
+    off: tuple[str, ...] = ("firewalld.service", "netfilter-persistent.service")
+    suite: str = ""
 
     @property
     def directory(self) -> Path:
@@ -69,15 +75,23 @@ class Recipe:
             "--dpkgopt=force-unsafe-io",
             f"--include={','.join(self.packages)}",
             f"--essential-hook={answers}",
-            f"--customize-hook={_FINISH}",
-            *(self.name, str(target)),
+            f"--customize-hook={_FINISH.format(units=' '.join(self.off))}",
+            *(self.suite or self.name, str(target)),
         )
 
     def _key(self) -> str:
         return hashlib.sha256("\0".join(self.argv(Path("/"))).encode()).hexdigest()[:12]
 
 
-RECIPES = {name: Recipe(name) for name in ("bookworm", "trixie")}
+RELEASES = ("bookworm", "trixie")
+# Firewalls that exclude those of the other roots. ufw breaks netfilter-persistent.
+FIREWALLS = Recipe(
+    "firewalls-bookworm",
+    (*_BASE, "locales", "ufw", "ferm", "shorewall", "docker.io", "libvirt-daemon-system"),
+    ("ufw", "ferm", "shorewall", "containerd", "docker", "docker.socket", "libvirtd", "libvirtd.socket"),
+    "bookworm",
+)
+RECIPES = {recipe.name: recipe for recipe in (*map(Recipe, RELEASES), FIREWALLS)}
 
 
 def cache() -> Path:
