@@ -29,7 +29,7 @@ class Patience:
         return Patience(max(self.masquerade, other.masquerade), max(self.quiet, other.quiet))
 
 
-BY_COMMANDS = Patience(0.2, 0.15)
+BY_COMMANDS = Patience(0.2, 0.2)
 BY_RESTORE = Patience(0.0, 0.4)  # as firewalld flushes, three times before it loads its rules
 # The kernel reports 15 characters of a name.
 _PATIENCE = {
