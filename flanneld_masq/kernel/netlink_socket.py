@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator, Sequence
 
 from flanneld_masq.errors import KernelError
@@ -19,6 +20,7 @@ from flanneld_masq.kernel.netlink_wire import (
     aligned,
     attributes,
     message,
+    messages_in,
     text,
 )
 from flanneld_masq.kernel.transactions import Message
@@ -43,7 +45,7 @@ from flanneld_masq.kernel.uapi import (
 )
 
 _BUFFER = 1 << 16  # bytes; the kernel fills at most 32 KiB, and more than 128 KiB would be mapped for each call
-_HEADERS = NLMSGHDR.size + NFGENMSG.size  # bytes, of a reply that holds attributes
+_ERROR, _MAX_ERRNO = struct.Struct("=i"), 4095  # struct nlmsgerr begins with the error; MAX_ERRNO of linux/err.h
 _MSG_TRUNC = int(socket.MSG_TRUNC)
 _TIMEOUT = 10.0  # seconds; the kernel answers during the send, so this only ends a bug
 
@@ -96,14 +98,18 @@ class NetlinkSocket:
         """Send these requests. Return the payloads of all replies, errors among them. Raises Interrupted if the ruleset
         changes meanwhile."""
         payloads: list[bytes] = []
-        if request.gets:
-            self._send(attempt, b"".join(request.gets))
-            for _ in request.gets:
-                self._collect(attempt, payloads)
-        for dump in request.dumps:
-            self._send(attempt, dump)
-            while not self._collect(attempt, payloads):
-                pass
+        try:
+            if request.gets:
+                self._send(attempt, b"".join(request.gets))
+                for _ in request.gets:
+                    self._collect(attempt, payloads)
+            for dump in request.dumps:
+                self._send(attempt, dump)
+                while not self._collect(attempt, payloads):
+                    pass
+        except KernelError:
+            self._drain()
+            raise
         return payloads
 
     def commit(self, attempt: str, nfproto: int, messages: Sequence[Message]) -> None:
@@ -150,29 +156,19 @@ class NetlinkSocket:
     def _receive(self, attempt: str, first: int) -> Iterator[tuple[int, int, bytes]]:
         """Yield the messages of one datagram (type, flags, payload) that answer requests sent after the sequence number
         `first`."""
-        data = self._datagram(attempt)
         requests = (self._sequence - first) % FIXED_SEQUENCE
-        offset = 0
-        while offset + NLMSGHDR.size <= len(data):
-            length, kind, flags, sequence, _ = NLMSGHDR.unpack_from(data, offset)
-            if length < NLMSGHDR.size or offset + length > len(data):
-                raise KernelError(attempt, "the answer is cut short")
+        for kind, flags, sequence, _, payload in messages_in(self._datagram(attempt), attempt):
             if 0 < (sequence - first) % FIXED_SEQUENCE <= requests:
-                yield kind, flags, data[offset + NLMSGHDR.size : offset + length]
-            offset += (length + 3) & ~3
+                yield kind, flags, payload
 
     def _collect(self, attempt: str, payloads: list[bytes]) -> bool:
         """Append the payloads of one datagram. Return True if it ends a dump."""
-        data = self._datagram(attempt)
-        offset, last = 0, False
-        while offset < len(data):
-            length, kind, flags, sequence, _ = NLMSGHDR.unpack_from(data, offset)
-            if flags & NLM_F_DUMP_INTR or length < NLMSGHDR.size or sequence != FIXED_SEQUENCE:
-                self._drain()
+        last = False
+        for kind, flags, sequence, _, payload in messages_in(self._datagram(attempt), attempt):
+            if flags & NLM_F_DUMP_INTR or sequence != FIXED_SEQUENCE:
                 raise Interrupted(attempt, "the ruleset changed meanwhile")
-            payloads.append(data[offset + _HEADERS : offset + length])
+            payloads.append(payload[NFGENMSG.size :])
             last = kind in (NLMSG_DONE, NLMSG_ERROR)
-            offset += (length + 3) & ~3
         return last
 
     def _datagram(self, attempt: str) -> bytes:
@@ -214,12 +210,16 @@ def _open_socket() -> socket.socket:
 def raise_error(attempt: str, flags: int, payload: bytes) -> None:
     """Raise KernelError for the payload of NLMSG_ERROR, with the kernel's explanation if it gives one. An error of 0
     is an acknowledgement."""
-    (code,) = struct.unpack_from("=i", payload)
+    if len(payload) < _ERROR.size:
+        raise KernelError(attempt, "the answer is cut short")
+    (code,) = _ERROR.unpack_from(payload)
     if code == 0:
         return
+    if not 0 < -code <= _MAX_ERRNO:
+        raise KernelError(attempt, f"the answer has the error {code}, which does not exist")
     reason = os.strerror(-code)
     if flags & NLM_F_ACK_TLVS:
-        (original,) = struct.unpack_from("=I", payload, 4)
+        original = int.from_bytes(payload[4:8], sys.byteorder)  # the length of the request
         start = 4 + (NLMSGHDR.size if flags & NLM_F_CAPPED else aligned(original))
         explanation = text(dict(attributes(payload[start:])).get(NLMSGERR_ATTR_MSG))
         reason += f" ({explanation})" if explanation else ""

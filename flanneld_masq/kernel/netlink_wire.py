@@ -15,6 +15,7 @@ from flanneld_masq.kernel.uapi import NFNETLINK_V0, NFNL_SUBSYS_NFTABLES, NLA_F_
 NLMSGHDR = struct.Struct("=IHHII")  # length, type, flags, sequence number, netlink port
 NFGENMSG = struct.Struct(">BBH")  # nfproto, version, resource
 _NLATTR = struct.Struct("=HH")  # length, type
+_MAX_LENGTH = 0xFFFF  # bytes, of an attribute
 
 FIXED_SEQUENCE = 0xFFFFFFFF  # of requests that are encoded once and sent many times; no other request has it
 
@@ -32,8 +33,10 @@ def message(kind: int, flags: int, nfproto: int, resource: int, body: bytes, seq
 
 
 def attribute(kind: int, value: bytes) -> bytes:
-    """Encode one attribute, padded to where the next one begins."""
+    """Encode one attribute, padded to where the next one begins. Raises KernelError for a value that is too long."""
     length = 4 + len(value)
+    if length > _MAX_LENGTH:
+        raise KernelError("encoding a netlink attribute", f"its value has {len(value)} bytes")
     return _NLATTR.pack(length, kind) + value + b"\0" * (-length % 4)
 
 
@@ -62,6 +65,20 @@ def nft_msg_type(kind: int) -> int:
     return nfnl_msg_type(NFNL_SUBSYS_NFTABLES, kind)
 
 
+def messages_in(data: bytes, attempt: str) -> Iterator[tuple[int, int, int, int, bytes]]:
+    """Yield type, flags, sequence number, port and payload of each message of a datagram. Raises KernelError if one is
+    cut short; `attempt` says in it what the caller is doing."""
+    offset, end = 0, len(data)
+    while offset < end:
+        if offset + NLMSGHDR.size > end:
+            raise KernelError(attempt, "the answer is cut short")
+        length, kind, flags, sequence, port = NLMSGHDR.unpack_from(data, offset)
+        if length < NLMSGHDR.size or offset + length > end:
+            raise KernelError(attempt, "the answer is cut short")
+        yield kind, flags, sequence, port, data[offset + NLMSGHDR.size : offset + length]
+        offset += (length + 3) & ~3
+
+
 def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield the (type, value) pairs of an attribute stream. Raises KernelError if it is cut short."""
     offset, end = 0, len(data)
@@ -78,6 +95,11 @@ def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 def u32(data: bytes | None) -> int:
     """Decode an unsigned number of 32 bits; 0 if the attribute is absent."""
     return 0 if data is None else int.from_bytes(data[:4], "big")
+
+
+def u64(data: bytes | None) -> int:
+    """Decode an unsigned number of 64 bits; 0 if the attribute is absent."""
+    return 0 if data is None else int.from_bytes(data[:8], "big")
 
 
 def text(data: bytes | None) -> str:

@@ -61,7 +61,7 @@ class Nfnetlink:
 
     def generation(self) -> int:
         """Return the number of the ruleset's generation; every transaction of any program adds one."""
-        (reply,) = self._netlink.request("reading the ruleset generation", _GETGEN, uapi.NFPROTO_UNSPEC, b"")
+        reply = self._one("reading the ruleset generation", _GETGEN, uapi.NFPROTO_UNSPEC, b"")
         return u32(dict(attributes(reply)).get(uapi.NFTA_GEN_ID))
 
     def has_inet_table(self, name: str) -> bool:
@@ -167,9 +167,15 @@ class Nfnetlink:
     def _get(self, attempt: str, kind: int, nfproto: int, body: bytes) -> bytes | None:
         """Return the attributes of one object; None if it is not there."""
         try:
-            (reply,) = self._netlink.request(attempt, kind, nfproto, body)
+            return self._one(attempt, kind, nfproto, body)
         except KernelError as error:
             if error.errno in (errno.ENOENT, errno.EAFNOSUPPORT):
                 return None
             raise
-        return reply
+
+    def _one(self, attempt: str, kind: int, nfproto: int, body: bytes) -> bytes:
+        """Return the attributes of the only reply."""
+        replies = self._netlink.request(attempt, kind, nfproto, body)
+        if len(replies) != 1:
+            raise KernelError(attempt, f"the kernel gave {len(replies)} answers")
+        return replies[0]

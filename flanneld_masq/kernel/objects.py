@@ -5,12 +5,11 @@ Formats: include/uapi/linux/netfilter/nf_tables.h of the kernel, and for user da
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from functools import lru_cache
 
 from flanneld_masq.kernel import uapi
-from flanneld_masq.kernel.netlink_wire import attributes, string, text, u32
+from flanneld_masq.kernel.netlink_wire import attributes, string, text, u32, u64
 from flanneld_masq.model import SLOTS
 
 CACHED_RULES = 256  # the same few rules are decoded again and again
@@ -90,11 +89,11 @@ def parse_chain(reply: bytes) -> Chain:
     number, priority = hook.get(uapi.NFTA_HOOK_HOOKNUM), hook.get(uapi.NFTA_HOOK_PRIORITY)
     return Chain(
         text(chain.get(uapi.NFTA_CHAIN_NAME)),
-        handle=int.from_bytes(chain.get(uapi.NFTA_CHAIN_HANDLE, b""), "big"),
+        handle=u64(chain.get(uapi.NFTA_CHAIN_HANDLE)),
         use=u32(chain.get(uapi.NFTA_CHAIN_USE)),
         flags=u32(chain.get(uapi.NFTA_CHAIN_FLAGS)) & ~uapi.NFT_CHAIN_BASE,
         hook=None if number is None else u32(number),
-        priority=0 if priority is None else struct.unpack(">i", priority)[0],
+        priority=0 if priority is None else int.from_bytes(priority[:4], "big", signed=True),
         type=text(chain.get(uapi.NFTA_CHAIN_TYPE)),
         policy=None if policy is None else u32(policy),
         comment=comment_in(chain.get(uapi.NFTA_CHAIN_USERDATA, b"")),
@@ -113,7 +112,7 @@ def parse_rule(reply: bytes) -> tuple[str, KernelRule]:
         expressions.append(Expression(name, data))
     return text(rule.get(uapi.NFTA_RULE_TABLE)), KernelRule(
         text(rule.get(uapi.NFTA_RULE_CHAIN)),
-        int.from_bytes(rule.get(uapi.NFTA_RULE_HANDLE, b""), "big"),
+        u64(rule.get(uapi.NFTA_RULE_HANDLE)),
         tuple(expressions),
         rule.get(uapi.NFTA_RULE_USERDATA, b""),
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from flanneld_masq.errors import KernelError
 from flanneld_masq.kernel import uapi
-from flanneld_masq.kernel.netlink_wire import NFGENMSG, NLMSGHDR, attributes, nft_msg_type, text, u32
+from flanneld_masq.kernel.netlink_wire import NFGENMSG, attributes, messages_in, nft_msg_type, text, u32
 from flanneld_masq.kernel.objects import is_after
 from flanneld_masq.model import SLOTS
 
@@ -92,7 +92,7 @@ class RulesetEvents:
                     raise KernelError("reading ruleset events", error.strerror or "", error.errno or 0) from error
                 lost = True
                 continue
-            transactions.append(_transaction(data))
+            transactions.append(parse_transaction(data))
 
     def close(self) -> None:
         self._socket.close()
@@ -119,13 +119,16 @@ def _port(descriptor: int) -> int:
     return 0
 
 
-def _transaction(message: bytes) -> Transaction:
-    """Decode an NFT_MSG_NEWGEN message. The kernel puts the port of the committing socket into its header."""
-    *_, port = NLMSGHDR.unpack_from(message)
-    values = dict(attributes(message[NLMSGHDR.size + NFGENMSG.size :]))
-    return Transaction(
-        u32(values.get(uapi.NFTA_GEN_ID)),
-        u32(values.get(uapi.NFTA_GEN_PROC_PID)),
-        text(values.get(uapi.NFTA_GEN_PROC_NAME)),
-        port,
-    )
+def parse_transaction(message: bytes) -> Transaction:
+    """Decode an NFT_MSG_NEWGEN message. The kernel puts the port of the committing socket into its header. Raises
+    KernelError."""
+    attempt = "reading ruleset events"
+    for *_, port, payload in messages_in(message, attempt):
+        values = dict(attributes(payload[NFGENMSG.size :]))
+        return Transaction(
+            u32(values.get(uapi.NFTA_GEN_ID)),
+            u32(values.get(uapi.NFTA_GEN_PROC_PID)),
+            text(values.get(uapi.NFTA_GEN_PROC_NAME)),
+            port,
+        )
+    raise KernelError(attempt, "the message is empty")

@@ -44,6 +44,15 @@ class TestErrors:
         assert whole.endswith("(Chain is busy)")
         assert self.explanation(errno.EBUSY, header + words, uapi.NLM_F_ACK_TLVS | uapi.NLM_F_CAPPED) == whole
 
+    @pytest.mark.parametrize("payload", [b"", b"\xff\xff", struct.pack("=i", 5), struct.pack("=i", -(2**31))])
+    def test_an_error_that_does_not_exist_is_one_of_the_answer(self, payload: bytes) -> None:
+        with pytest.raises(KernelError) as caught:
+            raise_error("asking", uapi.NLM_F_ACK_TLVS, payload)
+        assert caught.value.errno == 0
+
+    def test_an_explanation_that_is_cut_off_is_left_out(self) -> None:
+        assert self.explanation(errno.EBUSY, b"\x18", uapi.NLM_F_ACK_TLVS) == f"asking: {os.strerror(errno.EBUSY)}"
+
 
 class TestRequests:
     def request(self, *datagrams: bytes, flags: int = 0) -> list[bytes]:
@@ -115,6 +124,11 @@ class TestReplies:
     def test_an_answer_to_another_request_is_an_error(self) -> None:
         with pytest.raises(Interrupted):
             self.replies(self.reply(b"tabl", sequence=1))
+
+    @pytest.mark.parametrize("cut", [1, 8, 20])
+    def test_a_reply_that_was_cut_is_refused(self, cut: int) -> None:
+        with pytest.raises(KernelError, match="cut short"):
+            self.replies(self.reply(b"tabl"), self.reply(b"one " * 2)[:-cut])
 
 
 class TestCommits:

@@ -50,6 +50,11 @@ class TestObjects:
         reply = message(NEWCHAIN, NFGENMSG + string(uapi.NFTA_CHAIN_NAME, "c"))
         assert answering(reply).chain(V4, "nat", "c") == Chain("c", 0, 0, 0)
 
+    def test_two_answers_to_one_question_are_refused(self) -> None:
+        reply = message(NEWTABLE, NFGENMSG + string(uapi.NFTA_TABLE_NAME, "nat"))
+        with pytest.raises(KernelError, match="reading table ip nat: the kernel gave 2 answers"):
+            answering(reply + reply).table(V4, "nat")
+
     def test_an_object_that_is_absent_is_none(self) -> None:
         missing = error(errno.ENOENT)
         assert answering(missing).rules(V4, "nat") == ()
