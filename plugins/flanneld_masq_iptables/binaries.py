@@ -26,7 +26,7 @@ _NAMES = (
     "iptables-restore",
     "xtables-multi",
 )
-_VERSION = re.compile(r"ip6?tables v(\d+(?:\.\d+)*)\S*(?: \((\w+)\))?")
+_VERSION = re.compile(r"ip6?tables v(\d{1,9}(?:\.\d{1,9})*)(?!\.?\d)\S*(?: \((\w+)\))?", re.ASCII)
 _ELF = b"\x7fELF"
 NF_TABLES, LEGACY = "nf_tables", "legacy"  # flavours, as `iptables --version` prints them
 _REMEDIES = {

@@ -39,7 +39,7 @@ class LegacyTables:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                return frozenset(os.read(descriptor, 4096).decode().split())
+                return frozenset(os.read(descriptor, 4096).decode(errors="replace").split())
             finally:
                 os.close(descriptor)
         except FileNotFoundError:

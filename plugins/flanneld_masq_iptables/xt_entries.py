@@ -26,6 +26,7 @@ XT_EXTENSION_MAXNAMELEN = 29
 XT_FUNCTION_MAXNAMELEN = 30
 _OFFSETS = struct.Struct("=HH")  # target_offset and next_offset of the entry, from its start
 _TARGET = struct.Struct(f"=H{XT_EXTENSION_MAXNAMELEN}sB")  # size, name, revision; the standard target has no name
+_TARGET_SIZE = _TARGET.size
 _VERDICT = struct.Struct("=i")  # of the standard target: the offset to go on at, or a negative verdict
 _MARK, _MARK_REVISION = struct.Struct("=II"), 2  # struct xt_mark_tginfo2: mark, mask
 _PACKETS = struct.Struct("=Q")  # the first number of struct xt_counters
@@ -35,8 +36,7 @@ _DROP = -uapi.NF_DROP - 1
 XT_RETURN = -5  # -NF_REPEAT - 1
 _ERROR = _TARGET.pack(_ERROR_SIZE, b"ERROR", 0)
 _STANDARD = _TARGET.pack(_STANDARD_SIZE, b"", 0)
-
-
+_ATTEMPT = "reading an ip_tables table"
 _MATCH = struct.Struct(f"=H{XT_EXTENSION_MAXNAMELEN}sB")  # size, name, revision
 _COMMENT = b"comment"
 _VERDICTS = {_DROP: Action.DROP, -uapi.NF_ACCEPT - 1: Action.ACCEPT, XT_RETURN: Action.RETURN}
@@ -83,9 +83,9 @@ class Entries:
     def drop(self, hook: int, own: str) -> Drop | None:
         """Return what in the built-in chain of the hook drops every packet that reaches it. `own` is the daemon's
         chain."""
-        *steps, policy = (
+        *steps, policy = [
             OURS if self._is_tagged(offset) else self._step(offset, after) for offset, after in self._built_in(hook)
-        )
+        ]
         return Analysis(self._chain, self._start(own)).drop(steps, policy=policy.action is Action.DROP)
 
     def drops_anything(self) -> bool:
@@ -101,7 +101,7 @@ class Entries:
         """Yield value and mask of each mark that a user-defined chain sets; nothing if there is no such chain."""
         start = self._start(chain)
         for offset, _ in self._user_chain(start) if start is not None else ():
-            target, _ = self._unpack(_OFFSETS, offset + _LAYOUTS[self.family].offsets)
+            target, _ = self._bounds(offset)
             _, name, revision = self._unpack(_TARGET, offset + target)
             if name.split(b"\0", 1)[0] == b"MARK" and revision == _MARK_REVISION:
                 yield self._unpack(_MARK, offset + target + _TARGET.size)
@@ -139,8 +139,9 @@ class Entries:
         mask = bytearray(b"\xff" * (len(self.memory) - self.begin))
         offset = 0
         while offset < len(mask):
+            after = self._after(offset)
             mask[offset + counters : offset + counters + len(_COUNTERS)] = _COUNTERS
-            offset = self._after(offset)
+            offset = after
         return bytes(mask)
 
     def _chain(self, start: Hashable) -> tuple[Step, ...]:
@@ -174,13 +175,13 @@ class Entries:
 
     def _matches(self, offset: int) -> Iterator[tuple[int, bytes]]:
         """Yield the offset and the name of each match of an entry."""
-        target, _ = self._unpack(_OFFSETS, offset + _LAYOUTS[self.family].offsets)
+        target, _ = self._bounds(offset)
         position = offset + _LAYOUTS[self.family].matches
         while position < offset + target:
             size, name, _ = self._unpack(_MATCH, position)
+            if size < _MATCH.size:
+                raise KernelError("reading an ip_tables table", f"the match at offset {position} has a size of {size}")
             yield position, name.split(b"\0", 1)[0]
-            if not size:
-                raise KernelError("reading an ip_tables table", f"the match at offset {position} has no length")
             position += size
 
     def _number(self, offset: int, field: slice) -> int:
@@ -188,11 +189,14 @@ class Entries:
         return int.from_bytes(self.memory[start + field.start : start + field.stop], "little")
 
     def _built_in(self, hook: int) -> Iterator[tuple[int, int]]:
-        offset = self.first[hook]
-        while offset <= self.policy[hook]:
+        offset, policy = self.first[hook], self.policy[hook]
+        while offset < policy:
             after = self._after(offset)
             yield offset, after
             offset = after
+        if offset != policy:
+            raise KernelError(_ATTEMPT, f"no entry at offset {policy} ends the chain of hook {hook}")
+        yield policy, self._after(policy)
 
     def _user_chain(self, start: int) -> Iterator[tuple[int, int]]:
         offset = start
@@ -229,7 +233,7 @@ class Entries:
         name, verdict = self._target(offset)
         if name or verdict < 0:
             return bytes(data), b""
-        target, _ = _OFFSETS.unpack_from(data, layout.offsets)
+        target, _ = self._bounds(offset)
         _VERDICT.pack_into(data, target + _TARGET.size, 0)
         return bytes(data), b"" if verdict == after else self._chain_before(verdict)
 
@@ -237,28 +241,38 @@ class Entries:
         """Return the name of the chain whose rules begin there."""
         header = self.begin + start - _ERROR_SIZE
         if header < self.begin or self.memory[header : header + len(_ERROR)] != _ERROR:
-            raise KernelError("reading an ip_tables table", f"no chain begins at offset {start}")
+            raise KernelError(_ATTEMPT, f"no chain begins at offset {start}")
         name = self.memory[header + len(_ERROR) : header + len(_ERROR) + XT_FUNCTION_MAXNAMELEN]
         return name.split(b"\0", 1)[0]
 
     def _target(self, offset: int) -> tuple[bytes, int]:
         """Return the name of the target of an entry, and if that is the standard one (no name) its verdict."""
-        target, _ = self._unpack(_OFFSETS, offset + _LAYOUTS[self.family].offsets)
+        target, length = self._bounds(offset)
         name = self._unpack(_TARGET, offset + target)[1].split(b"\0", 1)[0]
+        if not name and target + _STANDARD_SIZE > length:
+            raise KernelError(_ATTEMPT, f"the entry at offset {offset} has no verdict")
         return name, 0 if name else self._unpack(_VERDICT, offset + target + _TARGET.size)[0]
 
     def _after(self, offset: int) -> int:
         """Return the offset of the next entry."""
-        _, length = self._unpack(_OFFSETS, offset + _LAYOUTS[self.family].offsets)
-        if not length:
-            raise KernelError("reading an ip_tables table", f"the entry at offset {offset} has no length")
-        return int(offset + length)
+        return offset + self._bounds(offset)[1]
+
+    def _bounds(self, offset: int) -> tuple[int, int]:
+        """Return where the target of an entry begins and where the entry ends, from its start."""
+        layout, start = _LAYOUTS[self.family], self.begin + offset
+        try:
+            target, length = _OFFSETS.unpack_from(self.memory, start + layout.offsets)
+        except struct.error as error:
+            raise KernelError(_ATTEMPT, f"nothing is at offset {offset} ({error})") from error
+        if not layout.matches <= target <= length - _TARGET_SIZE or start + length > len(self.memory):
+            raise KernelError(_ATTEMPT, f"the entry at offset {offset} has an impossible length")
+        return target, length
 
     def _unpack(self, form: struct.Struct, offset: int) -> tuple[Any, ...]:
         try:
             return form.unpack_from(self.memory, self.begin + offset)
         except struct.error as error:
-            raise KernelError("reading an ip_tables table", f"nothing is at offset {offset} ({error})") from error
+            raise KernelError(_ATTEMPT, f"nothing is at offset {offset} ({error})") from error
 
 
 def _digest(value: object) -> bytes:

@@ -80,7 +80,7 @@ class TestPrograms:
         program = binaries.find(flavour, NAME, self.Versions(tmp_path, xtables_multi=said))
         assert (program.version, program.random_fully) == (version, random)
 
-    @pytest.mark.parametrize("said", ["", "nftables v1.0.6", "iptables"])
+    @pytest.mark.parametrize("said", ["", "nftables v1.0.6", "iptables", "iptables v1." + "9" * 5000], ids=range(4))
     def test_the_error_names_other_programs(self, said: str, tmp_path: Path) -> None:
         self.binary(tmp_path / "iptables")
         with pytest.raises(BackendUnavailable) as caught:
