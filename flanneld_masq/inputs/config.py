@@ -30,6 +30,9 @@ MAX_BYTES = 1024 * 1024
 COMMAND_LINE = "command line"
 
 _BARE_KEY = re.compile("[A-Za-z0-9_-]{1,60}")
+_MAX_PARTS = 16  # of a dotted key; tomllib takes quadratic time for it, a second for 5,000 parts
+_PART = r"(?:(?<![\w-])[\w-]+|\"[^\"\n]*\"|'[^'\n]*')"
+_DEEP_KEY = re.compile(rf"(?:{_PART}[ \t]*\.[ \t]*){{{_MAX_PARTS}}}", re.ASCII)
 _STATE_DIRECTORY = re.compile("^[ \\t]*state_directory[ \\t]*=[^\\r\\n]*", re.MULTILINE)
 
 
@@ -112,6 +115,10 @@ def _check_owner(path: Path, status: os.stat_result) -> None:
 
 
 def _document(text: str, source: str) -> dict[str, Any]:
+    if _DEEP_KEY.search(text):
+        raise ConfigError(
+            source, "", f"is not accepted: a key, or a text that looks like one, has more than {_MAX_PARTS} parts"
+        )
     try:
         return tomllib.loads(text)
     except RecursionError:

@@ -178,6 +178,8 @@ def test_switches_are_true_or_false(key: str, value: str, described: str) -> Non
         ("[log]\n[log]", "", "at line 2"),
         ("backend = " + "[" * 100_000, "", "is not valid TOML: "),
         ("backend = 2000-02-30", "", "is not valid TOML: "),
+        ("a." * 100_000 + "a = 1", "", "is not accepted: a key, or a text that looks like one, has more than 16 parts"),
+        ("[a" + " . 'b'" * 100_000 + "]", "", "is not accepted: a key, "),
         # Unknown
         (
             'beckend = "nft"',
