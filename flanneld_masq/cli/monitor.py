@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
@@ -18,6 +19,8 @@ from flanneld_masq.printable import one_line
 Found = dict[str, Any]
 _RED, _GREEN, _YELLOW, _PLAIN = "\033[31m", "\033[32m", "\033[33m", "\033[0m"
 _COLOURS = {"synced": _GREEN, "degraded": _RED, "contended": _RED}
+_EVENTS = {REPAIRED: "repaired", STATE_CHANGED: "state"}
+_GREETING = {"Version": "version", "State": "state", "LastError": "last_error"}
 _TOLD = ("Backends", "Lease")  # changes of the other properties come with a signal of their own
 
 
@@ -43,15 +46,29 @@ def text_line(now: datetime, found: Mapping[str, Any], *, colour: bool) -> str:
 
 
 def events(signal: Message) -> Iterator[Found]:
-    """What a signal of the daemon says. Names are those of the signals' arguments and of status.json."""
-    if (signal.interface, signal.member) == (MANAGER.name, REPAIRED):
-        yield {"event": "repaired", **dict(zip(MANAGER.signals[REPAIRED], signal.body))}
-    elif (signal.interface, signal.member) == (MANAGER.name, STATE_CHANGED):
-        yield {"event": "state", **dict(zip(MANAGER.signals[STATE_CHANGED], signal.body))}
-    elif (signal.interface, signal.member) == (PROPERTIES, "PropertiesChanged"):
+    """What a signal of the daemon says. Names are those of the signals' arguments and of status.json. Raises ValueError
+    for a signal of another release."""
+    if signal.interface == MANAGER.name and signal.member in _EVENTS:
+        arguments = MANAGER.signals[signal.member]
+        if signal.signature != "".join(arguments.values()):
+            raise ValueError(f"{signal.member} has the signature {signal.signature!r}")
+        yield {"event": _EVENTS[signal.member], **dict(zip(arguments, signal.body))}
+    elif (signal.interface, signal.member, signal.signature) == (PROPERTIES, "PropertiesChanged", "sa{sv}as"):
         for name, value in manager1.named(signal.body[1]).items():
             if name in _TOLD:
                 yield {"event": name.lower(), name.lower(): value}
+
+
+def greeting(values: Mapping[str, Any]) -> Found:
+    """What the daemon says of itself, by all its properties. Raises ValueError for one of another release."""
+    known = manager1.named(values)
+    if not known.keys() >= _GREETING.keys():
+        raise ValueError("a property is missing")
+    return {
+        "event": "running",
+        **{key: known[name] for name, key in _GREETING.items()},
+        **{name.lower(): rows for name, rows in known.items() if name in _TOLD},
+    }
 
 
 def _text(found: Mapping[str, Any]) -> tuple[str, str]:
@@ -116,8 +133,9 @@ class _Ears:
         if signal.sender == BUS and signal.member == "NameOwnerChanged" and signal.body[0] == NAME:
             self._owned_by(signal.body[2])
         elif self._owner and signal.sender == self._owner:
-            for found in events(signal):
-                self._heard.put_nowait(found)
+            with contextlib.suppress(ValueError):  # of another release
+                for found in events(signal):
+                    self._heard.put_nowait(found)
 
     def _owned_by(self, owner: str) -> None:
         self._owner = owner
@@ -127,17 +145,9 @@ class _Ears:
             self._heard.put_nowait({"event": "not-running"})
 
     async def _greet(self) -> None:
-        """Say what it is; if it is gone already, another signal tells."""
+        """Say what it is, unless it is of another release; if it is gone already, another signal tells."""
         try:
-            (values,) = await self._connection.call(NAME, PATH, PROPERTIES, "GetAll", MANAGER.name)
-        except BusError:
+            (values,) = await self._connection.call(NAME, PATH, PROPERTIES, "GetAll", MANAGER.name, answers="a{sv}")
+            self._heard.put_nowait(greeting(values))
+        except (BusError, ValueError):
             return
-        self._heard.put_nowait(
-            {
-                "event": "running",
-                "version": values["Version"],
-                "state": values["State"],
-                "last_error": values["LastError"],
-                **{name.lower(): rows for name, rows in manager1.named(values).items() if name in _TOLD},
-            }
-        )

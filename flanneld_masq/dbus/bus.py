@@ -196,6 +196,8 @@ def parse(frame: Frame) -> Any:
         raise WireError(f"a message cannot be read: {error!r}") from error
     if packet is None:
         raise WireError("a message is cut short")
+    if len(packet.body) != len(packet.signature_tree.types):  # the library reads no body of 0 bytes, whatever it lacks
+        raise WireError("a message lacks what its signature names")
     return packet
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flanneld_masq.controller.status import Status, from_json
 from flanneld_masq.dbus import manager1
 from flanneld_masq.dbus.manager1 import MANAGER, NAME, PATH
 from flanneld_masq.dbus.object_server import ERROR
 from flanneld_masq.errors import BusError
+from flanneld_masq.inputs.json_values import parse
 from flanneld_masq.model import SLOTS
 from flanneld_masq.reconcile.values import Repair
 
@@ -58,13 +58,23 @@ def reconcile(instance: Instance) -> list[Repair] | None:
         raise BusError("the daemon", error.reason, error.name) from error
 
 
+def status_in(text: str) -> Status:
+    """Read the answer of GetStatus. Raises ValueError for that of another release."""
+    return from_json(parse(text.encode()))
+
+
 async def _nothing_else(_: Connection, status: Status) -> Status:
     return status
 
 
 async def _reconcile(connection: Connection, _: Status) -> list[Repair]:
-    (changed,) = await connection.call(NAME, PATH, MANAGER.name, "Reconcile", seconds=RECONCILE_SECONDS)
+    (changed,) = await _call(connection, "Reconcile", RECONCILE_SECONDS)
     return manager1.repairs(changed)
+
+
+async def _call(connection: Connection, method: str, seconds: float) -> tuple[Any, ...]:
+    answers = "".join(MANAGER.methods[method].values())
+    return await connection.call(NAME, PATH, MANAGER.name, method, seconds=seconds, answers=answers)
 
 
 def _ask(instance: Instance, question: Callable[[Connection, Status], Awaitable[_Result]]) -> _Result | None:
@@ -77,12 +87,11 @@ def _ask(instance: Instance, question: Callable[[Connection, Status], Awaitable[
     async def ask() -> _Result | None:
         connection = await connect(MAX_ANSWER)
         try:
-            (text,) = await connection.call(NAME, PATH, MANAGER.name, "GetStatus", seconds=STATUS_SECONDS)
-            try:
-                status = from_json(json.loads(text))
-            except ValueError:  # of another release
-                return None
+            (text,) = await _call(connection, "GetStatus", STATUS_SECONDS)
+            status = status_in(text)
             return await question(connection, status) if instance.matches(status) else None
+        except ValueError:  # of another release
+            return None
         finally:
             connection.close()
 

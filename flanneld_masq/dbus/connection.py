@@ -56,9 +56,17 @@ class Connection:
         bus.receive = self._receive
 
     async def call(
-        self, destination: str, path: str, interface: str, member: str, *arguments: str, seconds: float = REPLY_SECONDS
+        self,
+        destination: str,
+        path: str,
+        interface: str,
+        member: str,
+        *arguments: str,
+        seconds: float = REPLY_SECONDS,
+        answers: str | None = None,
     ) -> tuple[Any, ...]:
-        """Call a method that takes strings; what it answers. Starts nobody. Raises BusError."""
+        """Call a method that takes strings; what it answers. Starts nobody. Raises BusError, also for an answer of
+        another signature than `answers`; None is any."""
         packet = _Packet(
             destination=destination,
             path=path,
@@ -77,6 +85,8 @@ class Connection:
         if reply.message_type is MessageType.ERROR:
             text = str(reply.body[0]) if reply.body else reply.error_name
             raise BusError(attempt, text, reply.error_name)
+        if answers is not None and reply.signature != answers:
+            raise BusError(attempt, f"the answer has the signature {reply.signature!r}, not {answers!r}")
         return tuple(map(_from_bus, reply.body))
 
     async def ask_bus(self, member: str, *arguments: str) -> tuple[Any, ...]:
@@ -150,7 +160,9 @@ class Connection:
         if self._listener is None or self._wants is None or not self._wants(header):
             return
         try:
-            self._listener(_message(parse(frame)))
+            self._listener(message_of(parse(frame)))
+        except WireError as error:
+            _LOGGER.warning("D-Bus: signal %s of %s is ignored: %s", header.member, header.sender, error)
         except Exception:  # a sender that is trusted, or a bug, must not end the connection
             _LOGGER.exception("D-Bus: internal error in signal %s", header.member)
 
@@ -270,7 +282,8 @@ def _error(frame: Frame, name: str, text: str) -> Any:
     return _reply(frame, MessageType.ERROR, "s", [_to_bus(text)], name)
 
 
-def _message(packet: Any) -> Message:
+def message_of(packet: Any) -> Message:
+    """Return a message of the library in plain values."""
     names = (packet.sender, packet.path, packet.interface, packet.member)
     return Message(packet.signature, tuple(map(_from_bus, packet.body)), *(name or "" for name in names))
 

@@ -23,6 +23,7 @@ ROWS: Mapping[str, Arguments] = {
     "Backends": {"family": "s", "group": "s", "backend": "s", "rules": "u", "why": "s"},
     "Lease": {"path": "s", "family": "s", "subnet": "s", "networks": "as"},
 }
+_TYPES: Mapping[str, tuple[type, ...]] = {"s": (str,), "u": (int,), "t": (int,), "as": (list, tuple), "": (list, tuple)}
 _CHANGE = {"kind": "s", "place": "s", "wanted": "s", "found": "s"}
 _REPAIR = {"family": "s", "backend": "s", "duration_us": "t", "changes": f"a({''.join(_CHANGE.values())})"}
 MANAGER = Interface(
@@ -111,7 +112,8 @@ def changed(repairs: Iterable[Repair]) -> list[tuple[Any, ...]]:
 
 
 def repairs(answer: Iterable[Any]) -> list[Repair]:
-    """Read the answer of Reconcile."""
+    """Read the answer of Reconcile, which has the signature of the interface. Raises ValueError for a word that this
+    release does not know."""
     return [
         Repair(
             Plan(
@@ -124,8 +126,22 @@ def repairs(answer: Iterable[Any]) -> list[Repair]:
 
 
 def named(properties: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of properties with each structure as a dictionary."""
-    return {
-        name: [dict(zip(ROWS[name], row)) for row in value] if name in ROWS else value
-        for name, value in properties.items()
-    }
+    """Return the values of properties with each structure as a dictionary. Raises ValueError for one of another type
+    than that of the interface."""
+    return {name: _named(name, value) for name, value in properties.items()}
+
+
+def _named(name: str, value: Any) -> Any:
+    row = ROWS.get(name)
+    if row is None:
+        return _typed(name, MANAGER.properties[name], value) if name in MANAGER.properties else value
+    if not isinstance(value, (list, tuple)) or any(len(_typed(name, "", values)) != len(row) for values in value):
+        raise ValueError(f"{name} is not what this release knows")
+    return [{key: _typed(name, kind, item) for (key, kind), item in zip(row.items(), values)} for values in value]
+
+
+def _typed(name: str, signature: str, value: Any) -> Any:
+    """Return a value of a property if it has that type; an empty signature stands for a structure."""
+    if not isinstance(value, _TYPES[signature]):
+        raise ValueError(f"{name} has a value of type {type(value).__name__}")  # noqa: TRY004  what is wrong is the release
+    return value

@@ -26,6 +26,7 @@ _FOLLOWED = {  # signals, and the name of their sender
     (FIREWALLD, "Reloaded"): FIREWALLD,
     (_MANAGER, "JobRemoved"): SYSTEMD,
 }
+_ARGUMENTS = {"NameOwnerChanged": "sss", "JobRemoved": "uoss"}  # the signatures of those whose arguments are read
 ANSWER_SECONDS = 120.0  # firewalld answers nobody while it loads its rules, which may be very many
 
 
@@ -53,7 +54,9 @@ class ReloadSignals:
 
     def wants(self, signal: Message) -> bool:
         """Return True for a followed signal, by its header. One that another sender than the owner of the name sends is
-        addressed to this connection by an impostor."""
+        addressed to this connection by an impostor, and one with other arguments cannot be read."""
+        if signal.signature != _ARGUMENTS.get(signal.member, signal.signature):
+            return False
         name = _FOLLOWED.get((signal.interface, signal.member))
         return bool(signal.sender) and signal.sender == (BUS if name == BUS else self._owners.get(name or ""))
 

@@ -34,7 +34,10 @@ LEASE = [{"path": "/run/s.env", "family": "ipv6", "subnet": "fd00::/64", "networ
 
 
 def of(member: str, *body: Any, interface: str = MANAGER.name) -> list[dict[str, Any]]:
-    return list(monitor.events(Message("", body, ":1.1", PATH, interface, member)))
+    signature = "".join(
+        MANAGER.signals.get(member, {"interface": "s", "changed": "a{sv}", "invalidated": "as"}).values()
+    )
+    return list(monitor.events(Message(signature, body, ":1.1", PATH, interface, member)))
 
 
 class TestEvents:
@@ -53,6 +56,15 @@ class TestEvents:
 
     def test_what_it_does_not_know(self) -> None:
         assert of("Exploded", 1) == []
+
+    @pytest.mark.parametrize(
+        "rows", [{"Lease": 5}, {"Lease": ((1,),)}, {"Backends": (("ipv4", "forward", "nft", "7", ""),)}]
+    )
+    def test_a_signal_of_another_release_is_refused(self, rows: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match=r"Lease|Backends"):
+            of("PropertiesChanged", MANAGER.name, rows, (), interface=PROPERTIES)
+        with pytest.raises(ValueError, match="signature"):
+            list(monitor.events(Message("s", ("ipv4",), ":1.1", PATH, MANAGER.name, STATE_CHANGED)))
 
 
 class TestLines:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 from typing import Any
 
 import pytest
 
 from flanneld_masq import errors
+from flanneld_masq.controller.status import to_json
 from flanneld_masq.dbus import client
 from flanneld_masq.dbus.client import Instance
 from flanneld_masq.dbus.manager1 import MANAGER, NAME, PATH
@@ -41,7 +44,9 @@ def test_a_command_asks_only_the_daemon_that_is_meant(scene: Scene) -> None:
     assert repairs == [list(REPAIRS) if meant else None for meant in asked_for.values()]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"state": "dancing"}', '{"state": "synced", "leases": {}}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"state": "dancing"}', '{"state": "synced", "leases": {}}', "[" * 100_000]
+)
 def test_a_status_of_another_release_is_no_answer(text: str, scene: Scene) -> None:
     async def get_status() -> tuple[Any, ...]:
         return (text,)
@@ -53,6 +58,29 @@ def test_a_status_of_another_release_is_no_answer(text: str, scene: Scene) -> No
         return await in_thread(client.status, Instance()), await in_thread(client.reconcile, Instance())
 
     assert play(scene, story) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "body", [(), (5,), ("{}", "{}"), (json.dumps(to_json(STATUS)),)], ids=["nothing", "number", "two", "repairs"]
+)
+def test_an_answer_of_another_release_is_none(body: tuple[Any, ...], scene: Scene) -> None:
+    """An answer of another type, and repairs of a family that this release does not know."""
+    signature = {f"{number}": "u" if value == 5 else "s" for number, value in enumerate(body)}
+    offered = dataclasses.replace(MANAGER, methods={**MANAGER.methods, "GetStatus": signature})
+
+    async def get_status() -> tuple[Any, ...]:
+        return body
+
+    async def reconcile() -> tuple[Any, ...]:
+        return ([("ipv5", "nft", 1500, [])],)
+
+    async def story(scene: Scene) -> Any:
+        other = await scene.connect()
+        other.serve(Object(PATH, offered, dict, {"GetStatus": get_status, "Reconcile": reconcile}))
+        await other.own(NAME)
+        return await in_thread(client.reconcile, Instance())
+
+    assert play(scene, story) is None
 
 
 def test_a_command_finds_no_daemon_and_starts_none(scene: Scene) -> None:

@@ -143,6 +143,20 @@ def test_a_systemd_that_comes_back_is_subscribed_to_again(scene: Scene) -> None:
     assert scene.manager.reasons == ["nftables.service done"]
 
 
+def test_a_signal_with_other_arguments_is_ignored(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    async def story(scene: Scene) -> None:
+        systemd = await systemd_of(scene)
+        await scene.present()
+        await soon(lambda: systemd.subscribed)
+        systemd.connection.emit(SYSTEMD_PATH, f"{SYSTEMD}.Manager", "JobRemoved", "sss", "1", "/job", "ufw.service")
+        systemd.job_removed("docker.service")
+        await soon(lambda: scene.manager.reasons)
+
+    play(scene, story)
+    assert scene.manager.reasons == ["docker.service done"]
+    assert "internal error" not in caplog.text
+
+
 def test_a_signal_of_an_impostor_is_ignored(scene: Scene) -> None:
     """Any program may address a signal to the daemon, whatever the daemon follows."""
 
