@@ -9,7 +9,7 @@ JOBS ?= $(shell echo $$((2 * $(cores))))
 dist := loadgroup
 at_once = -n $(JOBS) --dist $(dist) -m "not timing"
 
-.PHONY: help setup demo lint check test test-one coverage bench chaos man deb rpm clean
+.PHONY: help setup demo lint check test test-one fuzz coverage bench chaos man deb rpm clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## */\1 /p' $(MAKEFILE_LIST) | while read -r target text; do \
@@ -42,6 +42,9 @@ test: lint ## lint, then all tests: unit, kernel, system
 
 test-one: setup ## the tests that T names, e.g. T=tests/kernel/test_daemon.py or T="tests/unit -k lease"
 	$(bin)/python -m pytest -v $(if $(T),$(T),$(error T is empty: make test-one T=tests/unit/test_process.py))
+
+fuzz: setup ## give each parser INPUTS=100000 damaged inputs, or those named: T="config status"; SEED=n repeats a run
+	$(bin)/python -m tests.unit.fuzz.runner $(if $(INPUTS),--inputs $(INPUTS)) $(if $(SEED),--seed $(SEED)) $(T)
 
 coverage: setup ## which lines the unit and kernel tests run: a report, and pages in build/coverage
 	@rm -rf build/coverage && mkdir -p build/coverage

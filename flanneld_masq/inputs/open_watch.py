@@ -27,7 +27,7 @@ def opened(path: Path, call: Callable[[], None]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
 
     def on_events() -> None:
-        if any(_concern(os.read(descriptor, _BUFFER), path.name)):
+        if any(concerns(os.read(descriptor, _BUFFER), path.name)):
             _watch(descriptor, path, _IN_OPEN)  # it may be another file now
             call()
 
@@ -45,7 +45,7 @@ def _watch(descriptor: int, path: Path, mask: int) -> None:
     _libc.inotify_add_watch(descriptor, os.fsencode(path), mask)
 
 
-def _concern(events: bytes, name: str) -> Iterator[bool]:
+def concerns(events: bytes, name: str) -> Iterator[bool]:
     """Yield for each event True if it is about the file: an open, or an event of the directory with its name."""
     offset = 0
     while offset + _EVENT.size <= len(events):
