@@ -52,14 +52,6 @@ def test_a_document_with_one_value_exchanged_is_read_or_refused(content: object)
     read(content)
 
 
-@given(st.binary())
-def test_any_bytes_are_json_or_refused(data: bytes) -> None:
-    try:
-        parse(data)
-    except ValueError:
-        return
-
-
 @pytest.mark.parametrize("depth", [100, 500, 900, 100_000])
 def test_deep_nesting_is_refused(depth: int) -> None:
     text = '{"fingerprint": "f", "neighbours": [], "items": ' + "[" * depth + "]" * depth + "}"

@@ -144,14 +144,6 @@ class TestEveryString:
         assert not save_format.jumps_to(line, "FLANNELD-MASQ")
         assert save_format.comment(line) == text
 
-    @given(st.text(alphabet='-A comment"\\\n:*COMMIT', max_size=200))
-    def test_any_bytes_are_lines_or_an_error(self, text: str) -> None:
-        try:
-            for line in read(f"*nat\n{text}\nCOMMIT\n"):
-                save_format.comment(line)
-        except CommandError:
-            pass
-
     @pytest.mark.parametrize(
         "line",
         [
