@@ -23,8 +23,8 @@ _UNQUOTED = frozenset(
 )
 _TEXTS = frozenset(("--comment", "--log-prefix", "--nflog-prefix", "--string"))  # their values may look like options
 _PLAIN_TEXT = re.compile(r' --(?:comment|log-prefix|nflog-prefix) "[^"\n]*"(?=[ \n]|\Z)')
-_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
-_QUOTED_STRING = re.compile(r'"((?:[^"]|(?<=\\)")*)(?<!\\)"', re.DOTALL)
+_QUOTED = re.compile(r'"([^"\\]*(?:\\.[^"\\]*)*)"', re.DOTALL)
+_QUOTED_STRING = re.compile(r'"([^"]*(?:(?<=\\)"[^"]*)*)(?<!\\)"', re.DOTALL)
 _BARE = re.compile(r"[\w-]+(?= |\Z)", re.ASCII)  # a text without quotes
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _MAX_NEWLINES = 1000  # in one line of a listing; a comment has at most 255
@@ -54,16 +54,24 @@ def logical_lines(text: str) -> Iterable[str]:
 
 
 def joined(parts: Iterable[str]) -> Iterator[str]:
-    """Join lines until the quotes of each are closed."""
-    line, newlines = "", 0
+    """Join lines until the quotes of each are closed. A line that grows is not scanned again from its beginning."""
+    waiting: list[str] = []
+    words: list[str] = []
+    start = 0
     for part in parts:
-        line = f"{line}\n{part}" if newlines else part
-        newlines += 1
-        if newlines <= _MAX_NEWLINES and _is_whole(line):
+        if not waiting and (_is_plain(part) or not part.startswith("-A ")):  # lines of chains have no quoted values
+            yield part
+            continue
+        waiting.append(part)
+        if len(waiting) > _MAX_NEWLINES or (len(waiting) > 1 and '"' not in part):
+            continue
+        line = "\n".join(waiting)
+        start = _scan(line, words, start)
+        if start >= len(line):
             yield line
-            line, newlines = "", 0
-    if newlines:
-        yield line
+            waiting, words, start = [], [], 0
+    if waiting:
+        yield "\n".join(waiting)
 
 
 def chain_of(line: str) -> str:
@@ -111,32 +119,31 @@ def deletion(item: Item) -> str:
     return item.raw.replace("-A ", "-D ", 1)
 
 
-def _is_whole(line: str) -> bool:
-    """Return True if no quote of a line is open. Lines that declare chains have no quoted values."""
-    return _is_plain(line) or not line.startswith("-A ") or _words(line) is not None
-
-
 def _is_plain(text: str) -> bool:
     """Return True if all quotes are those of comments and the like, each within a line: 1 us per line."""
     return "\\" not in text and 2 * sum(1 for _ in _PLAIN_TEXT.finditer(text)) == text.count('"')
 
 
 def _words(line: str) -> list[str] | None:
-    """Return the words of a rule line; None if a quote is left open, or is missing. Only values of options have
-    quotes."""
+    """Return the words of a rule line; None if a quote is left open, or is missing."""
     words: list[str] = []
-    start = 0
+    return words if _scan(line, words, 0) >= len(line) else None
+
+
+def _scan(line: str, words: list[str], start: int) -> int:
+    """Append the words of a rule line from `start` on. Return where it ended: behind the line, or before a value whose
+    quote is left open or is missing. Only values of options have quotes."""
     while start < len(line):
         option, value = words[-1] if words else "", ""
         if line[start] == '"' and option.startswith("-") and option not in _UNQUOTED:
             quoted = (_QUOTED_STRING if option == "--string" else _QUOTED).match(line, start)
             if quoted is None:
-                return None
+                return start
             value, start = _ESCAPE.sub(r"\1", quoted[1]), quoted.end()
         elif option in _TEXTS and _BARE.match(line, start) is None:
-            return None
+            return start
         end = line.find(" ", start)
         end = len(line) if end < 0 else end
         words.append(value + line[start:end])
         start = end + 1
-    return words
+    return start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+import time
 
 import pytest
 from flanneld_masq_iptables import save_format
@@ -13,6 +14,7 @@ from flanneld_masq.errors import CommandError
 from flanneld_masq.model import Item, ItemKind
 from flanneld_masq.process import Completed
 
+from ...common import patience
 from .ruleset import NAT, NAT_JUMP, NAT_RULES, OWN, lines, saved
 
 
@@ -66,6 +68,13 @@ class TestListings:
     def test_a_newline_in_a_comment_does_not_end_the_line(self) -> None:
         line = '-A POSTROUTING -m comment --comment "one\ntwo" -j ACCEPT'
         assert read(saved(line, chains=())) == [line]
+
+    @pytest.mark.parametrize("rest", ["\n", '\\"\n', "x" * 60 + "\n"], ids=["newlines", "quotes", "text"])
+    def test_a_line_of_many_newlines_takes_no_longer_than_others(self, rest: str) -> None:
+        line = "-A X " + "-a b " * 20_000 + '--comment "' + rest * 900 + '" -j ACCEPT'
+        began = time.process_time()
+        assert list(save_format.logical_lines(line)) == [line]
+        assert time.process_time() - began < patience(0.5)
 
     def test_a_line_never_closed_takes_the_rest_at_once(self) -> None:
         """A rule that is cut off swallows those behind it, and 20,000 of them do not take minutes."""
