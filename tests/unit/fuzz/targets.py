@@ -212,7 +212,6 @@ def _xt_entries(family: Family) -> Callable[[bytes], None]:
                 ):
                     with contextlib.suppress(KernelError):
                         ask()
-            entries.has_ours("FLANNELD-MASQ")
             with contextlib.suppress(KernelError):
                 entries.drops_anything()
             entries.mask()
