@@ -385,7 +385,8 @@ class Neighbours:
 
     `jump` is the handle of our jump, if the kernel gives one: a rule keeps it as long as it is not moved. Without
     handles, `hits` are the packets that each rule of `before` and `after` has counted, as far as they are known.
-    `blocker` is looked for in the place of the forward group alone.
+    `blocker` is looked for in the place of the forward group alone. `bare` is True if the jump is missing and the whole
+    table is known to hold no rule.
     """
 
     place: str
@@ -394,6 +395,7 @@ class Neighbours:
     jump: int = 0
     blocker: Optional[Blocker] = None
     hits: tuple[int, ...] = ()
+    bare: bool = False
 
 
 @dataclass(frozen=True, **SLOTS)

@@ -276,8 +276,8 @@ class FamilyLoop:
                 self._on_repairs(begun)  # of another backend, or of the masquerade group alone
                 self._drain()
                 suspects = self._filter.suspects
-                names = (one.name for one in suspects.suspected())
-                patience = patience_with(names) if seen.counted else BY_COMMANDS
+                names = {one.name for one in suspects.suspected()}
+                patience = patience_with(seen.flush, names) if seen.counted else BY_COMMANDS
                 await asyncio.sleep(hold.pause(seen.flush, suspects.count, patience, self._now()))
 
     def _reconcile(

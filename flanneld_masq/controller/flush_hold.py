@@ -6,7 +6,7 @@ All times are seconds of one monotonic clock.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 from functools import reduce
 
@@ -14,34 +14,39 @@ from flanneld_masq.model import SLOTS, Group
 from flanneld_masq.ruleset.flush import Flush, FlushPolicy
 
 LOOK_SECONDS = 0.02  # between two looks
-MAX_FORWARD_SECONDS = 1.0
 
 
 @dataclass(frozen=True, **SLOTS)
 class Patience:
-    """`masquerade` are the seconds that this group waits at most. After `quiet` seconds without a further commit a
-    flush has ended."""
+    """`masquerade` and `forward` are the seconds that these groups wait at most. After `quiet` seconds without a
+    further commit a flush has ended."""
 
     masquerade: float
+    forward: float
     quiet: float
 
     def or_more(self, other: Patience) -> Patience:
-        return Patience(max(self.masquerade, other.masquerade), max(self.quiet, other.quiet))
+        pairs = ((self.masquerade, other.masquerade), (self.forward, other.forward), (self.quiet, other.quiet))
+        return Patience(*map(max, pairs))
 
 
-BY_COMMANDS = Patience(0.2, 0.2)
-BY_RESTORE = Patience(0.0, 0.4)  # as firewalld flushes, three times before it loads its rules
+BY_COMMANDS = Patience(masquerade=0.2, forward=1.0, quiet=0.2)
+# As firewalld flushes, up to three times before it loads its rules. It begins with all tables.
+BY_RESTORE = Patience(masquerade=0.0, forward=2.0, quiet=0.8)
 # The kernel reports 15 characters of a name.
-_PATIENCE = {
-    f"{program}{action}"[:15]: patience
-    for program in ("iptables", "ip6tables", "iptables-nft", "ip6tables-nft", "xtables-nft-multi")
-    for action, patience in (("-restore", BY_RESTORE), ("", BY_COMMANDS))
-}
+_PROGRAMS = ("iptables", "ip6tables", "iptables-nft", "ip6tables-nft", "xtables-nft-multi")
+_COMMANDS = frozenset(program[:15] for program in _PROGRAMS)
+_RESTORES = frozenset(f"{program}-restore"[:15] for program in _PROGRAMS) - _COMMANDS
 
 
-def patience_with(names: Iterable[str]) -> Patience | None:
-    """Return the patience with a flush by programs of these names; None if none of them flushes in several steps."""
-    found = [_PATIENCE[name] for name in names if name in _PATIENCE]
+def patience_with(flush: Flush, names: Collection[str]) -> Patience | None:
+    """Return the patience with a flush by programs of these names; None if none of them flushes in several steps.
+
+    iptables-restore does what it does at once. Only the program that starts it may have more to do, and that is certain
+    if it has left no rule at all.
+    """
+    found = [BY_COMMANDS] if _COMMANDS.intersection(names) else []
+    found += [BY_RESTORE] if flush.whole and _RESTORES.intersection(names) else []
     return reduce(Patience.or_more, found) if found else None
 
 
@@ -54,6 +59,7 @@ class FlushHold:
     """
 
     policy: FlushPolicy
+    _patience: Patience | None = None  # that of the first report
     _since: dict[Group, float] = field(default_factory=dict)  # when each group was first seen to be broken
     _moved: float = -math.inf
     _sign: Hashable = None
@@ -61,15 +67,16 @@ class FlushHold:
     def pause(self, flush: Flush, commits: int, patience: Patience | None, now: float) -> float:
         """Return the seconds until the next look, and set the policy of that look. `commits` counts those of all
         programs."""
-        if patience is None:
+        self._patience = self._patience or patience
+        if self._patience is None:
             self.policy = FlushPolicy.REPAIR
             return 0.0
         self._since = {group: self._since.get(group, now) for group in flush.broken}
         if (commits, flush) != self._sign:
             self._sign, self._moved = (commits, flush), now
-        masquerade = self._since.get(Group.MASQUERADE, math.inf) + patience.masquerade - now
-        forward = self._since.get(Group.FORWARD, math.inf) + MAX_FORWARD_SECONDS - now
-        quiet = self._moved + patience.quiet - now
+        masquerade = self._since.get(Group.MASQUERADE, math.inf) + self._patience.masquerade - now
+        forward = self._since.get(Group.FORWARD, math.inf) + self._patience.forward - now
+        quiet = self._moved + self._patience.quiet - now
         if min(quiet, forward) <= 0 or (masquerade <= 0 and Group.FORWARD not in self._since):
             self.policy = FlushPolicy.REPAIR
         else:

@@ -24,11 +24,13 @@ class FlushPolicy(enum.Enum):
 @dataclass(frozen=True, **SLOTS)
 class Flush:
     """`flushed` groups have lost all rules and their jump, or the jump and all foreign rules around it. `broken` ones
-    are not as desired. `left` are the daemon's items that are left."""
+    are not as desired. `whole` is True if no rule is left in the tables of the flushed ones. `left` are the daemon's
+    items that are left."""
 
     flushed: frozenset[Group]
     broken: frozenset[Group]
     left: tuple[Item, ...]
+    whole: bool = False
 
 
 def find(
@@ -42,7 +44,9 @@ def find(
     flushed = [group for group in desired.groups if _is_flushed(group, wanted, verified_state, observed)]
     changed = {change.place for change in changes}
     broken = [group for group in desired.groups if any(item.place in changed for item in items_of(group, wanted))]
-    return Flush(frozenset(one.group for one in flushed), frozenset(one.group for one in broken), observed.items)
+    bases = {item.place for group in flushed for item in items_of(group, wanted) if item.kind is ItemKind.JUMP}
+    whole = bool(bases) and all(around.bare for around in observed.neighbours if around.place in bases)
+    return Flush(frozenset(one.group for one in flushed), frozenset(one.group for one in broken), observed.items, whole)
 
 
 def items_of(group: GroupRules, wanted: tuple[Item, ...]) -> tuple[Item, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Collection, Hashable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 
 from flanneld_masq.errors import CommandError, KernelError, MasqError, RulesetError
@@ -264,7 +265,8 @@ class IptablesNft(IptablesBackend):
                 jumps.extend(self._strays(place))
         items.extend(self._item(ItemKind.JUMP, place, rule) for rule in jumps)
         blocker = self._blocker(place, base, positions) if place == PLACES[Group.FORWARD] else None
-        return tuple(items), _neighbours(place, base, positions, blocker)
+        bare = not base and not self._netlink.rules(self.family, place.table)
+        return tuple(items), replace(_neighbours(place, base, positions, blocker), bare=bare)
 
     def _blocker(self, place: Place, base: tuple[KernelRule, ...], jumps: list[int]) -> Blocker | None:
         chain = self._netlink.chain(self.family, place.table, place.base)

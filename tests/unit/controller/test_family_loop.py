@@ -415,7 +415,7 @@ def test_of_several_who_may_have_done_it_one_that_was_harmless_before_is_not_bla
 
 
 def wait_for_flushes(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    monkeypatch.setitem(flush_hold._PATIENCE, "iptables", flush_hold.Patience(seconds, seconds))
+    monkeypatch.setattr(flush_hold, "BY_COMMANDS", flush_hold.Patience(seconds, seconds, seconds))
 
 
 def flush(stage: Stage, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,6 @@ from flanneld_masq.controller.flush_hold import (
     BY_COMMANDS,
     BY_RESTORE,
     LOOK_SECONDS,
-    MAX_FORWARD_SECONDS,
     FlushHold,
     Patience,
     patience_with,
@@ -21,6 +21,7 @@ from flanneld_masq.ruleset.flush import Flush, FlushPolicy
 START = 100.0
 NAT, FILTER = frozenset({Group.MASQUERADE}), frozenset({Group.FORWARD})
 BOTH = NAT | FILTER
+WHOLE = Flush(BOTH, BOTH, (), whole=True)
 Broken = Callable[[float], frozenset[Group]]
 
 
@@ -78,7 +79,7 @@ def test_masquerade_is_repaired_although_the_commands_go_on() -> None:
 def test_forward_waits_longer_while_the_commands_go_on() -> None:
     found = looks(lambda _: BOTH, on_and_on)
     assert [time for time, policy in found if policy is FlushPolicy.FORWARD_WAITS] == [BY_COMMANDS.masquerade]
-    assert found[-1] == (MAX_FORWARD_SECONDS, FlushPolicy.REPAIR)
+    assert found[-1] == (BY_COMMANDS.forward, FlushPolicy.REPAIR)
 
 
 def test_masquerade_has_its_own_time() -> None:
@@ -95,7 +96,9 @@ def test_masquerade_does_not_wait_for_a_program_that_flushes_as_a_whole() -> Non
 
 
 def test_nothing_waits_for_a_program_that_does_all_at_once() -> None:
-    assert looks(lambda _: BOTH, lambda _: 1, patience_with(["nft", "kube-proxy"])) == [(0.0, FlushPolicy.REPAIR)]
+    assert looks(lambda _: BOTH, lambda _: 1, patience_with(WHOLE, ["nft", "kube-proxy"])) == [
+        (0.0, FlushPolicy.REPAIR)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -106,9 +109,16 @@ def test_nothing_waits_for_a_program_that_does_all_at_once() -> None:
         (["xtables-nft-mul"], BY_COMMANDS),
         (["iptables-restor"], BY_RESTORE),
         (["ip6tables-nft-r"], BY_RESTORE),
-        (["ip6tables", "iptables-restor"], Patience(BY_COMMANDS.masquerade, BY_RESTORE.quiet)),
+        (["ip6tables", "iptables-restor"], Patience(BY_COMMANDS.masquerade, BY_RESTORE.forward, BY_RESTORE.quiet)),
         ([], None),
     ],
 )
 def test_programs_are_known_by_the_fifteen_characters_of_the_kernel(names: list[str], patience: Patience) -> None:
-    assert patience_with(names) == patience
+    assert patience_with(WHOLE, names) == patience
+
+
+def test_a_load_that_leaves_rules_is_over() -> None:
+    """As that of netfilter-persistent, if its FORWARD has a policy and no rules."""
+    left = replace(WHOLE, whole=False)
+    assert patience_with(left, ["iptables-restor"]) is None
+    assert patience_with(left, ["iptables", "iptables-restor"]) == BY_COMMANDS

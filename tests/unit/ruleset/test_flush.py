@@ -80,3 +80,13 @@ def test_both_groups_can_be_flushed_without_a_verified_state() -> None:
     seen = flush.find(WANTED, DESIRED, None, Observation(MASQUERADE[:1]), ())
     assert seen.flushed == {Group.MASQUERADE, Group.FORWARD}
     assert seen.left == MASQUERADE[:1]
+
+
+def test_whole_is_a_flush_that_left_no_rule_in_any_of_its_tables() -> None:
+    def whole(*bare: Group) -> bool:
+        neighbours = tuple(Neighbours(base(group), bare=group in bare) for group in GROUPS)
+        return flush.find(WANTED, DESIRED, None, Observation((), neighbours), ()).whole
+
+    assert whole(*GROUPS)
+    assert not whole(Group.MASQUERADE)
+    assert not flush.find(WANTED, DESIRED, None, Observation(WANTED), ()).whole
