@@ -79,7 +79,8 @@ class RulesetEvents:
         return self._socket.fileno()
 
     def read(self) -> tuple[tuple[Transaction, ...], bool]:
-        """Return the transactions since the last call, and True if some were lost because they were too many."""
+        """Return the transactions since the last call, and True if some are lost: they were too many, or cannot be
+        read."""
         transactions: list[Transaction] = []
         lost = False
         while True:
@@ -92,7 +93,10 @@ class RulesetEvents:
                     raise KernelError("reading ruleset events", error.strerror or "", error.errno or 0) from error
                 lost = True
                 continue
-            transactions.append(parse_transaction(data))
+            try:
+                transactions.append(parse_transaction(data))
+            except KernelError:
+                lost = True
 
     def close(self) -> None:
         self._socket.close()
