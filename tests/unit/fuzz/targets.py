@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cache, partial
@@ -74,12 +74,13 @@ class Target:
     parse: Callable[[bytes], object]
     errors: tuple[type[Exception], ...]
     modules: tuple[str, ...]
-    words: tuple[bytes, ...] = ()
+    words: Sequence[bytes] = ()
 
 
 @cache
 def _keeper() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="flanneld-masq-fuzz-")
+    memory = "/dev/shm"  # files there are written many thousand times
+    return tempfile.TemporaryDirectory(prefix="flanneld-masq-fuzz-", dir=memory if os.access(memory, os.W_OK) else None)
 
 
 def _directory(name: str) -> Path:
@@ -442,91 +443,18 @@ def _inotify(data: bytes) -> None:
         pass
 
 
-_FLANNEL_WORDS = (
-    b"FLANNEL_NETWORK=",
-    b"FLANNEL_IPV6_SUBNET=",
-    b"FLANNEL_MTU=",
-    b"export ",
-    b'"',
-    b"'",
-    b"#",
-    b"::/0",
-    b",",
-)
-_SAVE_WORDS: tuple[bytes, ...] = (
-    b'"',
-    b"\\",
-    b"'",
-    b" --comment ",
-    b' --log-prefix "',
-    b" --string ",
-    b"-A POSTROUTING ",
-    b"COMMIT\n",
-    b"*nat\n",
-)
-_SAVE_WORDS += (b":FLANNELD-MASQ - [0:0]\n", b"flanneld-masq:0123456789ab", b" -j ", b" -g ", b"!", b"#")
-_JSON_WORDS: tuple[bytes, ...] = (
-    b'"',
-    b"{",
-    b"}",
-    b"[",
-    b"]",
-    b":",
-    b",",
-    b"null",
-    b"true",
-    b"1e999",
-    b"NaN",
-    b'"\\ud800"',
-    b'{"a":' * 5000,
-)
-_JSON_WORDS += (b"[" * 5000, b"-1", b"9223372036854775808", b"0.5")
-_TOML_WORDS = (
-    b"[[a]]\n",
-    b"[a.b]\n",
-    b"a.b.c = 1\n",
-    b"[" * 5000,
-    b"{" * 5000,
-    b'"""',
-    b"'''",
-    b"=",
-    b"inf",
-    b"nan",
-    b"0x",
-    b"a." * 5000,
-)
-_BUS_WORDS = (
-    b"l\1\0\1",
-    b"B\4\1\1",
-    b"a(" * 100,
-    b"v\0" * 1000,
-    b"\1v\0",
-    b"org.freedesktop.DBus",
-    b"a{sv}",
-    b"\1g\0\xff",
-    b"\1s\0",
-)
-_XT_WORDS = (
-    b"ERROR\0",
-    b"comment\0",
-    b"MARK\0",
-    b"FLANNELD-MASQ\0",
-    b"flanneld-masq:0123456789ab",
-    b"\xfb\xff\xff\xff",
-    b"\xfe\xff\xff\xff",
-)
-_NETLINK_WORDS = (
-    b"\4\0\1\0",
-    b"\3\0\1\0",
-    b"\xff\xff\1\0",
-    b"\0\0\1\0",
-    b"nat\0",
-    b"cmp\0",
-    b"bitwise\0",
-    b"immediate\0",
-    b"match\0",
-    b"target\0",
-)
+# tokens that the parsers know, and some that nest or grow without end
+_DEEP = (b"[" * 5000, b"{" * 5000, b'{"a":' * 5000, b"a." * 5000)
+_TAG = b"flanneld-masq:0123456789ab"
+_FLANNEL_WORDS = b"FLANNEL_NETWORK= FLANNEL_IPV6_SUBNET= FLANNEL_MTU= export \" ' # ::/0 ,".split()
+_SAVE_WORDS = (*b"\" \\ ' ! # --comment --log-prefix --string -A -j -g COMMIT *nat".split(), _TAG, b':F - [0:0]\n-A "')
+_RULE_WORDS = (*_SAVE_WORDS, *b"-s --mark ip saddr meta mark masquerade 0x0 /33 == !=".split())
+_JSON_WORDS = (*b'" { } [ ] : , null true 1e999 NaN "\\ud800" -1 9223372036854775808 0.5'.split(), *_DEEP)
+_TOML_WORDS = (*b"[[a]] [a.b] a.b.c=1 \" ' \"\"\" ''' = inf nan 0x".split(), *_DEEP)
+_BUS_WORDS = (b"l\1\0\1", b"B\4\1\1", b"a(" * 100, b"v\0" * 1000, b"\1v\0", b"a{sv}", b"\1g\0\xff", b"\1s\0")
+_XT_WORDS = (b"ERROR\0", b"comment\0", b"MARK\0", b"FLANNELD-MASQ\0", _TAG, b"\xfb\xff\xff\xff", b"\xfe\xff\xff\xff")
+_HEADERS = (b"\4\0\1\0", b"\3\0\1\0", b"\xff\xff\1\0", b"\0\0\1\0")  # of attributes: a length, then a type
+_NETLINK_WORDS = (*_HEADERS, b"nat\0", b"cmp\0", b"bitwise\0", b"immediate\0", b"match\0", b"target\0")
 _NETLINK = ("flanneld_masq.kernel.netlink_wire",)
 
 TARGETS = (
@@ -614,7 +542,7 @@ TARGETS = (
         _flannel_rule,
         (),
         ("flanneld_masq.ruleset.flannel_effect",),
-        (*_SAVE_WORDS, b"-s ", b"! ", b"--mark ", b"ip saddr ", b"masquerade", b"0x0", b"/33", b"meta mark "),
+        _RULE_WORDS,
     ),
     Target("legacy-names", "legacy-names", _legacy_names, (KernelError,), ("flanneld_masq_iptables.legacy_tables",)),
     Target(
