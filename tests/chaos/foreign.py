@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -198,8 +199,12 @@ def snapshot(shell: Shell, action: Action) -> None:
     A listing by nft leaves out the tables that iptables-nft manages: nft 1.0.6 prints their rules without the comments.
     """
     tables = [line.split()[1:] for line in shell.node.tool("nft", "list", "tables").splitlines()]
-    listed = [shell.node.tool("nft", "list", "table", *table) for table in tables if table[1] not in _TABLES]
-    moment = {"nft": "\n".join(["flush ruleset", *listed])}
+    listed = ["flush ruleset"]
+    for table in tables:
+        if table[1] not in _TABLES:
+            with contextlib.suppress(CommandError):  # the daemon has removed its own meanwhile
+                listed.append(shell.node.tool("nft", "list", "table", *table))
+    moment = {"nft": "\n".join(listed)}
     for tools in (f"{family.data.tools}-{flavour}" for family in Family for flavour in FLAVOURS):
         moment[tools] = _saved(shell, tools)
     shell.kept[action.choice % SNAPSHOTS] = moment
