@@ -29,7 +29,6 @@ lint: setup ## ruff and mypy --strict
 check: lint ## lint and the unit tests, in seconds
 	$(bin)/python -m pytest -q $(at_once) tests/unit
 
-check: JOBS := $(cores)
 check: export QUICK := 1
 # Its tests are many and short: handing them out in chunks costs less than one by one.
 check: dist := load

@@ -18,13 +18,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ...common import lasting
+from ...common import amount, lasting
 from . import inputs, runner
 from .inputs import CORPUS, MAX_BYTES, TAPE_BYTES, Tape, derive, files
 from .runner import Fault, Run, check, fuzz
 from .targets import TARGETS, Target
 
-INPUTS = int(lasting(200, 100_000))
+INPUTS = int(lasting(amount(200, quick=20), 100_000))
 MAX_CORPUS_BYTES = 300_000
 each_target = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 
@@ -67,7 +67,7 @@ def test_the_corpus_is_read_or_refused(target: Target) -> None:
 
 
 @each_target
-@settings(max_examples=100)
+@settings(max_examples=amount(100, quick=10))
 @given(tape=st.binary(min_size=TAPE_BYTES, max_size=TAPE_BYTES))
 def test_mutated_input_is_read_or_refused(target: Target, tape: bytes) -> None:
     check(target, derive(Tape(tape), files(target.corpus), target.words))
