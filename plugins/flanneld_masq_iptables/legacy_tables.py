@@ -1,6 +1,7 @@
 """Which tables of ip_tables exist, and which of them a pass has to read.
 
-The kernel makes a table when it is first asked for it, so only those that /proc/net/ip_tables_names lists are read.
+The kernel makes a table when it is first asked for it, so only those that ip_tables_names lists are read: that of the
+network namespace of the reading thread, as for the socket of `TableInfo`. /proc/net has that of the first thread.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,19 @@ def test_another_backend_takes_over_and_the_first_one_is_cleared(node: Node, fam
             assert {choice.backend for chosen in outcome.choices.values() for choice in chosen} == {name}
             assert outcome.repairs[0].plan.backend == name, "the new rules come first"
             assert not any(plan.changes for plan in reconciler.plan(node.desired_state()))
+
+
+def test_legacy_tables_are_those_of_the_thread_that_reads(node: Node, family: Family) -> None:
+    node.configure("", backend="iptables-legacy")
+
+    def reconcile() -> None:
+        with node.entered():
+            reconciler = node.reconciler(family)
+            assert reconciler.reconcile(node.desired_state()).repairs
+            assert not any(plan.changes for plan in reconciler.plan(node.desired_state()))
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(reconcile).result()
 
 
 def test_a_pass_with_nothing_changed_starts_no_process(node: Node, family: Family, backend_name: BackendName) -> None:

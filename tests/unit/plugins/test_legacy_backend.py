@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import NoReturn, cast
 
 import pytest
 from flanneld_masq_iptables import binaries, legacy_tables, rules
+from flanneld_masq_iptables.forward_chain import Drop
 from flanneld_masq_iptables.legacy_backend import IptablesLegacy, _Glance
 from flanneld_masq_iptables.sockopt import TableInfo
 from flanneld_masq_iptables.xtables_lock import XtablesLock
@@ -45,8 +47,8 @@ class Tools(ProcessRunner):
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    (tmp_path / "proc/net").mkdir(parents=True)
-    (tmp_path / "proc/net/ip_tables_names").write_text("nat\n")
+    (tmp_path / "proc/thread-self/net").mkdir(parents=True)
+    (tmp_path / "proc/thread-self/net/ip_tables_names").write_text("nat\n")
     return tmp_path
 
 
@@ -77,7 +79,7 @@ class TestReads:
         self.read: list[str] = []
         self.now = 100.0
         self.locked = False
-        (root / "proc/net/ip_tables_names").write_text("nat\nfilter\n")
+        (root / "proc/thread-self/net/ip_tables_names").write_text("nat\nfilter\n")
         monkeypatch.setattr(TableInfo, "watch", lambda info, table: Watched(self.changed, table))
         monkeypatch.setattr(legacy_tables, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(XtablesLock, "busy", lambda lock: self.locked)
@@ -98,6 +100,22 @@ class TestReads:
         observed = self.backend.observe(tuple(Group))
         assert self.read == list(tables)
         return observed
+
+    def test_while_the_lock_is_held_the_last_drop_is_the_answer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        policy: Drop | None = Drop(None)
+
+        @contextmanager
+        def entries(info: TableInfo, table: str) -> Iterator[SimpleNamespace]:
+            yield SimpleNamespace(drop=lambda hook, own: policy)
+
+        monkeypatch.setattr(TableInfo, "entries", entries)
+        self.locked = True
+        found = self.backend.drops_forwarding()
+        assert "policy DROP" in found, "without a last answer the table is read"
+        policy = None
+        assert self.backend.drops_forwarding() == found
+        self.locked = False
+        assert not self.backend.drops_forwarding()
 
     @pytest.mark.parametrize("table", ["nat", "filter"])
     def test_after_a_poll_only_the_changed_table_is_read(self, table: str) -> None:
@@ -188,11 +206,11 @@ class TestListings:
         assert self.observe(root, saved(*OWN, NAT_JUMP).replace("[0:0]", "[5:99]")) == one
 
     def test_a_table_that_does_not_exist_is_not_listed(self, root: Path) -> None:
-        (root / "proc/net/ip_tables_names").write_text("filter\nraw\n")
+        (root / "proc/thread-self/net/ip_tables_names").write_text("filter\nraw\n")
         backend, tools = self.backend(root, saved())
         tools.printed = {"filter": saved(table="filter", chains=())}
         assert backend.observe((Group.MASQUERADE,)).items == ()
-        (root / "proc/net/ip_tables_names").unlink()
+        (root / "proc/thread-self/net/ip_tables_names").unlink()
         tools.printed = {}
         assert backend.observe(tuple(Group)).items == ()
 
@@ -289,5 +307,5 @@ class TestLeftovers:
     def test_without_any_table_there_is_nothing_to_poll(self, root: Path) -> None:
         backend = IptablesLegacy(V4, Host(Tools(), root))
         assert backend.poll() is True
-        (root / "proc/net/ip_tables_names").write_text("mangle\n")
+        (root / "proc/thread-self/net/ip_tables_names").write_text("mangle\n")
         assert backend.poll() is None
