@@ -41,6 +41,11 @@ class LegacyMarkReader:
         return self.last
 
     @property
+    def known(self) -> bool:
+        """True once the table was read."""
+        return self._read_at > -math.inf
+
+    @property
     def last(self) -> MarkEvidence | None:
         """The answer of the last reading."""
         return None if self._mark is None else MarkEvidence(self._mark, f"chain {IPTABLES_CHAIN} of legacy table nat")

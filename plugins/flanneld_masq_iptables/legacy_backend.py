@@ -94,7 +94,7 @@ class IptablesLegacy(IptablesBackend):
         self._listings: dict[Place, dict[bytes, _Listing]] = {}  # by the fingerprint of the entries
         self._lock = XtablesLock(host.root)
         self._last: dict[Place, PlaceItems] = {}  # read last, and not written since
-        self._drop = ""  # the last answer of `drops_forwarding`
+        self._drop: str | None = None  # the last answer of `drops_forwarding`
 
     def observe(self, groups: Collection[Group]) -> Observation:
         self._lock.wait(lambda: self._host.run.stopped)
@@ -109,7 +109,7 @@ class IptablesLegacy(IptablesBackend):
         place = PLACES[Group.FORWARD]
         if place.table not in self._tables.existing():
             return ""
-        if self._lock.busy():
+        if self._drop is not None and self._lock.busy():
             return self._drop
         with self._info.entries(place.table) as entries:
             drop = entries.drop(place.hook, place.chain)
@@ -120,7 +120,7 @@ class IptablesLegacy(IptablesBackend):
     def kube_proxy_mark(self) -> MarkEvidence | None:
         if PLACES[Group.MASQUERADE].table not in self._tables.existing():
             return None
-        return self._mark.last if self._lock.busy() else self._mark.read()
+        return self._mark.last if self._mark.known and self._lock.busy() else self._mark.read()
 
     def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
         """Return the last survey as long as no chain has changed that flannel or the CNI plugin would have written to:
