@@ -14,8 +14,8 @@ from ..kernel.conftest import Node
 from .cluster import JUMPS
 from .plan import FLAVOURS, Action, Kind
 
-# `iptables -F && iptables -X` may fail beside iptables-nft, because a repair comes in between. A known fault: once it
-# is fixed, set this to False and delete what it guards.
+# A repair waits 200 ms for the next command of a flush. On a machine that is busy enough `iptables -X` comes later than
+# that, and fails because our jump is back. tests/kernel/test_flush.py demands that it does not on any other.
 DELETION_OF_ALL_CHAINS_MAY_FAIL = True
 
 OUR_PREFIX = "FLANNELD-MASQ"
