@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,8 @@ from .scene import Scene, call, in_thread, play, soon
 
 SECONDS = amount(0.6, quick=0.15)
 STEP_SECONDS = 0.002
-MAX_GAP_SECONDS = patience(0.1)  # repairs, signals and timers wait no longer than that
+MAX_WORK_SECONDS = 0.1  # of the processor, on the bus's messages: repairs, signals and timers wait no longer for them
+MAX_GAP_SECONDS = patience(1)  # by the clock, so also what other programs take of a busy machine
 MAX_GROWTH = 4 << 20
 PING = ("org.freedesktop.DBus.Peer", "Ping")
 
@@ -39,13 +42,20 @@ def attacked(scene: Scene, kind: str) -> Iterator[subprocess.Popen[str]]:
         yield process
 
 
-async def pulse(gaps: list[float], done: asyncio.Event) -> None:
-    """Note how late each step of a task is."""
+@dataclass(frozen=True)
+class Gap:
+    """Between two steps of a task: how late the second one is, and how long the event loop worked meanwhile."""
+
+    late: float
+    work: float
+
+
+async def pulse(gaps: list[Gap], done: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     while not done.is_set():
-        began = loop.time()
+        began, worked = loop.time(), time.thread_time()
         await asyncio.sleep(STEP_SECONDS)
-        gaps.append(loop.time() - began - STEP_SECONDS)
+        gaps.append(Gap(loop.time() - began - STEP_SECONDS, time.thread_time() - worked))
 
 
 def resident() -> int:
@@ -69,10 +79,10 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[Frame]:
 
 @pytest.mark.parametrize("kind", [*attacker.KINDS, *attacker.CROWDS])
 def test_an_attack_delays_nothing_and_others_get_answers(scene: Scene, kind: str, parsed: list[Frame]) -> None:
-    async def story(scene: Scene) -> tuple[list[float], int, int]:
+    async def story(scene: Scene) -> tuple[list[Gap], int, int]:
         _, client = await scene.present()
         await call(client, "GetStatus")
-        done, gaps, answers, before = asyncio.Event(), list[float](), 0, resident()
+        done, gaps, answers, before = asyncio.Event(), list[Gap](), 0, resident()
         beating = asyncio.ensure_future(pulse(gaps, done))
         with attacked(scene, kind) as attack:
             while attack.poll() is None:
@@ -85,7 +95,8 @@ def test_an_attack_delays_nothing_and_others_get_answers(scene: Scene, kind: str
 
     gaps, answers, grown = play(scene, story)
     assert answers > 0
-    assert max(gaps) < MAX_GAP_SECONDS
+    assert max(gap.work for gap in gaps) < MAX_WORK_SECONDS
+    assert max(gap.late for gap in gaps) < MAX_GAP_SECONDS
     assert grown < MAX_GROWTH
     assert max(frame.size for frame in parsed) <= MAX_BODY
     foreign = {frame.fields.member for frame in parsed if frame.kind == SIGNAL and frame.fields is not None}
