@@ -79,7 +79,7 @@ class IptablesBackend(abc.ABC):
         write to one of ip_tables takes as long as its rules are many."""
         touched = {change.place.split(" ", 1)[0] for change in changes}
         differing = tuple(group for group in desired.groups if PLACES[group.group].table in touched)
-        written = replace(desired, groups=differing or desired.groups)
+        written = replace(desired, groups=differing) if changes else desired
         jumps = {
             PLACES[group.group]: rules.jumps_to_replace(group, desired.position_of(group.group), observed, changes)
             for group in written.groups

@@ -18,11 +18,11 @@ from flanneld_masq_iptables.xtables_lock import XtablesLock
 
 from flanneld_masq.errors import CommandError, LockHeld, RulesetError
 from flanneld_masq.hookspecs import Host
-from flanneld_masq.model import Desired, Group, ItemKind, Observation
+from flanneld_masq.model import Change, ChangeKind, Desired, Group, ItemKind, Observation
 from flanneld_masq.process import Completed, ProcessRunner
 from flanneld_masq.ruleset import diff
 
-from .ruleset import MASQUERADE, NAT, NAT_JUMP, NAT_RULES, NOTHING, OWN, V4, lines, saved
+from .ruleset import FORWARD_JUMP, FORWARD_RULE, MASQUERADE, NAT, NAT_JUMP, NAT_RULES, NOTHING, OWN, V4, lines, saved
 
 
 class Tools(ProcessRunner):
@@ -282,6 +282,20 @@ class TestListings:
         deletion = stale.replace("-A", "-D", 1)
         jumps = (deletion, deletion, NAT_JUMP)
         assert fed == lines("*nat", ":FLANNELD-MASQ - [0:0]", *NAT_RULES, *jumps, "COMMIT")
+
+    def test_the_removal_of_one_group_leaves_the_table_of_the_other_alone(self, root: Path) -> None:
+        (root / "proc/thread-self/net/ip_tables_names").write_text("nat\nfilter\n")
+        backend, tools = self.backend(root, saved(*OWN, NAT_JUMP))
+        tools.printed["filter"] = saved(
+            ":FLANNELD-MASQ-FWD - [0:0]", FORWARD_RULE, FORWARD_JUMP, table="filter", chains=()
+        )
+        observed = backend.observe(tuple(Group))
+        leftovers = tuple(
+            Change(ChangeKind.EXTRA, item.place, "", item.text) for item in observed.items if "FWD" in item.place
+        )
+        assert backend.replace(Desired(V4, (MASQUERADE,)), observed, leftovers) == 1
+        deletion = FORWARD_JUMP.replace("-A", "-D", 1)
+        assert tools.fed == [lines("*filter", deletion, "-F FLANNELD-MASQ-FWD", "-X FLANNELD-MASQ-FWD", "COMMIT")]
 
     def test_the_removal_of_all_groups(self, root: Path) -> None:
         backend, tools = self.backend(root, saved(*OWN, NAT_JUMP))
