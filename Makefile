@@ -6,8 +6,7 @@ cores := $(shell nproc)
 # Most kernel and system tests wait more than they work.
 JOBS ?= $(shell echo $$((2 * $(cores))))
 # Each process takes the next test when it has done one. Tests that need the machine to themselves come last, one by one.
-dist := loadgroup
-at_once = -n $(JOBS) --dist $(dist) -m "not timing"
+at_once = -n $(JOBS) --dist loadgroup -m "not timing"
 
 .PHONY: help setup demo lint check test test-one fuzz coverage bench chaos man deb rpm clean
 
@@ -30,8 +29,6 @@ check: lint ## lint and the unit tests, in seconds
 	$(bin)/python -m pytest -q $(at_once) tests/unit
 
 check: export QUICK := 1
-# Its tests are many and short: handing them out in chunks costs less than one by one.
-check: dist := load
 
 test: export QUICK :=
 test: lint ## lint, then all tests: unit, kernel, system

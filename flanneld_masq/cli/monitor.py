@@ -46,8 +46,8 @@ def text_line(now: datetime, found: Mapping[str, Any], *, colour: bool) -> str:
 
 
 def events(signal: Message) -> Iterator[Found]:
-    """What a signal of the daemon says. Names are those of the signals' arguments and of status.json. Raises ValueError
-    for a signal of another release."""
+    """Yield the news in a signal of the daemon. Names are those of the signals' arguments and of status.json. Raise
+    ValueError for a signal of another release."""
     if signal.interface == MANAGER.name and signal.member in _EVENTS:
         arguments = MANAGER.signals[signal.member]
         if signal.signature != "".join(arguments.values()):
@@ -60,7 +60,7 @@ def events(signal: Message) -> Iterator[Found]:
 
 
 def greeting(values: Mapping[str, Any]) -> Found:
-    """What the daemon says of itself, by all its properties. Raises ValueError for one of another release."""
+    """Return the news that the daemon runs, from all its properties. Raise ValueError for one of another release."""
     known = manager1.named(values)
     if not known.keys() >= _GREETING.keys():
         raise ValueError("a property is missing")

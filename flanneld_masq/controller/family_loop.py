@@ -143,10 +143,10 @@ class FamilyLoop:
     def _look_for_tables(self) -> None:
         """Have a pass look at tables that nobody polls yet. It may be our own tool that has started: then they are
         polled by now, or the pass has failed."""
-        if not (self._poller.polling or self._schedule.passing or self._schedule.failures or self._tables_lack()):
+        if not (self._poller.polling or self._schedule.passing or self._schedule.failures or self._nothing_to_poll()):
             self.mark(TABLES_CHANGED)
 
-    def _tables_lack(self) -> bool:
+    def _nothing_to_poll(self) -> bool:
         """Return True if there still is nothing to poll. What the kernel refuses is for the pass to report."""
         try:
             return not self._reconciler.detector.polls()

@@ -76,8 +76,8 @@ class WriteHistory:
 
 @dataclass
 class SurveyReport:
-    """What surveys found of foreign rules. `flannel` says what flannel's rules do beside ours, `takeover_stopped` why
-    they are not removed any more."""
+    """The results of surveys of foreign rules. `flannel` describes the effect of flannel's rules beside ours,
+    `takeover_stopped` is the reason why they are not removed any more."""
 
     family: Family
     failure: str = ""  # of the last survey

@@ -89,8 +89,8 @@ class LastWrite:
 
 @dataclass(frozen=True, **SLOTS)
 class FlannelStatus:
-    """What flannel's rules do beside ours, a sentence each, and why the daemon does not remove them any more (empty if
-    it does, or is not to)."""
+    """The effects of flannel's rules beside ours, a sentence each, and the reason why the daemon does not remove them
+    any more (empty if it does, or is not to)."""
 
     effects: tuple[str, ...] = ()
     takeover_stopped: str = ""

@@ -94,8 +94,8 @@ def jump_target(rule: KernelRule) -> str | None:
 
 @dataclass(frozen=True, **SLOTS)
 class Decision:
-    """What a rule decides. `verdict` is in nft's words ("drop" also for a reject; empty if it decides nothing), `chain`
-    where a jump or goto leads to. `always` is True if the rule matches every packet for certain."""
+    """The decision of a rule. `verdict` is in nft's words ("drop" also for a reject; empty if it decides nothing),
+    `chain` where a jump or goto leads to. `always` is True if the rule matches every packet for certain."""
 
     verdict: str
     chain: str

@@ -65,12 +65,12 @@ class BackendSelector:
 
     @property
     def evidence(self) -> Mapping[BackendName, str]:
-        """What each backend said that drops forwarded packets; empty if the last choice did not depend on it."""
+        """The last answer of each backend's `drops_forwarding`; empty if the last choice did not depend on them."""
         return self._evidence if self._weighed else {}
 
     @property
     def unhelped(self) -> tuple[str, ...]:
-        """What drops forwarded packets where no accept can be put, each with the reason and the remedy."""
+        """The drops of forwarded packets where no accept can be put, each with the reason and the remedy."""
         return tuple(
             f"{evidence}, where only an accept helps pods, but {name} cannot be used ({probe.reason}); {probe.remedy}"
             for name, evidence in self.evidence.items()

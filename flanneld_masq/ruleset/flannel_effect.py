@@ -86,7 +86,7 @@ class Conflict:
 
 @dataclass(frozen=True, **SLOTS)
 class Effect:
-    """What flannel's rules do beside the policy.
+    """The effect of flannel's rules beside the policy.
 
     `rules` counts them. `conflicts` are packets that they masquerade and the policy does not. `weaker` is True if they
     leave alone what the policy masquerades, which has no effect. `unread` are rules that cannot be evaluated.

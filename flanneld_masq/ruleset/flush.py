@@ -13,7 +13,7 @@ from flanneld_masq.model import SLOTS, Change, Desired, Group, GroupRules, Item,
 
 
 class FlushPolicy(enum.Enum):
-    """What a pass does about a flush. WAIT and FORWARD_WAITS apply to every drift, because a flush is under way."""
+    """The treatment of a flush by a pass. WAIT and FORWARD_WAITS apply to every drift: a flush is under way."""
 
     REPAIR = "repair everything"
     REPORT = "report a flush before anything is written"

@@ -21,7 +21,7 @@ MAX_CHAINS = 64  # read for one analysis
 
 
 class Action(enum.Enum):
-    """What a rule does with the packets that it matches."""
+    """The action of a rule on the packets that it matches."""
 
     NOTHING = "nothing"
     ACCEPT = "accept"

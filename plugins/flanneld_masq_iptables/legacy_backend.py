@@ -67,7 +67,7 @@ class _Listing(NamedTuple):
 
 
 class _Glance(NamedTuple):
-    """What the entries of a table tell without a process. `fingerprint` is None if nothing in them is the daemon's, and
+    """The entries of a table, read without a process. `fingerprint` is None if nothing in them is the daemon's, and
     empty if a listing is needed, if only for its error. `hits` are the packets that each rule of POSTROUTING has
     counted. `foreign` is the number of rules in the built-in chain if nothing is the daemon's."""
 
@@ -165,6 +165,7 @@ class IptablesLegacy(IptablesBackend):
 
     def _forget(self) -> None:
         self._listings.clear()
+        self._last.clear()
 
     def _probe(self, program: binaries.Program) -> Probe:
         self._tables.existing()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import signal
 from collections.abc import Callable, Iterator
@@ -329,40 +330,40 @@ def test_beside_a_flanneld_that_masquerades_both_stay(node: Node, name: str, fla
             assert sorted(found) == sorted(lines_of(family, table))
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
-@pytest.mark.parametrize("name", BACKENDS)
-def test_flanneld_that_rewrites_its_nat_rules_causes_no_drift(node: Node, name: str, flavour: str) -> None:
-    """Its jump stood ahead of ours, and ends behind it."""
+@contextlib.contextmanager
+def rewritten(node: Node, name: str, flavour: str, *tables: str) -> Iterator[Daemon]:
+    """A daemon that has seen flanneld rewrite its rules in these tables three times."""
     restore(node, flavour, chains)
     node.configure(BY_EVENTS_ALONE, backend=name)
     with node.running() as daemon:
         daemon.reached("synced")
         for _ in range(3):
-            rewrite(node, flavour, ("nat",))
+            rewrite(node, flavour, tables)
             assert_in_order(node, daemon)
+        yield daemon
+        assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("name", BACKENDS)
+def test_flanneld_that_rewrites_its_nat_rules_causes_no_drift(node: Node, name: str, flavour: str) -> None:
+    """Its jump stood ahead of ours, and ends behind it."""
+    with rewritten(node, name, flavour, "nat") as daemon:
         for family in Family:
             assert daemon.status()["families"][str(family)]["repairs"] == 0
         assert not daemon.lines("drift repaired") and not daemon.lines("jump was moved")
-        assert daemon.stop() == 0
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize("name", BACKENDS)
 def test_flanneld_that_rewrites_all_moves_the_forward_jump_alone(node: Node, name: str, flavour: str) -> None:
     """Where flannel appends to FORWARD behind our jump, the jump goes last again: forward.position asks for that."""
-    restore(node, flavour, chains)
-    node.configure(BY_EVENTS_ALONE, backend=name)
-    with node.running() as daemon:
-        daemon.reached("synced")
-        for _ in range(3):
-            rewrite(node, flavour)
-            assert_in_order(node, daemon)
+    with rewritten(node, name, flavour, "nat", "filter") as daemon:
         for line in daemon.lines("drift repaired"):
             assert "jump was moved in filter FORWARD: our jump before 1 other rule" in line
             assert "nat POSTROUTING" not in line
         for family in Family:
             assert daemon.status()["families"][str(family)]["repairs"] <= 3 * (name == f"iptables-{flavour}")
-        assert daemon.stop() == 0
 
 
 def assert_in_order(node: Node, daemon: Daemon) -> None:

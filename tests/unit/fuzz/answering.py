@@ -7,25 +7,25 @@ from collections.abc import Iterator
 from flanneld_masq.kernel import uapi
 from flanneld_masq.kernel.netlink_wire import NFGENMSG, NLMSGHDR, aligned
 
-from ..kernel.answers import done, error
+from ..kernel.answers import Socket, done, error
 
 _ENOENT = 2
 
 
-class AnsweringSocket:
+class AnsweringSocket(Socket):
     """Each request is answered by all messages, under its sequence number; a dump then ends.
 
     With `sort` the answer is what a kernel would choose: of the wanted kind, and one message unless for a dump.
     """
 
     def __init__(self, data: bytes, *, sort: bool = False) -> None:
+        super().__init__()
         self._messages = tuple(_split(data))
         self._sort = sort
-        self._answers: Iterator[bytes] = iter(())
 
     def sendto(self, data: bytes, address: object) -> None:
         requests = [NLMSGHDR.unpack_from(request) for request in _split(data) if len(request) >= NLMSGHDR.size]
-        self._answers = iter([answer for request in requests for answer in self._answer(*request)])
+        self.datagrams = iter([answer for request in requests for answer in self._answer(*request)])
 
     def _answer(self, length: int, kind: int, flags: int, sequence: int, port: int) -> list[bytes]:
         dump = flags & uapi.NLM_F_DUMP == uapi.NLM_F_DUMP
@@ -35,18 +35,6 @@ class AnsweringSocket:
             chosen = chosen if dump else chosen[:1] or (error(_ENOENT),)
         numbered = [message[:8] + sequence.to_bytes(4, "little") + message[12:] for message in chosen]
         return [b"".join(numbered), *([done(sequence)] if dump else [])]
-
-    def recvmsg(self, size: int) -> tuple[bytes, list[object], int, object]:
-        for datagram in self._answers:
-            return datagram, [], 0, None
-        raise TimeoutError("timed out")
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        raise BlockingIOError
-
-    def settimeout(self, seconds: float) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def _kind(message: bytes) -> int:
