@@ -2,6 +2,8 @@
 
 .DEFAULT_GOAL := help
 bin := .venv/bin
+# Empty, whatever the caller says: else each of the thousand processes that tests start would compile every module again.
+export PYTHONDONTWRITEBYTECODE :=
 cores := $(shell nproc)
 # Most kernel and system tests wait more than they work.
 JOBS ?= $(shell echo $$((2 * $(cores))))
