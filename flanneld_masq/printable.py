@@ -15,6 +15,7 @@ def printable(text: str, limit: int = MAX_TEXT) -> str:
     A character that moves a cursor, ends a line or hides others becomes its escape (`\\x1b`, `\\n`, `\\u202e`), as does
     a byte that is not UTF-8. Applied twice it changes nothing more.
     """
+    text = text[: limit + 1]  # no character has an empty escape, and the text may be long
     if not text.isprintable():
         text = "".join(
             character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
