@@ -424,7 +424,7 @@ def flush(stage: Stage, name: str) -> None:
 
 
 def test_flush_by_a_command_is_repaired_once_the_commands_end(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    wait_for_flushes(monkeypatch, DEADLINE)
+    wait_for_flushes(monkeypatch, 2.0)
 
     async def scene(stage: Stage) -> None:
         await at_rest(stage)
