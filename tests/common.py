@@ -76,7 +76,12 @@ async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
 
 def lasting(seconds: float, long: float) -> float:
     """How long something is kept up: `long` with LONG=1 in the environment, else enough to show the same."""
-    return long if os.environ.get("LONG") == "1" else seconds
+    return long if every_time() else seconds
+
+
+def every_time() -> bool:
+    """LONG=1 in the environment: do all of what a usual run does in part."""
+    return os.environ.get("LONG") == "1"
 
 
 def amount(usual: _Amount, quick: _Amount) -> _Amount:

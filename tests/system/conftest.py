@@ -1,6 +1,6 @@
 """Booted systems: real systemd, journal, D-Bus and firewalls, in a Debian root of each release.
 
-    def test_something(machine: Machine) -> None:      # runs once for each of RELEASES
+    def test_something(machine: Machine) -> None:      # runs on one of RELEASES, with LONG=1 on each
         machine.configure(backend="nft")
         machine.write_subnet()
         machine.systemctl("start", "flanneld-masq")
@@ -15,6 +15,8 @@ built from the tree. `release` is the name of the release; mark a test with
 
 where one of them is enough. `tell` takes a line with a figure, to be shown after the tests. The journal of every
 machine is shown with a test that fails.
+
+Within a file the releases take turns, so that each file runs on all of them; `-k trixie` chooses one.
 
 Roots are made before the first test, in half a minute, and kept outside the tree (`roots.py`).
 """
@@ -38,12 +40,13 @@ from flanneld_masq.errors import MasqError
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.selftest import netns
 
-from ..common import is_root, say, unable
+from ..common import every_time, is_root, say, unable
 from . import cgroups
 from .layers import Overlay, install
 from .machine import Machine
 from .packages import PackageStore
 from .roots import RECIPES, RELEASES, Recipe, RootError, make
+from .turns import left_out_in_turns
 
 _HERE = Path(__file__).parent
 _CONTROL = str(_HERE.parents[1] / "packaging/debian/control")
@@ -54,6 +57,23 @@ _failures: dict[str, str] = {}
 class MakeMachine(Protocol):
     def __call__(self, *, bare: bool = False) -> Machine:
         """One more machine for the test; a bare one is without the project."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep each test on one release, unless LONG=1 asks for all. Last, so that `-k` has chosen before."""
+    if not every_time():
+        left_out = left_out_in_turns([(item.nodeid, _release_of(item)) for item in items])
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
+        items[:] = [item for item in items if item.nodeid not in left_out]
+
+
+def _release_of(item: pytest.Item) -> str:
+    """The release that a test of this layer would boot; empty for any other test."""
+    if _HERE not in item.path.parents:
+        return ""
+    callspec = getattr(item, "callspec", None)
+    return str(callspec.params.get("release", "")) if callspec is not None else ""
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
