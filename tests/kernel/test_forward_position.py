@@ -13,9 +13,10 @@ from flanneld_masq.selftest import packets
 from flanneld_masq.selftest.packets import PacketError
 from flanneld_masq.selftest.topology import Addresses, Topology
 
-from ..common import eventually
+from ..common import eventually, patience
 from .conftest import Daemon, Node
 
+LOST_SECONDS = 0.3  # a packet that has not arrived by then on an idle machine is lost
 FLAVOURS = ("iptables-nft", "iptables-legacy")
 BY_EVENTS_ALONE = "[reconcile]\nresync_seconds = 3600\n"
 OURS = "ours"
@@ -59,10 +60,12 @@ def reconcile(node: Node, flavour: str, family: Family, text: str = "") -> None:
         assert not any(found.changes for found in (plan, *others)), "a repair that is repaired again"
 
 
-def crosses(topology: Topology, of: Addresses, *, remote: bool = False) -> bool:
+def crosses(
+    topology: Topology, of: Addresses, *, remote: bool = False, deadline: float = patience(LOST_SECONDS)
+) -> bool:
     receiver, destination = (topology.remote, of.remote_pod) if remote else (topology.outside, of.far)
     try:
-        packets.udp(topology.pod, receiver, Packet(of.pod, destination), deadline=0.3)
+        packets.udp(topology.pod, receiver, Packet(of.pod, destination), deadline=deadline)
     except PacketError:
         return False
     return True
@@ -123,7 +126,7 @@ def test_pods_cross_a_node_whose_forward_chain_ends_in_a_reject(
     for family in Family:
         end = ("-A FORWARD -j FW", "-A FW -j REJECT") if chained else ("-A FORWARD -j REJECT",)
         load(node, flavour, family, f"-A FORWARD {ESTABLISHED}", *end)
-    assert not any(crosses(topology, of) for of in topology.addresses)
+    assert not any(crosses(topology, of, deadline=LOST_SECONDS) for of in topology.addresses)
     node.configure(BY_EVENTS_ALONE)
     with node.running() as daemon:
         daemon.reached("synced")
@@ -151,7 +154,7 @@ def test_policies_decide_first_whenever_they_come(topology: Topology, node: Node
                 tool(node, flavour, family, "-D FORWARD -j POLICY" if add != "-A FORWARD -j POLICY" else "-L -n", add)
             for of in topology.addresses:
                 eventually(lambda of=of: forward(node, flavour, of.family) == ["-j POLICY", OURS])  # type: ignore[misc]
-                assert not crosses(topology, of, remote=True)
+                assert not crosses(topology, of, remote=True, deadline=LOST_SECONDS)
                 assert crosses(topology, of)
 
 
