@@ -27,9 +27,10 @@ class Message:
     flags: int = 0
 
 
-def new_table(table: str) -> Message:
-    """Add a table, or leave the one that is there as it is."""
-    return Message(_NEWTABLE, table_key(table), uapi.NLM_F_CREATE)
+def new_table(table: str, *, flags: int = 0) -> Message:
+    """Add a table with these NFT_TABLE_F_* flags, or leave the one that is there as it is."""
+    body = table_key(table) + (be32(uapi.NFTA_TABLE_FLAGS, flags) if flags else b"")
+    return Message(_NEWTABLE, body, uapi.NLM_F_CREATE)
 
 
 def delete_table(table: str) -> Message:

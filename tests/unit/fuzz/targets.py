@@ -48,6 +48,7 @@ from flanneld_masq.kernel.netlink_socket import NetlinkSocket
 from flanneld_masq.kernel.netlink_wire import attributes
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.kernel.ruleset_events import Transaction, parse_transaction
+from flanneld_masq.kernel.trace_events import parse_steps
 from flanneld_masq.model import BackendName, Family, FamilyLease, Group, Item, ItemKind, Lease, Settings, VerifiedState
 from flanneld_masq.process import Completed, ProcessRunner
 from flanneld_masq.ruleset import flannel_effect
@@ -278,6 +279,10 @@ def _process(data: bytes) -> None:
 
 def _ruleset_event(data: bytes) -> None:
     parse_transaction(data)
+
+
+def _trace_steps(data: bytes) -> None:
+    list(parse_steps(data))
 
 
 def _flannel_rule(data: bytes) -> None:
@@ -511,6 +516,14 @@ TARGETS = (
         (KernelError,),
         ("flanneld_masq.kernel.ruleset_events",),
         _NETLINK_WORDS,
+    ),
+    Target(
+        "trace-steps",
+        "trace-steps",
+        _trace_steps,
+        (KernelError,),
+        ("flanneld_masq.kernel.trace_events",),
+        (*_NETLINK_WORDS, b"TRACE: nat:OUTPUT:rule:1 \0", b"TRACE: ", b":policy:"),
     ),
     *(
         Target(

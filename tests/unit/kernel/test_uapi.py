@@ -10,7 +10,11 @@ import pytest
 from flanneld_masq.kernel import uapi
 
 INCLUDE = Path("/usr/include/linux")
-HEADERS = ("netlink.h", "netfilter.h", *(f"netfilter/{name}.h" for name in ("nfnetlink", "nf_nat", "nf_tables")))
+HEADERS = (
+    "netlink.h",
+    "netfilter.h",
+    *(f"netfilter/{name}.h" for name in ("nfnetlink", "nfnetlink_log", "nf_nat", "nf_tables")),
+)
 NUMBERS = {name: value for name, value in vars(uapi).items() if name.isupper()}
 
 
