@@ -1,7 +1,7 @@
 # fish completion for flanneld-masq
 
-set -l commands run plan apply status render explain backends selftest doctor monitor metrics cleanup
-set -l data plan apply status render explain backends selftest doctor monitor cleanup
+set -l commands run plan apply status render explain backends selftest doctor trace monitor metrics cleanup
+set -l data plan apply status render explain backends selftest doctor trace monitor cleanup
 
 complete -c flanneld-masq -f
 complete -c flanneld-masq -s h -l help -d 'Show help'
@@ -19,13 +19,18 @@ complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a expl
 complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a backends -d 'List every backend, usable or not and why'
 complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a selftest -d 'Prove the backends on this kernel'
 complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a doctor -d 'Look for what breaks masquerading'
+complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a trace -d 'Follow real packets of a flow'
 complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a monitor -d 'Follow the daemon'
 complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a metrics -d 'Print the metrics for Prometheus'
 complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a cleanup -d 'Remove everything of ours'
 
 complete -c flanneld-masq -n "__fish_seen_subcommand_from $data" -l json -d 'Print JSON'
-complete -c flanneld-masq -n '__fish_seen_subcommand_from explain' -l src -x -d 'Source address'
-complete -c flanneld-masq -n '__fish_seen_subcommand_from explain' -l dst -x -d 'Destination address'
+complete -c flanneld-masq -n '__fish_seen_subcommand_from explain trace' -l src -x -d 'Source address'
+complete -c flanneld-masq -n '__fish_seen_subcommand_from explain trace' -l dst -x -d 'Destination address'
+complete -c flanneld-masq -n '__fish_seen_subcommand_from trace' -l proto -x -a 'tcp udp sctp icmp icmpv6' -d 'Protocol'
+complete -c flanneld-masq -n '__fish_seen_subcommand_from trace' -l dport -x -d 'Destination port'
+complete -c flanneld-masq -n '__fish_seen_subcommand_from trace' -l seconds -x -d 'How long to wait'
+complete -c flanneld-masq -n '__fish_seen_subcommand_from trace' -l packets -x -d 'End after so many packets'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from explain' -l mark -x -d 'Mark of the packet'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from status' -l check -d 'Exit status 0 healthy, 1 not, 2 not running'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from metrics' -l write -d 'Write metrics.textfile if no daemon runs'

@@ -7,15 +7,13 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from ipaddress import ip_address
 
 from flanneld_masq import footprint  # noqa: F401  isort: skip  before what imports asyncio and hashlib
 from flanneld_masq import __version__
-from flanneld_masq.cli import commands, status
+from flanneld_masq.cli import commands, live_options, status
 from flanneld_masq.cli import explain as explain_command
 from flanneld_masq.cli import metrics as metrics_command
 from flanneld_masq.errors import MasqError
-from flanneld_masq.model import Address
 
 DEFAULT_CONFIG = "/etc/flanneld-masq/config.toml"
 _EPILOG = """\
@@ -92,8 +90,12 @@ def parser() -> argparse.ArgumentParser:
     explain = add(
         "explain", explain_command.explain, "say which rule decides a packet; needs neither a kernel nor root"
     )
-    explain.add_argument("--src", type=_address, required=True, metavar="ADDRESS", help="source address of the packet")
-    explain.add_argument("--dst", type=_address, required=True, metavar="ADDRESS", help="destination address")
+    explain.add_argument(
+        "--src", type=live_options.address, required=True, metavar="ADDRESS", help="source address of the packet"
+    )
+    explain.add_argument(
+        "--dst", type=live_options.address, required=True, metavar="ADDRESS", help="destination address"
+    )
     explain.add_argument(
         "--mark", type=_mark, default=0, metavar="MARK", help="its mark, 0x4000 or decimal (default 0)"
     )
@@ -107,6 +109,13 @@ def parser() -> argparse.ArgumentParser:
         "doctor",
         commands.doctor,
         "look over the node for what breaks masquerading, each finding with its remedy; exit status 1 for a problem",
+    )
+    live_options.add_trace(
+        add(
+            "trace",
+            live_options.trace,
+            "follow real packets of a flow through the rules of every program, live; exit status 1 if none was seen",
+        )
     )
     add(
         "monitor",
@@ -155,13 +164,6 @@ def _add_common(target: argparse.ArgumentParser, *, top_level: bool) -> None:
         default=default(None),
         help="read this subnet file instead of the configured ones; may be given more than once",
     )
-
-
-def _address(text: str) -> Address:
-    try:
-        return ip_address(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an IPv4 or IPv6 address") from error
 
 
 def _mark(text: str) -> int:

@@ -20,6 +20,7 @@ LAYERS = (
     ("state_directory",),
     ("hookspecs",),
     ("reconcile", "flanneld_masq_nft", "flanneld_masq_iptables", "testing", "plugin_loader", "selftest"),
+    ("live",),
     ("controller",),
     ("dbus",),
     ("service",),

@@ -21,6 +21,7 @@ COMMANDS = (
     "backends",
     "selftest",
     "doctor",
+    "trace",
     "monitor",
     "metrics",
     "cleanup",

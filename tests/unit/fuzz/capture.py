@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,15 @@ from flanneld_masq.dbus.reload_signals import FIREWALLD, FIREWALLD_PATH, SYSTEMD
 from flanneld_masq.dbus.wire import Frame, Splitter
 from flanneld_masq.kernel import uapi
 from flanneld_masq.kernel.fingerprint import FingerprintRequest
+from flanneld_masq.kernel.flow_match import Flow
 from flanneld_masq.kernel.netlink_socket import NetlinkSocket, _open_socket
 from flanneld_masq.kernel.netlink_wire import nft_msg_type
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.kernel.objects import parse_rule, rules_key
 from flanneld_masq.kernel.ruleset_events import RulesetEvents
+from flanneld_masq.kernel.trace_events import TraceSocket
+from flanneld_masq.live.legacy_log import LegacyLog
+from flanneld_masq.live.own_table import trace_table
 from flanneld_masq.model import Family
 
 from ...attacker import message
@@ -264,6 +270,32 @@ class _Listener:
                     yield frame
 
 
+def _traces(family: Family) -> None:
+    """A packet of the host to itself, traced through legacy and nf_tables rules, and what the tools print of these."""
+    _run("ip", "link", "set", "lo", "up")
+    host = ip_address("127.0.0.1" if family is Family.IPV4 else "::1")
+    tools = family.data.tools
+    _run(f"{tools}-legacy", *f"-t mangle -A OUTPUT -d {host} -j MARK --set-mark 1".split())
+    _run(f"{tools}-nft", *["-A", "OUTPUT", "-p", "udp", "-m", "multiport", "--dports", "9,10", "-j", "ACCEPT"])
+    listener = TraceSocket()
+    log = LegacyLog(family, listener)
+    listener.listen()
+    with contextlib.closing(trace_table((Flow(host, host, 17, 9),))):
+        with socket.socket(socket.AF_INET if family is Family.IPV4 else socket.AF_INET6, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"traced", (str(host), 9))
+        eventually(lambda: bool(select.select([listener], [], [], 0)[0]))
+        datagrams = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                datagrams.append(listener._socket.recv(_MAX_FRAME))
+    log.close()
+    listener.close()
+    _keep("trace-steps", str(family), b"".join(datagrams))
+    listing = _run("nft", "-s", "-a", "list", "chain", family.data.nft, "filter", "OUTPUT")
+    _keep("nft-chain", str(family), listing.encode())
+    _keep("iptables-counters", f"{tools}-mangle", _run(f"{tools}-legacy-save", "-c", "-t", "mangle").encode())
+
+
 def _talk(address: str) -> None:
     """Have real programs call the daemon's name, and send signals."""
     busctl, to = ("busctl", f"--address={address}", "--timeout=0.05"), (NAME, PATH, MANAGER.name)
@@ -339,6 +371,7 @@ def main() -> None:
     for family in Family:
         _iptables(family)
         _nft(family)
+        _traces(family)
     _keep("netlink-answer", "generation", b"".join(_answer(lambda netlink: netlink.generation())))
     _keep(
         "netlink-answer",

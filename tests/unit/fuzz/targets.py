@@ -19,7 +19,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
-from flanneld_masq_iptables import binaries
+from flanneld_masq_iptables import binaries, save_format
 from flanneld_masq_iptables.kube_proxy import LegacyMarkReader
 from flanneld_masq_iptables.legacy_backend import IptablesLegacy
 from flanneld_masq_iptables.legacy_tables import LegacyTables
@@ -29,6 +29,7 @@ from flanneld_masq_iptables.xtables_lock import XtablesLock
 from flanneld_masq_nft.backend import NftBackend
 
 from flanneld_masq.cli import monitor
+from flanneld_masq.cli.live_output import trace_json, trace_lines
 from flanneld_masq.cli.output import status_lines
 from flanneld_masq.controller.attribution import identify
 from flanneld_masq.controller.status import from_json, to_json
@@ -49,6 +50,12 @@ from flanneld_masq.kernel.netlink_wire import attributes
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.kernel.ruleset_events import Transaction, parse_transaction
 from flanneld_masq.kernel.trace_events import parse_steps
+from flanneld_masq.live import counters
+from flanneld_masq.live.journey import Assembler
+from flanneld_masq.live.judgement import judge
+from flanneld_masq.live.owners import by_name
+from flanneld_masq.live.rule_texts import RuleTexts, listed_rules, saved_chains
+from flanneld_masq.live.tracer import Trace
 from flanneld_masq.model import BackendName, Family, FamilyLease, Group, Item, ItemKind, Lease, Settings, VerifiedState
 from flanneld_masq.process import Completed, ProcessRunner
 from flanneld_masq.ruleset import flannel_effect
@@ -282,7 +289,30 @@ def _ruleset_event(data: bytes) -> None:
 
 
 def _trace_steps(data: bytes) -> None:
-    list(parse_steps(data))
+    """The steps are put together, and judged by chains that the kernel and the programs do not know."""
+    assembler = Assembler("flanneld-masq-trace-1", 5)
+    assembler.feed(parse_steps(data))
+    texts = RuleTexts(_Programs(""), Family.IPV4)
+    texts.chain = lambda nfproto, table, name: objects.Chain(name, 0, 0, 0)  # type: ignore[method-assign]
+    packets = tuple(judge(journey, texts, by_name, str) for journey in assembler.journeys)
+    trace = Trace((), packets)
+    list(trace_lines(trace))
+    trace_json(trace)
+
+
+def _nft_chain(data: bytes) -> None:
+    for _, rule in listed_rules(_as_printed(data)):
+        by_name("ip filter", rule, rule)
+
+
+def _counters(data: bytes) -> None:
+    printed = _as_printed(data)
+    before = tuple(counters.counted(printed))
+    list(counters.grown("nat", before, tuple((rule, packets + 1) for rule, packets in before)))
+    texts = RuleTexts(_Programs(printed), Family.IPV4)
+    with contextlib.suppress(CommandError):
+        saved_chains(save_format.table_lines(Completed(("iptables-save",), printed, ""), "mangle"))
+    texts.legacy("mangle", "OUTPUT")
 
 
 def _flannel_rule(data: bytes) -> None:
@@ -522,9 +552,18 @@ TARGETS = (
         "trace-steps",
         _trace_steps,
         (KernelError,),
-        ("flanneld_masq.kernel.trace_events",),
+        ("flanneld_masq.kernel.trace_events", "flanneld_masq.live.judgement"),
         (*_NETLINK_WORDS, b"TRACE: nat:OUTPUT:rule:1 \0", b"TRACE: ", b":policy:"),
     ),
+    Target(
+        "nft-chain",
+        "nft-chain",
+        _nft_chain,
+        (),
+        ("flanneld_masq.live.rule_texts", "flanneld_masq.live.owners"),
+        (b" # handle 7", b"\n", b"chain ", b"type ", b"KUBE-"),
+    ),
+    Target("iptables-counters", "iptables-counters", _counters, (), ("flanneld_masq.live.counters",), _SAVE_WORDS),
     *(
         Target(
             f"xt-entries-{family}",

@@ -39,12 +39,14 @@ SIGNS = frozenset(
 # modules that take something apart, and why it is nothing that another program wrote, or cannot be wrong
 EXEMPT = {
     "flanneld_masq.cli.doctor_facts": "numbers of /proc/sys in 64 bytes; whatever is wrong with one, it is not known",
+    "flanneld_masq.cli.live_options": "options of the command line, which argparse refuses",
     "flanneld_masq.cli.main": "options of the command line, which argparse refuses",
     "flanneld_masq.controller.surveyor": "places that backends made",
     "flanneld_masq.hookspecs": "only joins the lines again",
     "flanneld_masq.inputs.file_watch": "paths of the settings",
     "flanneld_masq.inputs.path_patterns": "patterns of the settings; names of files are compared with them",
     "flanneld_masq.inputs.path_steps": "splits the targets of symbolic links at each slash",
+    "flanneld_masq.live.legacy_log": "takes any bytes of a file of /proc/sys",
     "flanneld_masq.model": "compares a comment with one pattern",
     "flanneld_masq.plugin_loader": "compares a name with one pattern",
     "flanneld_masq.printable": "takes any text; tests/unit/test_printable.py tests more",
