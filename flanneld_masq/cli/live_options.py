@@ -1,4 +1,4 @@
-"""The options of `trace`. The code behind this command is imported when it runs: the daemon has none."""
+"""The options of `trace` and `probe`. The code behind these commands is imported when they run: the daemon has none."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ipaddress import ip_address
 from flanneld_masq.model import Address
 
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132}
+CLASSES = ("world", "remote-pod", "node", "pod")
 _MAX_SECONDS = 3600.0
 _MAX_PACKETS = 1000
 
@@ -17,6 +18,12 @@ def trace(options: argparse.Namespace) -> int:
     from flanneld_masq.cli import trace as command
 
     return command.trace(options)
+
+
+def probe(options: argparse.Namespace) -> int:
+    from flanneld_masq.cli import probe as command
+
+    return command.probe(options)
 
 
 def add_trace(command: argparse.ArgumentParser) -> None:
@@ -33,6 +40,17 @@ def add_trace(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--packets", type=_packets, default=5, metavar="N", help="end after this many packets (default 5)"
+    )
+
+
+def add_probe(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--dst",
+        action="append",
+        choices=CLASSES,
+        default=None,
+        metavar="CLASS",
+        help=f"send to this class of destinations alone: {', '.join(CLASSES)}; may be given more than once",
     )
 
 

@@ -117,6 +117,14 @@ def parser() -> argparse.ArgumentParser:
             "follow real packets of a flow through the rules of every program, live; exit status 1 if none was seen",
         )
     )
+    live_options.add_probe(
+        add(
+            "probe",
+            live_options.probe,
+            "send packets from a throwaway pod through the node's own rules; exit status 1 if one does not arrive as "
+            "wanted, 2 if that cannot be told",
+        )
+    )
     add(
         "monitor",
         commands.monitor,

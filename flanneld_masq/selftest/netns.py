@@ -100,16 +100,42 @@ def _remedy() -> str:
 
 
 class Netns:
-    """A network namespace that `ip netns` knows by name."""
+    """A network namespace that `ip netns` knows by name, if it is not opened as `unnamed` or `current`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, descriptor: Optional[int] = None) -> None:
         self.name = name
-        self._fd = os.open(_NETNS / name, os.O_RDONLY | os.O_CLOEXEC)
+        self._fd = os.open(_NETNS / name, os.O_RDONLY | os.O_CLOEXEC) if descriptor is None else descriptor
+
+    @classmethod
+    def unnamed(cls, name: str) -> Netns:
+        """Make one that only this process has: the kernel removes it with the process, also after SIGKILL.
+
+        `name` is for messages. Raises LabError.
+        """
+        back = cls.current()
+        try:
+            _call("unshare", _CLONE_NEWNET, attempt="making a network namespace")
+            try:
+                return cls(name, _open_current())
+            finally:
+                back._setns(back._fd)
+        finally:
+            back.close()
+
+    @classmethod
+    def current(cls, name: str = "this host") -> Netns:
+        """Open the namespace of the calling thread."""
+        return cls(name, _open_current())
+
+    @property
+    def path(self) -> str:
+        """Return a path that `ip` takes for a namespace, for as long as this object is open."""
+        return f"/proc/{os.getpid()}/fd/{self._fd}"
 
     @contextmanager
     def entered(self) -> Iterator[None]:
         """Move the calling thread into this namespace. Processes started and sockets made meanwhile stay in it."""
-        back = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        back = _open_current()
         try:
             self._setns(self._fd)
             try:
@@ -138,6 +164,10 @@ class Netns:
         # os.setns came with Python 3.12.
         if _libc.setns(fd, _CLONE_NEWNET):
             raise LabError(f"entering the network namespace {self.name}: {os.strerror(ctypes.get_errno())}")
+
+
+def _open_current() -> int:
+    return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def spawn(argv: Sequence[str], *, output: IO[bytes]) -> subprocess.Popen[bytes]:

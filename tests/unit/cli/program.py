@@ -22,6 +22,7 @@ COMMANDS = (
     "selftest",
     "doctor",
     "trace",
+    "probe",
     "monitor",
     "metrics",
     "cleanup",

@@ -1,4 +1,4 @@
-"""`trace` before it touches the kernel."""
+"""`trace` and `probe` before they touch the kernel."""
 
 from __future__ import annotations
 
@@ -36,6 +36,12 @@ def test_trace_needs_root(masq: Program, ordinary_user: None) -> None:
     done = masq(FLOW)
     assert (done.status, done.out) == (1, "")
     assert "trace needs root: it sets a rule in nf_tables" in done.err
+
+
+def test_probe_cannot_tell_without_root(masq: Program, ordinary_user: None) -> None:
+    done = masq("probe --json")
+    assert (done.status, done.json["results"]) == (2, [])
+    assert "probe needs root: it makes network namespaces" in done.json["errors"][0]
 
 
 def test_the_daemon_loads_none_of_it() -> None:

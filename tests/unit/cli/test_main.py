@@ -60,6 +60,7 @@ class TestUsage:
             ("trace --src 10.0.0.1 --dst 10.0.0.2 --seconds 0", "is not a number of seconds up to 3600"),
             ("trace --src 10.0.0.1 --dst 10.0.0.2 --seconds nan", "is not a number of seconds up to 3600"),
             ("trace --src 10.0.0.1 --dst 10.0.0.2 --packets 1001", "is not a number from 1 to 1000"),
+            ("probe --dst moon", "invalid choice: 'moon'"),
             ("explain --src 10.0.0.1 --dst 10.0.0.2 --mark x", "'x' is not a number"),
             ("explain --src 10.0.0.1 --dst 10.0.0.2 --mark -1", "-1 is not a mark of 32 bits"),
             ("explain --src 10.0.0.1 --dst 10.0.0.2 --mark 0x100000000", "is not a mark of 32 bits"),

@@ -296,6 +296,19 @@ def _traces(family: Family) -> None:
     _keep("iptables-counters", f"{tools}-mangle", _run(f"{tools}-legacy-save", "-c", "-t", "mangle").encode())
 
 
+def _devices() -> None:
+    _run("ip", "link", "add", "cni0", "type", "bridge")
+    _run("ip", "address", "add", "10.244.1.1/24", "dev", "cni0")
+    _run("ip", "link", "add", "veth1", "master", "cni0", "type", "veth", "peer", "name", "veth2")
+    _run("ip", "link", "set", "cni0", "up")
+    for name, argv in (
+        ("bridges", "-d addr show type bridge"),
+        ("ports", "-d link show master cni0"),
+        ("routes", "route show table all"),
+    ):
+        _keep("ip-json", name, _run("ip", "-j", *argv.split()).encode())
+
+
 def _talk(address: str) -> None:
     """Have real programs call the daemon's name, and send signals."""
     busctl, to = ("busctl", f"--address={address}", "--timeout=0.05"), (NAME, PATH, MANAGER.name)
@@ -372,6 +385,7 @@ def main() -> None:
         _iptables(family)
         _nft(family)
         _traces(family)
+    _devices()
     _keep("netlink-answer", "generation", b"".join(_answer(lambda netlink: netlink.generation())))
     _keep(
         "netlink-answer",

@@ -40,7 +40,7 @@ from flanneld_masq.dbus.manager1 import MANAGER, PATH
 from flanneld_masq.dbus.object_server import Message, Object
 from flanneld_masq.dbus.reload_signals import FIREWALLD, SYSTEMD, ReloadSignals
 from flanneld_masq.dbus.wire import Frame, Splitter, WireError
-from flanneld_masq.errors import BackendUnavailable, CommandError, ConfigError, KernelError, SubnetFileError
+from flanneld_masq.errors import BackendUnavailable, CommandError, ConfigError, KernelError, MasqError, SubnetFileError
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.inputs import config, json_values, net_conf, open_watch, subnet_env, text
 from flanneld_masq.kernel import expressions, kube_proxy, objects, transactions
@@ -50,11 +50,12 @@ from flanneld_masq.kernel.netlink_wire import attributes
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.kernel.ruleset_events import Transaction, parse_transaction
 from flanneld_masq.kernel.trace_events import parse_steps
-from flanneld_masq.live import counters
+from flanneld_masq.live import counters, ip_json
 from flanneld_masq.live.journey import Assembler
 from flanneld_masq.live.judgement import judge
 from flanneld_masq.live.owners import by_name
 from flanneld_masq.live.rule_texts import RuleTexts, listed_rules, saved_chains
+from flanneld_masq.live.throwaway import find_bridge
 from flanneld_masq.live.tracer import Trace
 from flanneld_masq.model import BackendName, Family, FamilyLease, Group, Item, ItemKind, Lease, Settings, VerifiedState
 from flanneld_masq.process import Completed, ProcessRunner
@@ -315,6 +316,13 @@ def _counters(data: bytes) -> None:
     texts.legacy("mangle", "OUTPUT")
 
 
+def _ip_json(data: bytes) -> None:
+    run = _Programs(_as_printed(data))
+    list(ip_json.destinations(ip_json.rows(run)))
+    with contextlib.suppress(MasqError):
+        find_bridge(run, ip_network("10.244.1.0/24"))
+
+
 def _flannel_rule(data: bytes) -> None:
     item = Item(ItemKind.RULE, "nat POSTROUTING", _as_printed(data))
     for _ in flannel_effect.evaluate([item], Settings(), (_LEASE,), _family(data)).summaries():
@@ -564,6 +572,14 @@ TARGETS = (
         (b" # handle 7", b"\n", b"chain ", b"type ", b"KUBE-"),
     ),
     Target("iptables-counters", "iptables-counters", _counters, (), ("flanneld_masq.live.counters",), _SAVE_WORDS),
+    Target(
+        "ip-json",
+        "ip-json",
+        _ip_json,
+        (CommandError,),
+        ("flanneld_masq.live.ip_json", "flanneld_masq.live.throwaway"),
+        (*_JSON_WORDS, b'"10.244.1.1"', b"/33", b'"linkinfo"'),
+    ),
     *(
         Target(
             f"xt-entries-{family}",

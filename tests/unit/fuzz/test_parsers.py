@@ -46,6 +46,7 @@ EXEMPT = {
     "flanneld_masq.inputs.file_watch": "paths of the settings",
     "flanneld_masq.inputs.path_patterns": "patterns of the settings; names of files are compared with them",
     "flanneld_masq.inputs.path_steps": "splits the targets of symbolic links at each slash",
+    "flanneld_masq.live.addresses": "documented networks, and addresses that it makes itself",
     "flanneld_masq.live.legacy_log": "takes any bytes of a file of /proc/sys",
     "flanneld_masq.model": "compares a comment with one pattern",
     "flanneld_masq.plugin_loader": "compares a name with one pattern",
