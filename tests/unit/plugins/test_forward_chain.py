@@ -152,5 +152,11 @@ def test_no_packet_passes_the_rule_that_drops_all(
         assert found.index is not None
         for packet in packets(chains):
             assert packet.decided(base[found.index :]) is not None
-        for index in range(found.index):  # none before it drops a packet that no condition matches
-            assert Model(chains, 0).decided(base[index : index + 1]) is not Action.DROP or not base[index].always
+        for index in range(found.index):  # none before it drops all packets
+            steps_before = base[index : index + 1]
+            assert any(packet.decided(steps_before) is not Action.DROP for packet in packets(chains))
+
+
+def test_a_return_with_a_condition_lets_packets_reach_the_next_drop() -> None:
+    """Found by the test above when it still asked for one packet alone."""
+    assert drop([jump("C"), DROP], C=[SOME_RETURN, DROP]) == Drop(1)
