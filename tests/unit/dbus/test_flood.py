@@ -24,7 +24,7 @@ from flanneld_masq.errors import BusError
 
 from ... import attacker
 from ...common import amount, patience
-from .scene import Scene, call, in_thread, play, soon
+from .scene import DEADLINE, Scene, call, in_thread, play, soon
 
 SECONDS = amount(0.6, quick=0.15)
 STEP_SECONDS = 0.002
@@ -35,9 +35,9 @@ PING = ("org.freedesktop.DBus.Peer", "Ping")
 
 
 @contextlib.contextmanager
-def attacked(scene: Scene, kind: str) -> Iterator[subprocess.Popen[str]]:
+def attacked(scene: Scene, kind: str, seconds: float = SECONDS) -> Iterator[subprocess.Popen[str]]:
     path = scene.bus.address.partition("=")[2]
-    argv = (sys.executable, attacker.__file__, path, NAME, kind, str(SECONDS))
+    argv = (sys.executable, attacker.__file__, path, NAME, kind, str(seconds))
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         yield process
 
@@ -108,8 +108,9 @@ def test_an_attack_delays_nothing_and_others_get_answers(scene: Scene, kind: str
 def test_the_process_that_floods_is_named_once(scene: Scene) -> None:
     async def story(scene: Scene) -> int:
         await scene.present()
-        with attacked(scene, "silent-pings") as attack:
+        with attacked(scene, "silent-pings", seconds=DEADLINE) as attack:  # who has left the bus has no pid
             await soon(lambda: scene.said)
+            attack.terminate()
             await in_thread(attack.wait)
         return attack.pid
 
