@@ -169,6 +169,17 @@ class Packet:
 
 
 @dataclass(frozen=True, **SLOTS)
+class Flow:
+    """A tracked connection that has seen no reply, as far as a masquerade rule decides it. `dst` is the address behind
+    destination NAT, which the rules see. `source_nat` and `destination_nat` are True if the kernel rewrites it so."""
+
+    src: Address
+    dst: Address
+    source_nat: bool = False
+    destination_nat: bool = False
+
+
+@dataclass(frozen=True, **SLOTS)
 class Rule:
     """One rule: if every test that is set holds, the verdict applies.
 

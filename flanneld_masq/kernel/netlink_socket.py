@@ -76,23 +76,39 @@ class NetlinkSocket:
     def request(self, attempt: str, kind: int, nfproto: int, body: bytes, *, dump: bool = False) -> list[bytes]:
         """Send one request of this nlmsg_type. Return the attribute streams of its replies. Raises Interrupted if the
         ruleset changes during a dump."""
-        flags = NLM_F_REQUEST | (NLM_F_DUMP if dump else 0)
-        first = self._sequence
-        self._send(attempt, self._numbered(kind, flags, nfproto, body))
-        replies: list[bytes] = []
+        flags = NLM_F_DUMP if dump else 0
+        return [reply for some in self._answers(attempt, kind, flags, nfproto, body) for reply in some]
+
+    def order(self, attempt: str, kind: int, nfproto: int, body: bytes) -> None:
+        """Send one request of this nlmsg_type that the kernel acknowledges, and answers in no other way."""
+        for _ in self._answers(attempt, kind, NLM_F_ACK, nfproto, body):
+            pass
+
+    def dump(self, attempt: str, kind: int, nfproto: int, body: bytes) -> Iterator[list[bytes]]:
+        """Send one request for a dump. Yield the attribute streams of each datagram while the kernel makes it: it goes
+        on with the dump when the next ones are asked for. Until its end, send no other request over this socket."""
+        return self._answers(attempt, kind, NLM_F_DUMP, nfproto, body)
+
+    def _answers(self, attempt: str, kind: int, flags: int, nfproto: int, body: bytes) -> Iterator[list[bytes]]:
+        """Yield the attribute streams of each datagram up to the end of a dump, or to the first reply or
+        acknowledgement."""
+        first, dump = self._sequence, bool(flags & NLM_F_DUMP)
+        self._send(attempt, self._numbered(kind, NLM_F_REQUEST | flags, nfproto, body))
         while True:
+            replies: list[bytes] = []
             for reply_kind, reply_flags, payload in self._receive(attempt, first):
                 if reply_flags & NLM_F_DUMP_INTR and dump:
                     self._drain()
                     raise Interrupted(attempt, "the ruleset changed during the dump")
-                if reply_kind == NLMSG_DONE:
-                    return replies
-                if reply_kind == NLMSG_ERROR:
-                    raise_error(attempt, reply_flags, payload)
-                    return replies
+                if reply_kind in (NLMSG_DONE, NLMSG_ERROR):
+                    if reply_kind == NLMSG_ERROR:
+                        raise_error(attempt, reply_flags, payload)
+                    yield replies
+                    return
                 replies.append(payload[NFGENMSG.size :])
+            yield replies
             if replies and not dump:
-                return replies
+                return
 
     def replies(self, attempt: str, request: FingerprintRequest) -> list[bytes]:
         """Send these requests. Return the payloads of all replies, errors among them. Raises Interrupted if the ruleset

@@ -1,9 +1,17 @@
 """A quarter of Hypothesis' usual examples, and a tenth in `make check`, so the layer takes seconds and runs often.
 
-No limit of time for one of them, which a busy machine would miss.
+No limit of time for one of them, which a busy machine would miss. No test of this layer reaches the connections of the
+machine.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import HealthCheck, settings
+
+from flanneld_masq.kernel import conntrack
 
 from ..common import amount
 
@@ -16,3 +24,19 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("unit")
+
+
+class NoConnections:
+    """A netlink socket of a kernel that tracks no connection."""
+
+    def dump(self, attempt: str, kind: int, nfproto: int, body: bytes) -> Iterator[list[bytes]]:
+        return iter(())
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_connections_of_the_machine() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(conntrack, "NetlinkSocket", NoConnections)
+        yield

@@ -31,7 +31,7 @@ from flanneld_masq.kernel import uapi
 from flanneld_masq.kernel.fingerprint import FingerprintRequest
 from flanneld_masq.kernel.flow_match import Flow
 from flanneld_masq.kernel.netlink_socket import NetlinkSocket, _open_socket
-from flanneld_masq.kernel.netlink_wire import nft_msg_type
+from flanneld_masq.kernel.netlink_wire import nfnl_msg_type, nft_msg_type
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.kernel.objects import parse_rule, rules_key
 from flanneld_masq.kernel.ruleset_events import RulesetEvents
@@ -214,6 +214,27 @@ def _events(write: Callable[[], object], name: str) -> None:
     events.close()
 
 
+def _connections(family: Family) -> None:
+    """Track two connections over the loopback device, one of them answered, and keep how the kernel lists them."""
+    _run("ip", "link", "set", "lo", "up")
+    chain = "chain o { type nat hook postrouting priority 0; ct state new accept; }"
+    _run("nft", "-f", "-", stdin=f"table {family.data.nft} x {{ {chain}; }}")
+    loopback, kind = ("127.0.0.1", socket.AF_INET) if family is Family.IPV4 else ("::1", socket.AF_INET6)
+    with socket.socket(kind, socket.SOCK_DGRAM) as one, socket.socket(kind, socket.SOCK_DGRAM) as other:
+        for each in (one, other):
+            each.bind((loopback, 0))
+        one.sendto(b"asked", other.getsockname())
+        other.sendto(b"answered", one.getsockname())
+        with socket.socket(kind, socket.SOCK_DGRAM) as silent:
+            silent.sendto(b"asked", other.getsockname())
+    recorder = _Recorder()
+    get = nfnl_msg_type(uapi.NFNL_SUBSYS_CTNETLINK, uapi.IPCTNL_MSG_CT_GET)
+    netlink = NetlinkSocket(recorder)  # type: ignore[arg-type]
+    for number, reply in enumerate(netlink.request("reading", get, family.data.nfproto, b"", dump=True)):
+        _keep("connection", f"{family}-{number}", reply)
+    _keep("connection", f"{family}-answer", b"".join(recorder.datagrams[:-1]))
+
+
 def _iptables(family: Family) -> None:
     tools = family.data.tools
     for flavour in ("nft", "legacy"):
@@ -382,6 +403,7 @@ def _state(directory: Path) -> None:
 def main() -> None:
     os.environ["XTABLES_LOCKFILE"] = f"/tmp/xtables.lock.{os.getpid()}"
     for family in Family:
+        _connections(family)
         _iptables(family)
         _nft(family)
         _traces(family)

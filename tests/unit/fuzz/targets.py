@@ -43,7 +43,7 @@ from flanneld_masq.dbus.wire import Frame, Splitter, WireError
 from flanneld_masq.errors import BackendUnavailable, CommandError, ConfigError, KernelError, MasqError, SubnetFileError
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.inputs import config, json_values, net_conf, open_watch, subnet_env, text
-from flanneld_masq.kernel import expressions, kube_proxy, objects, transactions
+from flanneld_masq.kernel import conntrack, expressions, kube_proxy, objects, transactions
 from flanneld_masq.kernel.fingerprint import FingerprintRequest
 from flanneld_masq.kernel.netlink_socket import NetlinkSocket
 from flanneld_masq.kernel.netlink_wire import attributes
@@ -138,6 +138,18 @@ def _netlink_rule(data: bytes) -> None:
 def _netlink_chain(data: bytes) -> None:
     chain = objects.parse_chain(data)
     transactions.new_chain("nat", chain, policy=chain.policy)
+
+
+def _connection(data: bytes) -> None:
+    """The kernel answers everything with these messages; the connections that it names are deleted."""
+    family = _family(data)
+    reader, writer = (NetlinkSocket(AnsweringSocket(data)) for _ in range(2))  # type: ignore[arg-type]
+    with contextlib.suppress(KernelError):
+        conntrack.parse_entry(data, family)
+    table = conntrack.Conntrack(family, reader, writer)
+    for batch in table.unanswered():
+        for entry in batch:
+            table.delete_unanswered(entry)
 
 
 def _netlink_answers(data: bytes) -> None:
@@ -538,6 +550,9 @@ TARGETS = (
         (),
         ("flanneld_masq.kernel.netlink_socket", "flanneld_masq.kernel.nfnetlink", "flanneld_masq.kernel.fingerprint"),
         _NETLINK_WORDS,
+    ),
+    Target(
+        "connection", "connection", _connection, (KernelError,), ("flanneld_masq.kernel.conntrack",), _NETLINK_WORDS
     ),
     Target(
         "nft-backends",
