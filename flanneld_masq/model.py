@@ -313,7 +313,10 @@ class ReconcileSettings:
 
 @dataclass(frozen=True, **SLOTS)
 class Settings:
-    """The configuration file, with a default for everything. Paths are absolute."""
+    """The configuration file, with a default for everything. Paths are absolute.
+
+    It is one class because the file is one: a key of a table without a class of its own is the field `table_key`.
+    """
 
     backend: BackendName = AUTO
     subnet_files: tuple[str, ...] = ("/run/flannel/subnet.env",)
@@ -322,6 +325,7 @@ class Settings:
     masquerade: MasqueradeSettings = MasqueradeSettings()
     forward: ForwardSettings = ForwardSettings()
     reconcile: ReconcileSettings = ReconcileSettings()
+    conntrack_heal: bool = True
     takeover_remove_flannel_rules: bool = False
     stop_remove_rules: bool = False
     dbus_enabled: bool = True

@@ -27,9 +27,11 @@ from flanneld_masq.model import (
     Plan,
     Settings,
 )
+from flanneld_masq.reconcile.healing import heal
 from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.reconcile.survey import remove_flannel_rules
-from flanneld_masq.reconcile.values import Choices, Repair
+from flanneld_masq.reconcile.values import Choices, DesiredState, Outcome, Repair
+from flanneld_masq.reconcile.wording import describe_healed
 from flanneld_masq.service import journal
 from flanneld_masq.service.desired_state import OnError, read_net_conf
 from flanneld_masq.state_directory import StateDirectory
@@ -97,10 +99,23 @@ def apply(options: argparse.Namespace) -> int:
     repairs, errors = (None, []) if overridden else _by_daemon(session.directory, options)
     if repairs is None:
         desired_state = session.desired_state()
-        outcomes, errors = session.each(lambda reconciler: reconciler.reconcile(desired_state))
+        outcomes, errors = session.each(lambda reconciler: _reconcile(reconciler, desired_state))
         repairs = [repair for outcome in outcomes for repair in outcome.repairs]
     print_errors(errors)
     return print_repairs(repairs, errors, options.json, "in sync already")
+
+
+def _reconcile(reconciler: Reconciler, desired_state: DesiredState) -> Outcome:
+    """Run one pass; after a write heal the connections that began before it."""
+    outcome = reconciler.reconcile(desired_state)
+    if outcome.repairs and desired_state.settings.conntrack_heal:
+        try:
+            healed = heal(reconciler.family, desired_state)
+        except MasqError as error:
+            warn(f"{reconciler.family}: connections that began without masquerade are not healed: {error}")
+        else:
+            warn(f"{reconciler.family}: {describe_healed(healed)}" if healed.flows else "")
+    return outcome
 
 
 def _insist_on_no_daemon(directory: StateDirectory, config: str) -> None:

@@ -104,6 +104,8 @@ def _family_lines(name: Family, family: FamilyStatus, *, named: bool) -> Iterato
         yield f"  verified: {family.verified.isoformat(timespec='milliseconds')}"
     if family.repairs or (named and family.repairs is not None):
         yield f"  repairs: {family.repairs}"
+    if family.healed_flows:
+        yield f"  healed flows: {family.healed_flows}"
     if family.last_repair is not None:
         yield f"  last repair: {_write_text(family.last_repair)}"
         for culprit in family.last_repair.culprits:

@@ -106,11 +106,14 @@ def _kernel_families(session: Session, desired: DesiredState | None, before: Sta
         last = before.families.get(reconciler.family)
         if last is None and desired is None:
             continue
-        family = FamilyStatus(before.state, repairs=None)
+        family = FamilyStatus(before.state, repairs=None, healed_flows=None)
         if desired is not None:
             family = _in_kernel(reconciler, desired, family)
         if last is not None:
-            past = {name: getattr(last, name) for name in ("repairs", "last_repair", "last_write", "verified")}
+            past = {
+                name: getattr(last, name)
+                for name in ("repairs", "healed_flows", "last_repair", "last_write", "verified")
+            }
             family = replace(family, **past)
         families[reconciler.family] = family
     return families

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 from flanneld_masq.controller.attribution import Culprit, EventFilter
 from flanneld_masq.controller.departure import Departure
 from flanneld_masq.controller.flush_hold import BY_COMMANDS, FlushHold, patience_with
+from flanneld_masq.controller.healer import Healer
 from flanneld_masq.controller.legacy_poller import LegacyPoller, cpu_seconds, pause_after
 from flanneld_masq.controller.report import Failure, FamilyReport, Repaired
 from flanneld_masq.controller.schedule import (
@@ -102,6 +103,7 @@ class FamilyLoop:
         self._departure = Departure(lambda: self._filter.suspects.count, lambda: self.mark(DROP_GONE, urgent=False))
         self._worker = StepWatch(report, publisher, running)
         self._surveyor = Surveyor(report.survey, reconciler, self._worker)
+        self._healer = Healer(report, publisher)
         self._wakeup = Wakeup()
         self._asked: list[asyncio.Future[Outcome]] = []  # each waits for the next pass
 
@@ -186,6 +188,7 @@ class FamilyLoop:
     def close(self) -> None:
         self._poller.stop()
         self._departure.stop()
+        self._healer.close()
         self._worker.close()
 
     def _answer(self, asked: Iterable[asyncio.Future[Outcome]]) -> None:
@@ -232,6 +235,7 @@ class FamilyLoop:
         self._poller.stop()
         begun = self._schedule.begin(reasons)
         changed = begun.asked or desired != self.report.held
+        self._healer.due = self._healer.due or desired != self.report.held
         lacking = outcome is not None and bool(outcome.unhelped)  # a program that may have been installed meanwhile
         begun = replace(begun, reprobe=begun.reprobe or (lacking and begun.is_resync))
         try:
@@ -246,6 +250,7 @@ class FamilyLoop:
             if changed or begun.is_resync:
                 self._publisher.emit(await self._surveyor.survey(desired, changed=changed, reloaded=begun.asked))
                 self._publisher.publish()
+            self._healer.begin(desired)  # after the survey, which may have removed rules of flannel that masqueraded
             if done.leaving:
                 self._departure.wait()
             else:
@@ -274,6 +279,8 @@ class FamilyLoop:
                 )
             except FlushSeen as seen:
                 self._on_repairs(begun)  # of another backend, or of the masquerade group alone
+                if seen.repair is not None:
+                    self._healer.begin(desired)  # the masquerade group holds; forward may wait for seconds
                 self._drain()
                 suspects = self._filter.suspects
                 names = {one.name for one in suspects.suspected()}
@@ -347,6 +354,7 @@ class FamilyLoop:
         self._publisher.emit(
             self.report.repaired(Repaired(repairs, begun.because, culprits, datetime.now(timezone.utc)))
         )
+        self._healer.due = self._healer.due or bool(repairs)
         if any(repair.drift for repair in repairs):
             self._schedule.backoff.repaired(self._now())
         return culprits

@@ -16,8 +16,9 @@ from flanneld_masq.errors import LockHeld, MasqError
 from flanneld_masq.hookspecs import Event
 from flanneld_masq.inputs.text import shown
 from flanneld_masq.model import SLOTS, BackendName, Family, Group, Survey
+from flanneld_masq.reconcile.healing import Healed
 from flanneld_masq.reconcile.values import DesiredState, Effects, Outcome, Removed, Repair
-from flanneld_masq.reconcile.wording import describe
+from flanneld_masq.reconcile.wording import describe, describe_healed
 from flanneld_masq.ruleset.diff import diff_text
 
 MAX_SHOWN_COMMAND = 200
@@ -60,10 +61,11 @@ class Failure:
 
 @dataclass
 class WriteHistory:
-    """The writes for one family since the daemon's start: how often drift was repaired, and the last write of each
-    kind. A new lease does not hide who removed rules."""
+    """The writes for one family since the daemon's start: how often drift was repaired, how many connections were
+    healed, and the last write of each kind. A new lease does not hide who removed rules."""
 
     repairs: int = 0
+    healed_flows: int = 0
     last_repair: LastWrite | None = None
     last_write: LastWrite | None = None
 
@@ -150,6 +152,7 @@ class FamilyReport:
     _writes: WriteHistory = field(default_factory=WriteHistory)
     _throttle: LogThrottle = field(default_factory=LogThrottle)
     _contention_logged: bool = False
+    _not_healed: str = ""  # why connections could not be healed last; empty if they could
 
     def __post_init__(self) -> None:
         self.survey = SurveyReport(self.family)
@@ -172,9 +175,9 @@ class FamilyReport:
             last_repair=self._writes.last_repair,
             last_write=self._writes.last_write,
             verified=self._verified_at,
-            flannel_rules=self.survey.flannel_rules,
+            healed_flows=self._writes.healed_flows,
             cni_masquerade=self.survey.cni_masquerade,
-            flannel=FlannelStatus(self.survey.flannel, self.survey.takeover_stopped),
+            flannel=FlannelStatus(self.survey.flannel, self.survey.takeover_stopped, self.survey.flannel_rules),
             kube_proxy_mark=None if mark is None else MarkStatus(str(mark.mark or ""), mark.why),
         )
 
@@ -227,6 +230,28 @@ class FamilyReport:
                     culprits=culprits,
                 )
             )
+
+    def healed(self, healed: Healed) -> Iterator[LogEntry]:
+        """Log and count the connections that were healed after a pass."""
+        self._writes.healed_flows += healed.flows
+        if healed.flows:
+            message = f"{self.family}: {describe_healed(healed)}"
+            yield self._entry("flows-healed", message, group=str(Group.MASQUERADE), duration_us=healed.duration_us)
+        if healed.complete:
+            self._not_healed = ""
+        else:
+            seconds = healed.duration_us / 1_000_000
+            yield from self._cannot_heal(f"the search was ended after {seconds:.0f} s, for there are too many")
+
+    def not_healed(self, error: MasqError) -> Iterator[LogEntry]:
+        """Log that connections cannot be healed; no more until they could be, or the reason is another one."""
+        yield from self._cannot_heal(f"{error}; is the kernel module nf_conntrack_netlink there?")
+
+    def _cannot_heal(self, why: str) -> Iterator[LogEntry]:
+        if why != self._not_healed:
+            message = f"{self.family}: connections that began without masquerade are not all healed: {why}"
+            yield self._entry("notice", message, logging.WARNING, group=str(Group.MASQUERADE))
+        self._not_healed = why
 
     def verified(self, outcome: Outcome) -> Iterator[LogEntry]:
         """Log a first pass that found all right."""

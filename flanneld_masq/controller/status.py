@@ -89,22 +89,24 @@ class LastWrite:
 
 @dataclass(frozen=True, **SLOTS)
 class FlannelStatus:
-    """The effects of flannel's rules beside ours, a sentence each, and the reason why the daemon does not remove them
-    any more (empty if it does, or is not to)."""
+    """The effects of flannel's rules beside ours, a sentence each, the reason why the daemon does not remove them
+    any more (empty if it does, or is not to), and the backends that hold such rules."""
 
     effects: tuple[str, ...] = ()
     takeover_stopped: str = ""
+    backends: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, **SLOTS)
 class FamilyStatus:
     """The status of one family.
 
-    `repairs` counts repairs of drift since the daemon's start; None where no daemon reported any. `last_repair` is the
-    last of them, `last_write` the last write for any other reason. `verified` is the time of the last pass that
-    succeeded; a status that differs in nothing else is not new. `flannel_rules` are the backends that hold rules of
-    flannel, `cni_masquerade` the places where the CNI bridge plugin masquerades. `kube_proxy_mark` is None without
-    masquerade rules. `kernel` is what a command found in the kernel; empty in the status of a running daemon.
+    `repairs` counts repairs of drift since the daemon's start; None where no daemon reported any. `healed_flows` counts
+    the connections deleted meanwhile because they had the wrong source address; None likewise. `last_repair` is the
+    last repair, `last_write` the last write for any other reason. `verified` is the time of the last pass that
+    succeeded; a status that differs in nothing else is not new. `cni_masquerade` are the places where the CNI bridge
+    plugin masquerades. `kube_proxy_mark` is None without masquerade rules. `kernel` is what a command found in the
+    kernel; empty in the status of a running daemon.
     """
 
     state: State
@@ -114,7 +116,7 @@ class FamilyStatus:
     last_repair: Optional[LastWrite] = None
     last_write: Optional[LastWrite] = None
     verified: Optional[datetime] = field(default=None, compare=False)
-    flannel_rules: tuple[str, ...] = ()
+    healed_flows: Optional[int] = 0
     cni_masquerade: tuple[str, ...] = ()
     flannel: FlannelStatus = FlannelStatus()
     kube_proxy_mark: Optional[MarkStatus] = None
@@ -201,6 +203,7 @@ def _family_to_json(family: FamilyStatus) -> dict[str, Any]:
     mark = family.kube_proxy_mark
     optional = {
         "repairs": family.repairs,
+        "healed_flows": family.healed_flows,
         "flannel": list(family.flannel.effects) or None,
         "takeover_stopped": family.flannel.takeover_stopped or None,
         "kube_proxy_mark": None if mark is None else dataclasses.asdict(mark),
@@ -213,7 +216,7 @@ def _family_to_json(family: FamilyStatus) -> dict[str, Any]:
         "last_repair": _write_to_json(family.last_repair),
         "last_write": _write_to_json(family.last_write),
         "verified": _time_to_json(family.verified),
-        "flannel_rules": list(family.flannel_rules),
+        "flannel_rules": list(family.flannel.backends),
         "cni_masquerade": list(family.cni_masquerade),
         **_without_none(optional),
     }
@@ -315,9 +318,11 @@ def _family(content: object) -> FamilyStatus:
         last_repair=_last_write(reader.optional("last_repair", dict)),
         last_write=_last_write(reader.optional("last_write", dict)),
         verified=_time(reader.optional("verified", str)),
-        flannel_rules=reader.texts("flannel_rules"),
+        healed_flows=reader.optional("healed_flows", int),
         cni_masquerade=reader.texts("cni_masquerade"),
-        flannel=FlannelStatus(reader.texts("flannel"), reader.text("takeover_stopped", "")),
+        flannel=FlannelStatus(
+            reader.texts("flannel"), reader.text("takeover_stopped", ""), reader.texts("flannel_rules")
+        ),
         kube_proxy_mark=None if mark is None else _mark(mark),
         kernel=reader.text("kernel", ""),
     )

@@ -185,6 +185,7 @@ _TABLES: dict[str, dict[str, Check]] = {
         "position": accept.position(Position.AUTO, Position.FIRST, Position.LAST),
         "drop_invalid": accept.boolean,
     },
+    "conntrack": {"heal": accept.boolean},
     "reconcile": {"resync_seconds": accept.seconds(1, 86400), "legacy_poll_seconds": accept.seconds(0.05, 60)},
     "takeover": {"remove_flannel_rules": accept.boolean},
     "stop": {"remove_rules": accept.boolean},

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Optional
 
 from flanneld_masq.model import Change, ChangeKind, ItemKind
+from flanneld_masq.reconcile.healing import Healed
 
 _ORDER: tuple[Optional[ItemKind], ...] = (ItemKind.TABLE, ItemKind.CHAIN, ItemKind.RULE, ItemKind.JUMP, None)
 _STATES = {
@@ -30,6 +31,16 @@ def describe(changes: Iterable[Change], *, past: bool = True, limit: int = 2) ->
         return "; ".join(f"{clause} in {one.place}: {one.found or one.wanted}" for clause, one in clauses)
     kinds = dict.fromkeys(change.kind for change in every)
     return "; ".join(_clause(kind, [one.item for one in every if one.kind is kind], past) for kind in kinds)
+
+
+def describe_healed(healed: Healed) -> str:
+    """Return one line: "2 flows healed in 1.5 ms: 1 had begun without masquerade, 1 had begun ..."."""
+    causes = (
+        f"{healed.slipped} had begun without masquerade" if healed.slipped else "",
+        f"{healed.masqueraded} had begun with a masquerade that the rules exclude" if healed.masqueraded else "",
+    )
+    flows = "1 flow" if healed.flows == 1 else f"{healed.flows} flows"
+    return f"{flows} healed in {healed.duration_us / 1000:.1f} ms: {', '.join(filter(None, causes))}"
 
 
 def _clause(kind: ChangeKind, items: Sequence[Optional[ItemKind]], past: bool) -> str:

@@ -25,6 +25,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "rules-applied": "6529fab2faab4f33bc7121d07a97790e",
     "verified": "9e92cc5527e04207b22669cea32d278d",
     "drift-repaired": "afca4eb59f464901a9b7df2ebc1cc9c6",
+    "flows-healed": "ad6a52f0965c43bfaf61d78957025853",
     "degraded": "f1470fb6fef94fe093da04eb86b42504",
     "forward-dropped": "b44c1c05e529440b8e45f41f38514dbb",
     "lock-held": "b33698e556e847888db2e5be9c8f687b",

@@ -51,6 +51,12 @@ def _metrics(status: Status) -> Iterator[_Metric]:
         (_sample(family.repairs or 0, family=str(name)) for name, family in status.families.items()),
     )
     yield _Metric(
+        "healed_flows_total",
+        "counter",
+        "Connections deleted because they had the wrong source address and no reply, since the start.",
+        (_sample(family.healed_flows or 0, family=str(name)) for name, family in status.families.items()),
+    )
+    yield _Metric(
         "config_last_reload_successful",
         "gauge",
         "1 if the configuration was valid when it was last read.",

@@ -22,6 +22,7 @@ FIELDS = {
     "rules-applied": {"FAMILY", "BACKEND", "REASON", "DURATION_US"},
     "verified": {"FAMILY"},
     "drift-repaired": {"FAMILY", "BACKEND", "REASON", "DURATION_US"},
+    "flows-healed": {"FAMILY", "DURATION_US"},
     "flannel-decides": {"FAMILY"},
     "contended": {"FAMILY"},
     "recovered": {"FAMILY"},

@@ -8,6 +8,11 @@ import os
 import pytest
 
 from flanneld_masq import plugin_loader
+from flanneld_masq.cli import commands
+from flanneld_masq.errors import KernelError
+from flanneld_masq.model import BackendName, Family, Plan, Settings
+from flanneld_masq.reconcile.healing import Healed
+from flanneld_masq.reconcile.values import DesiredState, Outcome, Repair
 from flanneld_masq.service import journal
 from flanneld_masq.state_directory import StateDirectory
 
@@ -43,6 +48,48 @@ class TestRender:
     def test_nothing_is_written_anywhere(self, masq: Program) -> None:
         masq("render")
         assert sorted(path.name for path in masq.directory.iterdir()) == ["config.toml", "subnet.env"]
+
+
+class TestHealing:
+    """After a pass of `apply`."""
+
+    REPAIR = Repair(Plan(Family.IPV4, BackendName("nft")), 1000)
+
+    def reconciled(self, repairs: tuple[Repair, ...], settings: Settings = Settings()) -> list[DesiredState]:  # noqa: B008
+        """Return what was healed for."""
+        healed: list[DesiredState] = []
+
+        def heal(family: Family, state: DesiredState) -> Healed:
+            healed.append(state)
+            if settings.log_level == "error":
+                raise KernelError("reading", "no")
+            return Healed(slipped=2, duration_us=1500)
+
+        class Pass:
+            family = Family.IPV4
+
+            def reconcile(self, state: DesiredState) -> Outcome:
+                return Outcome({}, repairs, {})
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(commands, "heal", heal)
+            outcome = commands._reconcile(Pass(), DesiredState(settings))  # type: ignore[arg-type]
+        assert outcome.repairs == repairs
+        return healed
+
+    def test_follows_a_write(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert len(self.reconciled((self.REPAIR,))) == 1
+        assert capsys.readouterr().err == (
+            "flanneld-masq: ipv4: 2 flows healed in 1.5 ms: 2 had begun without masquerade\n"
+        )
+
+    def test_follows_nothing_else(self) -> None:
+        assert self.reconciled(()) == []
+        assert self.reconciled((self.REPAIR,), Settings(conntrack_heal=False)) == []
+
+    def test_that_fails_is_no_failure_of_the_pass(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.reconciled((self.REPAIR,), Settings(log_level="error"))
+        assert "ipv4: connections that began without masquerade are not healed: reading: no" in capsys.readouterr().err
 
 
 class TestExplain:

@@ -29,7 +29,10 @@ class TestStatusLines:
     def test_a_running_daemon(self) -> None:
         families = {
             Family.IPV4: FamilyStatus(
-                State.SYNCED, groups={Group.MASQUERADE: GroupStatus(NFT, "it is usable", 5)}, repairs=3
+                State.SYNCED,
+                groups={Group.MASQUERADE: GroupStatus(NFT, "it is usable", 5)},
+                repairs=3,
+                healed_flows=2,
             ),
             Family.IPV6: FamilyStatus(State.DEGRADED, last_error="nft said no"),
         }
@@ -49,6 +52,7 @@ class TestStatusLines:
             "ipv4: synced",
             "  masquerade: 5 rules in nft (it is usable)",
             "  repairs: 3",
+            "  healed flows: 2",
             "ipv6: degraded, nft said no",
             "  repairs: 0",
         ]

@@ -188,7 +188,7 @@ def test_a_survey_shows_in_the_status_and_in_the_log(report: FamilyReport) -> No
     assert removed == ("notice", logging.INFO, "ipv4: 1 objects that flannel had written removed from nft")
     assert masquerade[1] == logging.WARNING and "(chain CNI-1)" in masquerade[2]
     status = report.status()
-    assert (status.flannel_rules, status.cni_masquerade) == (("nft",), ("chain CNI-1",))
+    assert (status.flannel.backends, status.cni_masquerade) == (("nft",), ("chain CNI-1",))
     assert lines(report.survey.surveyed((), surveys, {})) == [], "pods come and go"
 
 

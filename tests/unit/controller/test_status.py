@@ -106,9 +106,9 @@ FAMILIES = st.builds(
     last_repair=st.none() | REPAIRS,
     last_write=st.none() | REPAIRS,
     verified=st.none() | TIMES,
-    flannel_rules=tuples(TEXT),
+    healed_flows=st.none() | NUMBER,
     cni_masquerade=tuples(TEXT),
-    flannel=st.builds(FlannelStatus, tuples(TEXT), TEXT),
+    flannel=st.builds(FlannelStatus, tuples(TEXT), TEXT, tuples(TEXT)),
     kube_proxy_mark=st.none() | st.builds(MarkStatus, TEXT, TEXT),
     kernel=TEXT,
 )
@@ -166,6 +166,7 @@ DOCUMENT: Mapping[str, Any] = {
             "takeover_stopped": "it came back",
             "kube_proxy_mark": {"mark": "0x1/0x1", "why": "a chain"},
             "repairs": 3,
+            "healed_flows": 2,
             "kernel": "holds what is wanted",
         }
     },

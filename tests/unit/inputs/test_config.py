@@ -37,6 +37,8 @@ position = "last"
 enabled = true
 backend = "auto"
 position = "auto"
+[conntrack]
+heal = true
 [reconcile]
 resync_seconds = 60
 legacy_poll_seconds = 0.5
@@ -122,6 +124,7 @@ def test_seconds_are_floats_however_written() -> None:
         ("reconcile.resync_seconds = 86400.0", "reconcile.resync_seconds", 86400.0),
         ("reconcile.legacy_poll_seconds = 0.05", "reconcile.legacy_poll_seconds", 0.05),
         ("reconcile.legacy_poll_seconds = 6e1", "reconcile.legacy_poll_seconds", 60.0),
+        ("conntrack.heal = false", "conntrack_heal", False),
         ("takeover.remove_flannel_rules = true", "takeover_remove_flannel_rules", True),
         ("stop.remove_rules = true", "stop_remove_rules", True),
         ("dbus.enabled = false", "dbus_enabled", False),
@@ -144,6 +147,7 @@ BOOLEANS = [
     "masquerade.masquerade_link_local",
     "forward.enabled",
     "forward.drop_invalid",
+    "conntrack.heal",
     "takeover.remove_flannel_rules",
     "stop.remove_rules",
     "dbus.enabled",

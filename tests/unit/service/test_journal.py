@@ -74,6 +74,7 @@ def test_those_that_were_published_stay() -> None:
         "rules-applied": "6529fab2faab4f33bc7121d07a97790e",
         "verified": "9e92cc5527e04207b22669cea32d278d",
         "drift-repaired": "afca4eb59f464901a9b7df2ebc1cc9c6",
+        "flows-healed": "ad6a52f0965c43bfaf61d78957025853",
         "degraded": "f1470fb6fef94fe093da04eb86b42504",
         "hanging": "bdc17829d89b49ccab2333efc8d9b785",
         "stuck": "a167a408a9db4d1f83b2de305fd00e57",

@@ -27,7 +27,7 @@ STATUS = Status(
     config_loaded=AT,
     leases=(LEASE,),
     families={
-        Family.IPV4: FamilyStatus(State.SYNCED, groups=GROUPS, repairs=3, verified=AT),
+        Family.IPV4: FamilyStatus(State.SYNCED, groups=GROUPS, repairs=3, healed_flows=2, verified=AT),
         Family.IPV6: FamilyStatus(State.DEGRADED),
     },
 )
@@ -68,6 +68,7 @@ def test_each_state_and_each_family_has_its_sample() -> None:
     assert of(STATUS, "state") == {"synced": 0, "waiting": 0, "degraded": 1, "contended": 0, "stopped": 0}
     assert of(STATUS, "family_in_sync") == {"ipv4": 1, "ipv6": 0}
     assert of(STATUS, "repairs_total") == {"ipv4": 3, "ipv6": 0}
+    assert of(STATUS, "healed_flows_total") == {"ipv4": 2, "ipv6": 0}
     labels = frozenset({("family", "ipv4"), ("group", "masquerade"), ("backend", "nft")})
     assert samples(STATUS)["flanneld_masq_rules", labels] == 5
 
