@@ -124,7 +124,8 @@ class Backend(Protocol):
     def poll(self) -> Optional[bool]:
         """Return True if anything may have changed since `observe` last began to read; for an interface without events.
 
-        Called several times a second while no other method runs, so it must be cheap; it may miss some changes.
+        Called every few seconds, and whenever a program has released the lock of iptables-legacy, while no other
+        method runs, so it must be cheap; it may miss some changes.
         None for an interface that has events, or in which there is nothing at all yet."""
 
 

@@ -1,4 +1,7 @@
-"""Lock files of the state directory: opens, takes and reads them. Everything here may raise OSError."""
+"""Lock files: opens, takes and reads those of the state directory, and tells who holds any other.
+
+Everything here may raise OSError, unless it says otherwise. Format of /proc/locks: proc_locks(5).
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,55 @@ import fcntl
 import os
 import stat
 from pathlib import Path
+from typing import NamedTuple
 
 _MAX_PID_BYTES = 32
+_MAX_LOCKS = 1 << 20  # bytes of /proc/locks: some 18,000 locks
+_CHUNK = 1 << 16
+
+
+class FlockUsers(NamedTuple):
+    """The pids of programs that hold a lock of flock(2), and of those that wait for it. Both are of this process's pid
+    namespace: the kernel leaves out programs that have no pid there."""
+
+    holding: tuple[int, ...] = ()
+    waiting: tuple[int, ...] = ()
+
+
+def flock_users(path: Path, locks: Path = Path("/proc/locks")) -> FlockUsers:
+    """Return who uses the lock of the file at `path`; nobody if there is no such file or if nobody can say."""
+    try:
+        status = path.stat()
+        text = _read(locks)
+    except OSError:
+        return FlockUsers()
+    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    return users_in(text, place.encode())
+
+
+def users_in(locks: bytes, place: bytes) -> FlockUsers:
+    """Return who uses the lock of one file, from the text of /proc/locks. `place` has device and inode, as there."""
+    end = b" %b 0 EOF" % place
+    holding: list[int] = []
+    waiting: list[int] = []
+    if end in locks:
+        for line in locks.splitlines():
+            words = line.split()[-7:-3] if line.endswith(end) else []
+            if words[:1] == [b"FLOCK"] and words[-1].isdigit() and int(words[-1]):
+                (waiting if b" -> " in line else holding).append(int(words[-1]))
+    return FlockUsers(tuple(holding), tuple(waiting))
+
+
+def _read(path: Path) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        data = part = os.read(descriptor, _CHUNK)
+        while part and len(data) < _MAX_LOCKS:  # a file of /proc gives some pages at a time
+            part = os.read(descriptor, _CHUNK)
+            data += part
+        return data
+    finally:
+        os.close(descriptor)
 
 
 def open_or_make(path: Path) -> int:

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 from flanneld_masq.errors import CommandError
@@ -29,6 +30,7 @@ MAX_STDERR = 16 * 1024
 _CHUNK = 64 * 1024
 _ENCODING = ("utf-8", "surrogateescape")  # the comment of a foreign rule may hold any bytes, a lone CR among them
 LOCKFILE_VARIABLE = "XTABLES_LOCKFILE"  # names the lock file of iptables-legacy
+_XTABLES_LOCK = "run/xtables.lock"
 _REMEMBERED_PIDS = 64
 
 
@@ -45,6 +47,12 @@ def search_path(environ: Mapping[str, str] = MappingProxyType(os.environ)) -> tu
     """Return the directories to search for programs: PATH, then SYSTEM_PATH; each once, absolute ones only."""
     named = environ.get("PATH", "").split(os.pathsep)
     return tuple(dict.fromkeys(path for path in (*named, *SYSTEM_PATH) if os.path.isabs(path)))
+
+
+def xtables_lock(root: Path = Path("/"), environ: Mapping[str, str] = MappingProxyType(os.environ)) -> Path:
+    """Return the lock file of iptables-legacy: each of its programs holds it while it reads and writes tables."""
+    named = environ.get(LOCKFILE_VARIABLE, "")
+    return Path(named) if named else root / _XTABLES_LOCK
 
 
 class ProcessRunner:

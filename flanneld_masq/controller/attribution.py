@@ -1,6 +1,7 @@
 """Attribution: which commits to nf_tables concern the rules of a family, and which programs made them.
 
-The kernel reports pid and command name of a commit; /proc still knows the process if it lives.
+The kernel reports pid and command name of a commit; /proc still knows the process if it lives. Of the legacy tables it
+reports nothing, so there the programs that held the lock file are suspected.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flanneld_masq.errors import MasqError
-from flanneld_masq.inputs.text import read_start
+from flanneld_masq.inputs.processes import Process, read_process
 from flanneld_masq.kernel.ruleset_events import Transaction, own_ports
 from flanneld_masq.model import SLOTS
 from flanneld_masq.printable import printable
@@ -22,9 +23,9 @@ from flanneld_masq.reconcile.values import Fingerprint
 
 MAX_NAMED = 3
 MAX_HEARD = 1000  # transactions; of more the first are forgotten
+MAX_HOLDERS = 32  # of the lock; of more the first are forgotten
 _INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO of include/linux/proc_ns.h
 _MAX_HARMLESS = 32  # names
-_MAX_READ = 4096  # bytes
 _MAX_SHOWN = 300  # characters of a command line
 
 
@@ -66,12 +67,16 @@ def identify(transaction: Transaction, root: Path = Path("/"), *, pid_known: boo
     """
     if not pid_known:
         return Culprit(_shown(transaction.name), 0)
-    directory = root / "proc" / str(transaction.pid)
-    name = _shown(transaction.name)
-    if _read(directory / "comm").rstrip("\n") != transaction.name:
-        return Culprit(name, transaction.pid)
-    command = _shown(_read(directory / "cmdline").replace("\0", " "))
-    return Culprit(name, transaction.pid, command, _shown(_unit(_read(directory / "cgroup"))))
+    process = read_process(transaction.pid, str(root / "proc"))
+    if process is None or _text(process.name).rstrip("\n") != transaction.name:
+        return Culprit(_shown(transaction.name), transaction.pid)
+    return culprit_of(process)
+
+
+def culprit_of(process: Process) -> Culprit:
+    """Return a process as people are to see it."""
+    command = _shown(_text(process.command).replace("\0", " "))
+    return Culprit(_shown(_text(process.name)), process.pid, command, _shown(_unit(_text(process.cgroup))))
 
 
 def suspects(
@@ -174,6 +179,39 @@ class SuspectTracker:
         self._guilty = deque((*transactions, *self._guilty), MAX_HEARD)
 
 
+class LockSuspects:
+    """Remembers the programs that used the lock of iptables-legacy since its tables were last known to be right.
+
+    `own` has the pids of the programs that this process runs.
+    """
+
+    def __init__(self, own: Container[int] = ()) -> None:
+        self._own = own
+        self._since: deque[Process] = deque(maxlen=MAX_HOLDERS)  # the tables were last asked for
+        self._before: deque[Process] = deque(maxlen=MAX_HOLDERS)  # a pass began
+
+    def add(self, programs: Iterable[Process]) -> None:
+        self._since.extend(programs)
+
+    def acquit(self) -> None:
+        """The tables did not change."""
+        self._since.clear()
+
+    def pass_begins(self) -> None:
+        self._before.extend(self._since)
+        self._since.clear()
+
+    def pass_succeeded(self) -> None:
+        """What was changed before the pass is repaired and reported."""
+        self._before.clear()
+
+    def culprits(self) -> tuple[Culprit, ...]:
+        """Return the programs that may have changed the tables, each once, the latest last."""
+        seen = {one.pid: one for one in (*self._before, *self._since)}
+        foreign = [one for one in seen.values() if one.pid not in self._own]
+        return tuple(map(culprit_of, foreign[-MAX_NAMED:]))
+
+
 class EventFilter:
     """Decides which commits to nf_tables need a pass of one family, by the fingerprints that a detector reads.
 
@@ -242,8 +280,5 @@ def _shown(text: str) -> str:
     return printable(text.strip(), _MAX_SHOWN)
 
 
-def _read(path: Path) -> str:
-    try:
-        return read_start(path, _MAX_READ).decode("utf-8", "replace")
-    except (OSError, ValueError):
-        return ""
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")

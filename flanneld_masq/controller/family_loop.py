@@ -15,7 +15,7 @@ from flanneld_masq.controller.attribution import Culprit, EventFilter
 from flanneld_masq.controller.departure import Departure
 from flanneld_masq.controller.flush_hold import BY_COMMANDS, FlushHold, patience_with
 from flanneld_masq.controller.healer import Healer
-from flanneld_masq.controller.legacy_poller import LegacyPoller, cpu_seconds, pause_after
+from flanneld_masq.controller.legacy_poller import LegacyPoller, cpu_seconds
 from flanneld_masq.controller.report import Failure, FamilyReport, Repaired
 from flanneld_masq.controller.schedule import (
     EVENTS_LOST,
@@ -31,6 +31,7 @@ from flanneld_masq.controller.step_watch import Publisher, StepWatch
 from flanneld_masq.controller.surveyor import Surveyor
 from flanneld_masq.controller.worker import Wakeup
 from flanneld_masq.errors import LockHeld, MasqError, RulesetError
+from flanneld_masq.inputs.processes import Process
 from flanneld_masq.kernel.ruleset_events import Transaction
 from flanneld_masq.model import Family, Group, Settings
 from flanneld_masq.reconcile.reconciler import Reconciler
@@ -38,7 +39,6 @@ from flanneld_masq.reconcile.values import DesiredState, FlushSeen, Outcome
 from flanneld_masq.ruleset.flush import FlushPolicy
 
 DROP_GONE = "nothing drops any more"
-LEGACY_TOOL_SECONDS = (0.2, 0.8)  # after its start a tool has made its change: it may have to load a module
 
 _LOGGER = logging.getLogger("flanneld_masq")
 
@@ -99,7 +99,7 @@ class FamilyLoop:
         self._publisher = publisher
         self._schedule = Schedule()
         self._filter = EventFilter(reconciler.detector, ports=ports)
-        self._poller = LegacyPoller(reconciler.detector.poll, lambda: self.mark(TABLES_CHANGED))
+        self._poller = LegacyPoller(reconciler.detector.poll, lambda: self.mark(TABLES_CHANGED), ports)
         self._departure = Departure(lambda: self._filter.suspects.count, lambda: self.mark(DROP_GONE, urgent=False))
         self._worker = StepWatch(report, publisher, running)
         self._surveyor = Surveyor(report.survey, reconciler, self._worker)
@@ -136,24 +136,9 @@ class FamilyLoop:
         elif outcome.generation is not None and self._filter.needs_pass(transactions, lost, outcome.generation):
             self.mark(reason)
 
-    def tool_started(self) -> None:
-        """A program of iptables-legacy starts, and so may make tables where there were none to poll."""
-        if not self._poller.polling:
-            for delay in LEGACY_TOOL_SECONDS:
-                asyncio.get_running_loop().call_later(delay, self._look_for_tables)
-
-    def _look_for_tables(self) -> None:
-        """Have a pass look at tables that nobody polls yet. It may be our own tool that has started: then they are
-        polled by now, or the pass has failed."""
-        if not (self._poller.polling or self._schedule.passing or self._schedule.failures or self._nothing_to_poll()):
-            self.mark(TABLES_CHANGED)
-
-    def _nothing_to_poll(self) -> bool:
-        """Return True if there still is nothing to poll. What the kernel refuses is for the pass to report."""
-        try:
-            return not self._reconciler.detector.polls()
-        except MasqError:
-            return False
+    def lock_released(self, programs: Sequence[Process]) -> None:
+        """These programs are done with the lock of iptables-legacy: they may have changed tables, or made some."""
+        self._poller.lock_released(programs)
 
     async def run(self) -> None:
         """Run until cancelled."""
@@ -257,10 +242,9 @@ class FamilyLoop:
                 self._departure.stop()
             if done.missed_drop:
                 self.mark(TABLES_CHANGED)
-            if done.polls:
-                fruitless = begun.reasons == (TABLES_CHANGED,) and not done.outcome.repairs
-                pause = pause_after(done.cpu, fruitless=fruitless)
-                self._poller.start(self._desired.settings.reconcile.legacy_poll_seconds, pause)
+            fruitless = begun.reasons == (TABLES_CHANGED,) and not done.outcome.repairs
+            every = self._desired.settings.reconcile.legacy_poll_seconds if done.polls else None
+            self._poller.start(every, done.cpu, fruitless=fruitless)
         finally:
             self._schedule.end()
 
@@ -347,17 +331,18 @@ class FamilyLoop:
     def _on_repairs(self, begun: Begun) -> tuple[Culprit, ...]:
         """Report what the pass repaired; return the programs that may have made that necessary."""
         repairs, seen_in = tuple(self._reconciler.repairs), self._drift_seen_in()
-        culprits: tuple[Culprit, ...] = ()
+        committers: tuple[Culprit, ...] = ()
         if seen_in is not None:
             self._drain()  # a pass may see a change before the event of it is read
-            culprits = self._filter.suspects.culprits(seen_in)
-        self._publisher.emit(
-            self.report.repaired(Repaired(repairs, begun.because, culprits, datetime.now(timezone.utc)))
+            committers = self._filter.suspects.culprits(seen_in)
+        done = Repaired(
+            repairs, begun.because, committers, self._poller.suspects.culprits(), datetime.now(timezone.utc)
         )
+        self._publisher.emit(self.report.repaired(done))
         self._healer.due = self._healer.due or bool(repairs)
         if any(repair.drift for repair in repairs):
             self._schedule.backoff.repaired(self._now())
-        return culprits
+        return done.all_culprits
 
     def _drift_seen_in(self) -> int | None:
         """Return the generation in which the pass saw the last change by another program; None for no change."""

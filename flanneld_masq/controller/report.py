@@ -41,12 +41,26 @@ def notice(message: str, level: int = logging.INFO, *, once: bool = False) -> Lo
 
 @dataclass(frozen=True, **SLOTS)
 class Repaired:
-    """The repairs of a pass, also of one that failed in the end. `culprits` may have made them necessary."""
+    """The repairs of a pass, also of one that failed in the end, and who may have made them necessary.
+
+    `committers` committed to nf_tables. `lock_users` used the lock of iptables-legacy.
+    """
 
     repairs: tuple[Repair, ...]
     because: str
-    culprits: tuple[Culprit, ...]
+    committers: tuple[Culprit, ...]
+    lock_users: tuple[Culprit, ...]
     at: datetime
+
+    def culprits(self, repair: Repair) -> tuple[Culprit, ...]:
+        """Return who may have made a repair necessary. What was found in no generation is not in nf_tables."""
+        if not repair.drift:
+            return ()
+        return self.lock_users if repair.found_at is None else self.committers
+
+    @property
+    def all_culprits(self) -> tuple[Culprit, ...]:
+        return tuple(dict.fromkeys(culprit for repair in self.repairs for culprit in self.culprits(repair)))
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -216,8 +230,7 @@ class FamilyReport:
     def repaired(self, done: Repaired) -> Iterator[LogEntry]:
         """Log and count each repair."""
         for repair in done.repairs:
-            attributed = repair.drift and repair.found_at is not None
-            culprits = done.culprits if attributed else ()
+            culprits = done.culprits(repair)
             yield self._repair_entry(repair, done.because, culprits)
             self._writes.add(
                 LastWrite(
@@ -325,7 +338,7 @@ class FamilyReport:
     def _repair_entry(self, repair: Repair, because: str, culprits: tuple[Culprit, ...]) -> LogEntry:
         what = "drift repaired" if repair.drift else "rules applied"
         by = f", by {' or '.join(map(str, culprits))}" if culprits else ""
-        if repair.drift and repair.found_at is None:
+        if repair.drift and repair.found_at is None and not culprits:
             by = "; the kernel does not tell by whom"
         message = (
             f"{self.family}: {what} with {repair.plan.backend} in {repair.duration_us / 1000:.1f} ms "

@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flanneld_masq import __version__, footprint
 from flanneld_masq.controller.attribution import OwnPorts
@@ -23,7 +23,6 @@ from flanneld_masq.errors import AlreadyRunning, ConfigError, MasqError, StateEr
 from flanneld_masq.hangup import HANGUP
 from flanneld_masq.hookspecs import Event, Host
 from flanneld_masq.inputs.file_watch import FileWatch
-from flanneld_masq.inputs.open_watch import opened
 from flanneld_masq.model import Family, Settings
 from flanneld_masq.plugin_loader import Plugins
 from flanneld_masq.process import ProcessRunner
@@ -35,6 +34,7 @@ from flanneld_masq.ruleset.backend_choice import check_names
 from flanneld_masq.service import journal
 from flanneld_masq.service.bus_service import BusService
 from flanneld_masq.service.desired_state import DesiredStateBuilder, input_entries, plugin_entries
+from flanneld_masq.service.lock_feed import LockFeed
 from flanneld_masq.service.ruleset_feed import RulesetFeed
 from flanneld_masq.service.sd_notify import Notifier, Watchdog
 from flanneld_masq.service.status import StatusPublisher
@@ -42,8 +42,14 @@ from flanneld_masq.state_directory import StateDirectory
 
 OTHER_SECONDS = 30.0  # a service waits so long for another instance to exit, instead of being restarted over and over
 SLIM_AFTER_SECONDS = 5.0  # everything is loaded by then
-XTABLES_LOCK = "/run/xtables.lock"  # every program of iptables-legacy opens it before it does anything
 BUS_AFTER_SECONDS = 2.0  # the bus is joined by then, also if the first pass still hangs
+
+
+class _Feeds(NamedTuple):
+    """What other programs do, as the kernel reports it."""
+
+    ruleset: RulesetFeed
+    lock: LockFeed
 
 
 class Daemon:
@@ -62,7 +68,6 @@ class Daemon:
         self._directory = StateDirectory(Path(settings.state_directory))
         self._desired = DesiredStateBuilder(settings, plugins)
         self._bus = BusService(self, lambda entry: self._publisher.log(entry))
-        self._feed = RulesetFeed(self._on_ruleset_events, lambda entry: self._publisher.log(entry))
         self._watch: FileWatch | None = None
         self._resync: asyncio.TimerHandle | None = None
         reports = {family: FamilyReport(family) for family in Family}
@@ -70,7 +75,9 @@ class Daemon:
             os.path.realpath(config), self._desired, reports, plugins, self._notifier, self._bus, self._directory
         )
         commits = OwnCommits()
-        self._loops = tuple(self._family_loop(report, root, commits) for report in reports.values())
+        feed = RulesetFeed(self._on_ruleset_events, self._publisher.log)
+        self._loops = tuple(self._family_loop(report, root, commits, feed) for report in reports.values())
+        self._feeds = _Feeds(feed, LockFeed(self._loops, self._publisher.log, root))
 
     @property
     def settings(self) -> Settings:
@@ -94,8 +101,9 @@ class Daemon:
                 self._publisher.log(LogEntry(Event("plugin-failed", str(failure)), logging.ERROR))
             self._watch = FileWatch(lambda: _call_in(loop, self._on_file_event), self._on_unwatched)
             self._watch.start(self.settings.subnet_files)
-            held.enter_context(opened(Path(os.environ.get("XTABLES_LOCKFILE", XTABLES_LOCK)), self._on_legacy_tool))
-            self._feed.start()
+            self._feeds.lock.start()
+            held.callback(self._feeds.lock.stop)
+            self._feeds.ruleset.start()
             self._publisher.emit(plugin_entries(self._desired.ask_plugins()))
             self._refresh("start")
             tasks = [asyncio.create_task(family_loop.run()) for family_loop in self._loops]
@@ -179,7 +187,7 @@ class Daemon:
             self._notifier.starting(f"waiting for its end: {error}")
             held.enter_context(self._directory.instance(OTHER_SECONDS))
 
-    def _family_loop(self, report: FamilyReport, root: Path, commits: OwnCommits) -> FamilyLoop:
+    def _family_loop(self, report: FamilyReport, root: Path, commits: OwnCommits, feed: RulesetFeed) -> FamilyLoop:
         family = report.family
         backends = self._plugins.create(family, Host(self._runners[family], root))
         reconciler = Reconciler(
@@ -190,7 +198,7 @@ class Daemon:
             report,
             reconciler,
             self._desired,
-            self._feed,
+            feed,
             self._publisher,
             running=lambda: runner.running,
             ports=OwnPorts(self._runners.values()),
@@ -215,6 +223,7 @@ class Daemon:
     def _resync_inputs(self) -> None:
         self._resync_later()
         self._take_directory()
+        self._feeds.lock.refresh()
         self._publisher.emit(plugin_entries(self._desired.ask_plugins()))
         self._watch_again()
         self._refresh(RESYNC)
@@ -229,10 +238,6 @@ class Daemon:
     def _on_ruleset_events(self) -> None:
         for family_loop in self._loops:
             family_loop.receive()
-
-    def _on_legacy_tool(self) -> None:
-        for family_loop in self._loops:
-            family_loop.tool_started()
 
     def _on_file_event(self) -> None:
         self._watch_again()
@@ -267,7 +272,7 @@ class Daemon:
         started = time.monotonic()
         HANGUP.ignore()
         self._notifier.stopping()
-        self._feed.stop()
+        self._feeds.ruleset.stop()
         for task in tasks:
             task.cancel()
         for runner in self._runners.values():

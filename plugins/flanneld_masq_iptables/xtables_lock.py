@@ -1,23 +1,22 @@
 """The lock that the programs of iptables-legacy hold while they read and write tables.
 
-The daemon never takes it, not even for a moment: a program without --wait would fail. /proc/locks shows who holds it.
-
-Format: proc_locks(5). A waiting program has "->" behind the number of the lock that it waits for.
+The daemon never takes it, not even for a moment: a program without --wait would fail. /proc/locks shows who holds it,
+but its reader waits up to 10 ms for the kernel. So it is read only if a program may have the lock file open.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from flanneld_masq.inputs.lock_watch import LockEvents, LockState
+from flanneld_masq.lock_files import flock_users
 from flanneld_masq.printable import printable
-from flanneld_masq.process import LOCKFILE_VARIABLE
+from flanneld_masq.process import xtables_lock
 
 PATIENCE_SECONDS = 5.0  # a restore of 80,000 rules takes less, also on a busy machine
-_DEFAULT = "run/xtables.lock"
 _LOOK_SECONDS = 0.01
 
 
@@ -31,19 +30,21 @@ class XtablesLock:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        named = environ.get(LOCKFILE_VARIABLE, "")
-        self.path = Path(named) if named else root / _DEFAULT
+        self.path = xtables_lock(root, environ)
         self._locks = root / "proc/locks"
         self._processes = root / "proc"
+        self._events: LockEvents | None = None
+        self._state = LockState()
         self._clock = clock
         self._sleep = sleep
         self._seen: tuple[int, float] | None = None  # the pid that holds it, and since when that is known
 
     def busy(self) -> bool:
         """Return True if a program holds the lock, unless it has done so for longer than PATIENCE_SECONDS."""
-        pid = self._pid()
+        pid = None if self._certainly_free() else self._pid()
         if pid is None:
             self._seen = None
+            self._found_free()
             return False
         now = self._clock()
         if self._seen is None or self._seen[0] != pid:
@@ -67,14 +68,18 @@ class XtablesLock:
             return f"pid {pid}"
         return f"{printable(name)} (pid {pid})"
 
+    def _certainly_free(self) -> bool:
+        if self._events is None:
+            self._events = LockEvents(self.path)
+        for use in self._events.read():
+            self._state.note(use)
+        return self._state.free and self._events.watching
+
+    def _found_free(self) -> None:
+        """Nobody holds the lock, unless somebody opened it meanwhile."""
+        if self._events is not None and not self._events.read():
+            self._state.found_free()
+
     def _pid(self) -> int | None:
         """Return the pid of the program that holds the lock; None if none does, or none of this pid namespace."""
-        with contextlib.suppress(OSError, ValueError):
-            file = self.path.stat()
-            place = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
-            for line in self._locks.read_text().splitlines():
-                if line.endswith(f" {place} 0 EOF"):
-                    _, kind, _, _, pid, *_ = line.split()
-                    if kind == "FLOCK":
-                        return int(pid)
-        return None
+        return next(iter(flock_users(self.path, self._locks).holding), None)

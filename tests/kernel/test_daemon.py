@@ -304,14 +304,11 @@ def test_a_restart_with_nothing_changed_writes_nothing(node: Node, backend_name:
         ("nft", "ruleset changed"),
         ("iptables-nft", "ruleset changed"),
         ("iptables-legacy", "legacy tables changed"),
-        ("iptables-legacy", "resync"),
     ],
     indirect=["backend_name"],
 )
 def test_drift_is_repaired_and_told_once(node: Node, family: Family, backend_name: BackendName, reason: str) -> None:
-    resync, poll = (1, 60) if reason == "resync" else (3600, 0.1)
-    text = f"[reconcile]\nresync_seconds = {resync}\nlegacy_poll_seconds = {poll}"
-    with in_sync(node, backend_name, text) as daemon:
+    with in_sync(node, backend_name, "[reconcile]\nresync_seconds = 3600\nlegacy_poll_seconds = 60") as daemon:
         before = rules(node)
         damage(node, family, backend_name)
         line = daemon.logged("WARNING", "drift repaired")

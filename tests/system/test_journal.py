@@ -112,8 +112,9 @@ def test_a_drift_shows_what_and_who(machine: Machine, backend: BackendName) -> N
     reason = "legacy tables changed" if backend == "iptables-legacy" else "ruleset changed"
     assert (found.pop("FAMILY"), found.pop("BACKEND"), found.pop("REASON")) == ("ipv4", backend, reason)
     if backend == "iptables-legacy":
-        assert "the kernel does not tell by whom" in entry["MESSAGE"]
-        assert found == {}
+        # on a busy machine the program may end before the daemon has read its name
+        named = found.get("CULPRIT") == "iptables-legacy" and int(found["CULPRIT_PID"]) > 0
+        assert (", by iptables-legacy (pid " if named else "the kernel does not tell by whom") in entry["MESSAGE"]
     else:
         # the machine has a pid namespace of its own, so the name is all that is known
         assert found == {"CULPRIT": _FLUSHES[backend][0][:15]}

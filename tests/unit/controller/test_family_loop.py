@@ -19,6 +19,7 @@ from flanneld_masq.controller.family_loop import FamilyLoop
 from flanneld_masq.controller.report import FamilyReport
 from flanneld_masq.errors import KernelError, MasqError
 from flanneld_masq.hookspecs import Host
+from flanneld_masq.inputs.processes import Process
 from flanneld_masq.kernel.ruleset_events import Transaction
 from flanneld_masq.model import (
     BackendName,
@@ -604,48 +605,56 @@ def test_a_program_that_was_installed_is_noticed_at_the_resync(play_two: Play, k
     play_two(scene)
 
 
-def test_a_tool_that_may_make_tables_is_followed_by_a_look(play_two: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(family_loop, "LEGACY_TOOL_SECONDS", (0.01, 0.02))
-
+def test_a_tool_that_made_a_table_is_followed_by_a_pass(play_two: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene(stage: Stage) -> None:
         await at_rest(stage)
         stage.kernel.drops[OTHER] = "legacy drops"  # there is no event
-        monkeypatch.setattr(ChangeDetector, "polls", lambda detector: True)  # the tool has made a table
-        stage.loop.tool_started()
+        monkeypatch.setattr(stage.loop._poller, "_poll", lambda: True)
+        stage.loop.lock_released(())
         await until(lambda: stage.kernel.chain(V4, "other forward") and not stage.kernel.chain(V4, "memory forward"))
         assert not stage.repairs
 
     play_two(scene)
 
 
-def test_a_tool_that_made_no_table_causes_no_pass(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    """kube-proxy starts the tool of the other family each second."""
-    monkeypatch.setattr(family_loop, "LEGACY_TOOL_SECONDS", (0.0,))
+def test_a_tool_that_changed_nothing_causes_no_pass(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """flannel asks 240 times a minute whether its rules are there."""
 
     async def scene(stage: Stage) -> None:
         await at_rest(stage)
-        marked: list[str] = []
-        monkeypatch.setattr(stage.loop, "mark", marked.append)
-        stage.loop.tool_started()
-        await asyncio.sleep(0.01)
-        assert not marked
+        await until(lambda: not stage.loop._schedule.passing)
+        stage.loop.lock_released((Process(42, b"iptables\n"),))
+        assert not stage.dirty
 
     play(scene)
 
 
-def test_our_own_tool_in_a_pass_that_fails_does_not_shorten_the_retries(
-    play: Play, kernel: MemoryKernel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(family_loop, "LEGACY_TOOL_SECONDS", (0.0,))
-
+def test_a_tool_beside_a_pass_that_fails_does_not_shorten_the_retries(play: Play, kernel: MemoryKernel) -> None:
     async def scene(stage: Stage) -> None:
         await at_rest(stage)
         kernel.fail("observe", *(KernelError("reading", "no") for _ in range(3)))
         stage.loop.mark("test")
         await until(lambda: stage.state == "degraded")
-        stage.loop.tool_started()
-        await asyncio.sleep(0.01)
+        stage.loop.lock_released(())
         assert not stage.dirty
+
+    play(scene)
+
+
+def test_the_user_of_the_lock_is_named_for_a_repair_without_a_generation(
+    play: Play, kernel: MemoryKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(stage: Stage) -> None:
+        await at_rest(stage)
+        await until(lambda: not stage.loop._schedule.passing)
+        monkeypatch.setattr(stage.loop._reconciler._backends[MEMORY], "generation", lambda: None)
+        monkeypatch.setattr(stage.loop._poller, "_poll", lambda: not kernel.chain(V4, OURS))
+        kernel.flush(V4, OURS)
+        stage.loop.lock_released((Process(42, b"evil\n", b"evil\0-F\0", b"0::/system.slice/evil.service\n"),))
+        await until(lambda: stage.repairs)
+        event = stage.around.last("drift-repaired")
+        assert (event.reason, event.culprit, event.culprit_pid) == ("legacy tables changed", "evil", 42)
+        assert (event.culprit_command, event.culprit_unit) == ("evil -F", "evil.service")
 
     play(scene)
 

@@ -86,7 +86,7 @@ def test_mark_of_kube_proxy_is_logged_once_per_change(report: FamilyReport) -> N
 
 
 def test_a_repair_names_the_culprit_and_is_counted(report: FamilyReport) -> None:
-    (entry,) = report.repaired(Repaired((DRIFT,), "ruleset changed", (EVIL,), AT))
+    (entry,) = report.repaired(Repaired((DRIFT,), "ruleset changed", (EVIL,), (), AT))
     assert (entry.event.culprit, entry.event.culprit_pid, entry.event.culprit_unit) == ("evil", 42, "evil.service")
     assert "by evil (pid 42, evil.service)" in entry.event.message
     status = report.status()
@@ -96,15 +96,24 @@ def test_a_repair_names_the_culprit_and_is_counted(report: FamilyReport) -> None
 
 
 def test_the_first_write_is_no_drift(report: FamilyReport) -> None:
-    (entry,) = report.repaired(Repaired((Repair(PLAN, 1500, found_at=7),), "start", (EVIL,), AT))
+    (entry,) = report.repaired(Repaired((Repair(PLAN, 1500, found_at=7),), "start", (EVIL,), (EVIL,), AT))
     assert (entry.event.kind, entry.level, entry.event.culprit) == ("rules-applied", logging.INFO, "")
     assert report.status().repairs == 0
 
 
 def test_drift_without_a_generation_names_nobody(report: FamilyReport) -> None:
-    (entry,) = report.repaired(Repaired((Repair(PLAN, 1500, drift=True),), "legacy tables changed", (EVIL,), AT))
+    (entry,) = report.repaired(Repaired((Repair(PLAN, 1500, drift=True),), "legacy tables changed", (EVIL,), (), AT))
     assert entry.event.message.endswith("; the kernel does not tell by whom")
     assert entry.event.culprit == ""
+
+
+def test_drift_without_a_generation_names_the_users_of_the_lock(report: FamilyReport) -> None:
+    legacy = Repair(PLAN, 1500, drift=True)
+    done = Repaired((legacy, DRIFT), "legacy tables changed", (), (EVIL,), AT)
+    first, second = report.repaired(done)
+    assert first.event.message.endswith(", by evil (pid 42, evil.service)")
+    assert second.event.culprit == "", "nf_tables has an author of its own"
+    assert done.all_culprits == (EVIL,)
 
 
 def test_a_failure_is_logged_once_and_its_end_too(report: FamilyReport) -> None:

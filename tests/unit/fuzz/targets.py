@@ -42,7 +42,7 @@ from flanneld_masq.dbus.reload_signals import FIREWALLD, SYSTEMD, ReloadSignals
 from flanneld_masq.dbus.wire import Frame, Splitter, WireError
 from flanneld_masq.errors import BackendUnavailable, CommandError, ConfigError, KernelError, MasqError, SubnetFileError
 from flanneld_masq.hookspecs import Host
-from flanneld_masq.inputs import config, json_values, net_conf, open_watch, subnet_env, text
+from flanneld_masq.inputs import config, json_values, lock_watch, net_conf, subnet_env, text
 from flanneld_masq.kernel import conntrack, expressions, kube_proxy, objects, transactions
 from flanneld_masq.kernel.fingerprint import FingerprintRequest
 from flanneld_masq.kernel.netlink_socket import NetlinkSocket
@@ -57,6 +57,7 @@ from flanneld_masq.live.owners import by_name
 from flanneld_masq.live.rule_texts import RuleTexts, listed_rules, saved_chains
 from flanneld_masq.live.throwaway import find_bridge
 from flanneld_masq.live.tracer import Trace
+from flanneld_masq.lock_files import flock_users
 from flanneld_masq.model import BackendName, Family, FamilyLease, Group, Item, ItemKind, Lease, Settings, VerifiedState
 from flanneld_masq.process import Completed, ProcessRunner
 from flanneld_masq.ruleset import flannel_effect
@@ -284,8 +285,8 @@ def _proc_locks(data: bytes) -> None:
     place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     (root / "proc/locks").write_bytes(data.replace(b"@PLACE@", place.encode()))
     seen = XtablesLock(root, {}, lambda: 0.0, lambda seconds: None)
-    seen.busy()
     seen.holder()
+    flock_users(lock, root / "proc/locks")
 
 
 def _process(data: bytes) -> None:
@@ -494,7 +495,7 @@ def _show(signal: Message) -> None:
 
 
 def _inotify(data: bytes) -> None:
-    for _ in open_watch.concerns(data, "xtables.lock"):
+    for _ in lock_watch.uses_in(data, b"xtables.lock"):
         pass
 
 
@@ -641,11 +642,16 @@ TARGETS = (
         "proc-locks",
         _proc_locks,
         (),
-        ("flanneld_masq_iptables.xtables_lock",),
+        ("flanneld_masq_iptables.xtables_lock", "flanneld_masq.lock_files"),
         (b"FLOCK  ADVISORY  WRITE ", b" @PLACE@ 0 EOF\n", b"->", b"1: "),
     ),
     Target(
-        "process", "process", _process, (), ("flanneld_masq.controller.attribution",), (_PART, b".service", b":", b"/")
+        "process",
+        "process",
+        _process,
+        (),
+        ("flanneld_masq.controller.attribution", "flanneld_masq.inputs.processes"),
+        (_PART, b".service", b":", b"/"),
     ),
     Target(
         "subnet-env",
@@ -696,5 +702,5 @@ TARGETS = (
         ),
         _BUS_WORDS,
     ),
-    Target("inotify", "inotify", _inotify, (), ("flanneld_masq.inputs.open_watch",)),
+    Target("inotify", "inotify", _inotify, (), ("flanneld_masq.inputs.lock_watch",)),
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ class Scene:
         (root / "proc/42/comm").write_text("iptables-restor\n")
         self.file = root / "run/xtables.lock"
         self.file.touch()
+        self.opened = contextlib.ExitStack()
         self.held_by()
         self.lock = XtablesLock(root, {}, lambda: self.now, self.sleep)
 
@@ -29,14 +32,19 @@ class Scene:
     def held_by(self, *pids: int, file: Path | None = None, waiting: bool = False) -> None:
         stat = (file or self.file).stat()
         place = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}:{stat.st_ino}"
+        self.opened.close()
+        if pids:
+            self.opened.enter_context((file or self.file).open())
         lines = [f"{n}: {'-> ' * waiting}FLOCK  ADVISORY  WRITE {pid} {place} 0 EOF" for n, pid in enumerate(pids, 1)]
         other = "9: POSIX  ADVISORY  WRITE 7 00:01:1 0 EOF"
         (self.root / "proc/locks").write_text("\n".join([other, *lines, ""]))
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Scene:
-    return Scene(tmp_path)
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    found = Scene(tmp_path)
+    yield found
+    found.opened.close()
 
 
 def test_lock_is_busy_while_a_program_holds_it(scene: Scene) -> None:
