@@ -308,7 +308,7 @@ class ReconcileSettings:
     """The intervals of the full verify and of the poll of legacy iptables, in seconds."""
 
     resync_seconds: float = 60.0
-    legacy_poll_seconds: float = 0.5
+    legacy_poll_seconds: float = 5.0
 
 
 @dataclass(frozen=True, **SLOTS)

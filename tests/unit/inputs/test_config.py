@@ -41,7 +41,7 @@ position = "auto"
 heal = true
 [reconcile]
 resync_seconds = 60
-legacy_poll_seconds = 0.5
+legacy_poll_seconds = 5
 [takeover]
 remove_flannel_rules = false
 [stop]
