@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
 
 from flanneld_masq_nft.libnftables import Nftables
@@ -15,7 +14,7 @@ from .daemon import Watches
 from .damage import Damage
 from .record import Record
 from .scale import Scale
-from .site import LEGACY_POLL_SECONDS, Site
+from .site import Site
 from .usage import usage_of
 from .watch import Watch, outage
 
@@ -28,7 +27,6 @@ def repairs(watches: Watches, scale: Scale, record: Record) -> None:
     """One at a time, of whichever daemon has rested the longest."""
     plans = {site: list(_plan(site, watch, scale))[::-1] for site, watch in watches.items()}
     due = dict.fromkeys(watches, now())
-    chance = random.Random(7)
     while plans:
         left = sum(map(len, plans.values()))
         if left % 100 == 0:
@@ -39,10 +37,8 @@ def repairs(watches: Watches, scale: Scale, record: Record) -> None:
         due[site] = now() + SPACING_SECONDS
         record.add(figure, site.backend, site.foreign, "s", [_repair(site, watches[site], act)])
         if site.flavour == "legacy":
-            # It lists the tables no more than a quarter of the time. What comes after that is to find the poll
-            # at any point of its interval.
-            due[site] = now() + REPAIR_PAUSE * site.last_repair_seconds() * 1.1 + LEGACY_POLL_SECONDS
-            due[site] += chance.uniform(0, LEGACY_POLL_SECONDS)
+            # it reads and writes the tables no more than a quarter of the time
+            due[site] = now() + max(SPACING_SECONDS, REPAIR_PAUSE * site.last_repair_seconds() * 1.1)
         plans = {found: plan for found, plan in plans.items() if plan}
 
 

@@ -23,7 +23,6 @@ FLANNEL_IPMASQ=false
 """
 # Another subnet, and one network more, so that the number of rules tells them apart as well.
 OTHER_SUBNET = SUBNET.replace("10.244.1.1", "10.244.7.1").replace("10.244.0.0/16", "10.244.0.0/16,10.245.0.0/16")
-LEGACY_POLL_SECONDS = 0.5  # the default, which the configuration below does not change
 _CONFIG = """\
 backend = "{backend}"
 subnet_files = ["{directory}/flannel/subnet.env"]
