@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Optional
 
-from flanneld_masq.cli.service_user import Unreadable
+from flanneld_masq.service.service_user import Unreadable
 from flanneld_masq.controller.status import State, Status
 from flanneld_masq.model import SLOTS, BackendName, Family, Holder, Lease, Settings, Survey
 from flanneld_masq.printable import one_line

@@ -12,7 +12,6 @@ from typing import TypeVar
 
 from flanneld_masq import plugin_loader
 from flanneld_masq.cli.running import directory_of
-from flanneld_masq.cli.service_user import Unreadable, unreadable
 from flanneld_masq.errors import ConfigError, MasqError
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.inputs import config
@@ -24,6 +23,7 @@ from flanneld_masq.reconcile.selection import missing_family
 from flanneld_masq.reconcile.values import DesiredState
 from flanneld_masq.ruleset.backend_choice import check_names
 from flanneld_masq.service.desired_state import DesiredStateBuilder, OnError
+from flanneld_masq.service.service_user import Unreadable, unreadable
 from flanneld_masq.state_directory import StateDirectory
 
 _Result = TypeVar("_Result")

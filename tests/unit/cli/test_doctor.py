@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flanneld_masq.cli.doctor import Facts, FamilyFacts, Severity, examine, text_of
-from flanneld_masq.cli.service_user import Unreadable
+from flanneld_masq.service.service_user import Unreadable
 from flanneld_masq.controller.status import FamilyStatus, FlannelStatus, State, Status
 from flanneld_masq.model import (
     BackendName,

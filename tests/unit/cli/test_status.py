@@ -10,12 +10,12 @@ import pytest
 
 from flanneld_masq.cli import running
 from flanneld_masq.cli import status as status_command
-from flanneld_masq.cli.service_user import Unreadable
 from flanneld_masq.cli.session import Session
 from flanneld_masq.controller.status import State, Status
 from flanneld_masq.errors import MasqError
 from flanneld_masq.model import BackendName, Change, ChangeKind, Family, FamilyLease, Holder, Lease, Plan
 from flanneld_masq.reconcile.reconciler import Reconciler
+from flanneld_masq.service.service_user import Unreadable
 from flanneld_masq.state_directory import StateDirectory
 
 from .program import Program

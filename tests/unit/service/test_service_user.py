@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_masq.cli.service_user import Unreadable, unreadable
 from flanneld_masq.errors import CommandError
 from flanneld_masq.process import Completed, ProcessRunner
+from flanneld_masq.service.service_user import Unreadable, unreadable
 
 from ...common import is_root, unable
 
