@@ -16,10 +16,11 @@ from flanneld_masq.kernel.expressions import extension
 from flanneld_masq.kernel.fingerprint import FingerprintRequest
 from flanneld_masq.kernel.netlink_wire import attributes, u32
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
-from flanneld_masq.kernel.objects import KernelRule
+from flanneld_masq.kernel.objects import Expression, KernelRule
 from flanneld_masq.model import SLOTS, Family, Mark, MarkEvidence
 
 IPTABLES_CHAIN = "KUBE-MARK-MASQ"
+SERVICES_CHAIN, POSTROUTING_CHAIN = "KUBE-SERVICES", "KUBE-POSTROUTING"  # of table nat, in modes iptables and ipvs
 NFT_TABLE, NFT_CHAINS = "kube-proxy", ("masquerading", "mark-for-masquerade")
 _ALL_BITS = 2**32 - 1
 _XT_MARK = struct.Struct("=II")  # struct xt_mark_tginfo2: mark, mask
@@ -57,6 +58,34 @@ class MarkReader:
 def mark_of(rules: Iterable[KernelRule]) -> Mark | None:
     """Return the first mark that these rules set, or test a bit of."""
     return next((mark for rule in rules if (mark := _mark_in(rule)) is not None), None)
+
+
+def has_services(netlink: Nfnetlink, family: Family) -> bool:
+    """Return True if kube-proxy has rules for services in nf_tables, in any of its modes. Raises KernelError."""
+    if netlink.table(family, "nat") is not None and netlink.chain(family, "nat", SERVICES_CHAIN) is not None:
+        return True
+    return netlink.table(family, NFT_TABLE) is not None
+
+
+def keeps_mark(rules: Iterable[KernelRule]) -> bool:
+    """Return True if these rules of POSTROUTING_CHAIN masquerade, and none changes the mark, as up to release 1.18."""
+    expressions = [expression for rule in rules for expression in rule.expressions]
+    return any(map(_masquerades, expressions)) and not any(map(_writes_mark, expressions))
+
+
+def _masquerades(expression: Expression) -> bool:
+    return expression.name == "masq" or _target(expression) == "MASQUERADE"
+
+
+def _writes_mark(expression: Expression) -> bool:
+    if expression.name != "meta":
+        return _target(expression) == "MARK"
+    values = dict(attributes(expression.data))
+    return uapi.NFTA_META_SREG in values and u32(values.get(uapi.NFTA_META_KEY)) == uapi.NFT_META_MARK
+
+
+def _target(expression: Expression) -> str:
+    return extension(expression)[0] if expression.name == "target" else ""
 
 
 def usable(value: int, mask: int) -> Mark | None:

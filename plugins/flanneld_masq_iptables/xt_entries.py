@@ -106,6 +106,13 @@ class Entries:
             if name.split(b"\0", 1)[0] == b"MARK" and revision == _MARK_REVISION:
                 yield self._unpack(_MARK, offset + target + _TARGET.size)
 
+    def targets(self, chain: str) -> frozenset[str] | None:
+        """Return the names of the targets in a user-defined chain, empty for a verdict; None for no such chain."""
+        start = self._start(chain)
+        if start is None:
+            return None
+        return frozenset(self._target(offset)[0].decode("ascii", "replace") for offset, _ in self._user_chain(start))
+
     def fingerprint(self, chain: str, hook: int) -> bytes | None:
         """Return a digest of the chain and of the built-in chain of the hook, without counters.
 

@@ -7,9 +7,9 @@ import struct
 import pytest
 
 from flanneld_masq.kernel import uapi
-from flanneld_masq.kernel.kube_proxy import mark_of
+from flanneld_masq.kernel.kube_proxy import keeps_mark, mark_of
 from flanneld_masq.kernel.netlink_wire import be32
-from flanneld_masq.kernel.objects import Expression
+from flanneld_masq.kernel.objects import Expression, KernelRule
 from flanneld_masq.model import Mark
 
 from .test_expressions import RETURN, bitwise, cmp, counter, host, masq, meta, rule, verdict, xt
@@ -67,3 +67,16 @@ def test_other_rules_give_no_mark(expressions: tuple[Expression, ...]) -> None:
 def test_shift_is_not_taken_for_a_mask() -> None:
     shift = Expression("bitwise", bitwise(host(1)).data + be32(uapi.NFTA_BITWISE_OP, 1))
     assert mark_of([rule(LOAD, shift, cmp(host(0)))]) is None
+
+
+MASQUERADE = rule(xt("target", "MASQUERADE", b""))
+
+
+@pytest.mark.parametrize("clears", [target(0x4000, 0), SET], ids=["iptables", "nft"])
+@pytest.mark.parametrize("masquerades", [MASQUERADE, rule(masq())], ids=["iptables", "nft"])
+def test_chain_that_clears_the_mark(clears: Expression, masquerades: KernelRule) -> None:
+    tested = rule(LOAD, bitwise(host(0x4000)), cmp(host(0)), RETURN)
+    assert not keeps_mark([tested, rule(clears), masquerades])
+    assert keeps_mark([tested, masquerades])
+    assert not keeps_mark([tested])
+    assert not keeps_mark([])
