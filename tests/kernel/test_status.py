@@ -219,3 +219,21 @@ class TestMetrics:
             assert check(node) == 0
             findings = json.loads(node.masq("doctor", "--json").stdout)["findings"]
             assert [one["severity"] for one in findings if one["evidence"] == trouble] == ["notice"]
+
+
+def test_rules_of_a_subnet_file_that_is_gone_are_told(node: Node) -> None:
+    """flannel was removed, and the daemon restarts: nothing says any more what the rules are for."""
+    assert node.masq("apply").returncode == 0
+    node.subnet_file.unlink()
+    with node.running() as daemon:
+        daemon.reached("waiting")
+        shown = node.masq("status")
+        for family in Family:
+            assert f"trouble: {family}: rules of an earlier subnet file are in force" in shown.stdout
+        assert check(node) == 0, "it waits for flannel, as after a boot"
+        assert node.masq("cleanup").returncode == 1
+        assert daemon.stop() == 0
+    assert node.masq("cleanup").returncode == 0
+    with node.running() as daemon:
+        daemon.reached("waiting")
+        assert "earlier" not in node.masq("status").stdout
