@@ -18,7 +18,7 @@ complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a rend
 complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a explain -d 'Say which rule decides a packet'
 complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a backends -d 'List every backend, usable or not and why'
 complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a selftest -d 'Prove the backends on this kernel'
-complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a doctor -d 'Look for what breaks masquerading'
+complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a doctor -d 'Look for what breaks the traffic of pods'
 complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a trace -d 'Follow real packets of a flow'
 complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a probe -d 'Send packets from a throwaway pod'
 complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a monitor -d 'Follow the daemon'

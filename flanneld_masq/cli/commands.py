@@ -255,23 +255,23 @@ def _backends_of(session: Session, reconciler: Reconciler, uses_nftables: bool) 
 
 
 def doctor(options: argparse.Namespace) -> int:
-    from flanneld_masq.cli import doctor, doctor_facts
+    from flanneld_masq.cli import doctor_facts
+    from flanneld_masq.doctor.examine import examine
+    from flanneld_masq.doctor.findings import data_of, exit_status, text_of
 
     session = Session.despite(options)
     builder = session.builder(OnError.KEEP)
     failures = builder.ask_plugins()
-    facts = doctor_facts.gather(session, builder) if session.wrong is None else doctor_facts.of_daemon(session)
-    findings = list(doctor.examine(facts))
-    problems = [finding for finding in findings if finding.severity is doctor.Severity.PROBLEM]
-    broken = list(map(str, (*session.plugins.failures, *failures)))
+    broken = tuple(map(str, (*session.plugins.failures, *failures)))
+    findings = list(examine(doctor_facts.gather(session, options, builder, broken)))
     if options.json:
-        print_json({"findings": [dataclasses.asdict(finding) for finding in findings], "plugin_failures": broken})
+        print_json({"findings": list(map(data_of, findings)), "plugin_failures": broken})
     else:
-        lines = [*doctor.text_of(findings, colour=in_colour()), *broken]
+        lines = list(text_of(findings, colour=in_colour()))
         print("\n".join(lines or ["nothing found that breaks masquerading"]))
     if session.wrong is not None:
         return session.wrong.exit_code
-    return 1 if problems or broken else 0
+    return exit_status(findings)
 
 
 def selftest(options: argparse.Namespace) -> int:

@@ -22,6 +22,7 @@ exit status:
   1  failed
   2  wrong usage or configuration
   3  plan: the kernel differs from what is wanted
+  doctor: 0 healthy, 1 a problem, 2 something cannot be told
   status --check: 0 in sync, or waiting for a first subnet file; 1 degraded, contended or starting; 2 not running
 
 files:
@@ -108,7 +109,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "doctor",
         commands.doctor,
-        "look over the node for what breaks masquerading, each finding with its remedy; exit status 1 for a problem",
+        "look over the node for what breaks the traffic of pods, each finding with its remedy; exit status 1 for a "
+        "problem, 2 if something cannot be told",
     )
     live_options.add_trace(
         add(

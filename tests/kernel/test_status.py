@@ -218,7 +218,7 @@ class TestMetrics:
             assert f"  trouble: {trouble}\n" in node.masq("status").stdout
             assert check(node) == 0
             findings = json.loads(node.masq("doctor", "--json").stdout)["findings"]
-            assert [one["severity"] for one in findings if one["evidence"] == trouble] == ["notice"]
+            assert [one["severity"] for one in findings if one["seen"] == trouble] == ["notice"]
 
 
 def test_rules_of_a_subnet_file_that_is_gone_are_told(node: Node) -> None:

@@ -24,6 +24,7 @@ LAYERS = (
     ("controller",),
     ("dbus",),
     ("service",),
+    ("doctor",),
     ("cli",),
     ("__main__",),
 )

@@ -129,3 +129,17 @@ def test_the_rpm_starts_the_same_function_as_the_console_script() -> None:
         r'^flanneld-masq = "(.*):(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE
     )[0]
     assert f"from {module} import {function}\n" in (ROOT / "packaging/rpm/flanneld-masq").read_text()
+
+
+def test_each_package_of_the_tree_is_installed() -> None:
+    (block,) = re.findall(r"^packages = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE)
+    trees = (
+        (ROOT, "flanneld_masq"),
+        *((ROOT / "plugins", path.name) for path in (ROOT / "plugins").glob("flanneld_*")),
+    )
+    found = {
+        ".".join(path.parent.relative_to(top).parts)
+        for top, name in trees
+        for path in (top / name).rglob("__init__.py")
+    }
+    assert set(re.findall(r'"(.*)"', block)) == found

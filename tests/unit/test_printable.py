@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flanneld_masq import errors
-from flanneld_masq.cli.doctor import Finding, Severity, text_of
 from flanneld_masq.cli.output import status_lines
 from flanneld_masq.controller.attribution import Culprit
 from flanneld_masq.controller.status import FamilyStatus, LastWrite, State, Status, to_json
+from flanneld_masq.doctor.findings import Finding, Kind, Severity, text_of
 from flanneld_masq.errors import BackendUnavailable, BusError, CommandError, ConfigError, KernelError, MasqError
 from flanneld_masq.hookspecs import Event
 from flanneld_masq.model import BackendName, Change, ChangeKind, Family, Observation, Plan, Probe, Survey
@@ -113,5 +113,5 @@ def test_no_command_line_is_in_the_status() -> None:
 
 
 def test_a_finding_of_doctor_is_printable() -> None:
-    lines = list(text_of([Finding(Severity.PROBLEM, EVIL, EVIL, EVIL)]))
+    lines = list(text_of([Finding(Kind.RULES_DIFFER, Severity.PROBLEM, *[EVIL] * 6)]))
     assert all(line.isprintable() for line in lines)

@@ -89,7 +89,7 @@ OLD_MODULES = {
     "flanneld_masq_nft": ("library",),
 }
 # These were modules and are packages now: their dotted name is right, their file name is not.
-PACKAGES_NOW = {f"flanneld_masq.{name}" for name in ("cli", "dbus", "reconcile", "selftest", "service")}
+PACKAGES_NOW = {f"flanneld_masq.{name}" for name in ("cli", "dbus", "doctor", "reconcile", "selftest", "service")}
 OLD_DOTTED = {f"{package}.{name}" for package, names in OLD_MODULES.items() for name in names}
 
 

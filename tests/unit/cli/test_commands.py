@@ -9,6 +9,8 @@ import pytest
 
 from flanneld_masq import plugin_loader
 from flanneld_masq.cli import commands
+from flanneld_masq.controller.status import FamilyStatus, State, Status
+from flanneld_masq.dbus import client
 from flanneld_masq.errors import KernelError
 from flanneld_masq.model import BackendName, Family, Plan, Settings
 from flanneld_masq.reconcile.healing import Healed
@@ -163,10 +165,25 @@ class TestDoctor:
             store.write_status({"state": "degraded", "pid": os.getpid(), "families": family})
             done = masq("doctor --json")
         assert (done.status, done.err) == (2, "")
-        said = [(finding["what"], finding["evidence"]) for finding in done.json["findings"]]
+        said = [(finding["what"], finding["seen"]) for finding in done.json["findings"]]
         assert said[0][0].startswith("the configuration is wrong")
         assert said[0][1].startswith(f"{masq.config_file}: colour: unknown key")
         assert said[1] == ("the daemon is degraded", "nft said no")
+
+    def test_a_daemon_that_answers_on_d_bus_is_believed(self, masq: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+        families = {Family.IPV4: FamilyStatus(State.CONTENDED, last_error="by firewalld")}
+        monkeypatch.setattr(client, "status", lambda _: Status(State.CONTENDED, families=families))
+        found = {one["id"]: one["seen"] for one in masq("doctor --json").json["findings"]}
+        assert found["daemon-contended"] == "by firewalld"
+        assert "daemon-not-running" not in found
+
+    def test_an_ordinary_user_learns_what_cannot_be_told(self, masq: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("os.geteuid", lambda: 1000)
+        monkeypatch.setattr(client, "status", lambda _: Status(State.SYNCED))
+        done = masq("doctor --json")
+        unknown = [one for one in done.json["findings"] if one["severity"] == "unknown"]
+        assert [(one["id"], one["seen"]) for one in unknown] == [("rules-unreadable", "this is user 1000, not root")]
+        assert not any(one["id"].startswith(("rules-differ", "backend")) for one in done.json["findings"])
 
 
 class Entries(logging.Handler):

@@ -40,6 +40,10 @@ from flanneld_masq.dbus.manager1 import MANAGER, PATH
 from flanneld_masq.dbus.object_server import Message, Object
 from flanneld_masq.dbus.reload_signals import FIREWALLD, SYSTEMD, ReloadSignals
 from flanneld_masq.dbus.wire import Frame, Splitter, WireError
+from flanneld_masq.doctor import host_network, host_reader, unit_state
+from flanneld_masq.doctor.examine import examine
+from flanneld_masq.doctor.facts import Facts
+from flanneld_masq.doctor.host_network import HostNetwork, Link
 from flanneld_masq.errors import BackendUnavailable, CommandError, ConfigError, KernelError, MasqError, SubnetFileError
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.inputs import config, json_values, lock_watch, net_conf, subnet_env, text
@@ -228,6 +232,7 @@ def _xt_entries(family: Family) -> Callable[[bytes], None]:
         with info.entries("nat") as entries:
             for hook in range(5):
                 for ask in (
+                    partial(entries.targets, "FLANNELD-MASQ"),
                     partial(entries.drop, hook, "FLANNELD-MASQ-FWD"),
                     partial(entries.fingerprint, "FLANNELD-MASQ", hook),
                     partial(entries.contents, "FLANNEL-POSTRTG", hook),
@@ -344,6 +349,27 @@ def _flannel_rule(data: bytes) -> None:
 
 def _net_conf(data: bytes) -> None:
     net_conf.parse(data, "net-conf.json")
+
+
+def _ip_address(data: bytes) -> None:
+    links = host_network.parse_links(_as_printed(data))
+    network = HostNetwork(links, {Family.IPV4: ()})
+    list(examine(Facts(Settings(), (_LEASE,), network=network)))
+
+
+def _ip_route(data: bytes) -> None:
+    printed = _as_printed(data)
+    with contextlib.suppress(ValueError):
+        host_network.parse_way(printed)
+    family = Family.IPV6 if b"::" in data else Family.IPV4
+    routes = host_network.parse_routes(printed, family)
+    network = HostNetwork((Link("eth0"), Link("tun0", kind="tun")), {family: routes})
+    list(host_reader.sysctl_paths(network, (_LEASE,)))
+    list(examine(Facts(Settings(), (_LEASE,), network=network)))
+
+
+def _systemctl_show(data: bytes) -> None:
+    str(unit_state.parse(_as_printed(data)))
 
 
 def _subnet_env(data: bytes) -> None:
@@ -505,6 +531,7 @@ _TAG = b"flanneld-masq:0123456789ab"
 _FLANNEL_WORDS = b"FLANNEL_NETWORK= FLANNEL_IPV6_SUBNET= FLANNEL_MTU= export \" ' # ::/0 ,".split()
 _SAVE_WORDS = (*b"\" \\ ' ! # --comment --log-prefix --string -A -j -g COMMIT *nat".split(), _TAG, b':F - [0:0]\n-A "')
 _RULE_WORDS = (*_SAVE_WORDS, *b"-s --mark ip saddr meta mark masquerade 0x0 /33 == !=".split())
+_IP_WORDS = (b'{"ifname":"cni0","mtu":1500}', b'"dst":"default"', b'"dev":"eth0"', b'"nexthops":[', b"10.244.", b"]")
 _JSON_WORDS = (*b'" { } [ ] : , null true 1e999 NaN "\\ud800" -1 9223372036854775808 0.5'.split(), *_DEEP)
 _TOML_WORDS = (*b"[[a]] [a.b] a.b.c=1 \" ' \"\"\" ''' = inf nan 0x".split(), *_DEEP)
 _BUS_WORDS = (b"l\1\0\1", b"B\4\1\1", b"a(" * 100, b"v\0" * 1000, b"\1v\0", b"a{sv}", b"\1g\0\xff", b"\1s\0")
@@ -660,6 +687,16 @@ TARGETS = (
         (SubnetFileError,),
         ("flanneld_masq.inputs.subnet_env",),
         _FLANNEL_WORDS,
+    ),
+    Target("ip-address", "ip-address", _ip_address, (ValueError,), ("flanneld_masq.doctor.host_network",), _IP_WORDS),
+    Target("ip-route", "ip-route", _ip_route, (ValueError,), ("flanneld_masq.doctor.host_network",), _IP_WORDS),
+    Target(
+        "systemctl-show",
+        "systemctl-show",
+        _systemctl_show,
+        (),
+        ("flanneld_masq.doctor.unit_state",),
+        (b"LoadState=", b"ActiveState=", b"SubState=", b"Result=", b"loaded", b"auto-restart"),
     ),
     Target("net-conf", "net-conf", _net_conf, (ConfigError,), ("flanneld_masq.inputs.net_conf",), _JSON_WORDS),
     Target(

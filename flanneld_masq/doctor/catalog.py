@@ -1,0 +1,305 @@
+"""The texts of each kind of finding, as data. Fields in braces are filled in for the case at hand. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Optional
+
+from flanneld_masq.doctor.findings import Finding, Kind, Severity
+from flanneld_masq.model import SLOTS, Family
+
+PROBLEM, NOTICE, UNKNOWN = Severity.PROBLEM, Severity.NOTICE, Severity.UNKNOWN
+_SYSCTL = "a line `{key} = {value}` in /etc/sysctl.d/90-flannel.conf"
+_JOURNAL = "`journalctl -u flanneld-masq -x` names the cause and what to do"
+
+
+@dataclass(frozen=True, **SLOTS)
+class Text:
+    """The texts of a kind; see `Finding` for the fields."""
+
+    severity: Severity
+    what: str
+    why: str
+    remedy: str
+    persist: str = ""
+
+
+TEXTS: Mapping[Kind, Text] = {
+    Kind.CONFIGURATION_INVALID: Text(
+        PROBLEM,
+        "the configuration is wrong: a daemon that runs keeps the one before, and none starts with it",
+        "after the next start of the service nothing keeps the rules, and pods lose the world with the first flush",
+        "correct the file, then `systemctl reload-or-restart flanneld-masq`, and run doctor again for the rest",
+    ),
+    Kind.SUBNET_UNKNOWN: Text(
+        PROBLEM,
+        "no subnet is known for this node's pods",
+        "without a subnet nothing says which packets to masquerade, so pods of a new node do not reach the world",
+        "look at flannel's log: it writes the file when it starts; `subnet_files` names another",
+    ),
+    Kind.RULES_WITHOUT_SUBNET: Text(
+        NOTICE,
+        "no subnet file names these rules any more, and they are still in force",
+        "they masquerade addresses that may belong to another network by now",
+        "if flannel is gone for good: `systemctl disable --now flanneld-masq`, then `flanneld-masq cleanup --flannel`; "
+        "otherwise start flannel, and the rules follow its file",
+    ),
+    Kind.SUBNET_FILES_OVERLAP: Text(
+        PROBLEM,
+        "two subnet files name overlapping networks, and different subnets for this node",
+        "packets to the subnet that is not this node's are taken for those of local pods and keep their source address",
+        "keep the file that flannel writes now in `subnet_files` and no other, then `systemctl reload flanneld-masq`",
+    ),
+    Kind.SUBNET_FILE_OF_ANOTHER_NODE: Text(
+        PROBLEM,
+        "the subnet file is not that of the pods on this node: it is another node's, another cluster's, or an old one",
+        "packets of these pods are not those that the rules masquerade, so the pods do not reach the world, or their "
+        "packets to other pods are masqueraded",
+        "compare with flannel's log and `ip route`; name the right file in `subnet_files`, or delete the copied file "
+        "and restart flannel; if the file is right and {bridge} old: `ip link delete {bridge}`, then make new pods",
+        "the file is made by flannel at each start: remove whatever copies another one over it",
+    ),
+    Kind.BRIDGE_ADDRESS_DIFFERS: Text(
+        PROBLEM,
+        "the bridge of the pods has the prefix length of another network",
+        "the node takes pods of other nodes for neighbours on the bridge, and its packets to them are lost",
+        "`ip link delete {bridge}`, then make the pods again: the CNI plugin makes the bridge as the subnet file says",
+        'the delegate of the flannel CNI configuration must not set "subnet" or a gateway itself',
+    ),
+    Kind.BRIDGE_MTU_TOO_LARGE: Text(
+        NOTICE,
+        "pods send larger packets than flannel's network carries",
+        "where the messages `fragmentation needed` are filtered, connections to pods of other nodes hang",
+        "`ip link set {port} mtu {mtu}`; the flannel CNI plugin gives new pods the MTU of the subnet file",
+        'no other "mtu" in the delegate of the flannel CNI configuration (docker: --mtu={mtu}), then make new pods',
+    ),
+    Kind.POD_NETWORK_ON_NODE: Text(
+        PROBLEM,
+        "the node has a network of its own inside flannel's pod network",
+        "hosts of that network are taken for pods: packets of pods to them are not masqueraded and their answers are "
+        "lost, or they never leave the node",
+        "move {device} to addresses outside {network}, or give flannel another Network in net-conf.json (ConfigMap "
+        "kube-flannel-cfg), which needs new pods on all nodes; an address that nobody needs: `ip address delete "
+        "ADDRESS dev {device}`",
+        "the network configuration of the node (netplan, /etc/network/interfaces, `nmcli connection modify`, the VPN)",
+    ),
+    Kind.POD_ROUTE_ELSEWHERE: Text(
+        PROBLEM,
+        "packets to pods leave by another interface than flannel's route says",
+        "a policy rule or a more specific route takes them, so pods do not reach each other",
+        "find it with `ip rule` and `ip route get {address}`, and remove it there, or exclude {network} from it "
+        "(tailscale: `tailscale set --accept-routes=false`)",
+        "the configuration of the program that owns the route or rule",
+    ),
+    Kind.FLANNEL_MASQUERADES: Text(
+        NOTICE,
+        "flanneld was started with --ip-masq and masquerades too{state}",
+        "both sets of rules may stand; flannel-overrules names each packet that they treat differently",
+        "{none}to leave it to flanneld-masq alone, start flanneld with --ip-masq=false",
+    ),
+    Kind.NET_CONF_UNUSABLE: Text(
+        PROBLEM,
+        "flannel's net-conf.json cannot be used, and flannel may refuse it too",
+        "a flannel that refuses it gives the node no subnet, and which rules it writes cannot be told",
+        "correct it where it comes from, usually the ConfigMap kube-flannel-cfg; `net_conf` names another file",
+    ),
+    Kind.DAEMON_UNKNOWN: Text(
+        UNKNOWN,
+        "whether the daemon runs cannot be told",
+        "without it nothing repairs the rules after another program changed them",
+        "run this as root, or systemctl status flanneld-masq",
+    ),
+    Kind.DAEMON_NOT_RUNNING: Text(
+        PROBLEM,
+        "the daemon does not run, so nobody repairs the rules",
+        "the next program that flushes or reorders rules cuts the pods off",
+        "systemctl start flanneld-masq",
+        "systemctl enable flanneld-masq",
+    ),
+    Kind.SERVICE_FAILED: Text(
+        PROBLEM,
+        "the daemon does not run: its service has failed",
+        "the next program that flushes or reorders rules cuts the pods off",
+        "`journalctl -u flanneld-masq -b -x` names the cause; then `systemctl restart flanneld-masq`",
+        "systemctl enable flanneld-masq",
+    ),
+    Kind.SERVICE_CANNOT_READ: Text(
+        PROBLEM,
+        "the service may not read a file that it needs",
+        "the daemon does not start, or learns of no subnet",
+        "{remedy}",
+        "a default ACL on its directory (`setfacl -d -m ...`): a program that replaces the file takes the right away",
+    ),
+    Kind.DAEMON_TROUBLE: Text(
+        PROBLEM,
+        "the daemon reports a trouble",
+        "it keeps the last good rules, which may not be those that are wanted now",
+        "`journalctl -u flanneld-masq -x` explains it; the daemon tries again by itself, at each resync",
+    ),
+    Kind.PLUGIN_FAILED: Text(
+        PROBLEM,
+        "a plugin fails",
+        "its backend or its networks are missing from the rules",
+        "repair, update or remove the distribution that is named, then `systemctl restart flanneld-masq`",
+    ),
+    Kind.DAEMON_DEGRADED: Text(
+        PROBLEM,
+        "the daemon is degraded",
+        "a tool, the kernel or a plugin refused, so the rules may be missing",
+        _JOURNAL,
+    ),
+    Kind.DAEMON_CONTENDED: Text(
+        PROBLEM,
+        "the daemon is contended",
+        "another program keeps removing the rules, and until each repair packets of pods keep their source address",
+        "have the program that the daemon names leave these rules alone; `journalctl -u flanneld-masq -x` has its unit",
+    ),
+    Kind.FLANNEL_RULES_RETURN: Text(
+        PROBLEM,
+        "flannel's rules are not removed, as takeover.remove_flannel_rules asks for",
+        "flanneld writes them again, and they masquerade what the settings except",
+        "start flanneld with the options that the daemon names, then `systemctl reload flanneld-masq`",
+        "in flannel's DaemonSet or unit",
+    ),
+    Kind.CONNTRACK_FULL: Text(
+        PROBLEM,
+        "connection tracking is nearly full, and new connections will be dropped",
+        "each masqueraded connection needs an entry",
+        "`sysctl -w {key}={value}`, or find what opens so many: `conntrack -S`",
+        _SYSCTL,
+    ),
+    Kind.FORWARDING_OFF: Text(
+        PROBLEM,
+        "the kernel forwards no packets",
+        "packets of pods end on this node",
+        "sysctl -w {key}={value}",
+        _SYSCTL,
+    ),
+    Kind.INTERFACE_FORWARDING_OFF: Text(
+        PROBLEM,
+        "the kernel forwards no packets that come in on {device}",
+        "it forwards elsewhere, but not {direction}",
+        "sysctl -w {key}={value}",
+        "systemd-networkd: `IPv4Forwarding=yes` (before release 256 `IPForward=yes`) in the .network file of {device}; "
+        "otherwise " + _SYSCTL,
+    ),
+    Kind.IPV6_DISABLED: Text(
+        PROBLEM,
+        "IPv6 is switched off on {device}",
+        "the subnet file names IPv6 pods, and {device} carries none of their packets",
+        "sysctl -w {key}={value}",
+        _SYSCTL,
+    ),
+    Kind.REVERSE_PATH_STRICT: Text(
+        PROBLEM,
+        "the kernel drops packets of pods that come in on {device}: its reverse path filter is strict",
+        "the way back to their source leads through another interface",
+        "sysctl -w {key}={value}",
+        _SYSCTL + "; the kernel takes the greater value of net.ipv4.conf.all and that of the interface",
+    ),
+    Kind.BRIDGE_NETFILTER_OFF: Text(
+        PROBLEM,
+        "packets between pods on {device} bypass kube-proxy's rules",
+        "a pod does not reach a service whose pod is on the same node: the answer is bridged past the translation",
+        "sysctl -w {key}={value}",
+        _SYSCTL + ", and `br_netfilter` in /etc/modules-load.d/br_netfilter.conf",
+    ),
+    Kind.BRIDGE_NETFILTER_MISSING: Text(
+        PROBLEM,
+        "packets between pods on {device} bypass kube-proxy's rules: the module br_netfilter is not loaded",
+        "a pod does not reach a service whose pod is on the same node: the answer is bridged past the translation",
+        "modprobe br_netfilter",
+        "a line `br_netfilter` in /etc/modules-load.d/br_netfilter.conf",
+    ),
+    Kind.NETWORK_UNREADABLE: Text(
+        UNKNOWN,
+        "the interfaces and routes of the node cannot be told",
+        "the bridge of the pods, routes into the pod network and switches of interfaces are not examined",
+        "install iproute2, and see what `ip -j -d address` prints",
+    ),
+    Kind.BACKEND_UNUSABLE: Text(
+        PROBLEM,
+        "no backend can be used",
+        "no rule can be written, so pods do not reach the world",
+        "`flanneld-masq backends` lists each remedy",
+    ),
+    Kind.RULES_DIFFER: Text(
+        PROBLEM,
+        "the kernel does not hold the rules that are wanted",
+        "packets of pods keep their source address, or get one where they must not",
+        "{remedy}",
+    ),
+    Kind.RULES_UNREADABLE: Text(
+        UNKNOWN,
+        "whether the kernel holds the rules that are wanted cannot be told, nor which rules other programs have",
+        "only root may read the kernel's rules, and an answer that cannot be read says nothing",
+        "{remedy}",
+    ),
+    Kind.CNI_MASQUERADES: Text(
+        PROBLEM,
+        "the CNI bridge plugin masquerades too, and so hides the addresses of pods from each other",
+        "network policies and logs see the node instead of the pod",
+        'set "ipMasq": false in the delegate of the flannel CNI configuration, then make the pods again',
+        "the delegate is in the ConfigMap kube-flannel-cfg (cni-conf.json), or in /etc/cni/net.d",
+    ),
+    Kind.FLANNEL_OVERRULES: Text(
+        PROBLEM,
+        "{conflict}",
+        "a return in one chain does not keep a later chain from masquerading",
+        "start flanneld with --ip-masq=false, then run `flanneld-masq cleanup --flannel`; the flannel of k3s always "
+        "masquerades",
+        "--ip-masq=false in flannel's DaemonSet or unit",
+    ),
+    Kind.FLANNEL_RULES: Text(
+        NOTICE,
+        "flannel's own rules are there, {count} objects{rest}",
+        "a flanneld that runs with --ip-masq=false, or that is gone, no longer maintains them",
+        "if flanneld runs with --ip-masq=false now, or is gone, `flanneld-masq cleanup --flannel` removes them",
+    ),
+    Kind.IPTABLES_FLAVOURS_MIXED: Text(
+        NOTICE,
+        "programs use both iptables-legacy and iptables-nft, and neither sees the rules of the other",
+        "a packet must pass both, so that an accept in one does not help against a drop in the other",
+        "have all use one (update-alternatives --config iptables), then reboot or flush the other",
+    ),
+    Kind.FORWARD_DROPS: Text(
+        PROBLEM,
+        "forwarded packets are dropped",
+        "the forward group, which would accept those of pods, is switched off",
+        "set forward.enabled = true, or accept the pods' traffic there yourself",
+    ),
+    Kind.FORWARD_DROPS_UNHELPED: Text(
+        PROBLEM,
+        "FORWARD drops pods' packets, and nothing here can accept them",
+        "only an accept in the same table helps against a drop",
+        "do what is said there, then `systemctl reload flanneld-masq`; or accept the pods' traffic there yourself",
+    ),
+    Kind.KUBE_PROXY_MARK_DIFFERS: Text(
+        PROBLEM,
+        "masquerade.kube_proxy_mark is not the mark that kube-proxy gives to packets",
+        "packets that kube-proxy masquerades are taken for packets of pods: a service answers from some pods only",
+        'set masquerade.kube_proxy_mark = "auto" (or "{mark}"), then `systemctl reload flanneld-masq`',
+    ),
+    Kind.KUBE_PROXY_MARK_UNUSUAL: Text(
+        NOTICE,
+        'kube-proxy marks packets with {mark}, which masquerade.kube_proxy_mark = "auto" follows',
+        "programs that expect 0x4000/0x4000, flanneld's own rules among them, masquerade these packets once more",
+        "none is needed for flanneld-masq",
+    ),
+    Kind.KUBE_PROXY_KEEPS_MARK: Text(
+        PROBLEM,
+        "kube-proxy masquerades packets with mark {mark} and does not take the mark off",
+        "the kernel keeps the mark when flannel's VXLAN encapsulates the packet, so the outer packet is masqueraded "
+        "again: wrong checksums on older kernels (services answer after 63 s), colliding ports on all",
+        "use kube-proxy 1.19, 1.18.6, 1.17.9 or 1.16.13, or later ones (kubernetes pull request 92035); "
+        'masquerade.kube_proxy_mark = "auto" keeps following its mark',
+    ),
+}
+
+
+def finding(kind: Kind, seen: str, family: Optional[Family] = None, **fields: object) -> Finding:
+    """Return a finding of that kind. `fields` fill the braces of its texts."""
+    text = TEXTS[kind]
+    what, why, remedy, persist = (each.format(**fields) for each in (text.what, text.why, text.remedy, text.persist))
+    return Finding(kind, text.severity, what, seen, why, remedy, persist, "" if family is None else str(family))

@@ -1,0 +1,40 @@
+"""Examines the facts of a node: all findings, those of the whole node first. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from flanneld_masq.doctor import bridge_checks, daemon_checks, network_checks, rule_checks, subnet_checks
+from flanneld_masq.doctor.facts import Facts
+from flanneld_masq.doctor.findings import Finding
+
+_CHECKS = (
+    daemon_checks.configuration,
+    subnet_checks.unknown,
+    subnet_checks.overlapping,
+    subnet_checks.flannel_masquerades,
+    daemon_checks.net_conf,
+    daemon_checks.plugins,
+    daemon_checks.running,
+    daemon_checks.reported,
+    network_checks.conntrack,
+    network_checks.unread,
+    rule_checks.unread,
+    bridge_checks.of_another_node,
+    bridge_checks.prefix_length,
+    bridge_checks.mtu,
+    bridge_checks.netfilter,
+    network_checks.forwarding,
+    network_checks.ipv6_disabled,
+    network_checks.inside_pod_network,
+    network_checks.led_elsewhere,
+)
+
+
+def examine(facts: Facts) -> Iterator[Finding]:
+    """Yield each finding once."""
+    for check in _CHECKS:
+        yield from check(facts)
+    for family in facts.families:
+        for check_family in rule_checks.OF_A_FAMILY:
+            yield from check_family(facts, family)

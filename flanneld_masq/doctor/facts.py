@@ -1,0 +1,86 @@
+"""The facts of a node that the checks of `doctor` examine. Nothing here reads or decides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Optional
+
+from flanneld_masq.controller.status import Status
+from flanneld_masq.doctor.host_network import HostNetwork
+from flanneld_masq.doctor.unit_state import UnitState
+from flanneld_masq.model import SLOTS, BackendName, Family, Holder, Lease, MarkEvidence, Settings, Survey
+from flanneld_masq.ruleset.flannel_effect import Effect
+from flanneld_masq.service.service_user import Unreadable
+
+_NOBODY = Holder(False, 0, "")
+
+
+@dataclass(frozen=True, **SLOTS)
+class KubeProxy:
+    """The rules of kube-proxy in one family. `places` are those that have its rules for services. `mark` is the one
+    that it gives to packets, None for none; `keeps_mark` is True if it masquerades them without taking it off."""
+
+    places: tuple[str, ...] = ()
+    mark: Optional[MarkEvidence] = None
+    keeps_mark: bool = False
+
+
+@dataclass(frozen=True, **SLOTS)
+class FamilyFacts:
+    """The facts of one family that a lease names, or that has rules although no lease names it.
+
+    `unusable` says why no backend can be used, `differs` what the kernel holds otherwise than wanted, `unread` why that
+    cannot be told, `drops` what drops forwarded packets, by backend, `unhelped` what does where no accept can be put;
+    all are empty for nothing of the kind. `left` are rules of ours that no lease names. `both_flavours` is True if
+    iptables-nft and iptables-legacy both hold rules.
+    """
+
+    family: Family
+    unusable: str = ""
+    differs: str = ""
+    unread: str = ""
+    left: str = ""
+    drops: Mapping[BackendName, str] = field(default_factory=dict)
+    unhelped: tuple[str, ...] = ()
+    surveys: Mapping[BackendName, Survey] = field(default_factory=dict)
+    effects: Mapping[BackendName, Effect] = field(default_factory=dict)
+    both_flavours: bool = False
+    kube_proxy: KubeProxy = KubeProxy()
+
+
+@dataclass(frozen=True, **SLOTS)
+class DaemonFacts:
+    """The daemon: `holder` whether it runs, `status` what it reports of itself, `unit` what systemd says of a service
+    that does not run. `unreadable` are the input files that the user of the service may not read; a daemon that runs
+    reports that itself."""
+
+    holder: Holder = _NOBODY
+    status: Optional[Status] = None
+    unit: Optional[UnitState] = None
+    unreadable: tuple[Unreadable, ...] = ()
+
+
+@dataclass(frozen=True, **SLOTS)
+class Facts:
+    """What was found out of a node.
+
+    `troubles` say why subnet files give no lease. `wrong` says what is wrong with the configuration file, without which
+    nothing is known of what depends on it; `net_conf` what is wrong with flannel's. `network` are its interfaces and
+    routes; None if they are not needed, and `network_unread` why they are not known. `unread` says why no rule can be
+    read. `sysctls` are numbers below /proc/sys, by path; those that the kernel does not are missing.
+    `plugins` are the failures of plugins.
+    """
+
+    settings: Settings
+    leases: tuple[Lease, ...] = ()
+    troubles: tuple[str, ...] = ()
+    net_conf: str = ""
+    wrong: str = ""
+    daemon: DaemonFacts = DaemonFacts()
+    families: tuple[FamilyFacts, ...] = ()
+    unread: str = ""
+    network: Optional[HostNetwork] = None
+    network_unread: str = ""
+    sysctls: Mapping[str, int] = field(default_factory=dict)
+    plugins: tuple[str, ...] = ()

@@ -1,0 +1,92 @@
+"""Reads the interfaces, routes and switches of the node, with ip(8) and from /proc/sys. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Optional
+
+from flanneld_masq.doctor import bridge_checks, host_network, network_checks
+from flanneld_masq.doctor.host_network import HostNetwork, Route, Way
+from flanneld_masq.doctor.interfaces import of_family, pod_links, remote_routes, uplinks
+from flanneld_masq.errors import CommandError
+from flanneld_masq.inputs.text import read_start
+from flanneld_masq.model import Family, Lease, Network
+from flanneld_masq.process import ProcessRunner
+
+_SECONDS = 5.0  # for each call of ip; 5,000 interfaces take 0.1 s
+MAX_WAYS = 8  # interfaces that the kernel is asked about, 3 ms each
+_MODULE = "sys/module/br_netfilter"
+
+
+def read_network(run: ProcessRunner, root: Path, leases: tuple[Lease, ...]) -> HostNetwork:
+    """Return the interfaces, and the routes of the families that the leases name.
+
+    Raises CommandError if ip fails, and ValueError if its output is not as expected.
+    """
+    links = host_network.parse_links(_ip(run, "-d", "address"))
+    routes = {family: _routes(run, family) for family in Family if of_family(leases, family)}
+    network = HostNetwork(links, routes, (), (root / _MODULE).exists())
+    return HostNetwork(links, routes, tuple(_ways(run, network, leases)), network.br_netfilter)
+
+
+def read_sysctls(root: Path, paths: Iterable[str]) -> Mapping[str, int]:
+    """Return the switches below /proc/sys that are there."""
+    values = ((path, _number(root / "proc/sys" / path)) for path in paths)
+    return {path: value for path, value in values if value is not None}
+
+
+def sysctl_paths(network: HostNetwork, leases: tuple[Lease, ...]) -> Iterator[str]:
+    """Yield the switches that the checks need: those of the interfaces that carry packets of pods, and common ones."""
+    yield from (network_checks.CONNTRACK_COUNT, network_checks.CONNTRACK_MAX)
+    flannel = (link for link in network.links if link.is_flannel)
+    pods = {link.name for link in (*pod_links(network, leases), *flannel)}
+    for family in Family:
+        yield from (family.data.forwarding, bridge_checks.call_sysctl(family))
+        yield network_checks.interface_sysctl(family, "all", "rp_filter")
+        for device in sorted(pods | uplinks(network, leases, family)):
+            for name in ("forwarding", "rp_filter", "disable_ipv6"):
+                yield network_checks.interface_sysctl(family, device, name)
+
+
+def _routes(run: ProcessRunner, family: Family) -> tuple[Route, ...]:
+    return host_network.parse_routes(_ip(run, f"-{family.data.version}", "route"), family)
+
+
+def _ways(run: ProcessRunner, network: HostNetwork, leases: tuple[Lease, ...]) -> Iterator[Way]:
+    """Ask the kernel by which interface it reaches a pod of each interface that has a route to any."""
+    for target, device in islice(_targets(network, leases), MAX_WAYS):
+        address = host_network.sample(target)
+        if address is not None:
+            yield Way(target, address, device, _way(run, str(address)))
+
+
+def _way(run: ProcessRunner, address: str) -> str:
+    """Return the interface to an address; empty if there is none."""
+    try:
+        return host_network.parse_way(_ip(run, "route", "get", address))
+    except CommandError:
+        return ""
+
+
+def _targets(network: HostNetwork, leases: tuple[Lease, ...]) -> Iterator[tuple[Network, str]]:
+    """Yield one network and its interface: this node's pods, and one node for each interface that leads to others."""
+    for family in Family:
+        subnets = {lease.subnet for lease in of_family(leases, family)}
+        bridges = {link.name for link in pod_links(network, leases)}
+        own = (route for route in network.routes_of(family) if route.device in bridges and route.network in subnets)
+        yield from ((route.network, route.device) for route in own)
+        remote = {route.device: route.network for route in remote_routes(network, leases, family)}
+        yield from ((found, device) for device, found in remote.items() if device)
+
+
+def _ip(run: ProcessRunner, *arguments: str) -> str:
+    return run(("ip", "-j", *arguments), timeout=_SECONDS).stdout
+
+
+def _number(path: Path) -> Optional[int]:
+    try:
+        return int(read_start(path, 64))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,171 @@
+"""Examines switches of the kernel, addresses and routes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from flanneld_masq.doctor.catalog import finding
+from flanneld_masq.doctor.facts import Facts
+from flanneld_masq.doctor.findings import Finding, Kind
+from flanneld_masq.doctor.host_network import HostNetwork, Link, Route
+from flanneld_masq.doctor.interfaces import BRIDGES, DOCKER, is_flannels, of_family, pod_links, uplinks, with_gateway
+from flanneld_masq.inputs.text import Interface
+from flanneld_masq.model import Family, FamilyLease
+
+CONNTRACK_COUNT, CONNTRACK_MAX = (f"net/netfilter/nf_conntrack_{name}" for name in ("count", "max"))
+CONNTRACK_NEARLY_FULL = 0.9
+_STRICT = 1  # of rp_filter: ip-sysctl.rst of the kernel
+_LOOPBACK = "lo"
+_VPN = ("tun", "wireguard", "ppp")
+_HARDWARE = ("", "bond", "team", "vlan", "bridge")
+_SHOWN = 3  # addresses and routes
+
+
+def interface_sysctl(family: Family, device: str, name: str) -> str:
+    """Return the path of an interface's switch below /proc/sys."""
+    return f"net/{family}/conf/{device}/{name}"
+
+
+def conntrack(facts: Facts) -> Iterator[Finding]:
+    count, most = facts.sysctls.get(CONNTRACK_COUNT), facts.sysctls.get(CONNTRACK_MAX)
+    if count is not None and most and count >= most * CONNTRACK_NEARLY_FULL:
+        seen = f"{count} of {most} connections (nf_conntrack_count, nf_conntrack_max)"
+        yield finding(Kind.CONNTRACK_FULL, seen, key=_key(CONNTRACK_MAX), value=most * 2)
+
+
+def unread(facts: Facts) -> Iterator[Finding]:
+    if facts.network_unread:
+        yield finding(Kind.NETWORK_UNREADABLE, facts.network_unread)
+
+
+def forwarding(facts: Facts) -> Iterator[Finding]:
+    """Yield each family that the kernel does not forward. For IPv4, also interfaces from which it does not."""
+    for family in Family:
+        path = family.data.forwarding
+        if not of_family(facts.leases, family):
+            continue
+        if facts.sysctls.get(path) == 0:
+            yield finding(Kind.FORWARDING_OFF, f"{_key(path)} = 0", family, key=_key(path), value=1)
+        elif family is Family.IPV4:  # for IPv6 the kernel looks at conf.all alone
+            yield from _closed_interfaces(facts, family)
+
+
+def ipv6_disabled(facts: Facts) -> Iterator[Finding]:
+    network, family = facts.network or HostNetwork(), Family.IPV6
+    if not of_family(facts.leases, family):
+        return
+    flannel = (link for link in network.links if link.is_flannel and "v6" in link.name)
+    for link in (*pod_links(network, facts.leases), *flannel):
+        path = interface_sysctl(family, link.name, "disable_ipv6")
+        if facts.sysctls.get(path):
+            yield _switch(Kind.IPV6_DISABLED, facts, path, family, link.name, 0)
+
+
+def inside_pod_network(facts: Facts) -> Iterator[Finding]:
+    """Yield interfaces of the node's own with an address or a route inside flannel's network."""
+    network = facts.network or HostNetwork()
+    of_pods = {link.name for link in pod_links(network, facts.leases)} | {_LOOPBACK, *BRIDGES}
+    if not with_gateway(network, facts.leases):
+        of_pods.add(DOCKER)  # if it is in the pod network, the subnet file is another node's
+    for family in Family if facts.leases else ():
+        routes = _by_device(network.routes_of(family))
+        for link in network.links:
+            if link.name not in of_pods and not link.is_flannel:
+                yield from _own_network(facts, link, routes.get(link.name, []), family)
+
+
+def _own_network(facts: Facts, link: Link, routes: list[Route], family: Family) -> Iterator[Finding]:
+    leases = of_family(facts.leases, family)
+    addresses = [one for one in link.addresses_of(family) if _is_strange_address(one, link, leases)]
+    strange = [route for route in routes if _is_strange(route, link, leases)]
+    seen = [*map(str, addresses), *map(str, strange)]
+    if seen:
+        inside = next(net for lease in leases for net in lease.networks if _inside(net, addresses, strange))
+        text = f"{link.name} has {', '.join(seen[:_SHOWN])}, inside FLANNEL_NETWORK {inside}"
+        yield finding(Kind.POD_NETWORK_ON_NODE, text, family, device=link.name, network=inside)
+
+
+def _by_device(routes: tuple[Route, ...]) -> dict[str, list[Route]]:
+    found: dict[str, list[Route]] = {}
+    for route in routes:
+        found.setdefault(route.device, []).append(route)
+    return found
+
+
+def led_elsewhere(facts: Facts) -> Iterator[Finding]:
+    """Yield sampled pods that are reached by another interface than that of their route, and what that drops."""
+    for way in facts.network.ways if facts.network is not None else ():
+        if way.found in ("", way.expected):
+            continue
+        family = Family.IPV4 if way.address.version == 4 else Family.IPV6
+        seen = f"{way.network} is on {way.expected}, but packets to {way.address} leave by {way.found}"
+        yield finding(Kind.POD_ROUTE_ELSEWHERE, seen, family, address=way.address, network=way.network)
+        yield from _strict(facts, way.expected, family)
+
+
+def _strict(facts: Facts, device: str, family: Family) -> Iterator[Finding]:
+    """Yield a finding if the interface filters strictly. The kernel takes the greater of two switches."""
+    paths = [interface_sysctl(family, name, "rp_filter") for name in (device, "all")]
+    values = {_key(path): facts.sysctls[path] for path in paths if path in facts.sysctls}
+    if max(values.values(), default=0) == _STRICT:
+        seen = ", ".join(f"{key} = {value}" for key, value in values.items())
+        yield finding(Kind.REVERSE_PATH_STRICT, seen, family, device=device, key=_key(paths[0]), value=2)
+
+
+def _closed_interfaces(facts: Facts, family: Family) -> Iterator[Finding]:
+    network = facts.network or HostNetwork()
+    directions = {
+        **dict.fromkeys(uplinks(network, facts.leases, family), "answers of the world to pods"),
+        **{link.name: "packets of pods on other nodes" for link in network.links if link.is_flannel},
+        **{link.name: "packets of this node's pods" for link in pod_links(network, facts.leases)},
+    }
+    for device, direction in directions.items():
+        path = interface_sysctl(family, device, "forwarding")
+        if facts.sysctls.get(path) == 0:
+            yield _switch(Kind.INTERFACE_FORWARDING_OFF, facts, path, family, device, 1, direction=direction)
+
+
+def _switch(kind: Kind, facts: Facts, path: str, family: Family, device: str, value: int, **fields: str) -> Finding:
+    """Return a finding about one switch of an interface, which is to have that value."""
+    seen = f"{_key(path)} = {facts.sysctls[path]}"
+    return finding(kind, seen, family, device=device, key=_key(path), value=value, **fields)
+
+
+def _key(path: str) -> str:
+    """Return the name of a switch for sysctl(8), in which a dot of an interface's name is a slash."""
+    return path.translate(str.maketrans("./", "/."))
+
+
+def _is_strange_address(address: Interface, link: Link, leases: tuple[FamilyLease, ...]) -> bool:
+    """Return True for an address in a pod network that neither flannel nor the plugins give an interface.
+
+    A single address on a virtual interface is a tunnel's or a pod's.
+    """
+    single = address.network.num_addresses == 1
+    if single and (link.kind not in _HARDWARE or any(address.ip in lease.subnet for lease in leases)):
+        return False
+    return any(address.ip in network for lease in leases for network in lease.networks)
+
+
+def _is_strange(route: Route, link: Link, leases: tuple[FamilyLease, ...]) -> bool:
+    """Return True for a route into a pod network that is neither flannel's nor one to this node's pods.
+
+    By a gateway an administrator may lead several nodes at once; what is narrower than a node takes pods away from it.
+    """
+    if any(route.network.subnet_of(lease.subnet) for lease in leases):  # type: ignore[arg-type]
+        return False
+    inside = [lease for lease in leases if _inside_any(route, lease)]
+    narrow = all(route.network.prefixlen > lease.subnet.prefixlen for lease in inside)
+    direct = not route.gateway or link.kind in _VPN
+    return bool(inside) and (narrow or direct) and not any(is_flannels(route, link, lease) for lease in inside)
+
+
+def _inside_any(route: Route, lease: FamilyLease) -> bool:
+    return any(route.network.subnet_of(network) for network in lease.networks)  # type: ignore[arg-type]
+
+
+def _inside(network: object, addresses: list[Interface], routes: list[Route]) -> bool:
+    return any(one.ip in network for one in addresses) or any(  # type: ignore[operator]
+        route.network.subnet_of(network)  # type: ignore[arg-type]
+        for route in routes
+    )
