@@ -11,6 +11,7 @@
      +-- RulesetError          an object in the kernel keeps our rules from taking effect
      +-- AlreadyRunning        another instance holds the state directory
      +-- StateError            the state directory cannot be used
+     +-- SnapshotError         a snapshot of a node, or what a tool printed for it, cannot be read
      +-- BusError              D-Bus cannot be used, or the called service returned an error
 
 A message says what was tried, what happened, and what to do next. It is one line of printable text,
@@ -116,6 +117,10 @@ class StateError(MasqError):
     """A file of the state directory cannot be written, or another process holds it."""
 
 
+class SnapshotError(MasqError):
+    """A snapshot of a node cannot be read, or what a tool printed for it."""
+
+
 class BusError(MasqError):
     """A D-Bus call failed. `name` is the D-Bus name of the error; empty if the bus failed or no answer came."""
 
@@ -157,6 +162,7 @@ OUTSIDE: Mapping[type[MasqError], Outside] = {
     RulesetError: Outside(1, "RulesetInTheWay"),
     AlreadyRunning: Outside(1, "AlreadyRunning"),
     StateError: Outside(1, "StateUnusable"),
+    SnapshotError: Outside(1, "SnapshotUnreadable"),
     BusError: Outside(1, "BusUnusable"),
 }
 

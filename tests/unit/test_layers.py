@@ -19,7 +19,7 @@ LAYERS = (
     ("inputs", "ruleset", "kernel", "process", "lock_files"),
     ("state_directory",),
     ("hookspecs",),
-    ("reconcile", "flanneld_masq_nft", "flanneld_masq_iptables", "testing", "plugin_loader", "selftest"),
+    ("reconcile", "flanneld_masq_nft", "flanneld_masq_iptables", "testing", "plugin_loader", "selftest", "packet_path"),
     ("live",),
     ("controller",),
     ("dbus",),

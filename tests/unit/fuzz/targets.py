@@ -44,7 +44,15 @@ from flanneld_masq.doctor import host_network, host_reader, unit_state
 from flanneld_masq.doctor.examine import examine
 from flanneld_masq.doctor.facts import Facts
 from flanneld_masq.doctor.host_network import HostNetwork, Link
-from flanneld_masq.errors import BackendUnavailable, CommandError, ConfigError, KernelError, MasqError, SubnetFileError
+from flanneld_masq.errors import (
+    BackendUnavailable,
+    CommandError,
+    ConfigError,
+    KernelError,
+    MasqError,
+    SnapshotError,
+    SubnetFileError,
+)
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.inputs import config, json_values, lock_watch, net_conf, subnet_env, text
 from flanneld_masq.kernel import conntrack, expressions, kube_proxy, objects, transactions
@@ -63,6 +71,10 @@ from flanneld_masq.live.throwaway import find_bridge
 from flanneld_masq.live.tracer import Trace
 from flanneld_masq.lock_files import flock_users
 from flanneld_masq.model import BackendName, Family, FamilyLease, Group, Item, ItemKind, Lease, Settings, VerifiedState
+from flanneld_masq.packet_path import snapshot as path_snapshot
+from flanneld_masq.packet_path.evaluate import Node
+from flanneld_masq.packet_path.packet import TCP, Packet
+from flanneld_masq.packet_path.snapshot import LEGACY, NFT, Save, Snapshot
 from flanneld_masq.process import Completed, ProcessRunner
 from flanneld_masq.ruleset import flannel_effect
 from flanneld_masq.service import prometheus
@@ -120,6 +132,49 @@ class _Programs(ProcessRunner):
         self, argv: tuple[str, ...], *, executable: str | None = None, stdin: str = "", timeout: float = 0.0
     ) -> Completed:
         return Completed(argv, self._printed, "")
+
+
+_ADDRESSES = (
+    '[{"ifname": "eth0", "addr_info": [{"family": "inet", "local": "192.0.2.1", "prefixlen": 24, "scope": "global"}]},'
+    '{"ifname": "cni0", "addr_info": [{"family": "inet", "local": "10.244.1.1", "prefixlen": 24, "scope": "global"}]}]'
+)
+_ROUTES = (
+    '[{"dst": "default", "gateway": "192.0.2.100", "dev": "eth0"}, {"dst": "10.244.1.0/24", "dev": "cni0"},'
+    '{"dst": "10.244.2.0/24", "gateway": "10.244.2.0", "dev": "flannel.1"}]'
+)
+_TO_THE_WORLD = Packet(ip_address("10.244.1.5"), ip_address("198.51.100.7"), TCP, 40000, 443, "cni0")
+_POLICY_RULES = '[{"priority": 32766, "src": "all", "table": "main"}]'
+
+
+def _follow(ruleset: str = "", saves: tuple[Save, ...] = (), ipsets: str = "") -> None:
+    snapshot = Snapshot(
+        ruleset,
+        saves,
+        addresses=_ADDRESSES,
+        routes=dict.fromkeys(Family, _ROUTES),
+        rules=dict.fromkeys(Family, _POLICY_RULES),
+        ipsets=ipsets,
+    )
+    Node(snapshot).evaluate(_TO_THE_WORLD)
+
+
+def _packet_path_nft(data: bytes) -> None:
+    _follow(_as_printed(data))
+
+
+def _packet_path_iptables(data: bytes) -> None:
+    _follow(saves=tuple(Save(Family.IPV4, flavour, _as_printed(data)) for flavour in (NFT, LEGACY)))
+
+
+def _packet_path_ip(data: bytes) -> None:
+    """Every program prints the same: the routes, the rules and the addresses."""
+    printed = dict.fromkeys(Family, _as_printed(data))
+    Node(Snapshot(addresses=_as_printed(data), routes=printed, rules=printed)).evaluate(_TO_THE_WORLD)
+
+
+def _packet_path_ipset(data: bytes) -> None:
+    line = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -m set --match-set s src,dst,src -j DROP\nCOMMIT\n"
+    _follow(saves=(Save(Family.IPV4, LEGACY, line),), ipsets=_as_printed(data))
 
 
 def _netlink_attributes(data: bytes) -> None:
@@ -738,6 +793,46 @@ TARGETS = (
             "flanneld_masq.cli.monitor",
         ),
         _BUS_WORDS,
+    ),
+    Target(
+        "packet-path-nft",
+        "packet-path-nft",
+        _packet_path_nft,
+        (SnapshotError,),
+        tuple(f"flanneld_masq.packet_path.{name}" for name in ("nft_tables", "nft_rules", "ruleset", "state", "walk")),
+        _JSON_WORDS,
+    ),
+    Target(
+        "packet-path-iptables",
+        "iptables-save",
+        _packet_path_iptables,
+        (SnapshotError,),
+        tuple(f"flanneld_masq.packet_path.{name}" for name in ("save_format", "xtables_rules", "values", "owners")),
+        _RULE_WORDS,
+    ),
+    Target(
+        "packet-path-ip",
+        "packet-path-ip",
+        _packet_path_ip,
+        (SnapshotError,),
+        tuple(f"flanneld_masq.packet_path.{name}" for name in ("routing",)),
+        _JSON_WORDS,
+    ),
+    Target(
+        "packet-path-ipset",
+        "packet-path-ipset",
+        _packet_path_ipset,
+        (SnapshotError,),
+        ("flanneld_masq.packet_path.ipsets",),
+        (b"create s ", b"add s ", b"hash:ip,port", b"hash:net", b" timeout 0", b" nomatch", b"tcp:80"),
+    ),
+    Target(
+        "packet-path-snapshot",
+        "packet-path-snapshot",
+        lambda data: path_snapshot.to_json(path_snapshot.from_json(_as_printed(data))),
+        (SnapshotError,),
+        ("flanneld_masq.packet_path.snapshot",),
+        _JSON_WORDS,
     ),
     Target("inotify", "inotify", _inotify, (), ("flanneld_masq.inputs.lock_watch",)),
 )

@@ -1,0 +1,8 @@
+"""Models the path of a packet through the node: every base chain of every program, NAT, marks and routing.
+
+Everything but `collect` is pure over a `Snapshot` (`snapshot`), which can be saved and loaded. The daemon loads none of
+it. Start reading at `evaluate.py` for one packet, and at `flows.py` for the packets that pods need.
+
+What cannot be evaluated, such as an unknown match, a limit or the time of day, has the answer "may": the model then
+follows both ways, and a result is certain only if all ways end alike.
+"""

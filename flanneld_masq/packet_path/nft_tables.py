@@ -1,0 +1,186 @@
+"""Reads `nft -j list ruleset` into tables, chains and rules that are still text. Pure.
+
+The document is one list of objects; each is decoded, looked at and forgotten, and a rule keeps its text until it is
+evaluated. So 50,000 rules need little more memory than their text. Source: libnftables-json(5).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flanneld_masq.errors import SnapshotError
+from flanneld_masq.model import SLOTS
+
+_BEGIN = re.compile(r'\s*\{\s*"nftables"\s*:\s*\[\s*')
+_NEXT = re.compile(r"\s*(,)?\s*")
+_DYNAMIC = {"dynamic", "timeout"}
+
+
+@dataclass(frozen=True, **SLOTS)
+class RawRule:
+    """A rule as JSON. `extensions` is True if it has an extension of xtables, which nft shows by name alone."""
+
+    text: str
+    handle: int
+    extensions: bool
+
+
+@dataclass(**SLOTS)
+class RawChain:
+    """A chain; `hook` is empty for one that only rules call."""
+
+    name: str
+    handle: int
+    kind: str = ""
+    hook: str = ""
+    priority: int = 0
+    policy: str = "accept"
+    rules: list[RawRule] = field(default_factory=list)
+
+
+@dataclass(**SLOTS)
+class RawTable:
+    """A table. `sets` are its sets and maps as JSON, `dynamic` the names of those that traffic changes."""
+
+    family: str
+    name: str
+    handle: int = 0
+    dormant: bool = False
+    chains: dict[str, RawChain] = field(default_factory=dict)
+    sets: dict[str, str] = field(default_factory=dict)
+    dynamic: set[str] = field(default_factory=set)
+
+
+def tables(text: str) -> tuple[RawTable, ...]:
+    """Return the tables in the order in which nft lists them. Raises SnapshotError for any other text."""
+    found: dict[tuple[str, str], RawTable] = {}
+    try:
+        for kind, content, raw in _objects(text):
+            if kind == "table":
+                table = _table(found, content["family"], content["name"])
+                table.handle = _number(content.get("handle", 0))
+                table.dormant = _is_dormant(content.get("flags"))
+            elif kind in _READERS:
+                _READERS[kind](_table(found, content["family"], content["table"]), content, raw)
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise SnapshotError(f"the output of nft cannot be read: {type(error).__name__}: {error}") from error
+    return tuple(found.values())
+
+
+def _objects(text: str) -> Iterator[tuple[str, Any, str]]:
+    """Yield the kind, the content and the text of each object."""
+    if not text.strip():
+        return
+    begin = _BEGIN.match(text)
+    if begin is None:
+        raise ValueError("it does not begin with the object nftables")
+    decode, position = json.JSONDecoder().raw_decode, begin.end()
+    while text[position : position + 1] not in ("]", ""):
+        item, end = decode(text, position)
+        for kind, content in item.items():
+            yield kind, content, text[position:end]
+        separator = _NEXT.match(text, end)
+        assert separator is not None
+        position = separator.end()
+    if text[position:].strip("] \n}"):
+        raise ValueError("it does not end with the list")
+    if not text.rstrip().endswith("}"):
+        raise ValueError("it was cut short")
+
+
+def _table(found: dict[tuple[str, str], RawTable], family: str, name: str) -> RawTable:
+    return found.setdefault((family, name), RawTable(str(family), str(name)))
+
+
+def _is_dormant(flags: object) -> bool:
+    # nft 1.0 prints the first letter of the flag alone.
+    return flags in ("d", "dormant") or (isinstance(flags, list) and "dormant" in flags)
+
+
+def _chain(table: RawTable, content: Any, _: str) -> None:
+    hook, priority = str(content.get("hook", "")), _number(content.get("prio", 0))
+    policy = str(content.get("policy", "accept"))
+    table.chains[content["name"]] = RawChain(
+        str(content["name"]), _number(content.get("handle", 0)), str(content.get("type", "")), hook, priority, policy
+    )
+
+
+def _rule(table: RawTable, content: Any, raw: str) -> None:
+    extensions = False
+    for expression in content["expr"]:
+        extensions |= "xt" in expression
+        for kind in ("set", "map"):
+            if isinstance(changed := expression.get(kind), dict):
+                table.dynamic.add(str(changed.get(kind, "")).lstrip("@"))
+    rule = RawRule(raw, _number(content.get("handle", 0)), extensions)
+    table.chains[content["chain"]].rules.append(rule)
+
+
+def _set(table: RawTable, content: Any, raw: str) -> None:
+    name = str(content["name"])
+    table.sets[name] = raw
+    flags = content.get("flags", ())
+    if "timeout" in content or _DYNAMIC.intersection([flags] if isinstance(flags, str) else flags):
+        table.dynamic.add(name)
+
+
+def _number(value: object) -> int:
+    if type(value) is not int:
+        raise ValueError(f"expected a number, found {type(value).__name__}")
+    return value
+
+
+_READERS = {"chain": _chain, "rule": _rule, "set": _set, "map": _set}
+
+
+# ---- a ruleset in parts
+
+
+def count(chains: str) -> int:
+    """Return the number of chains that `nft -j list chains` prints."""
+    return chains.count('{"chain": {')
+
+
+def divided(
+    chains: str, shown_elsewhere: Mapping[str, Mapping[str, Collection[str]]]
+) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """Divide the tables of `nft -j list chains` into those all of whose chains are shown elsewhere, and the others.
+
+    `shown_elsewhere` has the chains of each table of each family ("ip"). Return the chains of the former as a document,
+    and family and name of the others. Raises SnapshotError for any other text.
+    """
+    known: list[RawTable] = []
+    others: list[RawTable] = []
+    for table in tables(chains):
+        shown_chains = shown_elsewhere.get(table.family, {}).get(table.name, ())
+        (known if table.chains.keys() <= set(shown_chains) else others).append(table)
+    kept = {(table.family, table.name) for table in known}
+    parts = [raw for _, content, raw in _objects(chains) if (content.get("family"), content.get("table")) in kept]
+    return _document(parts), tuple((table.family, table.name) for table in others)
+
+
+def joined(documents: Iterable[str]) -> str:
+    """Return one document with the objects of several."""
+    parts = [document[document.find("[") + 1 : document.rfind("]")].strip() for document in documents]
+    return _document(filter(None, parts))
+
+
+def _document(parts: Iterable[str]) -> str:
+    return '{"nftables": [' + ", ".join(parts) + "]}"
+
+
+def shown(expression: object) -> str:
+    """Return an expression as it stands in the document; three dots if it is nested too deeply."""
+    try:
+        return json.dumps(expression)
+    except RecursionError:
+        return "..."
+
+
+def content_of(raw: str) -> Any:
+    """Return the content of an object's text."""
+    return next(iter(json.loads(raw).values()))

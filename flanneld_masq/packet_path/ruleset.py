@@ -1,0 +1,201 @@
+"""Builds the base chains of a snapshot: those of nf_tables, with xtables inside, and those of iptables-legacy. Pure.
+
+nft shows the rules of iptables-nft without what their extensions match. So a rule with extensions is read from
+iptables-nft-save, where the chain has as many rules there as here; otherwise its extensions may match.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from flanneld_masq.model import SLOTS, Family
+from flanneld_masq.packet_path import nft_tables, save_format
+from flanneld_masq.packet_path.ipsets import IpSets
+from flanneld_masq.packet_path.nft_rules import Compiler as NftCompiler
+from flanneld_masq.packet_path.nft_tables import RawChain, RawTable
+from flanneld_masq.packet_path.nft_text import comment_of, text_of
+from flanneld_masq.packet_path.rules import BaseChain, Chain, Hook, Place, Rule, Verdict
+from flanneld_masq.packet_path.save_format import SavedChain, SavedTable
+from flanneld_masq.packet_path.snapshot import LEGACY, NFT, Snapshot
+from flanneld_masq.packet_path.xtables_rules import Compiler as XtablesCompiler
+from flanneld_masq.packet_path.xtables_rules import parts
+
+_FAMILIES = {"ip": frozenset({4}), "ip6": frozenset({6}), "inet": frozenset({4, 6})}
+_HOOKS = {hook.value: hook for hook in Hook}
+_POLICIES = {"accept": Verdict.ACCEPT, "drop": Verdict.DROP}
+_LEGACY_ORDER = -1  # of tables whose registration is not known
+# Priorities of NAT, in which all chains of the type run whatever their own: NF_IP_PRI_NAT_DST and _SRC.
+_NAT_PRIORITY = {Hook.PREROUTING: -100, Hook.OUTPUT: -100, Hook.INPUT: 100, Hook.POSTROUTING: 100}
+
+
+def runs_at(base: BaseChain) -> int:
+    """Return the priority at which the kernel calls a chain."""
+    return _NAT_PRIORITY.get(base.hook, base.priority) if base.nat else base.priority
+
+
+@dataclass(frozen=True, **SLOTS)
+class Xtable:
+    """A table of iptables: the priority and the hooks of its chains. Source: net/ipv4/netfilter/iptable_*.c."""
+
+    priority: Mapping[str, int]
+    nat: bool = False
+
+
+def _xtable(hooks: str, priority: int) -> Xtable:
+    return Xtable(dict.fromkeys(hooks.split(), priority))
+
+
+_XTABLES = {
+    "raw": _xtable("PREROUTING OUTPUT", -300),
+    "mangle": _xtable("PREROUTING INPUT FORWARD OUTPUT POSTROUTING", -150),
+    "nat": Xtable({"PREROUTING": -100, "OUTPUT": -100, "INPUT": 100, "POSTROUTING": 100}, nat=True),
+    "filter": _xtable("INPUT FORWARD OUTPUT", 0),
+    "security": _xtable("INPUT FORWARD OUTPUT", 50),
+}
+_XT_POLICIES = {"ACCEPT": Verdict.ACCEPT, "DROP": Verdict.DROP}
+
+
+@dataclass(frozen=True, **SLOTS)
+class Ruleset:
+    """Every base chain that sees packets of IP. `beside` names the tables of other families that have base chains."""
+
+    bases: tuple[BaseChain, ...]
+    beside: tuple[str, ...] = ()
+
+    def at(self, hook: Hook, family: Family, *, latest_first: bool = True) -> tuple[BaseChain, ...]:
+        """Return the chains of a hook in the order in which the kernel calls them, those of NAT among them.
+
+        Of tables with the same priority the one that was registered last comes first (`nf_hook_entries_grow`). What is
+        known of that is the order of their handles; `latest_first` False assumes the contrary for different tables.
+        """
+        found = [base for base in self.bases if base.hook is hook and family.data.version in base.versions]
+        sign = -1 if latest_first else 1
+        key = {id(base): (runs_at(base), base.priority, sign * base.order[0], -base.order[1]) for base in found}
+        return tuple(sorted(found, key=lambda base: key[id(base)]))
+
+    def has_ties(self, hook: Hook, family: Family) -> bool:
+        """Return True if two tables have chains of one priority at a hook, so that their order is not certain."""
+        places = [(runs_at(base), base.priority) for base in self.at(hook, family)]
+        return len(places) != len(set(places))
+
+
+def ruleset(snapshot: Snapshot) -> Ruleset:
+    """Return the ruleset of a snapshot. Raises SnapshotError."""
+    tables = nft_tables.tables(snapshot.ruleset)
+    sets = IpSets(snapshot.ipsets)
+    saved = {
+        (save.family, save.flavour): (save_format.tables(save.text), XtablesCompiler(save.family, sets))
+        for save in snapshot.saves
+    }
+    bases: list[BaseChain] = []
+    for table in tables:
+        own: SavedTable = {}
+        xtables = XtablesCompiler(_family(table), sets)
+        if table.family in ("ip", "ip6") and (_family(table), NFT) in saved:
+            found, xtables = saved[_family(table), NFT]
+            own = found.get(table.name, {})
+        bases += _nft_bases(table, own, xtables)
+    for (family, flavour), (found, xtables) in saved.items():
+        read = {table.name for table in tables if table.family == family.data.nft}
+        for name, chains in found.items():
+            if flavour == LEGACY or (name not in read and not snapshot.ruleset):
+                bases += _saved_bases(family, flavour, name, chains, xtables)
+    beside = [f"{table.family} {table.name}" for table in tables if _is_beside(table)]
+    return Ruleset(tuple(bases), tuple(beside))
+
+
+def _family(table: RawTable) -> Family:
+    return Family.IPV6 if table.family == "ip6" else Family.IPV4
+
+
+def _is_beside(table: RawTable) -> bool:
+    return table.family in ("bridge", "netdev") and any(chain.hook for chain in table.chains.values())
+
+
+# ---- nf_tables
+
+
+def _nft_bases(table: RawTable, saved: SavedTable, xtables: XtablesCompiler) -> Iterator[BaseChain]:
+    if table.dormant or table.family not in _FAMILIES:
+        return
+    compiler = NftCompiler(table)
+    chains = {name: _nft_chain(table, raw, compiler, saved.get(name), xtables) for name, raw in table.chains.items()}
+    for name, raw in table.chains.items():
+        if raw.hook in _HOOKS:
+            yield BaseChain(
+                _HOOKS[raw.hook],
+                raw.priority,
+                f"{table.family} {table.name}",
+                chains[name],
+                _POLICIES.get(raw.policy, Verdict.ACCEPT),
+                _FAMILIES[table.family],
+                raw.kind == "nat",
+                (table.handle, raw.handle),
+                chains,
+            )
+
+
+def _nft_chain(
+    table: RawTable, raw: RawChain, compiler: NftCompiler, saved: SavedChain | None, xtables: XtablesCompiler
+) -> Chain:
+    """Return a chain; of a table that nft was not asked for, with the rules of iptables-nft-save."""
+    if saved is not None and saved.lines and not raw.rules:
+        load = partial(_saved_rule, f"{table.family} {table.name}", raw.name, saved, xtables)
+        return Chain(raw.name, len(saved.lines), load)
+    return Chain(raw.name, len(raw.rules), partial(_nft_rule, table, raw, compiler, saved, xtables))
+
+
+def _nft_rule(
+    table: RawTable,
+    chain: RawChain,
+    compiler: NftCompiler,
+    saved: SavedChain | None,
+    xtables: XtablesCompiler,
+    index: int,
+) -> Rule:
+    raw = chain.rules[index]
+    where = f"{table.family} {table.name}"
+    if saved is not None and len(saved.lines) == len(chain.rules):
+        place = _saved_place(where, chain.name, index, saved.lines[index], raw.handle)
+        return xtables.rule(saved.lines[index], place) if raw.extensions else compiler.rule(raw.text, place)
+    place = Place(where, chain.name, index + 1, raw.handle, text_of(raw.text), comment_of(raw.text))
+    return compiler.rule(raw.text, place)
+
+
+# ---- iptables-save
+
+
+def _saved_bases(
+    family: Family, flavour: str, name: str, chains: SavedTable, xtables: XtablesCompiler
+) -> Iterator[BaseChain]:
+    kind = _XTABLES.get(name)
+    if kind is None:
+        return
+    where = f"{family.data.nft} {name}" if flavour == NFT else f"legacy {family.data.nft} {name}"
+    loaded = {
+        chain: Chain(chain, len(saved.lines), partial(_saved_rule, where, chain, saved, xtables))
+        for chain, saved in chains.items()
+    }
+    for chain, priority in kind.priority.items():
+        if chain in loaded and chains[chain].policy:
+            yield BaseChain(
+                Hook(chain.lower()),
+                priority,
+                where,
+                loaded[chain],
+                _XT_POLICIES.get(chains[chain].policy, Verdict.ACCEPT),
+                frozenset({family.data.version}),
+                kind.nat,
+                (_LEGACY_ORDER, 0),
+                loaded,
+            )
+
+
+def _saved_rule(where: str, chain: str, saved: SavedChain, xtables: XtablesCompiler, index: int) -> Rule:
+    return xtables.rule(saved.lines[index], _saved_place(where, chain, index, saved.lines[index], 0))
+
+
+def _saved_place(where: str, chain: str, index: int, line: str, handle: int) -> Place:
+    return Place(where, chain, index + 1, handle, line, parts(line)[1])

@@ -1,0 +1,52 @@
+"""Splits the output of iptables-save into tables, chains and rules that are still text. Pure.
+
+Source: iptables-save(8). A rule stays a line until it is evaluated.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from flanneld_masq.model import SLOTS
+
+_CHAIN = re.compile(r":(\S+) (\S+)")
+_RULE = re.compile(r"(?:\[\d+:\d+\] )?-A (\S+)")
+
+
+@dataclass(**SLOTS)
+class SavedChain:
+    """A chain; `policy` is empty for one that only rules call."""
+
+    policy: str = ""
+    lines: list[str] = field(default_factory=list)
+
+
+SavedTable = dict[str, SavedChain]
+
+
+def tables(text: str) -> dict[str, SavedTable]:
+    """Return the tables by name, each with its chains by name. Lines that fit no table are skipped."""
+    found: dict[str, SavedTable] = {}
+    table: SavedTable = {}
+    for line in text.split("\n"):
+        if line.startswith("*"):
+            table = found.setdefault(line[1:].strip(), {})
+        elif chain := _CHAIN.match(line):
+            table[chain[1]] = SavedChain("" if chain[2] == "-" else chain[2])
+        elif rule := _RULE.match(line):
+            table.setdefault(rule[1], SavedChain()).lines.append(line[line.index("-A ") :])
+        elif line.startswith("COMMIT"):
+            table = {}
+    return found
+
+
+def words(line: str) -> list[str]:
+    """Return the words of a rule. A quoted one may hold blanks, and quotes and backslashes behind a backslash."""
+    return line.split() if '"' not in line and "\\" not in line else list(_words(line))
+
+
+def _words(line: str) -> Iterator[str]:
+    for quoted, plain in re.findall(r'"((?:[^"\\]|\\.)*)"|(\S+)', line):
+        yield plain or re.sub(r"\\(.)", r"\1", quoted)

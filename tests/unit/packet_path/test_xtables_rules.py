@@ -1,0 +1,237 @@
+"""Each construct of iptables-save, in a legacy table that drops what it matches."""
+
+from __future__ import annotations
+
+import pytest
+
+from flanneld_masq.model import Family
+from flanneld_masq.packet_path.evaluate import Fate, Node
+from flanneld_masq.packet_path.packet import ICMP, UDP, CtState
+from flanneld_masq.packet_path.snapshot import NFT, Save
+from flanneld_masq.packet_path.xtables_rules import parts
+
+from .nodes import chain, follow, packet, rule, snapshot, table
+
+HITS = [
+    "-s 10.244.0.0/16",
+    "-s 10.244.1.5/32",
+    "-s 10.0.0.0/255.0.0.0",
+    "! -d 10.244.0.0/16",
+    "-i cni0",
+    "-i cni+",
+    "! -i eth0 -o eth+",
+    "-p tcp -m tcp --dport 443",
+    "-p tcp -m tcp --dport 400:500",
+    "-p tcp -m tcp ! --dport 80",
+    "-p tcp -m tcp --dport :500",
+    "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN",
+    "-p tcp -m tcp --syn",
+    "-p tcp -m multiport --dports 80,443,8000:9000",
+    "! -p udp",
+    "-p all",
+    "-m conntrack --ctstate NEW",
+    "-m conntrack --ctstate RELATED,NEW",
+    "-m conntrack ! --ctstate ESTABLISHED",
+    "-m state --state NEW",
+    "-m conntrack --ctdir ORIGINAL",
+    "-m conntrack --ctorigsrc 10.244.1.5/32",
+    "-m conntrack --ctproto 6",
+    "-m conntrack --ctstatus NONE",
+    "-m mark --mark 0x0/0x4000",
+    "-m mark ! --mark 0x4000/0x4000",
+    "-m connmark --mark 0x0",
+    "-m addrtype --dst-type UNICAST",
+    "-m addrtype ! --dst-type LOCAL",
+    "-m iprange --src-range 10.244.1.1-10.244.1.9",
+    '-m comment --comment "it\'s -j ACCEPT \\"x\\""',
+    "-m nfacct --nfacct-name x",
+    "-m physdev ! --physdev-is-bridged",
+    "-m pkttype --pkt-type unicast",
+    "-m rpfilter",
+    "-m rpfilter --loose --validmark",
+    "! -f",
+    "-m set --match-set nets src",
+    "-m set --match-set ports dst,dst",
+    "-m set ! --match-set none src",
+]
+MISSES = [
+    "-s 10.244.1.6/32",
+    "-i eth0",
+    "-p udp -m udp --dport 443",
+    "-p udp -m udp ! --dport 53",
+    "-p tcp -m multiport ! --dports 80,443",
+    "-p icmp -m icmp --icmp-type 8",
+    "-m conntrack --ctstate RELATED,ESTABLISHED",
+    "-m conntrack --ctstate RELATED,ESTABLISHED,DNAT",
+    "-m conntrack --ctstate INVALID",
+    "-m conntrack --ctstatus DNAT",
+    "-m mark --mark 0x4000/0x4000",
+    "-m addrtype --src-type LOCAL",
+    "-m physdev --physdev-is-bridged",
+    "-m rpfilter --invert",
+    "-m owner --uid-owner 0",
+    "-f",
+    "-m set --match-set none src",
+]
+UNSURE = [
+    "-m limit --limit 5/sec",
+    "-m hashlimit --hashlimit-above 5/sec --hashlimit-name x",
+    "-m recent --rcheck --name x --rsource",
+    "-m statistic --mode random --probability 0.5",
+    "-m time --timestart 12:00",
+    "-m physdev --physdev-in veth0",
+    "-m string --algo bm --string x",
+    "-m set --match-set unheard src",
+    "-m set --match-set timed src",
+    "-m owner ! --uid-owner 0",
+    "-m icmp6 --what",
+    "-s 10.0.0.0/255.0.255.0",
+    "-m unheard --of -s x",
+]
+IPSETS = """create nets hash:net family inet
+add nets 10.244.0.0/16
+create ports hash:ip,port family inet
+add ports 198.51.100.7,tcp:443
+create none hash:ip family inet
+create timed hash:ip family inet timeout 600
+"""
+
+
+def node(*rules: str, table_name: str = "filter", chain_name: str = "FORWARD", policy: str = "ACCEPT") -> Node:
+    lines = "".join(f"-A {chain_name} {one}\n" for one in rules)
+    save = f"*{table_name}\n:{chain_name} {policy} [0:0]\n:C - [0:0]\n-A C -j DROP\n{lines}COMMIT\n"
+    return Node(snapshot(legacy=save, ipsets=IPSETS))
+
+
+@pytest.mark.parametrize("match", HITS)
+def test_a_match_that_holds_drops(match: str) -> None:
+    assert follow(node(f"{match} -j DROP")).fate is Fate.DROPPED
+
+
+@pytest.mark.parametrize("match", MISSES)
+def test_a_match_that_fails_lets_pass(match: str) -> None:
+    assert follow(node(f"{match} -j DROP")).fate is Fate.DELIVERED
+
+
+@pytest.mark.parametrize("match", UNSURE)
+def test_what_cannot_be_evaluated_may_drop(match: str) -> None:
+    assert follow(node(f"{match} -j DROP")).fate is Fate.MAY
+
+
+@pytest.mark.parametrize(
+    ("target", "fate"),
+    [
+        ("-j ACCEPT", Fate.DELIVERED),
+        ("-j REJECT --reject-with icmp-port-unreachable", Fate.DROPPED),
+        ("-j RETURN", Fate.DELIVERED),
+        ("-j C", Fate.DROPPED),
+        ("-g C", Fate.DROPPED),
+        ("-j LOG --log-prefix x", Fate.DELIVERED),
+        ("-j TCPMSS --clamp-mss-to-pmtu", Fate.DELIVERED),
+        ("-j NFQUEUE --queue-num 1", Fate.MAY),
+        ("-j UNHEARD", Fate.MAY),
+        ("", Fate.DELIVERED),
+    ],
+)
+def test_targets(target: str, fate: Fate) -> None:
+    assert follow(node(target)).fate is fate
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        (["-j MARK --set-xmark 0x4000/0x4000"], 0x4000),
+        (["-j MARK --set-xmark 0x5/0xffffffff", "-j MARK --set-xmark 0x0/0x4"], 1),
+        (["-j MARK --set-mark 0x6/0x2"], 6),
+        (["-j MARK --or-mark 0x3", "-j MARK --and-mark 0x2"], 2),
+        (["-j MARK --set-xmark 0x7/0xffffffff", "-j CONNMARK --save-mark", "-j MARK --and-mark 0x0",
+          "-j CONNMARK --restore-mark --nfmask 0x3 --ctmask 0x3"], 3),
+        (["-j CONNMARK --set-xmark 0x9/0xffffffff", "-j CONNMARK --restore-mark"], 9),
+    ],
+)  # fmt: skip
+def test_marks(targets: list[str], expected: int) -> None:
+    (outcome,) = follow(node(*targets, table_name="mangle")).outcomes
+    assert outcome.mark == expected
+
+
+def test_a_rule_of_iptables_nft_is_read_from_its_save_where_nft_is_silent() -> None:
+    objects = [
+        table("filter"),
+        chain("FORWARD", "forward", table="filter"),
+        rule("FORWARD", {"xt": {"type": "match", "name": "multiport"}}, {"drop": None}, table="filter", handle=9),
+    ]
+    save = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -p tcp -m multiport --dports 80 -j DROP\nCOMMIT\n"
+    assert follow(Node(snapshot(objects))).fate is Fate.MAY
+    read = Node(snapshot(objects, saves=(Save(Family.IPV4, NFT, save),)))
+    assert follow(read).fate is Fate.DELIVERED
+    (step,) = follow(read, dport=80).deciders
+    assert (step.place.handle, step.place.text) == (9, "-A FORWARD -p tcp -m multiport --dports 80 -j DROP")
+
+
+def test_a_save_that_does_not_fit_the_chain_is_not_used() -> None:
+    objects = [
+        table("filter"),
+        chain("FORWARD", "forward", table="filter"),
+        rule("FORWARD", {"xt": {"type": "match", "name": "multiport"}}, {"drop": None}, table="filter"),
+    ]
+    save = "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n"
+    assert follow(Node(snapshot(objects, saves=(Save(Family.IPV4, NFT, save),)))).fate is Fate.MAY
+
+
+def test_dnat_then_masquerade() -> None:
+    save = (
+        "*nat\n:PREROUTING ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n"
+        "-A PREROUTING -d 10.96.0.1/32 -p tcp -m tcp --dport 443 -j DNAT --to-destination 198.51.100.7:6443\n"
+        "-A POSTROUTING -m conntrack --ctstate DNAT -s 10.244.0.0/16 -j MASQUERADE --random-fully\nCOMMIT\n"
+    )
+    (outcome,) = follow(Node(snapshot(legacy=save)), dst="10.96.0.1").outcomes
+    assert (str(outcome.src), str(outcome.dst), outcome.device) == ("192.0.2.1", "198.51.100.7:6443", "eth0")
+    assert [step.detail for step in outcome.deciders] == [
+        "dnat 10.96.0.1:443 -> 198.51.100.7:6443",
+        "masquerade 10.244.1.5:40000 -> 192.0.2.1",
+    ]
+
+
+def test_statistic_of_two_backends_has_two_outcomes() -> None:
+    save = (
+        "*nat\n:PREROUTING ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n"
+        "-A PREROUTING -m statistic --mode random --probability 0.5 -p tcp -j DNAT --to-destination 10.244.2.5:80\n"
+        "-A PREROUTING -p tcp -j DNAT --to-destination 198.51.100.7\nCOMMIT\n"
+    )
+    result = follow(Node(snapshot(legacy=save)))
+    assert result.fate is Fate.DELIVERED
+    assert not result.certain
+    assert {outcome.device for outcome in result.outcomes} == {"eth0", "flannel.1"}
+
+
+@pytest.mark.parametrize("target", ["-j NOTRACK", "-j CT --notrack"])
+def test_an_untracked_packet_meets_no_nat(target: str) -> None:
+    save = (
+        f"*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING {target}\nCOMMIT\n"
+        "*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -j MASQUERADE\nCOMMIT\n"
+    )
+    (outcome,) = follow(Node(snapshot(legacy=save))).outcomes
+    assert outcome.untracked
+    assert str(outcome.src) == "10.244.1.5:40000"
+
+
+def test_udp_icmp_and_established() -> None:
+    assert follow(node("-p udp -m udp --dport 53 -j DROP"), proto=UDP, dport=53).fate is Fate.DROPPED
+    icmp = node("-p icmp -m icmp --icmp-type 8 -j DROP")
+    assert follow(icmp, proto=ICMP, sport=None, dport=None).fate is Fate.DROPPED
+    established = node("-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", policy="DROP")
+    assert follow(established).fate is Fate.DROPPED
+    assert follow(established, state=CtState.ESTABLISHED).fate is Fate.DELIVERED
+
+
+def test_a_packet_of_the_node_has_an_owner() -> None:
+    output = node("-m owner --uid-owner 0 -j DROP", chain_name="OUTPUT")
+    assert output.evaluate(packet(src="192.0.2.1", iif="", uid=0)).fate is Fate.DROPPED
+    assert output.evaluate(packet(src="192.0.2.1", iif="", uid=5)).fate is Fate.DELIVERED
+    assert output.evaluate(packet(src="192.0.2.1", iif="")).fate is Fate.MAY
+
+
+def test_parts_keep_quoted_words_together() -> None:
+    found, comment = parts(r'-A FORWARD -s 1.2.3.4/32 -m comment --comment "a \"b\" -j X" ! -i lo -j ACCEPT')
+    assert comment == 'a "b" -j X'
+    assert [(part.kind, part.name) for part in found] == [("", ""), ("", ""), ("-m", "comment"), ("-j", "ACCEPT")]
