@@ -72,6 +72,7 @@ from flanneld_masq.live.tracer import Trace
 from flanneld_masq.lock_files import flock_users
 from flanneld_masq.model import BackendName, Family, FamilyLease, Group, Item, ItemKind, Lease, Settings, VerifiedState
 from flanneld_masq.packet_path import snapshot as path_snapshot
+from flanneld_masq.packet_path.collect import collect
 from flanneld_masq.packet_path.evaluate import Node
 from flanneld_masq.packet_path.packet import TCP, Packet
 from flanneld_masq.packet_path.snapshot import LEGACY, NFT, Save, Snapshot
@@ -168,8 +169,10 @@ def _packet_path_iptables(data: bytes) -> None:
 
 def _packet_path_ip(data: bytes) -> None:
     """Every program prints the same: the routes, the rules and the addresses."""
-    printed = dict.fromkeys(Family, _as_printed(data))
-    Node(Snapshot(addresses=_as_printed(data), routes=printed, rules=printed)).evaluate(_TO_THE_WORLD)
+    printed = _as_printed(data)
+    collected = collect(_Programs(printed), _directory("packet-path"))
+    read = Snapshot(addresses=collected.addresses, routes=collected.routes, rules=collected.rules)
+    Node(read).evaluate(_TO_THE_WORLD)
 
 
 def _packet_path_ipset(data: bytes) -> None:
@@ -815,7 +818,7 @@ TARGETS = (
         "packet-path-ip",
         _packet_path_ip,
         (SnapshotError,),
-        tuple(f"flanneld_masq.packet_path.{name}" for name in ("routing",)),
+        tuple(f"flanneld_masq.packet_path.{name}" for name in ("routing", "collect")),
         _JSON_WORDS,
     ),
     Target(

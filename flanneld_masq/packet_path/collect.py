@@ -1,0 +1,150 @@
+"""Collects a snapshot of this node with nft, iptables-save, ip and ipset. The edge of this package.
+
+The programs only read, and each is bounded in time and output. What cannot be read is a line of `unread`. A legacy
+table is listed only if it exists, for a listing creates it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from flanneld_masq.errors import CommandError
+from flanneld_masq.model import Family
+from flanneld_masq.packet_path import nft_tables, save_format
+from flanneld_masq.packet_path.snapshot import LEGACY, NFT, XTABLES, Save, Snapshot
+from flanneld_masq.process import ProcessRunner
+
+TIMEOUT = 30.0  # seconds for each program
+MANY_CHAINS = 1000  # beyond which nft takes seconds, and more memory than this process may
+MAX_TABLES = 64  # that are listed one by one
+MAX_DEVICES = 4096  # whose sysctls are read
+_OF_DEVICES = {
+    "net/ipv4/conf": ("forwarding", "rp_filter", "accept_local", "src_valid_mark", "route_localnet"),
+    "net/ipv6/conf": ("forwarding", "disable_ipv6"),
+}
+_OF_NODE = (
+    "net/ipv4/ip_forward",
+    "net/bridge/bridge-nf-call-iptables",
+    "net/bridge/bridge-nf-call-ip6tables",
+    "net/netfilter/nf_conntrack_max",
+    "net/netfilter/nf_conntrack_count",
+    "net/netfilter/nf_conntrack_tcp_be_liberal",
+)
+
+
+class Collector:
+    """Collects one snapshot. `root` is the directory that stands for /."""
+
+    def __init__(self, run: ProcessRunner, root: Path = Path("/")) -> None:
+        self._run = run
+        self._root = root
+        self._unread: list[str] = []
+
+    def snapshot(self) -> Snapshot:
+        """Return what this node has now. It raises nothing."""
+        chains = self._output("nft", "-j", "list", "chains")
+        saves = tuple(self._saves(chains))
+        ruleset = self._ruleset(chains, saves)
+        families = {family: f"-{family.data.version}" for family in Family}
+        return Snapshot(
+            ruleset=ruleset,
+            saves=saves,
+            links=self._output("ip", "-j", "-d", "link"),
+            addresses=self._output("ip", "-j", "addr"),
+            routes={
+                family: self._output("ip", "-j", flag, "route", "show", "table", "all")
+                for family, flag in families.items()
+            },
+            rules={family: self._output("ip", "-j", flag, "rule") for family, flag in families.items()},
+            ipsets=self._ipsets(saves),
+            sysctls=dict(self._sysctls()),
+            unread=tuple(self._unread),
+        )
+
+    def _ruleset(self, chains: str, saves: tuple[Save, ...]) -> str:
+        """Return the ruleset of nft; of many chains only the tables that iptables-nft-save does not show.
+
+        nft needs 4 s and 370 MB for 43,000 rules of kube-proxy, iptables-nft-save 2 s and 44 MB. The handles of the
+        rules are missing then.
+        """
+        if nft_tables.count(chains) > MANY_CHAINS:
+            shown = {save.family.data.nft: save_format.tables(save.text) for save in saves if save.flavour == NFT}
+            known, others = nft_tables.divided(chains, shown)
+            if len(others) <= MAX_TABLES:
+                listed = [self._output("nft", "-j", "list", "table", *names) for names in others]
+                return nft_tables.joined([known, *listed])
+        return self._output("nft", "-j", "list", "ruleset") if chains else ""
+
+    def _output(self, *argv: str) -> str:
+        """Return what a program prints, empty if it fails; then the snapshot lacks something."""
+        try:
+            return self._run(argv, timeout=TIMEOUT).stdout
+        except CommandError as error:
+            self._unread.append(str(error))
+            return ""
+
+    def _optional(self, *argv: str) -> str:
+        """Return what a program prints, empty if it fails."""
+        try:
+            return self._run(argv, timeout=TIMEOUT).stdout
+        except CommandError:
+            return ""
+
+    def _saves(self, chains: str) -> Iterator[Save]:
+        for family in Family:
+            if not chains or any(name in chains for name in _named_like_xtables(family)):
+                yield from self._nft_save(family, needed=not chains)
+            if self._legacy_tables(family):
+                yield Save(family, LEGACY, self._output(f"{family.data.tools}-legacy-save"))
+
+    def _nft_save(self, family: Family, *, needed: bool) -> Iterator[Save]:
+        """Yield the rules of iptables-nft. Without them the matches of the rules that nft lists are unknown."""
+        argv = (f"{family.data.tools}-nft-save",)
+        yield Save(family, NFT, self._output(*argv) if needed else self._optional(*argv))
+
+    def _legacy_tables(self, family: Family) -> bool:
+        return bool(self._text(self._root / family.data.legacy_names).split())
+
+    def _ipsets(self, saves: tuple[Save, ...]) -> str:
+        """Return the sets if a rule names one. Without them such a match is unknown."""
+        if not any("--match-set" in save.text for save in saves):
+            return ""
+        return self._optional("ipset", "save")
+
+    def _sysctls(self) -> Iterator[tuple[str, str]]:
+        base = self._root / "proc/sys"
+        for key in _OF_NODE:
+            yield from self._sysctl(base, key)
+        for directory, keys in _OF_DEVICES.items():
+            for device in self._devices(base / directory):
+                for key in keys:
+                    yield from self._sysctl(base, f"{directory}/{device}/{key}")
+
+    def _devices(self, directory: Path) -> list[str]:
+        try:
+            return sorted(path.name for path in directory.iterdir())[:MAX_DEVICES]
+        except OSError:
+            return []
+
+    def _sysctl(self, base: Path, key: str) -> Iterator[tuple[str, str]]:
+        text = self._text(base / key).strip()
+        if text:
+            yield key.replace("/", "."), text
+
+    def _text(self, path: Path) -> str:
+        try:
+            with path.open("rb") as file:
+                return file.read(4096).decode("ascii", "replace")
+        except OSError:
+            return ""
+
+
+def _named_like_xtables(family: Family) -> tuple[str, ...]:
+    """Return what nft prints of chains in tables that iptables-nft may keep."""
+    return tuple(f'"family": "{family.data.nft}", "table": "{name}"' for name in XTABLES)
+
+
+def collect(run: ProcessRunner, root: Path = Path("/")) -> Snapshot:
+    """Return a snapshot of this node, or of the network namespace of the calling thread."""
+    return Collector(run, root).snapshot()
