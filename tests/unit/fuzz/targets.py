@@ -74,6 +74,7 @@ from flanneld_masq.model import BackendName, Family, FamilyLease, Group, Item, I
 from flanneld_masq.packet_path import snapshot as path_snapshot
 from flanneld_masq.packet_path.collect import collect
 from flanneld_masq.packet_path.evaluate import Node
+from flanneld_masq.packet_path.flows import flows
 from flanneld_masq.packet_path.packet import TCP, Packet
 from flanneld_masq.packet_path.snapshot import LEGACY, NFT, Save, Snapshot
 from flanneld_masq.process import Completed, ProcessRunner
@@ -171,8 +172,11 @@ def _packet_path_ip(data: bytes) -> None:
     """Every program prints the same: the routes, the rules and the addresses."""
     printed = _as_printed(data)
     collected = collect(_Programs(printed), _directory("packet-path"))
-    read = Snapshot(addresses=collected.addresses, routes=collected.routes, rules=collected.rules)
-    Node(read).evaluate(_TO_THE_WORLD)
+    flows(
+        Node(Snapshot(addresses=collected.addresses, routes=collected.routes, rules=collected.rules)),
+        _LEASE,
+        Settings(),
+    )
 
 
 def _packet_path_ipset(data: bytes) -> None:
@@ -818,7 +822,7 @@ TARGETS = (
         "packet-path-ip",
         _packet_path_ip,
         (SnapshotError,),
-        tuple(f"flanneld_masq.packet_path.{name}" for name in ("routing", "collect")),
+        tuple(f"flanneld_masq.packet_path.{name}" for name in ("routing", "flows", "collect")),
         _JSON_WORDS,
     ),
     Target(

@@ -1,0 +1,386 @@
+"""Evaluates the flows that pods need, in both directions, and says of each if it is as wanted. Pure over a snapshot.
+
+A flow that this node cannot have, for example to pods of other nodes where there are none, is skipped with the reason.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address
+from itertools import islice
+from typing import Optional
+
+from flanneld_masq.model import (
+    DEFAULT_KUBE_PROXY_MARK,
+    SLOTS,
+    Address,
+    Family,
+    FamilyLease,
+    Group,
+    Lease,
+    Mark,
+    Network,
+    Settings,
+)
+from flanneld_masq.model import Packet as PolicyPacket
+from flanneld_masq.model import Verdict as PolicyVerdict
+from flanneld_masq.packet_path.evaluate import Node, Outcome, Result
+from flanneld_masq.packet_path.packet import TCP, Connection, CtState, Packet
+from flanneld_masq.packet_path.routing import UNICAST, Route, Routing
+from flanneld_masq.packet_path.services import services
+from flanneld_masq.packet_path.state import Step
+from flanneld_masq.ruleset import policy
+
+WORLD = {Family.IPV4: ip_address("8.8.8.8"), Family.IPV6: ip_address("2001:4860:4860::8888")}  # any of the world
+WORLD_PORT, POD_PORT, HOST_PORT, CLIENT_PORT = 443, 8080, 10250, 40000
+MAX_SERVICES = 32  # that are tried until one has a pod of this node
+_BRIDGE_KEYS = {
+    Family.IPV4: "net.bridge.bridge-nf-call-iptables",
+    Family.IPV6: "net.bridge.bridge-nf-call-ip6tables",
+}
+
+
+class Flow(str, enum.Enum):
+    """A flow that matters. The value is what users see."""
+
+    POD_TO_WORLD = "pod to world"
+    WORLD_TO_POD = "world to pod"
+    POD_TO_REMOTE_POD = "pod to remote pod"
+    REMOTE_POD_TO_POD = "remote pod to pod"
+    HOST_TO_REMOTE_POD = "host to remote pod"
+    REMOTE_HOST_TO_POD = "remote host to pod"
+    HOST_TO_POD = "host to pod"
+    POD_TO_HOST = "pod to host"
+    POD_TO_SERVICE = "pod to service on the same node"
+
+    @property
+    def essential(self) -> bool:
+        """True if no healthy node does without it; firewalls may rightly restrict the others."""
+        return self not in (Flow.WORLD_TO_POD, Flow.POD_TO_HOST)
+
+
+class Judgement(str, enum.Enum):
+    AS_WANTED = "as wanted"
+    WRONG = "wrong"
+    MAY = "may be wrong"
+    SKIPPED = "skipped"
+
+
+class Source(str, enum.Enum):
+    """The source address that must arrive."""
+
+    KEPT = "its own"
+    NODE = "an address of the node"
+    ANY = "any"
+
+
+@dataclass(frozen=True, **SLOTS)
+class Cause:
+    """A rule, route or sysctl that keeps a flow from what is wanted, and the program that owns it, empty if unknown."""
+
+    step: Step
+    owner: str
+
+
+@dataclass(frozen=True, **SLOTS)
+class FlowResult:
+    """A flow, what is wanted of it, and what becomes of it. `answer` is True for the direction of the answers.
+
+    `why` says what is wrong, or why the flow was skipped. A skipped flow has no result.
+    """
+
+    family: Family
+    flow: Flow
+    answer: bool
+    wanted: Source
+    judgement: Judgement
+    why: str = ""
+    causes: tuple[Cause, ...] = ()
+    result: Optional[Result] = None
+
+
+@dataclass(frozen=True, **SLOTS)
+class _Case:
+    """A flow to evaluate. `device` is where the packet must leave the node, empty if it must stay; None for anywhere.
+    With `kept` its destination must stay the same."""
+
+    flow: Flow
+    packet: Packet
+    device: Optional[str]
+    kept: bool = True
+
+
+def flows(
+    node: Node,
+    lease: Lease,
+    settings: Settings,
+    *,
+    exceptions: tuple[Network, ...] = (),
+    mark: Mark = DEFAULT_KUBE_PROXY_MARK,
+) -> tuple[FlowResult, ...]:
+    """Evaluate every flow of each family of a lease.
+
+    `exceptions` are the destinations that plugins exempt, `mark` is what `kube_proxy_mark = "auto"` stands for; both as
+    in `policy.group_rules`. Raises SnapshotError if routes or addresses cannot be read.
+    """
+    found: list[FlowResult] = []
+    for family in Family:
+        family_lease = lease.of(family)
+        if family_lease is not None:
+            wanted = _Wanted(settings, lease, family, exceptions, mark)
+            found += _Flows(node, family, family_lease, wanted).results()
+    return tuple(found)
+
+
+class _Wanted:
+    """The source address that the policy wants of a packet."""
+
+    def __init__(
+        self, settings: Settings, lease: Lease, family: Family, exceptions: tuple[Network, ...], mark: Mark
+    ) -> None:
+        groups = policy.group_rules(settings, (lease,), family, exceptions=exceptions, auto_mark=mark)
+        self._rules = next((group.rules for group in groups if group.group is Group.MASQUERADE), None)
+
+    def of(self, packet: Packet) -> Source:
+        if self._rules is None:
+            return Source.ANY
+        rule = policy.decide(self._rules, PolicyPacket(packet.src, packet.dst))
+        if rule is None:
+            return Source.ANY
+        return Source.NODE if rule.verdict is PolicyVerdict.MASQUERADE else Source.KEPT
+
+
+class _Flows:
+    """The flows of one family."""
+
+    def __init__(self, node: Node, family: Family, lease: FamilyLease, wanted: _Wanted) -> None:
+        self._node = node
+        self._family = family
+        self._lease = lease
+        self._wanted = wanted
+        self._routing: Routing = node.routing[family]
+        self._pod, self._device = _pod(lease, self._routing)
+        self._remote = _remote_route(self._routing, lease)
+        self._world = _route(self._routing, None, WORLD[family])
+
+    def results(self) -> Iterator[FlowResult]:
+        for flow, case in self._cases():
+            if isinstance(case, str):
+                yield FlowResult(self._family, flow, False, Source.ANY, Judgement.SKIPPED, case)
+            else:
+                yield from self._both_ways(case)
+
+    # ---- the packets
+
+    def _cases(self) -> Iterator[tuple[Flow, _Case | str]]:
+        for flow, case in self._attempts():
+            yield flow, case if self._device or flow is Flow.HOST_TO_REMOTE_POD else _NO_DEVICE
+
+    def _attempts(self) -> Iterator[tuple[Flow, _Case | str]]:
+        yield Flow.POD_TO_WORLD, self._to_world()
+        yield Flow.WORLD_TO_POD, self._from_world()
+        for flow, make in (
+            (Flow.POD_TO_REMOTE_POD, self._to_remote_pod),
+            (Flow.REMOTE_POD_TO_POD, self._from_remote_pod),
+            (Flow.HOST_TO_REMOTE_POD, self._host_to_remote_pod),
+            (Flow.REMOTE_HOST_TO_POD, self._from_remote_host),
+        ):
+            yield (
+                flow,
+                make(*self._remote) if self._remote is not None else _NO_REMOTE,
+            )
+        yield Flow.HOST_TO_POD, self._host_to_pod()
+        yield Flow.POD_TO_HOST, self._to_host()
+        yield Flow.POD_TO_SERVICE, self._to_service()
+
+    def _case(
+        self, flow: Flow, src: Address, dst: Address, port: int, iif: str, device: str, *, uid: Optional[int] = None
+    ) -> _Case:
+        return _Case(flow, Packet(src, dst, TCP, CLIENT_PORT, port, iif, uid=uid), device)
+
+    def _to_world(self) -> _Case | str:
+        if self._world is None:
+            return "the node has no route to the world"
+        return self._case(
+            Flow.POD_TO_WORLD, self._pod, WORLD[self._family], WORLD_PORT, self._device, self._world.device
+        )
+
+    def _from_world(self) -> _Case | str:
+        if self._world is None:
+            return "the node has no route to the world"
+        return self._case(Flow.WORLD_TO_POD, WORLD[self._family], self._pod, POD_PORT, self._world.device, self._device)
+
+    def _to_remote_pod(self, pod: Address, route: Route) -> _Case | str:
+        return self._case(Flow.POD_TO_REMOTE_POD, self._pod, pod, POD_PORT, self._device, route.device)
+
+    def _from_remote_pod(self, pod: Address, route: Route) -> _Case | str:
+        return self._case(Flow.REMOTE_POD_TO_POD, pod, self._pod, POD_PORT, route.device, self._device)
+
+    def _host_to_remote_pod(self, pod: Address, route: Route) -> _Case | str:
+        src = route.source or self._routing.source_for(route, pod)
+        if src is None:
+            return f"{route.device} has no address"
+        return self._case(Flow.HOST_TO_REMOTE_POD, src, pod, POD_PORT, "", route.device, uid=0)
+
+    def _from_remote_host(self, _: Address, route: Route) -> _Case | str:
+        if route.via is None or route.via.version != self._family.data.version:
+            return "the address of another node is not known"
+        return self._case(Flow.REMOTE_HOST_TO_POD, route.via, self._pod, POD_PORT, route.device, self._device)
+
+    def _host_to_pod(self) -> _Case | str:
+        route = Route(UNICAST, self._device)
+        src = self._routing.source_for(route, self._pod)
+        if src is None:
+            return f"{self._device} has no address"
+        return self._case(Flow.HOST_TO_POD, src, self._pod, POD_PORT, "", self._device, uid=0)
+
+    def _to_host(self) -> _Case | str:
+        own = [one.address for one in self._routing.addresses if one.scope == "global" and one.device != self._device]
+        outer = [address for address in own if not any(address in network for network in self._lease.networks)]
+        if not outer:
+            return "the node has no address outside the pods' networks"
+        return self._case(Flow.POD_TO_HOST, self._pod, outer[0], HOST_PORT, self._device, "")
+
+    def _to_service(self) -> _Case | str:
+        """Return a packet to a service that may reach a pod of this node."""
+        for address, proto, port in islice(services(self._node.ruleset, self._family), MAX_SERVICES):
+            packet = Packet(self._pod, address, proto, CLIENT_PORT, port, self._device)
+            for outcome in self._node.evaluate(packet).outcomes:
+                if outcome.delivered and outcome.dst.address in self._lease.subnet:
+                    return _Case(Flow.POD_TO_SERVICE, packet, None, kept=False)
+        return "no service has a pod on this node"
+
+    # ---- judgement
+
+    def _both_ways(self, case: _Case) -> Iterator[FlowResult]:
+        result = self._node.evaluate(case.packet)
+        wanted = self._wanted.of(case.packet) if case.kept else Source.ANY
+        if case.device == "":  # a packet that stays passes no rule of the policy
+            wanted = Source.KEPT
+        yield self._judge(case, result, wanted, answer=False)
+        delivered = [outcome for outcome in result.outcomes if outcome.delivered]
+        here = [outcome for outcome in delivered if outcome.dst.address in self._lease.subnet]
+        if delivered:
+            yield self._answer(case, (here or delivered)[0])
+
+    def _answer(self, case: _Case, outcome: Outcome) -> FlowResult:
+        first = case.packet
+        connection = Connection(first.source, first.destination, outcome.src, outcome.dst, outcome.ct_mark)
+        answer = Packet(
+            outcome.dst.address,
+            outcome.src.address,
+            first.proto,
+            outcome.dst.port,
+            outcome.src.port,
+            outcome.device,
+            state=CtState.NEW if outcome.untracked else CtState.ESTABLISHED,
+            reply=not outcome.untracked,
+            connection=None if outcome.untracked else connection,
+        )
+        if obstacle := self._bridged(case, outcome):
+            judgement = Judgement.WRONG
+            return FlowResult(self._family, case.flow, True, Source.KEPT, judgement, obstacle)
+        back = _Case(case.flow, answer, first.iif, kept=False)
+        result = self._node.evaluate(answer)
+        return self._judge(back, result, Source.ANY, answer=True, original=first)
+
+    def _bridged(self, case: _Case, outcome: Outcome) -> str:
+        """Return why the answer of another pod on the same bridge misses NAT, empty if it does not."""
+        same = outcome.device == case.packet.iif and outcome.src.address == case.packet.src
+        link = self._routing.links.get(outcome.device, {})
+        kind = link.get("linkinfo", {}).get("info_kind") if isinstance(link.get("linkinfo", {}), dict) else None
+        if case.flow is not Flow.POD_TO_SERVICE or not same or kind != "bridge":
+            return ""
+        key = _BRIDGE_KEYS[self._family]
+        value = self._node.snapshot.sysctl(key)
+        if value is None:
+            return f"the answer is bridged past NAT: there is no {key}, br_netfilter is not loaded"
+        return f"the answer is bridged past NAT: {key} = 0" if value == 0 else ""
+
+    def _judge(
+        self, case: _Case, result: Result, wanted: Source, *, answer: bool, original: Optional[Packet] = None
+    ) -> FlowResult:
+        faults = [self._fault(case, outcome, wanted, original) for outcome in result.outcomes]
+        bad = [(outcome, fault) for outcome, fault in zip(result.outcomes, faults) if fault]
+        steps = [step for outcome, _ in bad for step in outcome.deciders[-1:]]
+        why = "; ".join(dict.fromkeys(fault for _, fault in bad))
+        judgement = Judgement.AS_WANTED
+        if bad:
+            judgement = Judgement.WRONG if len(bad) == len(faults) and not result.why_not else Judgement.MAY
+        elif result.why_not or any(outcome.unknown_end for outcome in result.outcomes):
+            judgement, why = Judgement.MAY, result.why_not or "an address that NAT picks is not known"
+        if judgement is Judgement.MAY:
+            steps += [step for step in result.deciders if step not in steps]
+        causes = tuple(Cause(step, self._node.owner(step)) for step in dict.fromkeys(steps))
+        return FlowResult(self._family, case.flow, answer, wanted, judgement, why, causes, result)
+
+    def _fault(self, case: _Case, outcome: Outcome, wanted: Source, original: Optional[Packet]) -> str:
+        """Return what is wrong with an outcome, empty if nothing is."""
+        packet = case.packet
+        if not outcome.delivered:
+            return f"{outcome.steps[-1].effect.value} by {outcome.steps[-1].place}" if outcome.steps else ""
+        if case.device not in (None, outcome.device):
+            return f"sent to {outcome.device or 'the node itself'}, not to {case.device or 'the node itself'}"
+        if case.kept and outcome.dst.address != packet.dst:
+            return f"sent to {outcome.dst.address}, not to {packet.dst}"
+        if original is not None and (outcome.src.address, outcome.dst.address) != (original.dst, original.src):
+            return f"arrives as {outcome.src.address} -> {outcome.dst.address}, so it is no answer"
+        if wanted is Source.KEPT and outcome.src.address != packet.src:
+            return f"arrives from {outcome.src.address}, not from {packet.src}"
+        if wanted is Source.NODE and not self._is_own(outcome.src.address):
+            return f"arrives from {outcome.src.address}, not from an address of the node"
+        return ""
+
+    def _is_own(self, address: Address) -> bool:
+        return any(one.address == address for one in self._routing.addresses)
+
+
+_NO_REMOTE = "the node has no route to pods of other nodes"
+_NO_DEVICE = "there is no device of the pods yet"
+
+
+def _route(routing: Routing, src: Optional[Address], dst: Address) -> Optional[Route]:
+    """Return the route to an address, None if it has none or is the node's own."""
+    found = routing.route(src, dst, "", 0)[0]
+    return found if found.kind == UNICAST else None
+
+
+def _pod(lease: FamilyLease, routing: Routing) -> tuple[Address, str]:
+    """Return an address as a pod may have it, and the device of the pods, empty if there is none yet.
+
+    With a bridge it is an address that is probably free, for policies may restrict a pod that is there. Where each pod
+    has a route of its own, it is that of a pod.
+    """
+    address = _free_address(lease, routing)
+    route = _route(routing, None, address)
+    if route is not None and route.via is None:
+        return address, route.device
+    for network, route in routing.unicast():
+        if network.version == lease.subnet.version and network.network_address in lease.subnet and route.via is None:
+            return network.network_address, route.device
+    return address, ""
+
+
+def _free_address(lease: FamilyLease, routing: Routing) -> Address:
+    """Return an address near the end of the subnet that the node does not have: pods get those at its beginning."""
+    own = {one.address for one in routing.addresses}
+    last = lease.subnet.num_addresses - 1
+    candidates = (lease.subnet[last - index] for index in range(5, min(last, 64)))
+    return next((one for one in candidates if one not in own and one != lease.gateway), lease.subnet[min(last, 1)])
+
+
+def _remote_route(routing: Routing, lease: FamilyLease) -> Optional[tuple[Address, Route]]:
+    """Return a pod of another node, and the route to it; one by another node if there is one, for a LAN has none."""
+    for network, route in sorted(routing.unicast(), key=lambda found: found[1].via is None):
+        inside = any(
+            network.version == pods.version and network.subnet_of(pods)  # type: ignore[arg-type]
+            for pods in lease.networks
+        )
+        if not inside or network.overlaps(lease.subnet) or (route.via is None and route.device == ""):
+            continue
+        pod = network[max(network.num_addresses - 6, 0)]
+        if not routing.is_local(pod):
+            return pod, route
+    return None

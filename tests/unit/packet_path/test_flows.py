@@ -1,0 +1,183 @@
+"""Which flows are evaluated, which are skipped, and how they are judged."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import pytest
+
+from flanneld_masq.model import Family, FamilyLease, Lease, MasqueradeSettings, Settings
+from flanneld_masq.packet_path.evaluate import Node
+from flanneld_masq.packet_path.flows import Flow, FlowResult, Judgement, Source, flows
+from flanneld_masq.packet_path.snapshot import Snapshot
+
+from .nodes import DROP, ROUTES4, chain, match, meta, rule, snapshot, table
+
+LEASE = Lease(
+    "/run/flannel/subnet.env",
+    FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1")),
+)
+MASQUERADING = [
+    table(),
+    chain("p", "postrouting", "nat", prio=100),
+    rule("p", match({"meta": {"key": "oifname"}}, {"set": ["eth0"]}), {"masquerade": None}),
+]
+SERVICE = """*nat
+:PREROUTING ACCEPT [0:0]
+:KUBE-SERVICES - [0:0]
+:KUBE-SVC-A - [0:0]
+-A PREROUTING -j KUBE-SERVICES
+-A KUBE-SERVICES -d 10.96.0.10/32 -p tcp -m tcp --dport 80 -j KUBE-SVC-A
+-A KUBE-SVC-A -p tcp -m tcp -j DNAT --to-destination 10.244.1.77:8080
+COMMIT
+"""
+SERVICE_NFT: list[Any] = [
+    table("kube-proxy"),
+    chain("services", table="kube-proxy"),
+    chain("nat-prerouting", "prerouting", "nat", prio=-100, table="kube-proxy"),
+    rule("nat-prerouting", {"jump": {"target": "services"}}, table="kube-proxy"),
+    chain("service-a", table="kube-proxy"),
+    rule("service-a", {"dnat": {"addr": "10.244.1.77", "port": 8080}}, table="kube-proxy"),
+    {
+        "map": {
+            "family": "ip",
+            "name": "service-ips",
+            "table": "kube-proxy",
+            "type": ["ipv4_addr", "inet_proto", "inet_service"],
+            "map": "verdict",
+            "elem": [[{"concat": ["10.96.0.10", "tcp", 80]}, {"goto": {"target": "service-a"}}]],
+        }
+    },
+    rule(
+        "services",
+        {
+            "vmap": {
+                "key": {
+                    "concat": [
+                        {"payload": {"protocol": "ip", "field": "daddr"}},
+                        {"meta": {"key": "l4proto"}},
+                        {"payload": {"protocol": "th", "field": "dport"}},
+                    ]
+                },
+                "data": "@service-ips",
+            }
+        },
+        table="kube-proxy",
+    ),
+]
+
+_DEFAULT = Settings()
+
+
+def judged(found: Snapshot, settings: Settings = _DEFAULT) -> dict[tuple[Flow, bool], FlowResult]:
+    return {(one.flow, one.answer): one for one in flows(Node(found), LEASE, settings)}
+
+
+def test_a_node_that_masquerades_is_as_wanted() -> None:
+    found = judged(snapshot(MASQUERADING))
+    assert len(found) == 2 * 8 + 1
+    assert all(one.judgement is Judgement.AS_WANTED for one in found.values() if one.flow is not Flow.POD_TO_SERVICE)
+    assert {one.family for one in found.values()} == {Family.IPV4}
+
+
+def test_without_masquerade_the_world_sees_the_pod() -> None:
+    found = judged(snapshot())[Flow.POD_TO_WORLD, False]
+    assert (found.judgement, found.wanted) == (Judgement.WRONG, Source.NODE)
+    assert found.why == "arrives from 10.244.1.250, not from an address of the node"
+
+
+def test_nothing_is_wanted_of_the_source_where_masquerade_is_off() -> None:
+    settings = Settings(masquerade=MasqueradeSettings(enabled=False))
+    found = judged(snapshot(), settings)[Flow.POD_TO_WORLD, False]
+    assert (found.judgement, found.wanted) == (Judgement.AS_WANTED, Source.ANY)
+
+
+def test_an_exempt_world_must_see_the_pod() -> None:
+    settings = Settings(masquerade=MasqueradeSettings(non_masquerade_cidrs=(ip_network("8.0.0.0/8"),)))
+    assert judged(snapshot(), settings)[Flow.POD_TO_WORLD, False].judgement is Judgement.AS_WANTED
+    assert judged(snapshot(MASQUERADING), settings)[Flow.POD_TO_WORLD, False].judgement is Judgement.WRONG
+
+
+@pytest.mark.parametrize(
+    ("routes", "skipped"),
+    [
+        (ROUTES4[1:], {Flow.POD_TO_WORLD, Flow.WORLD_TO_POD}),
+        (
+            [route for route in ROUTES4 if route["dst"] != "10.244.2.0/24"],
+            {Flow.POD_TO_REMOTE_POD, Flow.REMOTE_POD_TO_POD, Flow.HOST_TO_REMOTE_POD, Flow.REMOTE_HOST_TO_POD},
+        ),
+        (
+            [route for route in ROUTES4 if route["dst"] != "10.244.1.0/24"],
+            set(Flow) - {Flow.HOST_TO_REMOTE_POD},
+        ),
+    ],
+    ids=["no world", "no other node", "no pod yet"],
+)
+def test_flows_that_the_node_cannot_have_are_skipped(routes: list[Any], skipped: set[Flow]) -> None:
+    found = judged(snapshot(MASQUERADING, routes=routes))
+    assert {one.flow for one in found.values() if one.judgement is Judgement.SKIPPED} == skipped | {Flow.POD_TO_SERVICE}
+
+
+def test_pods_with_a_route_each_are_followed_by_one_of_them() -> None:
+    routes = [*(one for one in ROUTES4 if one["dst"] != "10.244.1.0/24"), {"dst": "10.244.1.7", "dev": "cali1"}]
+    strict = {"net.ipv4.conf.all.rp_filter": "1"}
+    found = judged(snapshot(MASQUERADING, routes=routes, sysctls=strict))[Flow.POD_TO_WORLD, False]
+    assert found.judgement is Judgement.AS_WANTED
+    assert found.result is not None
+    assert (str(found.result.packet.src), found.result.packet.iif) == ("10.244.1.7", "cali1")
+
+
+def test_a_lan_inside_the_pod_network_is_no_other_node() -> None:
+    routes = [{"dst": "10.244.200.0/24", "dev": "eth0"}, *ROUTES4]
+    result = judged(snapshot(MASQUERADING, routes=routes))[Flow.POD_TO_REMOTE_POD, False].result
+    assert result is not None
+    assert str(result.packet.dst) == "10.244.2.250"
+
+
+def test_a_rule_that_drops_answers_is_found() -> None:
+    answers = match({"ct": {"key": "state"}}, "established", "in")
+    dropping = [*MASQUERADING, chain("f", "forward"), rule("f", match(meta("iifname"), "eth0"), answers, DROP)]
+    found = judged(snapshot(dropping))
+    assert found[Flow.POD_TO_WORLD, False].judgement is Judgement.AS_WANTED
+    assert found[Flow.POD_TO_WORLD, True].judgement is Judgement.WRONG
+    assert found[Flow.POD_TO_WORLD, True].causes[0].step.place.chain == "f"
+
+
+def test_what_cannot_be_read_leaves_every_flow_uncertain() -> None:
+    found = judged(snapshot(MASQUERADING, unread=("nft: not permitted",)))
+    assert {one.judgement for one in found.values()} == {Judgement.MAY, Judgement.SKIPPED}
+
+
+@pytest.mark.parametrize("found", [snapshot(legacy=SERVICE), snapshot(SERVICE_NFT)], ids=["iptables", "nft"])
+def test_services_of_both_modes_are_found(found: Snapshot) -> None:
+    service = judged(found)[Flow.POD_TO_SERVICE, False]
+    assert service.judgement is Judgement.AS_WANTED
+    assert service.result is not None
+    assert str(service.result.outcomes[0].dst) == "10.244.1.77:8080"
+
+
+@pytest.mark.parametrize(
+    ("sysctls", "judgement"),
+    [
+        ({"net.bridge.bridge-nf-call-iptables": "1"}, Judgement.AS_WANTED),
+        ({"net.bridge.bridge-nf-call-iptables": "0"}, Judgement.WRONG),
+        ({}, Judgement.WRONG),
+    ],
+    ids=str,
+)
+def test_answers_of_a_pod_on_the_same_bridge(sysctls: dict[str, str], judgement: Judgement) -> None:
+    bridged = replace(
+        snapshot(legacy=SERVICE, sysctls=sysctls),
+        links=json.dumps([{"ifname": "cni0", "linkinfo": {"info_kind": "bridge"}}]),
+    )
+    answer = judged(bridged)[Flow.POD_TO_SERVICE, True]
+    assert answer.judgement is judgement
+    if judgement is Judgement.WRONG:
+        assert "bridged past NAT" in answer.why
+
+
+def test_firewalls_may_restrict_what_is_not_essential() -> None:
+    assert {flow for flow in Flow if not flow.essential} == {Flow.WORLD_TO_POD, Flow.POD_TO_HOST}
