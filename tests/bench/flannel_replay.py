@@ -3,8 +3,9 @@
 After pkg/trafficmngr/iptables in flannel. At the start each chain is emptied or made, and its rules are written:
 `-S CHAIN 1` and `-C` for each rule, then one iptables-restore that deletes those that exist and appends all. Every
 resync `-S CHAIN 1` and `-C` for each rule, up to the first one that is missing; where one is, the rules are
-written as at the start. flannel is written in Go, so what this program itself uses is of no interest: it counts
-its children. flannel's two loops, for nat and filter, are one after the other here.
+written as at the start, into a chain that is made if it is missing. flannel is written in Go, so what this program
+itself uses is of no interest: it counts its children. flannel's two loops, for nat and filter, are one after the
+other here.
 
 Each resync prints a line of JSON: when it began and ended, whether it wrote, and the processes and their CPU
 seconds since the start. With `nftables` it does what flannel's nftables mode does: writes once, and waits.
@@ -72,8 +73,7 @@ class Replay:
 
     def start(self) -> None:
         for table, chain, rules in TABLES:
-            if not self._succeeds(table, f"-N {chain}"):
-                self._succeeds(table, f"-F {chain}")
+            self._clear(table, chain)
             self._write(table, chain, rules)
 
     def resync(self) -> bool:
@@ -93,14 +93,23 @@ class Replay:
     def _write(self, table: str, chain: str, rules: Rules) -> None:
         lines = []
         for place, rule in rules:
-            if self._exists(table, chain, place, rule):
+            if not self._chain_exists(table, chain):
+                self._clear(table, chain)
+            if self._succeeds(table, f"-C {place} {rule}"):
                 lines.append(f"-D {place} {rule}")
             lines.append(f"-A {place} {rule}")
         text = "\n".join([f"*{table}", *lines, "COMMIT", ""])
         self._run([f"{self.tool}-restore", "--noflush", "--wait"], text.encode())
 
     def _exists(self, table: str, chain: str, place: str, rule: str) -> bool:
-        return self._succeeds(table, f"-S {chain} 1") and self._succeeds(table, f"-C {place} {rule}")
+        return self._chain_exists(table, chain) and self._succeeds(table, f"-C {place} {rule}")
+
+    def _chain_exists(self, table: str, chain: str) -> bool:
+        return self._succeeds(table, f"-S {chain} 1")
+
+    def _clear(self, table: str, chain: str) -> None:
+        if not self._succeeds(table, f"-N {chain}"):
+            self._succeeds(table, f"-F {chain}")
 
     def _succeeds(self, table: str, arguments: str) -> bool:
         return self._run([self.tool, "-t", table, *shlex.split(arguments), "--wait"], b"")
