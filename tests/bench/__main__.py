@@ -7,27 +7,28 @@ import compileall
 import gc
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from flanneld_masq.errors import MasqError
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.selftest import netns
 
-from . import clock, daemon, flannel, foreign, machine, plots, repair, report
+from . import clock, daemon, flannel, foreign, gaps, idle, machine, plots, repair, report, row, tables
 from .record import Record
 from .reflex import reflexes
 from .scale import FULL, QUICK, SIZES, Scale
-from .site import Site
+from .site import UNPROTECTED, Site, can_protect
 from .watch import watch_of
 
 ROOT = Path(__file__).parents[2]
 OUTPUT, PUBLISHED = ROOT / "dist" / "bench", ROOT / "docs" / "bench"
-PARTS = ("start", "idle", "repair", "busy", "lease", "restart", "verify", "flannel")
+PARTS = ("start", "idle", "repair", "busy", "lease", "restart", "gaps", "verify", "tables", "flannel")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,8 +46,14 @@ def main(argv: Sequence[str]) -> int:
     except MasqError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    _write(record, {**where, "load_after": os.getloadavg(), "scale": scale.name}, publish=options.publish)
-    return 0
+    _write(
+        record,
+        {**where, "load_after": os.getloadavg(), "scale": scale.name},
+        publish=options.publish and not record.notes,
+    )
+    for note in record.notes:
+        print(f"bench: {note}", file=sys.stderr)
+    return int(bool(record.notes))
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
@@ -74,51 +81,73 @@ def _load_modules() -> None:
 
 def _measure(record: Record, scale: Scale, parts: frozenset[str], sizes: Sequence[int]) -> None:
     if "repair" in parts:
-        reflexes(scale, record)
-    if parts != {"flannel"}:
+        _try(record, "reflex", lambda: reflexes(scale, record))
+    if parts - {"flannel", "tables"}:
         with _sites(sizes) as sites:
             _measure_daemons(sites, record, scale, parts)
+    if "tables" in parts:
+        _try(record, "tables", lambda: tables.tables(row.BACKENDS, scale, record))
     if "flannel" in parts:
         with flannel.replays(sizes) as (replays, nftables):
-            flannel.starts(replays, record)
-            flannel.idle(replays, nftables, scale, record)
-            flannel.repairs(replays, scale, record)
-            flannel.restarts(replays, scale, record)
-            flannel.never(replays, nftables, scale, record)
+            for step in (
+                lambda: flannel.starts(replays, record),
+                lambda: flannel.idle(replays, nftables, scale, record),
+                lambda: flannel.repairs(replays, scale, record),
+                lambda: flannel.restarts(replays, scale, record),
+                lambda: flannel.gaps(replays, scale, record),
+                lambda: flannel.never(replays, nftables, scale, record),
+            ):
+                _try(record, "flannel", step)
+
+
+def _try(record: Record, part: str, step: Callable[[], None]) -> None:
+    """Do a part of the bench. If it fails, its rows are missing, those of the other parts are not."""
+    try:
+        step()
+    except MasqError as error:
+        clock.progress(f"{part}: {error}")
+        record.notes.append(f"{part}: {error}")
 
 
 def _measure_daemons(sites: Sequence[Site], record: Record, scale: Scale, parts: frozenset[str]) -> None:
     daemon.table_writes(sites, record)
     watches = {site: watch_of(site) for site in sites}
-    daemon.starts(watches, scale.starts if "start" in parts else 0, record)
-    if "idle" in parts:
-        daemon.idle(sites, scale, record)
-        daemon.processes(sites, scale, record)
-    daemon.memory(sites, record)
-    if "repair" in parts:
-        repair.repairs(watches, scale, record)
-    if "busy" in parts:
-        repair.busy(watches, scale, record)
-    if "lease" in parts:
-        daemon.leases(watches, scale, record)
-    daemon.memory(sites, record)
-    if "restart" in parts:
-        daemon.restarts(watches, scale, record)
-    if "repair" in parts:
-        repair.rulesets(watches, record)
-    if "verify" in parts:
-        for site in sites:
-            site.stop()
-        daemon.verifies(sites, scale, record)
+    usual = {site: watch for site, watch in watches.items() if site.subject != UNPROTECTED}
+    daemon.starts(usual, scale.starts if "start" in parts else 0, record)
+    daemon.starts({site: watch for site, watch in watches.items() if site not in usual}, 0, record)
+    steps: Sequence[tuple[str, Callable[[], None]]] = (
+        ("idle", lambda: idle.idle(list(usual), scale, record)),
+        ("idle", lambda: idle.processes(list(usual), scale, record)),
+        ("idle", lambda: idle.beside_flannel(list(usual), scale, record)),
+        ("", lambda: daemon.memory(sites, record)),
+        ("repair", lambda: repair.repairs(watches, scale, record)),
+        ("busy", lambda: repair.busy(watches, scale, record)),
+        ("lease", lambda: daemon.leases(usual, scale, record)),
+        ("", lambda: daemon.memory(sites, record)),
+        ("restart", lambda: daemon.restarts(usual, scale, record)),
+        ("gaps", lambda: gaps.gaps(watches, scale, record)),
+        ("gaps", lambda: gaps.rulesets(watches, record)),
+        ("verify", lambda: _stop(sites)),
+        ("verify", lambda: daemon.verifies(list(usual), scale, record)),
+    )
+    for part, step in steps:
+        if not part or part in parts:
+            _try(record, part or "memory", step)
+
+
+def _stop(sites: Sequence[Site]) -> None:
+    for site in sites:
+        site.stop()
 
 
 @contextmanager
 def _sites(sizes: Sequence[int]) -> Iterator[list[Site]]:
     with ExitStack() as stack:
         sites = []
+        subjects = [subject for subject in row.SUBJECTS if subject != UNPROTECTED or can_protect()]
         for size in sizes:
-            for backend in report.BACKENDS:
-                site = Site(f"{backend}-{size}", backend, size)
+            for subject in subjects:
+                site = Site(f"{re.sub('[^a-z]+', '-', subject)}-{size}", subject, size)
                 stack.callback(site.close)
                 clock.progress(f"{site}: load")
                 foreign.load(site)
@@ -131,7 +160,8 @@ def _write(record: Record, where: dict[str, Any], *, publish: bool) -> None:
     found = list(report.rows(record))
     content = {
         "machine": where,
-        "rows": [dict(zip(report.HEADERS, row.cells())) for row in found],
+        "rows": [dict(zip(row.HEADERS, each.cells())) for each in found],
+        "notes": record.notes,
         "samples": [sample.as_json() for sample in record.samples.values()],
     }
     (OUTPUT / "results.json").write_text(json.dumps(content, indent=1) + "\n")

@@ -10,7 +10,7 @@ from typing import Callable
 
 from flanneld_masq.errors import MasqError
 
-DEADLINE = 60.0  # seconds, for all that has no limit of its own
+DEADLINE = 120.0  # seconds, for all that has no limit of its own
 LOOK_SECONDS = 50e-6  # between two looks at the kernel
 _PR_SET_TIMERSLACK = 29
 

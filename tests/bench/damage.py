@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Callable, Optional, Protocol
 
-from flanneld_masq_nft.libnftables import Nftables
+from flanneld_masq.errors import MasqError
 
 from .clock import BenchError
+from .libnft import Nftables
 from .site import Site
 from .watch import NftWatch, Watch
 
+_REFUSED = "Operation not permitted"  # the answer to a change of a table that belongs to another socket
 Command = Callable[[], tuple[str, ...]]
+_FIREWALLD = Path(__file__).with_name("firewalld_reload.py")
+RULESET = "nft flush ruleset"
 
 
 class Damage(Protocol):
@@ -22,8 +28,11 @@ class Damage(Protocol):
     def __call__(self) -> None:
         """Begin it."""
 
+    def ended(self) -> bool:
+        """Return True once it did or failed to do what it began."""
+
     def check(self) -> None:
-        """Wait for its end. Raises MasqError if it failed."""
+        """Wait for its end. Raises BenchError if it failed for any reason but that the kernel protects the table."""
 
 
 class ByProgram:
@@ -37,13 +46,25 @@ class ByProgram:
     def __call__(self) -> None:
         with self._site.entered():
             self._process = subprocess.Popen(
-                self._command(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+                self._command(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env=self._site.environment,
             )
 
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
     def check(self) -> None:
-        _, error = self._process.communicate()
-        if self._process.returncode:
-            raise BenchError(f"{self._site}: {self.name}: {error.decode(errors='replace').strip()}")
+        error = self._process.communicate()[1].decode(errors="replace").strip()
+        if self._process.returncode and _REFUSED not in error:
+            raise BenchError(f"{self._site}: {self.name}: {error}")
+
+    @property
+    def program(self) -> str:
+        """The name that the kernel has for the program."""
+        return self._command()[0][:15]
 
 
 class ByLibrary:
@@ -61,8 +82,11 @@ class ByLibrary:
     def __call__(self) -> None:
         self._ended = self._thread.submit(self._commit, self._command())
 
+    def ended(self) -> bool:
+        return self._ended.done()
+
     def check(self) -> None:
-        self._ended.result()
+        committed(self._ended.result)
 
     def _commit(self, text: str) -> None:
         with self._site.entered():  # where it makes its socket
@@ -70,6 +94,17 @@ class ByLibrary:
                 self._library = Nftables()
                 self._library.commit("")
             self._library.commit(text)
+
+
+def committed(commit: Callable[[], object]) -> bool:
+    """Return False if the kernel refuses a commit because it protects the table. Raises MasqError for all else."""
+    try:
+        commit()
+    except MasqError as error:
+        if _REFUSED in str(error):
+            return False
+        raise
+    return True
 
 
 def content(site: Site, watch: Watch) -> list[Damage]:
@@ -103,7 +138,33 @@ def table(site: Site) -> list[Damage]:
 
 
 def everything(site: Site) -> Damage:
-    return _fixed(site, "ruleset flushed", "nft flush ruleset")
+    return _fixed(site, RULESET, "nft flush ruleset")
+
+
+def gaps(site: Site) -> list[Damage]:
+    """What administrators and other programs do to all rules of a node. No foreign rules are left."""
+    flavour = site.flavour
+    flush = _fixed(site, "iptables -t nat -F", f"iptables-{flavour} -w -t nat -F")
+    if flavour == "legacy":
+        return [flush, _restored(site, f"iptables-{flavour}-restore --wait=60"), _reload(site, flavour)]
+    table_name = "flanneld-masq" if site.backend == "nft" else "nat"
+    whole = [everything(site), _fixed(site, "nft delete table", f"nft delete table ip {table_name}")]
+    if site.backend == "nft":
+        return [*whole, flush, _restored(site, "nft -f"), _reload(site, "nftables")]
+    return [*whole, flush, _restored(site, f"iptables-{flavour}-restore --wait=60"), _reload(site, flavour)]
+
+
+def _restored(site: Site, command: str) -> Damage:
+    """Rules that were saved before ours came are restored, as nftables.service and netfilter-persistent do it."""
+    file = site.directory / "saved"
+    chains = "".join(f":{chain} ACCEPT [0:0]\n" for chain in ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"))
+    file.write_text("flush ruleset\n" if command.startswith("nft") else f"*nat\n{chains}COMMIT\n")
+    return _fixed(site, "a restore", f"{command} {file}")
+
+
+def _reload(site: Site, how: str) -> Damage:
+    argv = (sys.executable, str(_FIREWALLD), how)
+    return ByProgram(site, "a reload of firewalld", lambda: argv)
 
 
 def duplicate(site: Site) -> list[Damage]:

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import json
-import random
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any, Optional
-
-from flanneld_masq.selftest.netns import spawn
 
 from . import damage, foreign
 from .clock import now, pause, progress, until
 from .flannel_replay import RESYNC_SECONDS
+from .gaps import MEASURED_SIZES, Found, keep, measure
+from .idle import REPLAY
 from .record import Record
 from .scale import Scale
 from .site import Site
+from .traffic import Wire
 from .watch import FLANNEL, FLANNEL_NFTABLES, LegacyWatch, NftWatch, Watch, outage
 
-_PROGRAM = Path(__file__).with_name("flannel_replay.py")
 _EVERY = 2e-3  # between two looks: flannel's figures are seconds, and looking is not to slow it down
 _FLAVOURS = ("nft", "legacy")
 
@@ -46,8 +44,8 @@ class Replay:
         self.watch.accept()
 
     def start(self) -> None:
-        with self._lines.open("wb") as output, self.site.entered():
-            self._process = spawn((sys.executable, str(_PROGRAM), self.flavour), output=output)
+        with self._lines.open("wb") as output:
+            self._process = self.site.spawn((sys.executable, str(REPLAY), self.flavour), output)
 
     def stop(self) -> None:
         if self._process is not None:
@@ -104,10 +102,9 @@ def idle(found: Sequence[Replay], nftables: Replay, scale: Scale, record: Record
 
 
 def repairs(found: Sequence[Replay], scale: Scale, record: Record) -> None:
-    """Each at moments of its own, for its loop does not know of ours."""
+    """Damages at moments that are spread evenly over its resync, so that the mean is that of a random moment."""
     progress(f"flannel's loop: {scale.flannel_repairs} repairs each")
-    chance = random.Random(5)
-    moments = [[chance.uniform(0, RESYNC_SECONDS) for _ in range(scale.flannel_repairs)] for _ in found]
+    moments = [spread(scale.flannel_repairs, number / len(found)) for number in range(len(found))]
     with ThreadPoolExecutor(len(found)) as pool:
         for replay, taken in zip(found, pool.map(_repairs, found, moments)):
             record.add("content-exit", replay.subject, replay.foreign, "s", taken)
@@ -119,9 +116,34 @@ def _repairs(replay: Replay, moments: Sequence[float]) -> list[float]:
     for moment in moments:
         until(replay.watch.whole, f"{replay.subject}: in order", every=_EVERY)
         pause(moment)
-        taken.append(outage(replay.watch, flush, f"{replay.subject}: {flush.name}", every=_EVERY))
+        taken.append(outage(replay.watch, flush, f"{replay.subject}: {flush.name}", every=_EVERY).seconds)
         flush.check()
     return taken
+
+
+def spread(number: int, offset: float) -> list[float]:
+    """Return moments of a resync in seconds, one in each of `number` equal parts of it, at `offset` (0 to 1) of it."""
+    return [(part + offset) * RESYNC_SECONDS / number for part in range(number)]
+
+
+def gaps(found: Sequence[Replay], scale: Scale, record: Record) -> None:
+    """New flows while its rules are damaged, at the same time in each namespace."""
+    progress("flannel's loop: new flows while its rules are damaged")
+    measured = [replay for replay in found if replay.foreign in MEASURED_SIZES]
+    moments = spread(scale.flannel_gaps, 0.5)
+    with ThreadPoolExecutor(len(measured)) as pool:
+        for replay, each in zip(measured, pool.map(lambda replay: _gaps(replay, moments), measured)):
+            for name, counts in each.items():
+                keep(record, replay.subject, replay.foreign, name, counts)
+
+
+def _gaps(replay: Replay, moments: Sequence[float]) -> dict[str, Found]:
+    damages = [damage.flannel(replay.site)] if replay.foreign else damage.gaps(replay.site)
+    wire = Wire(replay.site)
+    try:
+        return {act.name: measure(replay.site, wire, replay.watch, act, moments) for act in damages}
+    finally:
+        wire.close()
 
 
 def restarts(found: Sequence[Replay], scale: Scale, record: Record) -> None:
@@ -130,7 +152,7 @@ def restarts(found: Sequence[Replay], scale: Scale, record: Record) -> None:
         progress(f"{replay.subject}, {replay.foreign:,} foreign rules: restart")
         for _ in range(scale.flannel_restarts):
             replay.stop()
-            gone = outage(replay.watch, replay.start, f"{replay.subject}: restart")
+            gone = outage(replay.watch, replay.start, f"{replay.subject}: restart").seconds
             record.add("restart", replay.subject, replay.foreign, "s", [gone])
             until(lambda: bool(replay.cycles()), f"{replay.subject}: its first pass ends")
 

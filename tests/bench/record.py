@@ -13,7 +13,8 @@ from flanneld_masq.model import SLOTS
 
 @dataclass(frozen=True, **SLOTS)
 class Sample:
-    """All values of one figure. `subject` is a backend, or "flannel " and the flavour of its iptables."""
+    """All values of one figure. `subject` is that of a site, or "flannel " and the flavour of its iptables. `foreign`
+    is a number of rules, or of tables in figures that end in "-tables"."""
 
     figure: str
     subject: str
@@ -38,7 +39,7 @@ class Sample:
 
 @dataclass
 class Record:
-    """Grows as the bench goes on. `notes` are for people: what a figure does not say by itself."""
+    """Grows as the bench goes on. `notes` say which parts of it failed, and why."""
 
     samples: dict[tuple[str, str, int], Sample] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import select
 
-from flanneld_masq_nft.libnftables import Nftables
-
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.kernel.ruleset_events import RulesetEvents
 from flanneld_masq.model import Family
 
 from .clock import DEADLINE, BenchError, now, pause, progress
 from .damage import ByProgram
+from .libnft import Nftables
 from .record import Record
 from .repair import SPACING_SECONDS
 from .scale import Scale

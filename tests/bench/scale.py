@@ -16,9 +16,13 @@ class Scale:
     name: str
     repairs: int
     legacy_repairs: int
+    legacy_repairs_beside_foreign: int
+    gaps: int
+    flannel_gaps: int
     duplicates: int
     idle_seconds: float
     traced_seconds: float
+    beside_seconds: float
     busy_seconds: float
     passes: int
     legacy_passes: int
@@ -33,37 +37,45 @@ class Scale:
 
 FULL = Scale(
     "full",
-    repairs=120,
-    legacy_repairs=40,
-    duplicates=50,
+    repairs=100,
+    legacy_repairs=100,
+    legacy_repairs_beside_foreign=30,
+    gaps=3,
+    flannel_gaps=2,
+    duplicates=20,
     idle_seconds=60,
-    traced_seconds=60,
-    busy_seconds=60,
+    traced_seconds=45,
+    beside_seconds=45,
+    busy_seconds=15,
     passes=300,
     legacy_passes=30,
-    starts=10,
-    restarts=10,
-    leases=30,
-    flannel_idle_seconds=60,
-    flannel_repairs=10,
+    starts=5,
+    restarts=4,
+    leases=20,
+    flannel_idle_seconds=30,
+    flannel_repairs=8,
     flannel_restarts=3,
     watch_seconds=30,
 )
 QUICK = Scale(
     "quick",
-    repairs=10,
+    repairs=6,
     legacy_repairs=3,
-    duplicates=4,
+    legacy_repairs_beside_foreign=2,
+    gaps=1,
+    flannel_gaps=1,
+    duplicates=2,
     idle_seconds=10,
     traced_seconds=3,
-    busy_seconds=5,
-    passes=100,
+    beside_seconds=5,
+    busy_seconds=2,
+    passes=50,
     legacy_passes=2,
-    starts=2,
-    restarts=2,
-    leases=5,
+    starts=1,
+    restarts=1,
+    leases=3,
     flannel_idle_seconds=10,
     flannel_repairs=1,
     flannel_restarts=1,
-    watch_seconds=6,
+    watch_seconds=4,
 )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Optional
+from typing import IO, Any, Optional
 
-from flanneld_masq.process import ProcessRunner
+from flanneld_masq.errors import MasqError
+from flanneld_masq.inputs import config
+from flanneld_masq.process import LOCKFILE_VARIABLE, ProcessRunner
 from flanneld_masq.selftest.netns import DIRECTORY, Netns, spawn
 
 from .clock import BenchError, now, until
@@ -31,30 +34,38 @@ state_directory = "{directory}/state"
 [dbus]
 enabled = false
 """
+UNPROTECTED = "nft, protect = false"  # a subject; the others are backends with the default configuration
+_WITHOUT_PROTECTION = "[nft]\nprotect = false\n"
 _TOOL_SECONDS = 300.0
 
 
 class Site:
-    """`backend` is what the daemon is told to use; `foreign` the number of rules that others keep."""
+    """`subject` is the backend that the daemon uses, or UNPROTECTED; `foreign` the number of rules of other programs.
 
-    def __init__(self, name: str, backend: str, foreign: int) -> None:
-        self.name, self.backend, self.foreign = name, backend, foreign
-        self.flavour = "legacy" if backend == "iptables-legacy" else "nft"
+    Each site has its own lock file of iptables-legacy, so that no tool waits for the tool of another site.
+    """
+
+    def __init__(self, name: str, subject: str, foreign: int) -> None:
+        self.name, self.subject, self.foreign = name, subject, foreign
+        self.backend = subject.partition(",")[0]
+        self.flavour = "legacy" if self.backend == "iptables-legacy" else "nft"
         self.process: Optional[subprocess.Popen[bytes]] = None
         self.directory = DIRECTORY / name
         self.state = self.directory / "state"
         self.subnet_file = self.directory / "flannel" / "subnet.env"
         self.config = self.directory / "config.toml"
         self.log = self.directory / "log"
-        self._runner = ProcessRunner()
+        self.environment = {**os.environ, LOCKFILE_VARIABLE: str(self.directory / "xtables.lock")}
+        self._runner = ProcessRunner(environ=self.environment)
         self._runner(("ip", "netns", "add", name))
         self.netns = Netns(name)
         self.subnet_file.parent.mkdir(parents=True)
-        self.config.write_text(_CONFIG.format(backend=backend, directory=self.directory))
+        more = _WITHOUT_PROTECTION if subject == UNPROTECTED else ""
+        self.config.write_text(_CONFIG.format(backend=self.backend, directory=self.directory) + more)
         self.write_subnet(SUBNET)
 
     def __str__(self) -> str:
-        return f"{self.backend}, {self.foreign:,} foreign rules"
+        return f"{self.subject}, {self.foreign:,} foreign rules"
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -65,6 +76,12 @@ class Site:
         """Run a program in the namespace, to its end; what it printed."""
         with self.entered():
             return self._runner(argv, stdin=stdin, timeout=_TOOL_SECONDS).stdout
+
+    def spawn(self, argv: Sequence[str], output: IO[bytes]) -> subprocess.Popen[bytes]:
+        """Start a program in the namespace. The kernel ends it with the bench."""
+        lock = f"{LOCKFILE_VARIABLE}={self.environment[LOCKFILE_VARIABLE]}"
+        with self.entered():
+            return spawn(("env", lock, *argv), output=output)
 
     def write_subnet(self, text: str) -> float:
         """Replace the subnet file the way that flannel does; the moment just before the rename."""
@@ -78,9 +95,9 @@ class Site:
 
     def start(self) -> float:
         """Start the daemon; the moment just before that."""
-        with self.log.open("ab") as log, self.entered():
+        with self.log.open("ab") as log:
             moment = now()
-            self.process = spawn(self._argv("run"), output=log)
+            self.process = self.spawn(self._argv("run"), log)
         return moment
 
     def ask_to_stop(self) -> subprocess.Popen[bytes]:
@@ -131,6 +148,11 @@ class Site:
         """How long the daemon was about its last repair."""
         return float((self.status().get("last_repair") or {}).get("duration_us", 0)) / 1e6
 
+    def culprits(self) -> frozenset[str]:
+        """The names of the programs that the daemon holds responsible for its last repair."""
+        last = self.status().get("last_repair") or {}
+        return frozenset(str(culprit["name"]) for culprit in last.get("culprits", ()))
+
     def said(self, lines: int = 4) -> str:
         return " | ".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
 
@@ -149,3 +171,14 @@ class Site:
 
     def _argv(self, command: str) -> tuple[str, ...]:
         return (sys.executable, "-m", "flanneld_masq", "--config", str(self.config), command)
+
+
+def can_protect() -> bool:
+    """Return True if this version of the daemon has the setting nft.protect."""
+    path = DIRECTORY / "protect.toml"
+    path.write_text(_WITHOUT_PROTECTION)
+    try:
+        config.load(path)
+    except MasqError:
+        return False
+    return True

@@ -15,24 +15,26 @@ from typing import Optional
 from flanneld_masq.model import SLOTS
 from flanneld_masq.selftest.netns import spawn
 
-from .clock import now, pause, until
+from .clock import BenchError, now, pause, until
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _MINFLT_OF_CHILDREN, _UTIME_OF_CHILDREN, _STIME_OF_CHILDREN = 8, 13, 14  # in /proc/PID/stat, behind the name
-_QUIET_SECONDS, _QUIET_CPU = 0.3, 0.001
+_QUIET_SECONDS, _QUIET_CPU, _SETTLE_SECONDS = 0.3, 0.001, 30.0
 _STARTED = re.compile(r"\b(execve|execveat|fork|vfork|clone|clone3)\(")
 
 
 @dataclass(frozen=True, **SLOTS)
 class Usage:
     """`cpu` and `children` in seconds. `faults` are page faults of children that ended: no process that was
-    started and waited for has none. `switches` are the times that a thread went to sleep."""
+    started and waited for has none. `switches` are the times that a thread went to sleep, `turns` those of the first
+    thread: as often its event loop woke up."""
 
     moment: float
     cpu: float
     children: float
     faults: int
     switches: int
+    turns: int
     living: int
 
     def since(self, earlier: Usage) -> Usage:
@@ -42,6 +44,7 @@ class Usage:
             self.children - earlier.children,
             self.faults - earlier.faults,
             self.switches - earlier.switches,
+            self.turns - earlier.turns,
             self.living,
         )
 
@@ -66,12 +69,16 @@ def usage_of(pid: int) -> Usage:
         ticks / _TICKS,
         int(fields[_MINFLT_OF_CHILDREN]),
         sum(_status(task / "status", "voluntary_ctxt_switches") for task in tasks),
+        _status(Path(f"/proc/{pid}/status"), "voluntary_ctxt_switches"),
         sum(len((task / "children").read_text().split()) for task in tasks),
     )
 
 
 def settle(pid: int) -> None:
-    """Wait until the process does nothing: what it still had to do after its start is no idleness."""
+    """Wait until the process does nothing: what it still had to do after its start is no idleness.
+
+    A process with a timer may never rest on a busy machine, where each wake-up costs much; the bench then goes on.
+    """
 
     def quiet() -> bool:
         before = usage_of(pid)
@@ -79,7 +86,8 @@ def settle(pid: int) -> None:
         used = usage_of(pid).since(before)
         return used.alone and used.cpu < _QUIET_CPU
 
-    until(quiet, f"process {pid} comes to rest")
+    with contextlib.suppress(BenchError):
+        until(quiet, f"process {pid} comes to rest", deadline=_SETTLE_SECONDS)
 
 
 def resident(pid: int) -> float:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import Callable, Optional
 
 from flanneld_masq_iptables.sockopt import TableInfo
 
 from flanneld_masq.kernel.expressions import jump_target
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
-from flanneld_masq.model import Family
+from flanneld_masq.model import SLOTS, Family
 
 from .clock import DEADLINE, LOOK_SECONDS, BenchError, now, pause
 from .site import Site
@@ -25,6 +27,7 @@ FLANNEL: Chains = (("nat", "FLANNEL-POSTRTG", "POSTROUTING"), ("filter", "FLANNE
 FLANNEL_NFTABLES: Chains = (("flannel-ipv4", "postrtg", None),)
 
 
+UNTOUCHED_SECONDS = 0.2  # after the end of a damage of which nothing is seen
 COMPLETE_SECONDS = 1.0  # after which the rules of a generation are visible, also on a busy machine
 
 
@@ -112,31 +115,52 @@ def watch_of(site: Site) -> Watch:
     return NftWatch(site, NFT if site.backend == "nft" else IPTABLES)
 
 
-def outage(
-    watch: Watch, act: Callable[[], object], what: str, *, deadline: float = DEADLINE, every: float = LOOK_SECONDS
-) -> float:
-    """Seconds from the last look that saw the rules whole to the first one that sees them so again.
+@dataclass(frozen=True, **SLOTS)
+class Outage:
+    """`seen` is False if no look saw that the rules were gone. They may have been gone between two looks: `seconds` is
+    then the longest time between two."""
 
-    So it is never less than the time that they were gone, and more by at most two pauses. Two transactions
-    between two looks are somebody's damage and its repair; the time between the looks then counts.
+    seconds: float
+    seen: bool = True
+
+
+def outage(
+    watch: Watch,
+    act: Callable[[], object],
+    what: str,
+    *,
+    ended: Callable[[], bool] = lambda: False,
+    every: float = LOOK_SECONDS,
+) -> Outage:
+    """Begin `act`; measure from the last look that saw the rules whole to the first one that sees them so again.
+
+    So it is never less than the time that they were gone, and more by at most two pauses. Two transactions between two
+    looks are a damage and its repair; the time between the looks then counts. `ended` returns True once `act` did all
+    that it does.
     """
     if not watch.whole():
         raise BenchError(f"{what}: the rules were not in order before")
     generation = watch.generation()
     act()
     started = last = now()
+    longest, end = 0.0, math.inf
     while True:
         asked = now()
+        longest = max(longest, asked - last)
         if not watch.whole():
             break
         if (watch.generation() - generation) & 0xFFFFFFFF >= 2:
-            return now() - last
-        if asked - started > deadline:
-            raise BenchError(f"{what}: nothing happened within {deadline:g} s")
+            return Outage(now() - last)
+        if asked > end:
+            return Outage(longest, seen=False)
+        if asked - started > DEADLINE:
+            raise BenchError(f"{what}: nothing happened within {DEADLINE:g} s")
+        if end == math.inf and ended():
+            end = asked + UNTOUCHED_SECONDS
         last = asked
         pause(every)
     while not watch.whole():
-        if now() - last > deadline:
-            raise BenchError(f"{what}: not back within {deadline:g} s")
+        if now() - last > DEADLINE:
+            raise BenchError(f"{what}: not back within {DEADLINE:g} s")
         pause(every)
-    return now() - last
+    return Outage(now() - last)
