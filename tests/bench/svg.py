@@ -11,7 +11,7 @@ from typing import Callable, Optional
 from flanneld_masq.model import SLOTS
 
 WIDTH, HEIGHT = 920, 480
-LEFT, RIGHT, TOP, BOTTOM = 84, 280, 64, 64
+LEFT, RIGHT, TOP, BOTTOM = 84, 280, 84, 64
 _STYLE = (
     "text{font-family:system-ui,'DejaVu Sans',sans-serif;font-size:13px;fill:#222}"
     ".title{font-size:17px;font-weight:600}.note{fill:#555;font-size:12px}"
@@ -22,7 +22,7 @@ _STEP = 20  # between the lines of the legend
 
 @dataclass(frozen=True, **SLOTS)
 class Point:
-    """`high` is where the whisker ends, None for none."""
+    """`high` is the upper end of the whisker, a vertical line from the mark; None for no whisker."""
 
     value: float
     high: Optional[float] = None
@@ -41,7 +41,7 @@ class Series:
 @dataclass(frozen=True, **SLOTS)
 class Chart:
     title: str
-    note: str
+    notes: Sequence[str]
     x_label: str
     y_label: str
     places: Sequence[str]
@@ -69,7 +69,8 @@ class Chart:
 
     def _frame(self) -> Iterator[str]:
         yield _text(LEFT, 26, self.title, "title")
-        yield _text(LEFT, 46, self.note, "note")
+        for number, line in enumerate(self.notes):
+            yield _text(LEFT, 46 + 16 * number, line, "note")
         low, high = self._decades()
         for decade in range(low, high + 1):
             y = self._y(10.0**decade)
@@ -87,23 +88,22 @@ class Chart:
         yield f'<text x="20" y="{middle:.1f}" {turned}>{escape(self.y_label)}</text>'
 
     def _all_series(self) -> Iterator[str]:
-        spread = 0.09  # beside each other, so that whiskers do not cover whiskers
         for number, each in enumerate(self.series):
-            shift = (number - (len(self.series) - 1) / 2) * spread
-            places = [(self._x(place + shift), point) for place, point in sorted(each.points.items())]
+            places = [(self._x(place), point) for place, point in sorted(each.points.items())]
             path = " ".join(f"{x:.1f},{self._y(point.value):.1f}" for x, point in places)
             dashes = ' stroke-dasharray="6 4"' if each.dashed else ""
             yield f'<polyline points="{path}" fill="none" stroke="{each.colour}" stroke-width="1.5"{dashes}/>'
             for x, point in places:
-                yield from self._point(x, point, each)
+                yield from self._point(x, point, each, 5 + 3 * number)
 
-    def _point(self, x: float, point: Point, of: Series) -> Iterator[str]:
+    def _point(self, x: float, point: Point, of: Series, half_width: float) -> Iterator[str]:
+        """The whiskers of one place cover each other; their ends differ in width."""
         y = self._y(point.value)
         if point.high is not None:
             end = self._y(point.high)
             stroke = f'stroke="{of.colour}" stroke-width="2"'
             yield _line(x, y, x, end, stroke)
-            yield _line(x - 4, end, x + 4, end, stroke)
+            yield _line(x - half_width, end, x + half_width, end, stroke)
         yield _mark(x, y, of)
 
     def _legend(self) -> Iterator[str]:
