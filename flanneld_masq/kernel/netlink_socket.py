@@ -5,6 +5,7 @@ Formats: include/uapi/linux/netlink.h and linux/netfilter/nfnetlink.h of the ker
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -41,10 +42,12 @@ from flanneld_masq.kernel.uapi import (
     NLMSG_DONE,
     NLMSG_ERROR,
     NLMSGERR_ATTR_MSG,
+    SO_SNDBUFFORCE,
     SOL_NETLINK,
 )
 
 _BUFFER = 1 << 16  # bytes; the kernel fills at most 32 KiB, and more than 128 KiB would be mapped for each call
+_SMALL = 1 << 15  # bytes, of a transaction that fits into any send buffer
 _ERROR, _MAX_ERRNO = struct.Struct("=i"), 4095  # struct nlmsgerr begins with the error; MAX_ERRNO of linux/err.h
 _MSG_TRUNC = int(socket.MSG_TRUNC)
 _TIMEOUT = 10.0  # seconds; the kernel answers during the send, so this only ends a bug
@@ -128,11 +131,12 @@ class NetlinkSocket:
             raise
         return payloads
 
-    def commit(self, attempt: str, nfproto: int, messages: Sequence[Message]) -> None:
+    def commit(self, attempt: str, nfproto: int, messages: Sequence[Message], *, dry_run: bool = False) -> None:
         """Commit one transaction of nf_tables: all of the messages take effect, or none does.
 
         The kernel acknowledges the last message, as asked. It reports the error of any message unasked, and then it
-        has changed nothing.
+        has changed nothing. A `dry_run` lacks the end of the batch: the kernel checks each message, then aborts, and
+        the generation stays (nfnetlink_rcv_batch in net/netfilter/nfnetlink.c).
         """
         first = self._sequence
         *others, last = messages
@@ -140,8 +144,9 @@ class NetlinkSocket:
         for change in (*others, Message(last.kind, last.body, last.flags | NLM_F_ACK)):
             flags = NLM_F_REQUEST | change.flags
             batch.append(self._numbered(change.kind, flags, nfproto, change.body))
-        batch.append(self._batch(NFNL_MSG_BATCH_END))
-        self._send(attempt, b"".join(batch))
+        if not dry_run:
+            batch.append(self._batch(NFNL_MSG_BATCH_END))
+        self._send_whole(attempt, b"".join(batch))
         try:
             while not any(self._acknowledged(attempt, first)):
                 pass
@@ -162,6 +167,15 @@ class NetlinkSocket:
     def _numbered(self, kind: int, flags: int, nfproto: int, body: bytes, resource: int = 0) -> bytes:
         self._sequence = (self._sequence + 1) % FIXED_SEQUENCE
         return message(kind, flags, nfproto, resource, body, self._sequence)
+
+    def _send_whole(self, attempt: str, datagram: bytes) -> None:
+        """Send a transaction. The send buffer grows to hold it, for a user without the right up to wmem_max."""
+        if len(datagram) > _SMALL:
+            for option in (SO_SNDBUFFORCE, socket.SO_SNDBUF):
+                with contextlib.suppress(OSError):
+                    self._socket.setsockopt(socket.SOL_SOCKET, option, 2 * len(datagram))
+                    break
+        self._send(attempt, datagram)
 
     def _send(self, attempt: str, datagram: bytes) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Reads objects of nf_tables, deletes those just read, and writes again those once read.
+"""Reads objects of nf_tables, deletes those just read, and writes those of the daemon.
 
 Formats: include/uapi/linux/netfilter/nf_tables.h of the kernel. Dumps are asked for by table and chain, so their cost
 does not depend on foreign rules.
@@ -149,14 +149,18 @@ class Nfnetlink:
         places = ", ".join(f"{family.data.nft} {table} {name}" for table, name in chains)
         self._netlink.commit(f"writing chains {places}", family.data.nfproto, messages)
 
-    def rebuild(self, family: Family, table: str, chains: Mapping[Chain, tuple[KernelRule, ...]]) -> None:
-        """Replace the table by one that holds exactly these base chains and their rules. It need not be there."""
+    def rebuild(
+        self, family: Family, table: str, chains: Mapping[Chain, tuple[KernelRule, ...]], *, dry_run: bool = False
+    ) -> None:
+        """Replace the table by one that holds exactly these base chains and their rules. It need not be there. A
+        `dry_run` lets the kernel check that, and changes nothing."""
         new = transactions.new_table(table)
         messages = [new, transactions.delete_table(table), new]
         for chain, rules in chains.items():
             messages.append(transactions.new_chain(table, chain, policy=chain.policy))
             messages += [transactions.new_rule(table, rule) for rule in rules]
-        self._netlink.commit(f"writing table {family.data.nft} {table}", family.data.nfproto, messages)
+        attempt = f"{'checking' if dry_run else 'writing'} table {family.data.nft} {table}"
+        self._netlink.commit(attempt, family.data.nfproto, messages, dry_run=dry_run)
 
     def remove_table(self, family: Family, table: str) -> None:
         """Delete the table with all that is in it. Raises KernelError if it is not there."""

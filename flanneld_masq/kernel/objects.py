@@ -143,6 +143,12 @@ def comment_in(userdata: bytes) -> str:
     return ""
 
 
+def userdata_of(comment: str) -> bytes:
+    """Encode the user data of a table, chain or rule that has this comment and nothing else."""
+    value = comment.encode() + b"\0"
+    return bytes((_UDATA_COMMENT, len(value))) + value
+
+
 def following(generation: int, transactions: int = 1) -> int:
     """Return the generation after so many transactions. The kernel counts modulo 2**32."""
     return (generation + transactions) % _GENERATIONS

@@ -1,4 +1,4 @@
-"""The native nftables backend: a private table per family, written by libnftables, read over netlink."""
+"""The native nftables backend: a private table per family, written and read over netlink."""
 
 from __future__ import annotations
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import contextlib
+import errno
+import os
+from collections.abc import Collection, Iterator
 from functools import cached_property
 
-from flanneld_masq.errors import BackendUnavailable, CommandError, KernelError, RulesetError
+from flanneld_masq.errors import KernelError
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.kernel import uapi
 from flanneld_masq.kernel.expressions import comment, describe
 from flanneld_masq.kernel.fingerprint import FingerprintRequest
 from flanneld_masq.kernel.kube_proxy import NFT_CHAINS, NFT_TABLE, MarkReader
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
-from flanneld_masq.kernel.objects import Chain, KernelRule, Table, following
-from flanneld_masq.kernel.rule_cache import RuleCache, holds
+from flanneld_masq.kernel.objects import Chain, KernelRule, Table
+from flanneld_masq.kernel.rule_cache import holds
+from flanneld_masq.kernel.rule_encoding import encode
 from flanneld_masq.model import (
     BackendName,
     Change,
@@ -35,7 +39,6 @@ from flanneld_masq.model import (
 )
 from flanneld_masq.ruleset import flannel_rules
 from flanneld_masq_nft import render
-from flanneld_masq_nft.libnftables import Nftables
 
 NAME = BackendName("nft")
 _CNI_TABLE = "cni_plugins_masquerade"
@@ -46,6 +49,8 @@ _HOOKS = {
     uapi.NF_INET_LOCAL_OUT: "output",
     uapi.NF_INET_POST_ROUTING: "postrouting",
 }
+_MODULES = "the kernel needs nf_tables with NAT (modules nf_tables, nft_chain_nat, nft_masq)"
+_REMEDIES = {errno.EPERM: "run as root (CAP_NET_ADMIN)"}
 _POLICIES = {uapi.NF_DROP: "drop", uapi.NF_ACCEPT: "accept"}
 
 
@@ -56,9 +61,6 @@ class NftBackend:
 
     def __init__(self, family: Family, host: Host) -> None:
         self.family = family
-        self._host = host
-        self._library = Nftables()
-        self._cache = RuleCache(family)
         self._mark = MarkReader(family, NFT_TABLE, NFT_CHAINS)
 
     @cached_property
@@ -67,18 +69,16 @@ class NftBackend:
 
     def probe(self) -> Probe:
         """Let the kernel check a table like the daemon's, without a commit. It has another name, because what other
-        programs did to the daemon's table says nothing about the kernel."""
+        programs did to the daemon's table says nothing about the kernel. No program or library takes part."""
         try:
             self._netlink.generation()
-            self._library.check(render.render(_scenario(self.family)).replace(render.TABLE, f"{render.TABLE}-trial"))
-        except BackendUnavailable as error:
-            return Probe(False, error.reason, error.remedy)
         except KernelError as error:
             return Probe(False, str(error), "run as root (CAP_NET_ADMIN), on a kernel with nf_tables")
-        except RulesetError as error:
-            remedy = "the kernel needs nf_tables with NAT (modules nf_tables, nft_chain_nat, nft_masq)"
-            return Probe(False, str(error), remedy)
-        return Probe(True, versions=self._versions())
+        try:
+            self._netlink.rebuild(self.family, f"{render.TABLE}-trial", _encoded(_scenario(self.family)), dry_run=True)
+        except KernelError as error:
+            return Probe(False, str(error), _REMEDIES.get(error.errno, _MODULES))
+        return Probe(True, versions=(f"kernel {os.uname().release}",))
 
     def wanted(self, desired: Desired) -> tuple[Item, ...]:
         return render.items(desired)
@@ -101,15 +101,10 @@ class NftBackend:
     def replace(self, desired: Desired, observed: Observation, changes: tuple[Change, ...]) -> int:
         if not desired.groups:
             return self._remove_table(observed)
-        whole = _structure(observed.items) == _structure(render.structure(desired))
-        cached = self._write_cached(desired, observed, whole)
-        if cached is not None:
-            return cached
-        text = render.flush(desired) if whole else render.removal(self.family)
-        before = self._netlink.generation()
-        self._library.commit(text + render.render(desired))
-        chains = [(render.TABLE, render.CHAINS[group.group].name) for group in desired.groups]
-        self._cache.learn(self._netlink, chains, following(before))
+        if _structure(observed.items) == _structure(render.structure(desired)):
+            with contextlib.suppress(KernelError):  # another program has removed a chain since
+                return self._refill(desired, observed)
+        self._netlink.rebuild(self.family, render.TABLE, _encoded(desired))
         return 1
 
     def _remove_table(self, observed: Observation) -> int:
@@ -140,7 +135,8 @@ class NftBackend:
                 yield Item(ItemKind.RULE, place, describe(rule, self.family), handle=rule.handle)
 
     def remove(self, items: tuple[Item, ...]) -> None:
-        self._library.commit("".join(f"delete table {item.place}\n" for item in items))
+        for item in items:
+            self._netlink.remove_table(self.family, item.place.split(" ", 1)[1])
 
     def fingerprint(self, groups: Collection[Group]) -> bytes:
         mark = repr(self._mark.read(self._netlink)).encode()
@@ -154,34 +150,13 @@ class NftBackend:
     def poll(self) -> None:
         return None
 
-    def _write_cached(self, desired: Desired, observed: Observation, whole: bool) -> int | None:
-        """Write without libnftables, unless the kernel's form of a rule is not known. Return the number of
-        transactions, or None if libnftables is needed. `whole` says that only rules differ; then a chain that is in
-        order is left alone.
-
-        libnftables lists all chains of all tables before it adds a rule: 40 ms if there are 50,000 foreign rules.
-        """
-        try:
-            rules = {
-                group.group: self._cache.rules(render.CHAINS[group.group].name, [rule.comment for rule in group.rules])
-                for group in desired.groups
-            }
-            if whole:
-                return self._refill(rules, observed)
-            chains = {_kernel_chain(render.CHAINS[group]): own for group, own in rules.items()}
-            self._netlink.rebuild(self.family, render.TABLE, chains)
-        except LookupError:
-            return None
-        except KernelError:
-            self._cache.forget()
-            return None
-        return 1
-
-    def _refill(self, rules: Mapping[Group, tuple[KernelRule, ...]], observed: Observation) -> int:
+    def _refill(self, desired: Desired, observed: Observation) -> int:
+        """Write the rules of the chains that do not hold them. A chain that is in order is left alone, and no hook is
+        unregistered. Return the number of transactions."""
         chains = {
-            (render.TABLE, render.CHAINS[group].name): own
-            for group, own in rules.items()
-            if not holds(observed, render.chain_place(self.family, group), own)
+            (render.TABLE, chain.name): rules
+            for chain, rules in _encoded(desired).items()
+            if not holds(observed, f"{render.table_place(self.family)} {chain.name}", rules)
         }
         if chains:
             self._netlink.refill(self.family, chains)
@@ -213,16 +188,18 @@ class NftBackend:
             f"and the kernel lets nobody else change it; end that program"
         )
 
-    def _versions(self) -> tuple[str, ...]:
-        try:
-            printed = self._host.run(("nft", "--version")).stdout.split()
-        except CommandError:
-            return ("libnftables",)  # the nft program is not needed
-        return (" ".join(printed[:2]).replace("nftables v", "nft "),)
-
 
 def _kernel_chain(chain: render.BaseChain) -> Chain:
     return Chain(chain.name, 0, 0, 0, chain.hook_number, chain.priority, chain.type, uapi.NF_ACCEPT)
+
+
+def _encoded(desired: Desired) -> dict[Chain, tuple[KernelRule, ...]]:
+    """Return the chains and their rules as the kernel holds them."""
+    return {
+        _kernel_chain(chain): tuple(encode(desired.family, chain.name, rule) for rule in group.rules)
+        for group in desired.groups
+        for chain in (render.CHAINS[group.group],)
+    }
 
 
 def _describe(chain: Chain) -> str:

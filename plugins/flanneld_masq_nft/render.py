@@ -1,4 +1,4 @@
-"""Rules in nft's language, exactly as they are committed. Pure."""
+"""Rules in nft's language, as `nft list table` prints what the daemon writes. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from flanneld_masq.kernel import uapi
-from flanneld_masq.model import SLOTS, Desired, Family, Group, GroupRules, Item, ItemKind, Rule, Verdict
+from flanneld_masq.kernel.rule_encoding import ALL_BITS
+from flanneld_masq.model import SLOTS, Desired, Family, Group, GroupRules, Item, ItemKind, Network, Rule, Verdict
 
 TABLE = "flanneld-masq"
 
@@ -85,16 +86,6 @@ def render(desired: Desired) -> str:
     return f"table {table_place(desired.family)} {{\n{blocks}}}\n"
 
 
-def removal(family: Family) -> str:
-    """Return commands that remove the table; it need not be there."""
-    return f"add table {table_place(family)}\ndelete table {table_place(family)}\n"
-
-
-def flush(desired: Desired) -> str:
-    """Return commands that empty the chains which `render` fills again; their hooks stay registered."""
-    return "".join(f"flush chain {chain_place(desired.family, group.group)}\n" for group in desired.groups)
-
-
 def _chain_item(family: Family, group: Group) -> Item:
     declaration = CHAINS[group].declaration
     return Item(ItemKind.CHAIN, chain_place(family, group), declaration, raw=declaration)
@@ -108,15 +99,21 @@ def _block(family: Family, group: GroupRules) -> str:
 
 def _matches(family: Family, rule: Rule) -> Iterator[str]:
     if rule.mark is not None:
-        yield f"meta mark & {rule.mark.mask:#010x} == {rule.mark.value:#010x}"
+        masked = "" if rule.mark.mask == ALL_BITS else f"& {rule.mark.mask:#010x} == "
+        yield f"meta mark {masked}{rule.mark.value:#010x}"
     if rule.src is not None:
-        yield f"{family.data.nft} saddr {rule.src}"
+        yield f"{family.data.nft} saddr {_network(rule.src)}"
     if rule.dst is not None:
-        yield f"{family.data.nft} daddr {rule.dst}"
+        yield f"{family.data.nft} daddr {_network(rule.dst)}"
     if rule.dst_not is not None:
-        yield f"{family.data.nft} daddr != {rule.dst_not}"
+        yield f"{family.data.nft} daddr != {_network(rule.dst_not)}"
     if rule.invalid:
         yield "ct state invalid"
+
+
+def _network(network: Network) -> str:
+    """Return the network in nft's words, which give a single address no prefix length."""
+    return str(network.network_address if network.prefixlen == network.max_prefixlen else network)
 
 
 def _verdict(rule: Rule) -> str:

@@ -47,7 +47,7 @@ FLANNEL_IPMASQ=false
 """
 _names = itertools.count()
 if not hasattr(nftables.Nftables, "set_dry_run"):
-    # 0.9.8: what a test frees would end all tests, see flanneld_masq_nft.libnftables
+    # 0.9.8: if there was ever a second context, freeing one ends all tests ("double free or corruption")
     del nftables.Nftables.__del__
 
 

@@ -247,13 +247,25 @@ def test_sigterm_removes_the_rules_where_that_is_configured(node: Node, backend_
         assert daemon.lines("stopped", "rules removed")
 
 
+HANGING_BACKEND = """
+import pathlib, time
+from flanneld_masq.hookspecs import BackendType, hookimpl
+
+def create(family, host):
+    pathlib.Path({place!r}).touch()
+    time.sleep(3600)
+
+@hookimpl
+def flanneld_masq_backends():
+    return [BackendType("nft", "hangs in the thread that touches the kernel", create, preference=10)]
+"""
+
+
 def test_a_second_sigterm_ends_it_though_a_pass_hangs(
     node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hanging = tmp_path / "hanging"
-    (tmp_path / "nftables.py").write_text(
-        f"import pathlib, time\npathlib.Path({str(hanging)!r}).touch()\ntime.sleep(3600)\n"
-    )
+    (tmp_path / "flanneld_masq_nft.py").write_text(HANGING_BACKEND.format(place=str(hanging)))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     node.configure("", backend="nft")
     with node.running() as daemon:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from flanneld_masq.hookspecs import Host
 from flanneld_masq.model import BackendName, Desired, Family, Group, GroupRules
 from flanneld_masq.ruleset import diff
 
-from ..common import needs_long_messages
 from .conftest import Node
 
 
@@ -115,36 +113,6 @@ def test_legacy_rules_are_listed_when_what_the_listing_shows_has_changed(node: N
             before = seen
 
 
-KEPT = """
-from pathlib import Path
-from flanneld_masq import footprint
-from flanneld_masq_nft.libnftables import Nftables
-
-def resident():  # megabytes
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
-
-def use(library, table):
-    library.check(f"add table ip {table}")
-    library.commit(f"add table ip {table}; add chain ip {table} c; add rule ip {table} c accept")
-
-used = Nftables()
-use(used, "one")
-footprint.trim()
-before = resident()
-used.commit("".join(f"add chain ip one c{number}\\n" for number in range(20000)))
-libraries = [Nftables(), Nftables(), used]
-for library in libraries:
-    use(library, "two")
-print(resident() - before)
-"""
-
-
-def test_what_libnftables_lists_for_a_commit_is_not_kept(node: Node) -> None:
-    """Of 20,000 chains each context would keep more than that."""
-    needs_long_messages()
-    assert float(node.tool(sys.executable, "-c", f"import sys; sys.path[:] = {sys.path}\n{KEPT}")) < 5
-
-
 def test_a_legacy_table_that_always_changes_while_it_is_asked_for_is_listed(
     node: Node, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,16 +160,14 @@ def test_looking_brings_no_legacy_table_into_being(node: Node) -> None:
     assert "*filter" not in node.ruleset()
 
 
-def test_the_table_of_nft_goes_though_its_library_is_gone(
+def test_the_nft_backend_needs_neither_library_nor_program(
     node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """python3-nftables was removed: the rules move to iptables-nft, and what they were would stay in force."""
     (tmp_path / "nftables.py").write_text("raise ImportError('removed')\n")
-    node.configure("")
-    assert node.masq("apply").returncode == 0
-    assert "flanneld-masq" in node.tool("nft", "list", "tables")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    done = node.masq("apply")
+    node.configure("")
+    done = node.masq("--backend", "nft", "apply", environ={"PATH": "/nonexistent"})
     assert (done.returncode, done.stderr) == (0, "")
+    assert "flanneld-masq" in node.tool("nft", "list", "tables")
+    assert node.masq("cleanup", environ={"PATH": "/nonexistent"}).returncode == 0
     assert "flanneld-masq" not in node.tool("nft", "list", "tables")
-    assert "FLANNELD-MASQ" in node.tool("iptables-nft", "-t", "nat", "-S")

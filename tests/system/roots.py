@@ -24,7 +24,7 @@ PROGRESS_SECONDS = 20.0
 
 _BASE = (
     *("systemd", "systemd-sysv", "dbus", "procps", "kmod"),
-    *("python3", "python3-nftables", "python3-systemd", "python3-pluggy", "python3-tomli"),
+    *("python3", "python3-systemd", "python3-pluggy", "python3-tomli"),
     *("python3-dbus-next", "python3-watchdog"),
     *("nftables", "iptables", "ipset", "iproute2"),
 )

@@ -58,7 +58,6 @@ EXEMPT = {
     "flanneld_masq.service.sd_notify": "numbers that systemd sets; others stand for no watchdog",
     "flanneld_masq.testing": "constants",
     "flanneld_masq_iptables.base": "places that the backend made",
-    "flanneld_masq_nft.libnftables": "takes the first line of an error",
 }
 
 

@@ -12,7 +12,7 @@ from flanneld_masq.errors import KernelError
 from flanneld_masq.kernel import uapi
 from flanneld_masq.kernel.fingerprint import FingerprintRequest
 from flanneld_masq.kernel.netlink_socket import Interrupted, raise_error
-from flanneld_masq.kernel.netlink_wire import FIXED_SEQUENCE, NLMSGHDR, nft_msg_type, string
+from flanneld_masq.kernel.netlink_wire import FIXED_SEQUENCE, NLMSGHDR, messages_in, nft_msg_type, string
 from flanneld_masq.kernel.transactions import delete_table, new_table
 from flanneld_masq.model import Family
 
@@ -147,6 +147,13 @@ class TestCommits:
             (nft_msg_type(uapi.NFT_MSG_DELTABLE), uapi.NLM_F_REQUEST | uapi.NLM_F_ACK, 3),
             (uapi.NFNL_MSG_BATCH_END, uapi.NLM_F_REQUEST, 4),
         ]
+
+    def test_a_dry_run_does_not_end_its_batch(self) -> None:
+        answers = Socket(error(0, sequence=2))
+        netlink(answers).commit("checking", 2, [new_table("nat")], dry_run=True)
+        (datagram,) = answers.sent
+        kinds = [kind for kind, *_ in messages_in(datagram, "checking")]
+        assert kinds == [uapi.NFNL_MSG_BATCH_BEGIN, nft_msg_type(uapi.NFT_MSG_NEWTABLE)]
 
     def test_the_error_of_any_message_is_raised(self) -> None:
         with pytest.raises(KernelError) as caught:

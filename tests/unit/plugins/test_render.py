@@ -12,7 +12,7 @@ from flanneld_masq.hookspecs import Host
 from flanneld_masq.model import Desired, Group, GroupRules, ItemKind, Position, Rule, Verdict
 from flanneld_masq.process import ProcessRunner
 
-from .ruleset import BOTH, NOTHING, V4, V6, lines
+from .ruleset import BOTH, NOTHING, V4, V6
 
 
 class TestNftInput:
@@ -61,14 +61,6 @@ table ip flanneld-masq {
     def test_no_groups(self) -> None:
         assert render.render(NOTHING) == ""
         assert render.items(NOTHING) == ()
-
-    def test_chains_are_flushed_by_name(self) -> None:
-        assert render.flush(BOTH) == lines(
-            "flush chain ip flanneld-masq postrouting", "flush chain ip flanneld-masq forward"
-        )
-
-    def test_removal_needs_no_table(self) -> None:
-        assert render.removal(V6) == lines("add table ip6 flanneld-masq", "delete table ip6 flanneld-masq")
 
     def test_desired_items_are_what_is_written(self) -> None:
         wanted = render.items(BOTH)

@@ -38,7 +38,7 @@ def test_a_wrong_packet_is_told_whole() -> None:
         (Result("nft", Family.IPV4, USABLE, (sent("192.0.2.1"),), (Repaired("chain flushed", None, "no"),)), False),
         (Result("nft", Family.IPV4, USABLE, (sent("192.0.2.1"),), problems=("cleanup: left behind",)), False),
         (Result("nft", Family.IPV4, USABLE), False),
-        (Result("nft", Family.IPV4, Probe(False, "no python3-nftables")), True),
+        (Result("nft", Family.IPV4, Probe(False, "no nf_tables")), True),
     ],
     ids=["all well", "wrong source", "lost", "not repaired", "daemon's problem", "nothing sent", "unusable"],
 )

@@ -1,0 +1,97 @@
+"""Encodes the daemon's rules for nf_tables, in the form in which the kernel dumps them. Pure.
+
+Formats: include/uapi/linux/netfilter/nf_tables.h of the kernel for expressions, udata.h of libnftnl for user data. The
+expressions are those that libnftables makes of nft's words for the rule, so `nft list ruleset` prints these words.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+
+from flanneld_masq.kernel import uapi
+from flanneld_masq.kernel.netlink_wire import attribute, be32
+from flanneld_masq.kernel.objects import CACHED_RULES, Expression, KernelRule, userdata_of
+from flanneld_masq.model import Family, Mark, Network, Rule, Verdict
+
+ALL_BITS = (1 << 32) - 1  # of a mark
+_VERDICTS = {Verdict.RETURN: uapi.NFT_RETURN, Verdict.ACCEPT: uapi.NF_ACCEPT, Verdict.DROP: uapi.NF_DROP}
+_SOURCE = {Family.IPV4: 12, Family.IPV6: 8}  # offsets in bytes in struct iphdr and struct ipv6hdr
+_DESTINATION = {Family.IPV4: 16, Family.IPV6: 24}
+
+
+@lru_cache(CACHED_RULES)
+def encode(family: Family, chain: str, rule: Rule) -> KernelRule:
+    """Return the rule as the kernel holds it in a chain of that name. Its handle is 0."""
+    return KernelRule(chain, 0, (*_matches(family, rule), _verdict(rule)), userdata_of(rule.comment))
+
+
+def _matches(family: Family, rule: Rule) -> Iterator[Expression]:
+    if rule.mark is not None:
+        yield from _mark(rule.mark)
+    if rule.src is not None:
+        yield from _address(_SOURCE[family], rule.src)
+    if rule.dst is not None:
+        yield from _address(_DESTINATION[family], rule.dst)
+    if rule.dst_not is not None:
+        yield from _address(_DESTINATION[family], rule.dst_not, uapi.NFT_CMP_NEQ)
+    if rule.invalid:
+        yield Expression("ct", _register(uapi.NFTA_CT_DREG) + be32(uapi.NFTA_CT_KEY, uapi.NFT_CT_STATE))
+        yield _masked(_host_order(uapi.NF_CT_STATE_INVALID_BIT))
+        yield _compared(uapi.NFT_CMP_NEQ, _host_order(0))
+
+
+def _mark(mark: Mark) -> Iterator[Expression]:
+    yield Expression("meta", be32(uapi.NFTA_META_KEY, uapi.NFT_META_MARK) + _register(uapi.NFTA_META_DREG))
+    if mark.mask != ALL_BITS:
+        yield _masked(_host_order(mark.mask))
+    yield _compared(uapi.NFT_CMP_EQ, _host_order(mark.value))
+
+
+def _address(offset: int, network: Network, operator: int = uapi.NFT_CMP_EQ) -> Iterator[Expression]:
+    """Compare an address with a network. Only the bytes of a prefix of whole bytes are loaded."""
+    whole, rest = divmod(network.prefixlen, 8)
+    packed = network.network_address.packed
+    length = whole if whole and not rest else len(packed)
+    where = be32(uapi.NFTA_PAYLOAD_BASE, uapi.NFT_PAYLOAD_NETWORK_HEADER) + be32(uapi.NFTA_PAYLOAD_OFFSET, offset)
+    yield Expression("payload", _register(uapi.NFTA_PAYLOAD_DREG) + where + be32(uapi.NFTA_PAYLOAD_LEN, length))
+    if length * 8 != network.prefixlen:
+        yield _masked(network.netmask.packed)
+    yield _compared(operator, packed[:length])
+
+
+def _verdict(rule: Rule) -> Expression:
+    if rule.verdict is Verdict.MASQUERADE:
+        flags = be32(uapi.NFTA_MASQ_FLAGS, uapi.NF_NAT_RANGE_PROTO_RANDOM_FULLY) if rule.fully_random else b""
+        return Expression("masq", flags)
+    code = attribute(uapi.NFTA_VERDICT_CODE, _VERDICTS[rule.verdict].to_bytes(4, "big", signed=True))
+    verdict = attribute(uapi.NFTA_IMMEDIATE_DATA, attribute(uapi.NFTA_DATA_VERDICT, code))
+    return Expression("immediate", be32(uapi.NFTA_IMMEDIATE_DREG, uapi.NFT_REG_VERDICT) + verdict)
+
+
+def _masked(mask: bytes) -> Expression:
+    """Keep only these bits of the register."""
+    registers = _register(uapi.NFTA_BITWISE_SREG) + _register(uapi.NFTA_BITWISE_DREG)
+    operation = be32(uapi.NFTA_BITWISE_LEN, len(mask)) + be32(uapi.NFTA_BITWISE_OP, uapi.NFT_BITWISE_MASK_XOR)
+    values = _value(uapi.NFTA_BITWISE_MASK, mask) + _value(uapi.NFTA_BITWISE_XOR, bytes(len(mask)))
+    return Expression("bitwise", registers + operation + values)
+
+
+def _compared(operator: int, value: bytes) -> Expression:
+    """Compare the register with a value, and leave the rule unless the operator (NFT_CMP_*) holds."""
+    return Expression(
+        "cmp", _register(uapi.NFTA_CMP_SREG) + be32(uapi.NFTA_CMP_OP, operator) + _value(uapi.NFTA_CMP_DATA, value)
+    )
+
+
+def _register(kind: int) -> bytes:
+    return be32(kind, uapi.NFT_REG_1)
+
+
+def _value(kind: int, value: bytes) -> bytes:
+    return attribute(kind, attribute(uapi.NFTA_DATA_VALUE, value))
+
+
+def _host_order(value: int) -> bytes:
+    return value.to_bytes(4, sys.byteorder)
