@@ -12,10 +12,11 @@ stops the daemon: the log, ``backends`` and ``status`` name the plugin, and its 
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol, TypeVar, cast, runtime_checkable
 
 import pluggy
 
@@ -51,12 +52,28 @@ else:
     hookimpl = pluggy.HookimplMarker(ENTRY_POINT_GROUP)
 
 
+class SocketStore(Protocol):
+    """Sockets that outlive this process, by name: systemd keeps them for the next start of the service."""
+
+    def take(self, name: str) -> Optional[socket.socket]:
+        """Return the socket that an earlier process stored, once; None for none."""
+
+    def keep(self, name: str, descriptor: int) -> None:
+        """Store the socket with this descriptor for the next process, in place of one of that name."""
+
+
 @dataclass(frozen=True, **SLOTS)
 class Host:
-    """The machine, as a backend uses it: `run` starts programs, `root` is the root directory of all files."""
+    """The machine, as a backend uses it: `run` starts programs, `root` is the root directory of all files.
+
+    `daemon` is the pid of the daemon that keeps the rules, which may be this process; 0 if none runs. `sockets` outlive
+    this process; None where nothing stores any.
+    """
 
     run: ProcessRunner
     root: Path = Path("/")
+    daemon: int = 0
+    sockets: Optional[SocketStore] = None
 
 
 class Backend(Protocol):
@@ -127,6 +144,19 @@ class Backend(Protocol):
         Called every few seconds, and whenever a program has released the lock of iptables-legacy, while no other
         method runs, so it must be cheap; it may miss some changes.
         None for an interface that has events, or in which there is nothing at all yet."""
+
+
+@runtime_checkable
+class Protector(Protocol):
+    """A backend may have these methods beside those of `Backend`, if its tables can be protected."""
+
+    def hold(self, desired: Desired) -> int:
+        """Keep other programs from changing what the last observation found to be as desired, as far as the desired
+        protection asks for that. Called after an observation without a difference. Returns the number of transactions
+        committed."""
+
+    def release(self) -> None:
+        """Let the rules stay in force when this process ends. Called at a clean stop."""
 
 
 @dataclass(frozen=True, **SLOTS)

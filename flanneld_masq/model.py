@@ -126,6 +126,21 @@ class Verdict(enum.Enum):
     MASQUERADE = "masquerade"
 
 
+class Protection(str, enum.Enum):
+    """What keeps other programs from changing a table of nf_tables. The value is what users see.
+
+    OWNER: the table belongs to a socket of the daemon, and ends with it. PERSIST: it stays when that socket ends, and
+    the next daemon adopts it (Linux 6.9).
+    """
+
+    NONE = "none"
+    OWNER = "owner"
+    PERSIST = "owner and persist"
+
+    def __str__(self) -> str:
+        return self.value
+
+
 class Position(enum.Enum):
     """The place of our jump among foreign rules. AUTO, for the forward group alone, is immediately before the first
     rule that drops every packet, and last if there is none."""
@@ -233,13 +248,14 @@ class Desired:
     """Everything that one backend must hold for one family. Without groups it must hold no object of ours.
 
     `position` is the place of the jump to the masquerade group, `forward_position` that of the jump to the forward
-    group.
+    group. `protection` is for backends whose probe offers any.
     """
 
     family: Family
     groups: tuple[GroupRules, ...] = ()
     position: Position = Position.LAST
     forward_position: Position = Position.AUTO
+    protection: Protection = Protection.NONE
 
     def position_of(self, group: Group) -> Position:
         return self.forward_position if group is Group.FORWARD else self.position
@@ -322,6 +338,7 @@ class Settings:
     subnet_files: tuple[str, ...] = ("/run/flannel/subnet.env",)
     net_conf: str = "/etc/kube-flannel/net-conf.json"
     state_directory: str = "/run/flanneld-masq"
+    nft_protect: Union[bool, Literal["auto"]] = "auto"
     masquerade: MasqueradeSettings = MasqueradeSettings()
     forward: ForwardSettings = ForwardSettings()
     reconcile: ReconcileSettings = ReconcileSettings()
@@ -337,7 +354,8 @@ class Settings:
 class Probe:
     """Tells if a backend can be used for a family here, and what it supports.
 
-    If it cannot be used, `reason` says why and `remedy` what to do about it. `versions` is for people.
+    If it cannot be used, `reason` says why and `remedy` what to do about it. `versions` is for people. `protection` is
+    the best that the kernel offers for the tables of the backend; None if it has no table of its own.
     """
 
     usable: bool
@@ -345,6 +363,7 @@ class Probe:
     remedy: str = ""
     versions: tuple[str, ...] = ()
     random_fully: bool = True
+    protection: Optional[Protection] = None
 
     def __post_init__(self) -> None:
         make_printable(self, "reason", "remedy")

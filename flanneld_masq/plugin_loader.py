@@ -13,7 +13,7 @@ import pluggy
 
 from flanneld_masq import hookspecs
 from flanneld_masq.errors import MasqError, PluginError
-from flanneld_masq.hookspecs import ENTRY_POINT_GROUP, Backend, BackendType, Event, Host
+from flanneld_masq.hookspecs import ENTRY_POINT_GROUP, Backend, BackendType, Event, Host, Protector
 from flanneld_masq.model import (
     AUTO,
     BackendName,
@@ -48,6 +48,8 @@ _ANSWERS: Mapping[str, tuple[type, ...]] = {
     "fingerprint": (bytes, _NONE),
     "generation": (int, _NONE),
     "poll": (bool, _NONE),
+    "hold": (int,),
+    "release": (_NONE,),
 }
 
 
@@ -226,6 +228,14 @@ class GuardedBackend:
 
     def poll(self) -> Optional[bool]:
         return self._guard("poll", lambda backend: backend.poll())
+
+    def hold(self, desired: Desired) -> int:
+        return self._guard("hold", lambda backend: backend.hold(desired) if isinstance(backend, Protector) else 0)
+
+    def release(self) -> None:
+        """Release a backend that was used."""
+        if self._backend is not None:
+            self._guard("release", lambda backend: backend.release() if isinstance(backend, Protector) else None)
 
     def _guard(self, method: str, call: Callable[[Backend], Result]) -> Result:
         try:

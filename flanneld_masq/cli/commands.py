@@ -10,7 +10,15 @@ from collections.abc import Callable
 from typing import Any
 
 from flanneld_masq import footprint, plugin_loader
-from flanneld_masq.cli.output import backend_lines, in_colour, print_errors, print_json, print_plans, print_repairs
+from flanneld_masq.cli.output import (
+    backend_lines,
+    in_colour,
+    print_errors,
+    print_json,
+    print_plans,
+    print_repairs,
+    protection_text,
+)
 from flanneld_masq.cli.session import Session, load_settings, warn
 from flanneld_masq.controller.status import GroupStatus, group_json
 from flanneld_masq.dbus import client
@@ -25,6 +33,8 @@ from flanneld_masq.model import (
     Item,
     Lease,
     Plan,
+    Probe,
+    Protection,
     Settings,
 )
 from flanneld_masq.reconcile.healing import heal
@@ -32,6 +42,7 @@ from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.reconcile.survey import remove_flannel_rules
 from flanneld_masq.reconcile.values import Choices, DesiredState, Outcome, Repair
 from flanneld_masq.reconcile.wording import describe_healed
+from flanneld_masq.ruleset import policy
 from flanneld_masq.service import journal
 from flanneld_masq.service.desired_state import OnError, read_net_conf
 from flanneld_masq.state_directory import StateDirectory
@@ -248,10 +259,26 @@ def _backends_of(session: Session, reconciler: Reconciler, uses_nftables: bool) 
         "why": masquerade[0].why if masquerade else why,
         "groups": {str(group): group_json(GroupStatus.of(chosen)) for group, chosen in choices.items()},
         "backends": [
-            {"name": name, "summary": session.plugins.backends[name].summary, **dataclasses.asdict(probe)}
+            {
+                "name": name,
+                "summary": session.plugins.backends[name].summary,
+                **dataclasses.asdict(probe),
+                "protects": _protects(session.settings, probe),
+            }
             for name, probe in selector.probes().items()
         ],
     }
+
+
+def _protects(settings: Settings, probe: Probe) -> str:
+    """Return whether the tables of a backend are protected with these settings; empty for one without a table."""
+    if probe.protection is None:
+        return ""
+    protection = policy.protection(settings, probe.protection)
+    if protection is not Protection.NONE or settings.nft_protect is False:
+        return f"table {protection_text(protection)}"
+    offered = "not at all" if probe.protection is Protection.NONE else "only while the daemon runs"
+    return f"table {protection_text(protection)}, for this kernel can do that {offered}"
 
 
 def doctor(options: argparse.Namespace) -> int:

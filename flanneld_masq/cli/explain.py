@@ -105,7 +105,8 @@ def _mark(session: Session, reconciler: Reconciler, desired_state: DesiredState)
 def _flannel(session: Session, family: Family, desired_state: DesiredState, packet: Packet) -> Flannel:
     """Look for a rule of flannel that masquerades the packet, in every backend that can be read."""
     unread = ""
-    for backend in session.plugins.create(family, Host(ProcessRunner(), session.root)).values():
+    host = Host(ProcessRunner(), session.root, session.directory.holder().pid)
+    for backend in session.plugins.create(family, host).values():
         try:
             ((_, survey),) = survey_backends([backend], desired_state.leases)
         except MasqError as error:

@@ -11,7 +11,7 @@ from typing import Any
 
 from flanneld_masq.controller.status import FamilyStatus, GroupStatus, LastWrite, State, Status
 from flanneld_masq.errors import MasqError
-from flanneld_masq.model import Family, Group, Lease, Plan
+from flanneld_masq.model import Family, Group, Lease, Plan, Protection
 from flanneld_masq.reconcile.values import Repair
 from flanneld_masq.reconcile.wording import describe
 from flanneld_masq.ruleset import diff
@@ -75,7 +75,8 @@ def backend_lines(families: Mapping[str, Any], failures: list[str]) -> Iterator[
         yield f"{name}: {family['chosen'] or 'none can be used'} ({family['why']})"
         for backend in family["backends"]:
             sign = "*" if backend["name"] == family["chosen"] else " "
-            details = ", ".join(backend["versions"]) if backend["usable"] else backend["reason"]
+            known = filter(None, (*backend["versions"], backend["protects"]))
+            details = ", ".join(known) if backend["usable"] else backend["reason"]
             yield f" {sign} {backend['name']:<16} {'usable  ' if backend['usable'] else 'unusable'}  {details}"
             if not backend["usable"] and backend["remedy"]:
                 yield f"   {'':<16} {'':<8}  -> {backend['remedy']}"
@@ -98,6 +99,8 @@ def _family_lines(name: Family, family: FamilyStatus, *, named: bool) -> Iterato
         yield f"  flannel: {message}"
     if family.kube_proxy_mark is not None:
         yield f"  kube-proxy's mark: {family.kube_proxy_mark.mark or 'none'} ({family.kube_proxy_mark.why})"
+    if family.protection is not None:
+        yield f"  nft table: {protection_text(family.protection)}"
     if family.kernel:
         yield f"  kernel: {family.kernel}"
     if family.verified is not None and named:
@@ -112,6 +115,11 @@ def _family_lines(name: Family, family: FamilyStatus, *, named: bool) -> Iterato
             yield f"    changed by {culprit.name} ({culprit.pid_text}) {culprit.unit}".rstrip()
     if family.last_write is not None:
         yield f"  last write: {_write_text(family.last_write)}"
+
+
+def protection_text(protection: Protection) -> str:
+    """Return whether other programs can change an nft table, in words."""
+    return "not protected from other programs" if protection is Protection.NONE else f"protected ({protection})"
 
 
 def _group_line(group: Group, choice: GroupStatus) -> str:

@@ -81,7 +81,7 @@ class Session:
 
     def reconcilers(self) -> Iterator[Reconciler]:
         """Yield a reconciler for each family, in the order of `Family`."""
-        host = Host(ProcessRunner(), self.root)
+        host = Host(ProcessRunner(), self.root, self.directory.holder().pid)
         for family in Family:
             yield self._reconciler(family, host)
 

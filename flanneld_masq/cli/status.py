@@ -127,6 +127,8 @@ def _in_kernel(reconciler: Reconciler, desired: DesiredState, family: FamilyStat
         mark = reconciler.selector.kube_proxy_mark(desired.settings) if choices else None
         if mark is not None and policy.masquerades(desired.settings.masquerade, reconciler.family):
             family = replace(family, kube_proxy_mark=MarkStatus(str(mark.mark or ""), mark.why))
+        used = (choice.backend for chosen in choices.values() for choice in chosen)
+        family = replace(family, protection=reconciler.selector.protection(desired.settings, used))
         changes = [change for plan in reconciler.plan(desired) for change in plan.changes]
     except MasqError as error:
         return replace(family, last_error=str(error))

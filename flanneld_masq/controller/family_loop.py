@@ -33,7 +33,7 @@ from flanneld_masq.controller.worker import Wakeup
 from flanneld_masq.errors import LockHeld, MasqError, RulesetError
 from flanneld_masq.inputs.processes import Process
 from flanneld_masq.kernel.ruleset_events import Transaction
-from flanneld_masq.model import Family, Group, Settings
+from flanneld_masq.model import Family, Group, Protection, Settings
 from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.reconcile.values import DesiredState, FlushSeen, Outcome
 from flanneld_masq.ruleset.flush import FlushPolicy
@@ -170,6 +170,15 @@ class FamilyLoop:
             errors = (failure,)
         self._publisher.emit(map(self.report.rules_left, errors))
 
+    async def release(self) -> None:
+        """Write rules that would end with this process once more, so that they stay."""
+        if self.report.outcome is None or self.report.outcome.protection is not Protection.OWNER:
+            return
+        try:
+            await self._worker.call(self._reconciler.release)
+        except MasqError as failure:
+            self._publisher.emit((self.report.not_released(failure),))
+
     def close(self) -> None:
         self._poller.stop()
         self._departure.stop()
@@ -291,6 +300,7 @@ class FamilyLoop:
         backends = {choice.backend for choice in outcome.choices.get(Group.MASQUERADE, ())} if random else ()
         without_random = [backend for backend in backends if not selector.randomises(backend)]
         self._publisher.emit(self.report.chosen(outcome, without_random))
+        self._publisher.emit(self.report.protected(outcome, wanted=desired.settings.nft_protect is True))
         self._publisher.emit(self.report.mark_entries(outcome))
         culprits = self._on_repairs(begun)
         self._filter.verified(outcome.generation, outcome.fingerprint)

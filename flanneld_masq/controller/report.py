@@ -15,7 +15,7 @@ from flanneld_masq.controller.status import FamilyStatus, FlannelStatus, GroupSt
 from flanneld_masq.errors import LockHeld, MasqError
 from flanneld_masq.hookspecs import Event
 from flanneld_masq.inputs.text import shown
-from flanneld_masq.model import SLOTS, BackendName, Family, Group, Survey
+from flanneld_masq.model import SLOTS, BackendName, Family, Group, Protection, Survey
 from flanneld_masq.reconcile.healing import Healed
 from flanneld_masq.reconcile.values import DesiredState, Effects, Outcome, Removed, Repair
 from flanneld_masq.reconcile.wording import describe, describe_healed
@@ -193,6 +193,7 @@ class FamilyReport:
             cni_masquerade=self.survey.cni_masquerade,
             flannel=FlannelStatus(self.survey.flannel, self.survey.takeover_stopped, self.survey.flannel_rules),
             kube_proxy_mark=None if mark is None else MarkStatus(str(mark.mark or ""), mark.why),
+            protection=self.outcome.protection if self.outcome else None,
         )
 
     def chosen(self, outcome: Outcome, without_random: Collection[BackendName]) -> Iterator[LogEntry]:
@@ -209,6 +210,16 @@ class FamilyReport:
                 message = f"{self.family}: {choice.backend} cannot choose fully random ports here; masquerading without"
                 yield self._entry("notice", message, backend=choice.backend)
         yield from self._unhelped(outcome)
+
+    def protected(self, outcome: Outcome, *, wanted: bool) -> Iterator[LogEntry]:
+        """Log once that other programs can change the daemon's tables although the settings forbid it."""
+        before = self.outcome.protection if self.outcome else None
+        if wanted and outcome.protection is Protection.NONE and before is not Protection.NONE:
+            message = (
+                f"{self.family}: nft.protect is true, but the kernel cannot protect a table (Linux 5.12 can); other "
+                f"programs can change the rules, and the daemon repairs them"
+            )
+            yield self._entry("notice", message, logging.WARNING)
 
     def _unhelped(self, outcome: Outcome) -> Iterator[LogEntry]:
         """Log each drop of pods' packets once where no accept can be put, and that there is none any more."""
@@ -334,6 +345,10 @@ class FamilyReport:
     def rules_left(self, error: MasqError) -> LogEntry:
         """Log rules that could not be removed at a stop."""
         return self._entry("rules-left", f"{self.family}: rules not removed: {error}", logging.ERROR)
+
+    def not_released(self, error: MasqError) -> LogEntry:
+        """Log rules that end with the daemon at a stop."""
+        return self._entry("notice", f"{self.family}: rules end with the daemon: {error}", logging.ERROR)
 
     def _repair_entry(self, repair: Repair, because: str, culprits: tuple[Culprit, ...]) -> LogEntry:
         what = "drift repaired" if repair.drift else "rules applied"

@@ -23,6 +23,7 @@ from flanneld_masq.model import (
     Group,
     ItemKind,
     Lease,
+    Protection,
     family_of,
 )
 from flanneld_masq.ruleset.backend_choice import Choice
@@ -105,8 +106,11 @@ class FamilyStatus:
     the connections deleted meanwhile because they had the wrong source address; None likewise. `last_repair` is the
     last repair, `last_write` the last write for any other reason. `verified` is the time of the last pass that
     succeeded; a status that differs in nothing else is not new. `cni_masquerade` are the places where the CNI bridge
-    plugin masquerades. `kube_proxy_mark` is None without masquerade rules. `kernel` is what a command found in the
-    kernel; empty in the status of a running daemon.
+    plugin masquerades. `kube_proxy_mark` is None without masquerade rules. `protection` is that of the daemon's own
+    nft tables, None if it has none. `kernel` is what a command found in the kernel; empty in the status of a running
+    daemon.
+
+    It is one class because it is one object of the JSON.
     """
 
     state: State
@@ -121,6 +125,7 @@ class FamilyStatus:
     flannel: FlannelStatus = FlannelStatus()
     kube_proxy_mark: Optional[MarkStatus] = None
     kernel: str = ""
+    protection: Optional[Protection] = None
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -208,6 +213,7 @@ def _family_to_json(family: FamilyStatus) -> dict[str, Any]:
         "takeover_stopped": family.flannel.takeover_stopped or None,
         "kube_proxy_mark": None if mark is None else dataclasses.asdict(mark),
         "kernel": family.kernel or None,
+        "protection": None if family.protection is None else family.protection.value,
     }
     return {
         "state": family.state.value,
@@ -309,7 +315,7 @@ def _family_lease(family: Family, content: dict[str, Any]) -> FamilyLease | None
 
 def _family(content: object) -> FamilyStatus:
     reader = _Reader(content)
-    mark = reader.optional("kube_proxy_mark", dict)
+    mark, protection = reader.optional("kube_proxy_mark", dict), reader.optional("protection", str)
     return FamilyStatus(
         State(reader.text("state")),
         last_error=reader.text("last_error", ""),
@@ -325,6 +331,7 @@ def _family(content: object) -> FamilyStatus:
         ),
         kube_proxy_mark=None if mark is None else _mark(mark),
         kernel=reader.text("kernel", ""),
+        protection=None if protection is None else Protection(protection),
     )
 
 

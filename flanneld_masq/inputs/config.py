@@ -169,6 +169,7 @@ _TABLES: dict[str, dict[str, Check]] = {
         "net_conf": accept.path,
         "state_directory": accept.path,
     },
+    "nft": {"protect": accept.boolean_or_auto},
     "masquerade": {
         "enabled": accept.boolean,
         "families": accept.families,

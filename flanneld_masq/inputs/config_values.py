@@ -34,6 +34,15 @@ def boolean(value: object) -> bool:
     return value
 
 
+def boolean_or_auto(value: object) -> bool | Literal["auto"]:
+    """Accept true, false or "auto"."""
+    if value == "auto":
+        return "auto"
+    if not isinstance(value, bool):
+        raise _expected('true, false or "auto"', value)
+    return value
+
+
 def seconds(low: float, high: float) -> Check:
     """Return a check for a number from `low` to `high`."""
 

@@ -69,6 +69,22 @@ class NetlinkSocket:
         self._socket = opened or _open_socket()
         self._sequence = 0
 
+    @classmethod
+    def inherited(cls, opened: socket.socket) -> NetlinkSocket:
+        """Take a socket of an earlier process, which may have left answers unread."""
+        netlink = cls(opened)
+        netlink._drain()
+        return netlink
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    @property
+    def port(self) -> int:
+        """The netlink port of the socket, by which the kernel names the owner of a table."""
+        port: int = self._socket.getsockname()[0]
+        return port
+
     def close(self) -> None:
         self._socket.close()
 

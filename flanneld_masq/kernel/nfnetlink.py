@@ -59,6 +59,14 @@ class Nfnetlink:
     def close(self) -> None:
         self._netlink.close()
 
+    def fileno(self) -> int:
+        return self._netlink.fileno()
+
+    @property
+    def port(self) -> int:
+        """The netlink port that the kernel names as owner of the tables of this object."""
+        return self._netlink.port
+
     def generation(self) -> int:
         """Return the number of the ruleset's generation; every transaction of any program adds one."""
         reply = self._one("reading the ruleset generation", _GETGEN, uapi.NFPROTO_UNSPEC, b"")
@@ -150,17 +158,29 @@ class Nfnetlink:
         self._netlink.commit(f"writing chains {places}", family.data.nfproto, messages)
 
     def rebuild(
-        self, family: Family, table: str, chains: Mapping[Chain, tuple[KernelRule, ...]], *, dry_run: bool = False
+        self,
+        family: Family,
+        table: str,
+        chains: Mapping[Chain, tuple[KernelRule, ...]],
+        flags: int = 0,
+        *,
+        dry_run: bool = False,
     ) -> None:
-        """Replace the table by one that holds exactly these base chains and their rules. It need not be there. A
-        `dry_run` lets the kernel check that, and changes nothing."""
-        new = transactions.new_table(table)
-        messages = [new, transactions.delete_table(table), new]
+        """Replace the table by one that has these flags (NFT_TABLE_F_*) and holds exactly these base chains and their
+        rules. It need not be there. A `dry_run` lets the kernel check that, and changes nothing."""
+        new, again = transactions.new_table(table), transactions.new_table(table, flags)
+        messages = [new, transactions.delete_table(table), again]
         for chain, rules in chains.items():
             messages.append(transactions.new_chain(table, chain, policy=chain.policy))
             messages += [transactions.new_rule(table, rule) for rule in rules]
         attempt = f"{'checking' if dry_run else 'writing'} table {family.data.nft} {table}"
         self._netlink.commit(attempt, family.data.nfproto, messages, dry_run=dry_run)
+
+    def claim(self, family: Family, table: str, flags: int) -> None:
+        """Give these flags to a table that persists and has no owner. With NFT_TABLE_F_OWNER, only this object can
+        change it from then on."""
+        attempt = f"claiming table {family.data.nft} {table}"
+        self._netlink.commit(attempt, family.data.nfproto, [transactions.new_table(table, flags)])
 
     def remove_table(self, family: Family, table: str) -> None:
         """Delete the table with all that is in it. Raises KernelError if it is not there."""

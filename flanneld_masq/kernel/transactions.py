@@ -27,10 +27,11 @@ class Message:
     flags: int = 0
 
 
-def new_table(table: str, *, flags: int = 0) -> Message:
-    """Add a table with these NFT_TABLE_F_* flags, or leave the one that is there as it is."""
-    body = table_key(table) + (be32(uapi.NFTA_TABLE_FLAGS, flags) if flags else b"")
-    return Message(_NEWTABLE, body, uapi.NLM_F_CREATE)
+def new_table(table: str, flags: int = 0) -> Message:
+    """Add a table, or leave the one that is there as it is. With NFT_TABLE_F_OWNER it belongs to this socket; that of
+    another living socket is refused, and one that is there can get the flag only if it has NFT_TABLE_F_PERSIST."""
+    flagged = be32(uapi.NFTA_TABLE_FLAGS, flags) if flags else b""
+    return Message(_NEWTABLE, table_key(table) + flagged, uapi.NLM_F_CREATE)
 
 
 def delete_table(table: str) -> Message:

@@ -7,8 +7,17 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 from flanneld_masq.errors import MasqError, RulesetError
-from flanneld_masq.hookspecs import Backend
-from flanneld_masq.model import AUTO, DEFAULT_KUBE_PROXY_MARK, BackendName, Desired, Family, Group, Mark, Plan
+from flanneld_masq.hookspecs import Backend, Protector
+from flanneld_masq.model import (
+    AUTO,
+    DEFAULT_KUBE_PROXY_MARK,
+    BackendName,
+    Desired,
+    Family,
+    Group,
+    Mark,
+    Plan,
+)
 from flanneld_masq.reconcile.change_detector import ChangeDetector
 from flanneld_masq.reconcile.selection import BackendSelector, assignment_of
 from flanneld_masq.reconcile.values import Assignment, DesiredState, Fingerprint, FlushSeen, Outcome, Repair, Target
@@ -112,6 +121,7 @@ class Reconciler:
             fingerprint,
             self.selector.unhelped,
             mark,
+            self.selector.protection(desired_state.settings, assignment),
         )
 
     def render(self, desired_state: DesiredState) -> Iterator[tuple[BackendName, str]]:
@@ -137,6 +147,12 @@ class Reconciler:
         self.repairs, self._on_flush = [], FlushPolicy.REPAIR
         errors = self._attempt([self._empty(backend) for backend in self._backends.values()])
         return tuple(self.repairs), errors
+
+    def release(self) -> None:
+        """Let the rules stay in force when this process ends."""
+        for backend in self._backends.values():
+            if isinstance(backend, Protector):
+                backend.release()
 
     def _undisputed(self, desired_state: DesiredState) -> tuple[Target, ...]:
         """Return the target that masquerades, if the last pass had the same desired state.
@@ -190,6 +206,7 @@ class Reconciler:
             random_fully=self.selector.randomises(name),
             exceptions=desired_state.exceptions,
             auto_mark=self._mark,
+            offered=self.selector.offered((name,)),
         )
         return Target(self._backends[name], desired, self._backends[name].wanted(desired))
 

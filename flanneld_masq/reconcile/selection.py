@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from flanneld_masq.errors import MasqError
 from flanneld_masq.hookspecs import Backend
-from flanneld_masq.model import AUTO, BackendName, Family, Group, MarkEvidence, Probe, Settings
+from flanneld_masq.model import AUTO, BackendName, Family, Group, MarkEvidence, Probe, Protection, Settings
 from flanneld_masq.reconcile.values import Assignment, Choices, DesiredState
 from flanneld_masq.ruleset import backend_choice, mark_choice, policy
 from flanneld_masq.ruleset.mark_choice import MarkChoice
@@ -62,6 +62,15 @@ class BackendSelector:
     def randomises(self, name: BackendName) -> bool:
         """Return True if the backend can masquerade to fully random ports here."""
         return self.probe(name).random_fully
+
+    def offered(self, names: Iterable[BackendName]) -> Protection | None:
+        """Return the protection that the first of these backends offers that has tables of its own; None for none."""
+        return next((offered for name in names if (offered := self.probe(name).protection) is not None), None)
+
+    def protection(self, settings: Settings, names: Iterable[BackendName]) -> Protection | None:
+        """Return the protection of the tables of these backends; None if none of them has tables of its own."""
+        offered = self.offered(names)
+        return None if offered is None else policy.protection(settings, offered)
 
     @property
     def evidence(self) -> Mapping[BackendName, str]:

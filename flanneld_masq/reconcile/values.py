@@ -16,6 +16,7 @@ from flanneld_masq.model import (
     Lease,
     Network,
     Plan,
+    Protection,
     Settings,
     Survey,
 )
@@ -92,7 +93,7 @@ class Outcome:
     read-back if the kernel may not have shown all of that yet. `fingerprint` was taken in that generation; it is empty
     if another program committed before it could be taken. `unhelped` says what still
     drops forwarded packets, because no accept can be put there. `kube_proxy_mark` is the mark that the masquerade rules
-    test; None without such rules.
+    test; None without such rules. `protection` is that of the daemon's own tables; None if no backend in use has one.
     """
 
     choices: Choices
@@ -102,3 +103,4 @@ class Outcome:
     fingerprint: Fingerprint = ()
     unhelped: tuple[str, ...] = ()
     kube_proxy_mark: MarkChoice | None = None
+    protection: Protection | None = None

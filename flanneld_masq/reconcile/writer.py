@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from flanneld_masq.errors import RulesetError
+from flanneld_masq.hookspecs import Protector
 from flanneld_masq.kernel.objects import following, is_after
 from flanneld_masq.model import BackendName, Change, ChangeKind, Family, Group, Observation, Plan
 from flanneld_masq.reconcile.values import FlushSeen, Repair, Target
@@ -83,7 +84,7 @@ class Writer:
         observed, changes = self.compare(target)
         drift = self._held.get(target.backend.name) == target
         if not changes:
-            self.confirm(seen_at)
+            self.confirm(seen_at, self._hold(target))
             self._held[target.backend.name] = target
             return None
         found_at = target.backend.generation()
@@ -102,6 +103,21 @@ class Writer:
         repaired = repair(target, changes)
         self._held[target.backend.name] = target
         return repaired
+
+    def _hold(self, target: Target) -> int | None:
+        """Protect what is as desired. Return the generation after that; None if nothing was committed, or if another
+        program committed as well."""
+        backend = target.backend
+        if not target.wanted or not isinstance(backend, Protector):
+            return None
+        with self._commits.own_turn():
+            before = backend.generation()
+            transactions = backend.hold(target.desired)
+            after = backend.generation() if transactions else None
+            if before is None or after != following(before, transactions):
+                return None
+            self._commits.note(before, transactions)
+            return after
 
     def compare(self, target: Target) -> tuple[Observation, tuple[Change, ...]]:
         """Read the backend and return what is there and what must change. Raise RulesetError at an obstacle."""

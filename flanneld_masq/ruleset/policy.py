@@ -30,6 +30,7 @@ from flanneld_masq.model import (
     MasqueradeSettings,
     Network,
     Packet,
+    Protection,
     Rule,
     Settings,
     Verdict,
@@ -46,15 +47,26 @@ def desired(
     random_fully: bool = True,
     exceptions: tuple[Network, ...] = (),
     auto_mark: Mark = DEFAULT_KUBE_PROXY_MARK,
+    offered: Protection | None = None,
 ) -> Desired:
-    """Return what a backend that carries `groups` must hold for `family`."""
+    """Return what a backend that carries `groups` must hold for `family`. `offered` is the protection that its probe
+    offers."""
     rules = group_rules(settings, leases, family, random_fully=random_fully, exceptions=exceptions, auto_mark=auto_mark)
     return Desired(
         family,
         tuple(group for group in rules if group.group in groups),
         settings.masquerade.position,
         settings.forward.position,
+        protection(settings, offered),
     )
+
+
+def protection(settings: Settings, offered: Protection | None) -> Protection:
+    """Return the protection of the tables of a backend whose probe offers that. For "auto", tables must not end with
+    the daemon."""
+    if offered is None or not settings.nft_protect:
+        return Protection.NONE
+    return offered if settings.nft_protect is True or offered is Protection.PERSIST else Protection.NONE
 
 
 def group_rules(

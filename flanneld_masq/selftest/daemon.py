@@ -54,12 +54,14 @@ class Daemon:
         fresh.write_text(text)
         fresh.replace(path)
 
-    def configure(self, backend: str, *, masquerade: str = "") -> Settings:
+    def configure(self, backend: str, *, masquerade: str = "", protect: bool = False) -> Settings:
+        """Write the configuration file. Without `protect`, other programs can damage the tables of nft."""
         text = (
             f'backend = "{backend}"\n'
             f'subnet_files = ["{self.subnet_file}"]\n'
             f'net_conf = "{self.config_file.with_name("net-conf.json")}"\n'
             f'state_directory = "{self._state}"\n'
+            f"[nft]\nprotect = {str(protect).lower()}\n"
             f"[masquerade]\n{masquerade}"
             "[reconcile]\nresync_seconds = 3600\n"  # no repair must be owed to the resync
             "[dbus]\nenabled = false\n"

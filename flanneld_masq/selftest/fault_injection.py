@@ -18,7 +18,7 @@ from flanneld_masq.process import ProcessRunner
 
 PROGRAMS = frozenset({"nft", "iptables-nft", "ip6tables-nft"})  # the kernel reports their changes
 
-_TABLE = "flanneld-masq"
+TABLE = "flanneld-masq"
 _CHAIN = "FLANNELD-MASQ"
 _FOREIGN = "lab-foreign"
 _LIKE_OURS = "flanneld-masq: not its own"
@@ -67,18 +67,18 @@ class NftTools:
             {
                 "rule deleted": lambda: _insist(self._delete_rule),
                 "rule duplicated": lambda: _insist(self._duplicate_rule),
-                "chain flushed": lambda: self._script(f"flush chain {self._family} {_TABLE} postrouting"),
-                "table deleted": lambda: self._script(f"delete table {self._family} {_TABLE}"),
+                "chain flushed": lambda: self._script(f"flush chain {self._family} {TABLE} postrouting"),
+                "table deleted": lambda: self._script(f"delete table {self._family} {TABLE}"),
                 # Like `systemctl reload nftables`, in one transaction.
                 "ruleset flushed": lambda: self._script(f"flush ruleset {self._family}\n{self._foreign()}"),
             }
         )
 
     def ours(self) -> tuple[str, ...]:
-        return tuple(line for name, line in self._lines() if name == _TABLE)
+        return tuple(line for name, line in self._lines() if name == TABLE)
 
     def foreign(self) -> tuple[str, ...]:
-        return tuple(line for name, line in self._lines() if name != _TABLE)
+        return tuple(line for name, line in self._lines() if name != TABLE)
 
     def add_foreign(self) -> None:
         self._script(self._foreign())
@@ -102,20 +102,20 @@ class NftTools:
         return lines
 
     def _masquerade_rule(self) -> tuple[str, str]:
-        listing = self._run(("nft", "-s", "-a", "list", "chain", self._family, _TABLE, "postrouting")).stdout
+        listing = self._run(("nft", "-s", "-a", "list", "chain", self._family, TABLE, "postrouting")).stdout
         for line in listing.splitlines():
             rule, _, handle = line.strip().partition(" # handle ")
             if " masquerade" in rule:
                 return rule, handle
-        raise SabotageError(f"no masquerade rule in {self._family} {_TABLE} postrouting")
+        raise SabotageError(f"no masquerade rule in {self._family} {TABLE} postrouting")
 
     def _delete_rule(self) -> None:
         _, handle = self._masquerade_rule()
-        self._script(f"delete rule {self._family} {_TABLE} postrouting handle {handle}")
+        self._script(f"delete rule {self._family} {TABLE} postrouting handle {handle}")
 
     def _duplicate_rule(self) -> None:
         rule, _ = self._masquerade_rule()
-        self._script(f"add rule {self._family} {_TABLE} postrouting {rule}")
+        self._script(f"add rule {self._family} {TABLE} postrouting {rule}")
 
     def _script(self, text: str) -> None:
         self._run(("nft", "-f", "-"), stdin=text + "\n")

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Optional, TextIO
 
 from flanneld_masq.errors import CommandError, ConfigError
-from flanneld_masq.model import Family, Probe
+from flanneld_masq.model import Family, Probe, Protection
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.selftest import report
 from flanneld_masq.selftest.daemon import Daemon, program
@@ -123,6 +123,10 @@ class _Selftest:
         for family in self._families:
             for backend in document["families"][str(family)]["backends"]:
                 probes.setdefault(backend["name"], {})[family] = Probe(
-                    backend["usable"], backend["reason"], backend["remedy"], tuple(backend["versions"])
+                    backend["usable"],
+                    backend["reason"],
+                    backend["remedy"],
+                    tuple(backend["versions"]),
+                    protection=None if backend["protection"] is None else Protection(backend["protection"]),
                 )
         return probes

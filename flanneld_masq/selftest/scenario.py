@@ -13,13 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Callable, Optional
 
-from flanneld_masq.errors import MasqError
-from flanneld_masq.model import SLOTS, Address, Family, Lease, Probe, Settings
+from flanneld_masq.errors import CommandError, MasqError
+from flanneld_masq.kernel.nfnetlink import Nfnetlink
+from flanneld_masq.model import SLOTS, Address, Family, Lease, Probe, Protection, Settings
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.selftest import packet_cases, packets
 from flanneld_masq.selftest.commit_log import Commits
 from flanneld_masq.selftest.daemon import Daemon, SelftestError, until
-from flanneld_masq.selftest.fault_injection import PROGRAMS, tools
+from flanneld_masq.selftest.fault_injection import PROGRAMS, TABLE, SabotageError, tools
 from flanneld_masq.selftest.netns import DIRECTORY
 from flanneld_masq.selftest.packet_cases import Case
 from flanneld_masq.selftest.report import Repaired, Result, Sent
@@ -103,6 +104,8 @@ class Scenario:
                     for name in self._tools[of.family].damages if of.family in self._tools else ():
                         self._sabotage(of, name, truth, verified_state)
                     self._change_subnet(of, truth, verified_state)
+            if all(probe.protection is Protection.PERSIST for probe in self._probes.values()):
+                self._protect(verified_state)
             self._stop(verified_state, foreign)
         finally:
             self._daemon.kill()
@@ -225,6 +228,28 @@ class Scenario:
         ours = [commit.moment for commit in commits if commit.program in PROGRAMS]
         theirs = [commit.moment for commit in commits if commit.program not in PROGRAMS]
         return (theirs[-1] if theirs else listed) - (ours[0] if ours else damaged)
+
+    def _protect(self, verified_state: _Listing) -> None:
+        """Check that no damage succeeds while the tables are protected."""
+        self._daemon.configure(self._backend, protect=True)
+        self._daemon.nudge()
+        self._until(self._owned, "the tables are protected")
+        protected, succeeded = self._ours(), []
+        for family, known in self._tools.items():
+            for name, damage in known.damages.items():
+                with self._topology.node.entered(), contextlib.suppress(CommandError, SabotageError):
+                    damage()
+                if self._ours() != protected:
+                    succeeded.append(f"{family}, {name}")
+        self._check("protected tables", not succeeded, ", ".join(succeeded) or "no other program can change them")
+        self._daemon.configure(self._backend)
+        self._daemon.nudge()
+        self._until(lambda: self._ours() == verified_state, "the tables are unprotected again")
+
+    def _owned(self) -> bool:
+        with self._topology.node.entered(), contextlib.closing(Nfnetlink()) as netlink:
+            tables = [netlink.table(family, TABLE) for family in self._tools]
+        return all(table is not None and table.owner for table in tables)
 
     # ---- the end
 

@@ -34,6 +34,7 @@ from flanneld_masq.ruleset.backend_choice import check_names
 from flanneld_masq.service import journal
 from flanneld_masq.service.bus_service import BusService
 from flanneld_masq.service.desired_state import DesiredStateBuilder, input_entries, plugin_entries
+from flanneld_masq.service.fd_store import FdStore
 from flanneld_masq.service.lock_feed import LockFeed
 from flanneld_masq.service.ruleset_feed import RulesetFeed
 from flanneld_masq.service.sd_notify import Notifier, Watchdog
@@ -76,7 +77,9 @@ class Daemon:
         )
         commits = OwnCommits()
         feed = RulesetFeed(self._on_ruleset_events, self._publisher.log)
-        self._loops = tuple(self._family_loop(report, root, commits, feed) for report in reports.values())
+        sockets = FdStore(self._notifier)
+        hosts = (Host(self._runners[family], root, os.getpid(), sockets) for family in reports)
+        self._loops = tuple(self._family_loop(*each, commits, feed) for each in zip(reports.values(), hosts))
         self._feeds = _Feeds(feed, LockFeed(self._loops, self._publisher.log, root))
 
     @property
@@ -187,13 +190,12 @@ class Daemon:
             self._notifier.starting(f"waiting for its end: {error}")
             held.enter_context(self._directory.instance(OTHER_SECONDS))
 
-    def _family_loop(self, report: FamilyReport, root: Path, commits: OwnCommits, feed: RulesetFeed) -> FamilyLoop:
-        family = report.family
-        backends = self._plugins.create(family, Host(self._runners[family], root))
+    def _family_loop(self, report: FamilyReport, host: Host, commits: OwnCommits, feed: RulesetFeed) -> FamilyLoop:
+        family, runner = report.family, self._runners[report.family]
+        backends = self._plugins.create(family, host)
         reconciler = Reconciler(
-            family, backends, self._directory, missing=lambda: missing_family(root, family), commits=commits
+            family, backends, self._directory, missing=lambda: missing_family(host.root, family), commits=commits
         )
-        runner = self._runners[family]
         return FamilyLoop(
             report,
             reconciler,
@@ -281,6 +283,8 @@ class Daemon:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self.settings.stop_remove_rules:
             await self._remove_rules()
+        else:
+            await asyncio.gather(*(family_loop.release() for family_loop in self._loops))
         if self._watch is not None:
             self._watch.stop()
         if self._resync is not None:

@@ -11,6 +11,7 @@ import contextlib
 import os
 import socket
 import time
+from array import array
 from collections.abc import Callable, Iterator, Mapping
 from typing import Optional
 
@@ -57,18 +58,23 @@ class Notifier:
     def stopping(self) -> None:
         self._send("STOPPING=1")
 
+    def store(self, name: str, descriptor: int) -> None:
+        """Have systemd keep a socket. It does not watch the socket (FDPOLL=0), which would drop one with an error."""
+        self._send("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", descriptors=(descriptor,))
+
     def alive(self) -> None:
         """Feed the watchdog. It does not watch over a start, so that is given more time as long as we are alive."""
         more = () if self._ready else (f"EXTEND_TIMEOUT_USEC={round((self.watchdog_seconds or 0) * 1_000_000)}",)
         self._send("WATCHDOG=1", *more)
 
-    def _send(self, *lines: str) -> None:
+    def _send(self, *lines: str, descriptors: tuple[int, ...] = ()) -> None:
         if not self._address or not lines:
             return
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.settimeout(SEND_SECONDS)
             sender.connect(self._address)  # without a peer the socket counts as writable, and the wait is a busy one
-            sender.send("\n".join(lines).encode(errors="replace"))
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
+            sender.sendmsg(["\n".join(lines).encode(errors="replace")], rights)
 
 
 class Watchdog:

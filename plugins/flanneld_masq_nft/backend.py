@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from functools import cached_property
 
 from flanneld_masq.errors import KernelError
@@ -31,6 +32,7 @@ from flanneld_masq.model import (
     MarkEvidence,
     Observation,
     Probe,
+    Protection,
     Rule,
     Stranger,
     Survey,
@@ -38,9 +40,11 @@ from flanneld_masq.model import (
     tag_of,
 )
 from flanneld_masq.ruleset import flannel_rules
-from flanneld_masq_nft import render
+from flanneld_masq_nft import protection, render
+from flanneld_masq_nft.protection import FLAGS, Ownership
 
 NAME = BackendName("nft")
+_TRIAL = f"{render.TABLE}-trial"
 _CNI_TABLE = "cni_plugins_masquerade"
 _HOOKS = {
     uapi.NF_INET_PRE_ROUTING: "prerouting",
@@ -62,10 +66,13 @@ class NftBackend:
     def __init__(self, family: Family, host: Host) -> None:
         self.family = family
         self._mark = MarkReader(family, NFT_TABLE, NFT_CHAINS)
+        self._ownership = Ownership(family, host)
+        self._waits = False  # the table that was last observed persists without an owner
+        self._owned: Desired | None = None  # what the table holds that would end with the socket
 
     @cached_property
     def _netlink(self) -> Nfnetlink:
-        return Nfnetlink()
+        return self._ownership.open()
 
     def probe(self) -> Probe:
         """Let the kernel check a table like the daemon's, without a commit. It has another name, because what other
@@ -75,19 +82,20 @@ class NftBackend:
         except KernelError as error:
             return Probe(False, str(error), "run as root (CAP_NET_ADMIN), on a kernel with nf_tables")
         try:
-            self._netlink.rebuild(self.family, f"{render.TABLE}-trial", _encoded(_scenario(self.family)), dry_run=True)
+            offered = protection.offered(self._netlink, self.family, _TRIAL, _encoded(_scenario(self.family)))
         except KernelError as error:
             return Probe(False, str(error), _REMEDIES.get(error.errno, _MODULES))
-        return Probe(True, versions=(f"kernel {os.uname().release}",))
+        return Probe(True, versions=(f"kernel {os.uname().release}",), protection=offered)
 
     def wanted(self, desired: Desired) -> tuple[Item, ...]:
-        return render.items(desired)
+        return render.items(self._feasible(desired))
 
     def render(self, desired: Desired) -> str:
         return render.render(desired)
 
     def observe(self, groups: Collection[Group]) -> Observation:
         table = self._netlink.table(self.family, render.TABLE)
+        self._waits = table is not None and table.owner == 0 and bool(table.flags & uapi.NFT_TABLE_F_PERSIST)
         if table is None:
             return Observation()
         # one dump of all chains takes 20 us less than one of each
@@ -99,19 +107,34 @@ class NftBackend:
         return Observation(obstacle=obstacle, strangers=(Stranger(items, not rules and table.use == chains),))
 
     def replace(self, desired: Desired, observed: Observation, changes: tuple[Change, ...]) -> int:
-        if not desired.groups:
-            return self._remove_table(observed)
-        if _structure(observed.items) == _structure(render.structure(desired)):
-            with contextlib.suppress(KernelError):  # another program has removed a chain since
-                return self._refill(desired, observed)
-        self._netlink.rebuild(self.family, render.TABLE, _encoded(desired))
+        try:
+            if desired.groups:
+                return self._write(self._feasible(desired), observed)
+            if not observed.items:
+                return 0
+            self._netlink.remove_table(self.family, render.TABLE)
+        except KernelError as error:
+            raise self._ownership.explained(self._netlink, error, render.TABLE) from error
+        self._owned = None
         return 1
 
-    def _remove_table(self, observed: Observation) -> int:
-        if not observed.items:
+    def hold(self, desired: Desired) -> int:
+        """Claim a table that an earlier process left. Nothing in it is written."""
+        if not self._ownership.resident or desired.protection is Protection.NONE:
             return 0
-        self._netlink.remove_table(self.family, render.TABLE)
+        self._ownership.keep(self._netlink)
+        self._owned = desired if desired.protection is Protection.OWNER else None
+        if desired.protection is not Protection.PERSIST or not self._waits:
+            return 0
+        self._netlink.claim(self.family, render.TABLE, FLAGS[Protection.PERSIST])
+        self._waits = False
         return 1
+
+    def release(self) -> None:
+        """Write a table that would end with the socket once more, without an owner, in one transaction."""
+        if self._owned is not None:
+            self._netlink.rebuild(self.family, render.TABLE, _encoded(self._owned))
+            self._owned = None
 
     def drops_forwarding(self) -> str:
         return ""  # only the daemon writes its table, and no accept in it saves what another table drops
@@ -150,6 +173,17 @@ class NftBackend:
     def poll(self) -> None:
         return None
 
+    def _feasible(self, desired: Desired) -> Desired:
+        return replace(desired, protection=self._ownership.feasible(desired.protection))
+
+    def _write(self, desired: Desired, observed: Observation) -> int:
+        if _structure(observed.items) == _structure(render.structure(desired)):
+            with contextlib.suppress(KernelError):  # another program has removed a chain since
+                return self.hold(desired) + self._refill(desired, observed)
+        self._netlink.rebuild(self.family, render.TABLE, _encoded(desired), self._ownership.flags(desired.protection))
+        self._owned, self._waits = None, False
+        return 1 + self.hold(desired)
+
     def _refill(self, desired: Desired, observed: Observation) -> int:
         """Write the rules of the chains that do not hold them. A chain that is in order is left alone, and no hook is
         unregistered. Return the number of transactions."""
@@ -163,11 +197,17 @@ class NftBackend:
         return 1 if chains else 0
 
     def _items(self, table: Table, rules: Collection[KernelRule], groups: Collection[Group]) -> Iterator[Item]:
-        text = render.describe_table(self.family, table.use, table.flags, table.owner) + _commented(table.comment)
+        text = self._describe_table(table) + _commented(table.comment)
         yield Item(ItemKind.TABLE, render.table_place(self.family), text, raw=text)
         for group in Group:
             if group in groups:
                 yield from self._chain_items(group, rules)
+
+    def _describe_table(self, table: Table) -> str:
+        found = self._ownership.found(self._netlink, table)
+        if found is None:
+            return render.describe_table(self.family, table.use, Protection.NONE, table.flags, table.owner)
+        return render.describe_table(self.family, table.use, found, table.flags & ~FLAGS[found])
 
     def _chain_items(self, group: Group, rules: Collection[KernelRule]) -> Iterator[Item]:
         name, place = render.CHAINS[group].name, render.chain_place(self.family, group)
@@ -181,12 +221,9 @@ class NftBackend:
             yield Item(ItemKind.RULE, place, text, raw=rule.raw, tag=tag, handle=rule.handle)
 
     def _obstacle(self, table: Table) -> str:
-        if not table.owner:
+        if self._ownership.found(self._netlink, table) is not None:
             return ""
-        return (
-            f"table {render.table_place(self.family)} is owned by another program (netlink port {table.owner}), "
-            f"and the kernel lets nobody else change it; end that program"
-        )
+        return self._ownership.obstacle(render.table_place(self.family), table.owner)
 
 
 def _kernel_chain(chain: render.BaseChain) -> Chain:

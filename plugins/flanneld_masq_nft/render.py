@@ -7,7 +7,19 @@ from dataclasses import dataclass
 
 from flanneld_masq.kernel import uapi
 from flanneld_masq.kernel.rule_encoding import ALL_BITS
-from flanneld_masq.model import SLOTS, Desired, Family, Group, GroupRules, Item, ItemKind, Network, Rule, Verdict
+from flanneld_masq.model import (
+    SLOTS,
+    Desired,
+    Family,
+    Group,
+    GroupRules,
+    Item,
+    ItemKind,
+    Network,
+    Protection,
+    Rule,
+    Verdict,
+)
 
 TABLE = "flanneld-masq"
 
@@ -45,9 +57,11 @@ def describe_chain(kind: str, hook: str, priority: int, policy: str) -> str:
     return f"type {kind} hook {hook} priority {priority}; policy {policy};"
 
 
-def describe_table(family: Family, uses: int, flags: int = 0, owner: int = 0) -> str:
-    """Return the table in words. `uses` counts its chains, sets and objects, so that a foreign one shows."""
-    extra = (f", flags {flags:#x}" if flags else "") + (f", owned by netlink port {owner}" if owner else "")
+def describe_table(family: Family, uses: int, protection: Protection, flags: int = 0, owner: int = 0) -> str:
+    """Return the table in words. `uses` counts its chains, sets and objects, so that a foreign one shows. `flags` and
+    `owner` (a netlink port) are those that `protection` does not explain."""
+    extra = "" if protection is Protection.NONE else f", protected ({protection})"
+    extra += (f", flags {flags:#x}" if flags else "") + (f", owned by netlink port {owner}" if owner else "")
     return f"table {table_place(family)} holding {uses} chains, sets and objects{extra}"
 
 
@@ -71,7 +85,7 @@ def items(desired: Desired) -> tuple[Item, ...]:
 
 def structure(desired: Desired) -> tuple[Item, ...]:
     """Return the table and its chains, as an observation has them."""
-    table = describe_table(desired.family, len(desired.groups))
+    table = describe_table(desired.family, len(desired.groups), desired.protection)
     return (
         Item(ItemKind.TABLE, table_place(desired.family), table, raw=table),
         *(_chain_item(desired.family, group.group) for group in desired.groups),

@@ -131,12 +131,14 @@ class Node:
         self.settings = self.configure("")
         self.write_subnet(SUBNET_ENV)
 
-    def configure(self, text: str, **top: str) -> Settings:
-        """Write and read the configuration: `top` are top-level strings, `text` the tables."""
+    def configure(self, text: str, *, protect: bool = False, **top: str) -> Settings:
+        """Write and read the configuration: `top` are top-level strings, `text` the tables. Without `protect`, other
+        programs can damage the table of nft."""
         values: Mapping[str, object] = {"state_directory": str(self.state), "net_conf": "/nonexistent", **top}
         lines = [f'{key} = "{value}"' for key, value in values.items()]
         lines.append(f'subnet_files = ["{self.subnet_file}"]')
-        self.config_file.write_text("\n".join([*lines, text, ""]))
+        nft = "" if protect else "[nft]\nprotect = false"
+        self.config_file.write_text("\n".join([*lines, text, nft, ""]))
         self.settings = config.load(self.config_file)
         return self.settings
 

@@ -57,7 +57,7 @@ class Flow(AbstractContextManager["Flow"]):
         destination = (str(self._of.far), self._target.getsockname()[1])
         started = time.monotonic()
         with self._pod.entered():
-            for port in itertools.count(2000):
+            for port in itertools.cycle(range(2000, 1 << 16)):
                 with socket.socket(self._kind, socket.SOCK_DGRAM) as source:
                     source.bind((str(self._of.pod), port))
                     source.sendto(b"new", destination)

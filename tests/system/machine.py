@@ -205,9 +205,11 @@ class Machine:
         fresh.write_text(text)
         return fresh.replace(target)
 
-    def configure(self, text: str = "", *, backend: str = "auto") -> None:
-        """Write /etc/flanneld-masq/config.toml: the backend, then `text`."""
-        self.write("/etc/flanneld-masq/config.toml", f'backend = "{backend}"\n{text}\n')
+    def configure(self, text: str = "", *, backend: str = "auto", protect: bool = False) -> None:
+        """Write /etc/flanneld-masq/config.toml: the backend, then `text`. Without `protect`, other programs can damage
+        the table of nft."""
+        nft = "" if protect else "[nft]\nprotect = false\n"
+        self.write("/etc/flanneld-masq/config.toml", f'backend = "{backend}"\n{text}\n{nft}')
 
     def write_subnet(self) -> None:
         """What flannel would write for the subnets of the site."""

@@ -183,15 +183,16 @@ def test_errors_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_each_backend_has_a_line_and_a_remedy() -> None:
-    usable = {"name": "nft", "usable": True, "reason": "", "remedy": "", "versions": ["nft 1.0", "Linux 6"]}
-    unusable = {"name": "iptables-nft", "usable": False, "reason": "no tool", "remedy": "install it", "versions": []}
+    nothing = {"reason": "", "remedy": "", "versions": [], "protects": ""}
+    usable = {**nothing, "name": "nft", "usable": True, "versions": ["kernel 6.12"], "protects": "table protected"}
+    unusable = {**nothing, "name": "iptables-nft", "usable": False, "reason": "no tool", "remedy": "install it"}
     families = {
         "ipv4": {"chosen": "nft", "why": "it is usable", "backends": [usable, unusable]},
         "ipv6": {"chosen": None, "why": "no IPv6 here", "backends": []},
     }
     assert list(output.backend_lines(families, ["plugin x failed"])) == [
         "ipv4: nft (it is usable)",
-        " * nft              usable    nft 1.0, Linux 6",
+        " * nft              usable    kernel 6.12, table protected",
         "   iptables-nft     unusable  no tool",
         "                              -> install it",
         "ipv6: none can be used (no IPv6 here)",

@@ -22,6 +22,7 @@ from flanneld_masq.model import (
     ItemKind,
     Mark,
     Plan,
+    Protection,
     Settings,
     Survey,
     Verdict,
@@ -68,6 +69,17 @@ def test_a_backend_without_random_ports_is_reported(report: FamilyReport) -> Non
         logging.INFO,
         "ipv4: nft cannot choose fully random ports here; masquerading without",
     )
+
+
+def test_tables_that_cannot_be_protected_are_reported_once(report: FamilyReport) -> None:
+    outcome = Outcome(CHOICES, (), {}, protection=Protection.NONE)
+    assert lines(report.protected(outcome, wanted=False)) == []
+    ((kind, level, message),) = lines(report.protected(outcome, wanted=True))
+    assert (kind, level) == ("notice", logging.WARNING)
+    assert "nft.protect is true, but the kernel cannot protect a table" in message
+    report.succeeded(DESIRED, outcome, contended=False)
+    assert lines(report.protected(outcome, wanted=True)) == []
+    assert report.status().protection is Protection.NONE
 
 
 def test_mark_of_kube_proxy_is_logged_once_per_change(report: FamilyReport) -> None:

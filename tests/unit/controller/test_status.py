@@ -38,6 +38,7 @@ from flanneld_masq.model import (
     ItemKind,
     Lease,
     Network,
+    Protection,
 )
 from flanneld_masq.printable import printable
 
@@ -111,6 +112,7 @@ FAMILIES = st.builds(
     flannel=st.builds(FlannelStatus, tuples(TEXT), TEXT, tuples(TEXT)),
     kube_proxy_mark=st.none() | st.builds(MarkStatus, TEXT, TEXT),
     kernel=TEXT,
+    protection=st.none() | st.sampled_from(Protection),
 )
 STATUSES = st.builds(
     Status,
@@ -168,6 +170,7 @@ DOCUMENT: Mapping[str, Any] = {
             "repairs": 3,
             "healed_flows": 2,
             "kernel": "holds what is wanted",
+            "protection": "owner and persist",
         }
     },
 }

@@ -101,6 +101,9 @@ def test_seconds_are_floats_however_written() -> None:
         ),
         ('masquerade.kube_proxy_mark = ""', "masquerade.kube_proxy_mark", None),
         ('masquerade.kube_proxy_mark = "auto"', "masquerade.kube_proxy_mark", "auto"),
+        ("nft.protect = true", "nft_protect", True),
+        ("nft.protect = false", "nft_protect", False),
+        ('nft.protect = "auto"', "nft_protect", "auto"),
         ('masquerade.families = ["ipv6"]', "masquerade.families", (Family.IPV6,)),
         ('masquerade.families = ["ipv6", "ipv4", "ipv6"]', "masquerade.families", (Family.IPV4, Family.IPV6)),
         ("masquerade.to_remote_pods = false", "masquerade.to_remote_pods", False),
@@ -245,6 +248,8 @@ def test_switches_are_true_or_false(key: str, value: str, described: str) -> Non
         ('masquerade.non_masquerade_cidrs = ["fe80::%e/64"]', "masquerade.non_masquerade_cidrs", "names a zone"),
         ('masquerade.non_masquerade_cidrs = ["x/8"]', "masquerade.non_masquerade_cidrs", "with an IP address"),
         # Marks
+        ('nft.protect = "yes"', "nft.protect", 'expected true, false or "auto", found the string "yes"'),
+        ("nft.protect = 1", "nft.protect", 'expected true, false or "auto", found'),
         ("masquerade.families = []", "masquerade.families", "at least one family; try masquerade.enabled = false"),
         ('masquerade.families = ["ipv5"]', "masquerade.families", 'one of "ipv4", "ipv6", found the string "ipv5"'),
         ('masquerade.families = "ipv4"', "masquerade.families", "expected an array of families"),

@@ -126,6 +126,15 @@ class TestMessages:
         assert name == "MONOTONIC_USEC"
         assert before <= int(microseconds) <= time.monotonic_ns() // 1000
 
+    def test_a_socket_is_stored_with_its_name(self, systemd: Systemd) -> None:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as stored:
+            Notifier(systemd.environ()).store("nft-ipv4", stored.fileno())
+            message, descriptors, _, _ = socket.recv_fds(systemd.socket, 4096, 4)
+            (received,) = (socket.socket(fileno=descriptor) for descriptor in descriptors)
+            assert message.decode().split("\n") == ["FDSTORE=1", "FDNAME=nft-ipv4", "FDPOLL=0"]
+            assert received.family == socket.AF_NETLINK
+            received.close()
+
     def test_stopping(self, systemd: Systemd) -> None:
         Notifier(systemd.environ()).stopping()
         assert systemd.heard() == [["STOPPING=1"]]
