@@ -18,10 +18,11 @@ from flanneld_masq.doctor import host_reader, unit_state
 from flanneld_masq.doctor.facts import DaemonFacts, Facts, FamilyFacts, KubeProxy
 from flanneld_masq.doctor.host_network import HostNetwork
 from flanneld_masq.errors import MasqError
+from flanneld_masq.inputs import saved_rulesets
 from flanneld_masq.inputs.text import read_start
 from flanneld_masq.kernel import kube_proxy
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
-from flanneld_masq.model import Family, MarkEvidence, Settings, Survey
+from flanneld_masq.model import Family, MarkEvidence, Protection, Settings, Survey
 from flanneld_masq.printable import printable
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.reconcile.reconciler import Reconciler
@@ -63,10 +64,10 @@ def gather(
 
 def _daemon(session: Session, options: argparse.Namespace) -> DaemonFacts:
     holder = session.directory.holder()
-    status = reported(session, options)
+    status, saved = reported(session, options), saved_rulesets.find(session.root)
     if holder.runs or status is not None:
-        return DaemonFacts(holder, status)
-    return DaemonFacts(holder, None, unit_state.read(ProcessRunner()), session.unreadable())
+        return DaemonFacts(holder, status, saved=saved)
+    return DaemonFacts(holder, None, unit_state.read(ProcessRunner()), session.unreadable(), saved)
 
 
 def _with_network(facts: Facts, root: Path) -> Facts:
@@ -104,7 +105,10 @@ def _left(reconciler: Reconciler, settings: Settings) -> FamilyFacts:
 def _family(reconciler: Reconciler, desired_state: DesiredState, root: Path) -> FamilyFacts:
     facts = FamilyFacts(reconciler.family)
     try:
-        reconciler.selector.choices(desired_state)
+        choices = reconciler.selector.choices(desired_state)
+        used = (choice.backend for chosen in choices.values() for choice in chosen)
+        protection = reconciler.selector.protection(desired_state.settings, used)
+        facts = replace(facts, protected=protection not in (None, Protection.NONE))
     except MasqError as error:
         facts = replace(facts, unusable=str(error))
     else:

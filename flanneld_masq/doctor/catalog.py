@@ -263,6 +263,13 @@ TEXTS: Mapping[Kind, Text] = {
         "a packet must pass both, so that an accept in one does not help against a drop in the other",
         "have all use one (update-alternatives --config iptables), then reboot or flush the other",
     ),
+    Kind.SAVED_RULESET: Text(
+        PROBLEM,
+        "a saved ruleset holds a table of the daemon, so loading the file fails while the daemon runs",
+        "only the daemon can change its tables, and the kernel refuses the whole file (Operation not permitted); "
+        "a reload of nftables.service leaves the old ruleset in force",
+        "remove each table {table} from {path}, and save a ruleset without it; or set nft.protect = false",
+    ),
     Kind.FORWARD_DROPS: Text(
         PROBLEM,
         "forwarded packets are dropped",

@@ -9,6 +9,7 @@ from flanneld_masq.controller.status import FamilyStatus, State, Status
 from flanneld_masq.doctor.catalog import finding
 from flanneld_masq.doctor.facts import Facts
 from flanneld_masq.doctor.findings import Finding, Kind, Severity
+from flanneld_masq.inputs.saved_rulesets import TABLE
 from flanneld_masq.model import Family
 
 _KINDS = {State.DEGRADED: Kind.DAEMON_DEGRADED, State.CONTENDED: Kind.DAEMON_CONTENDED}
@@ -28,6 +29,11 @@ def plugins(facts: Facts) -> Iterator[Finding]:
     reported = facts.daemon.status.plugin_failures if facts.daemon.status is not None else ()
     for failure in dict.fromkeys((*facts.plugins, *reported)):
         yield finding(Kind.PLUGIN_FAILED, failure)
+
+
+def saved_rulesets(facts: Facts) -> Iterator[Finding]:
+    for saved in facts.daemon.saved if any(family.protected for family in facts.families) else ():
+        yield finding(Kind.SAVED_RULESET, f"{saved.path}, line {saved.line}", table=TABLE, path=saved.path)
 
 
 def running(facts: Facts) -> Iterator[Finding]:

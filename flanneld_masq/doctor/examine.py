@@ -17,6 +17,7 @@ _CHECKS = (
     daemon_checks.plugins,
     daemon_checks.running,
     daemon_checks.reported,
+    daemon_checks.saved_rulesets,
     network_checks.conntrack,
     network_checks.unread,
     rule_checks.unread,

@@ -9,6 +9,7 @@ from typing import Optional
 from flanneld_masq.controller.status import Status
 from flanneld_masq.doctor.host_network import HostNetwork
 from flanneld_masq.doctor.unit_state import UnitState
+from flanneld_masq.inputs.saved_rulesets import SavedTable
 from flanneld_masq.model import SLOTS, BackendName, Family, Holder, Lease, MarkEvidence, Settings, Survey
 from flanneld_masq.ruleset.flannel_effect import Effect
 from flanneld_masq.service.service_user import Unreadable
@@ -33,7 +34,7 @@ class FamilyFacts:
     `unusable` says why no backend can be used, `differs` what the kernel holds otherwise than wanted, `unread` why that
     cannot be told, `drops` what drops forwarded packets, by backend, `unhelped` what does where no accept can be put;
     all are empty for nothing of the kind. `left` are rules of ours that no lease names. `both_flavours` is True if
-    iptables-nft and iptables-legacy both hold rules.
+    iptables-nft and iptables-legacy both hold rules, `protected` if other programs cannot change our nft table.
     """
 
     family: Family
@@ -47,18 +48,20 @@ class FamilyFacts:
     effects: Mapping[BackendName, Effect] = field(default_factory=dict)
     both_flavours: bool = False
     kube_proxy: KubeProxy = KubeProxy()
+    protected: bool = False
 
 
 @dataclass(frozen=True, **SLOTS)
 class DaemonFacts:
     """The daemon: `holder` whether it runs, `status` what it reports of itself, `unit` what systemd says of a service
     that does not run. `unreadable` are the input files that the user of the service may not read; a daemon that runs
-    reports that itself."""
+    reports that itself. `saved` are the files of nftables.service that hold a table of the daemon."""
 
     holder: Holder = _NOBODY
     status: Optional[Status] = None
     unit: Optional[UnitState] = None
     unreadable: tuple[Unreadable, ...] = ()
+    saved: tuple[SavedTable, ...] = ()
 
 
 @dataclass(frozen=True, **SLOTS)

@@ -57,6 +57,7 @@ class Kind(str, enum.Enum):
     RULES_DIFFER = "rules-differ"
     RULES_UNREADABLE = "rules-unreadable"
     RULES_WITHOUT_SUBNET = "rules-without-subnet"
+    SAVED_RULESET = "saved-ruleset"
     SERVICE_CANNOT_READ = "service-cannot-read"
     SERVICE_FAILED = "service-failed"
     SUBNET_FILE_OF_ANOTHER_NODE = "subnet-file-of-another-node"

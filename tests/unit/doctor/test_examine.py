@@ -16,6 +16,7 @@ from flanneld_masq.doctor.facts import DaemonFacts, Facts, FamilyFacts, KubeProx
 from flanneld_masq.doctor.findings import Kind, Severity, data_of, exit_status, text_of
 from flanneld_masq.doctor.network_checks import CONNTRACK_COUNT, CONNTRACK_MAX
 from flanneld_masq.doctor.unit_state import UnitState, parse
+from flanneld_masq.inputs.saved_rulesets import SavedTable
 from flanneld_masq.model import (
     BackendName,
     Family,
@@ -90,6 +91,11 @@ PROBLEMS = {
         "flannel's rules are not removed",
         "they came back",
     ),
+    "saved ruleset": (
+        replace(in_family(protected=True), daemon=replace(NODE.daemon, saved=(SavedTable("/etc/nftables.conf", 9),))),
+        "a saved ruleset holds a table of the daemon",
+        "/etc/nftables.conf, line 9",
+    ),
     "no daemon": (replace(NODE, daemon=DaemonFacts(NOBODY)), "the daemon does not run", "/run/flanneld-masq/lock"),
     "net-conf.json": (
         replace(NODE, net_conf="/x: EnableNFTables: a string"),
@@ -125,6 +131,10 @@ def test_each_problem_is_found_with_its_evidence_and_a_remedy(facts: Facts, what
     assert what in finding.what
     assert evidence in finding.seen
     assert finding.remedy
+
+
+def test_a_saved_ruleset_matters_only_if_the_tables_are_protected() -> None:
+    assert list(examine(with_daemon(saved=(SavedTable("/etc/nftables.conf", 9),)))) == []
 
 
 def test_a_trouble_that_both_see_is_one_finding() -> None:

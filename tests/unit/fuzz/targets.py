@@ -54,7 +54,7 @@ from flanneld_masq.errors import (
     SubnetFileError,
 )
 from flanneld_masq.hookspecs import Host
-from flanneld_masq.inputs import config, json_values, lock_watch, net_conf, subnet_env, text
+from flanneld_masq.inputs import config, json_values, lock_watch, net_conf, saved_rulesets, subnet_env, text
 from flanneld_masq.kernel import conntrack, expressions, kube_proxy, objects, transactions
 from flanneld_masq.kernel.fingerprint import FingerprintRequest
 from flanneld_masq.kernel.netlink_socket import NetlinkSocket
@@ -323,6 +323,13 @@ def _legacy_backend(data: bytes) -> None:
     for ask in (partial(backend.observe, tuple(Group)), partial(backend.survey, (_LEASES[family],))):
         with contextlib.suppress(CommandError):
             ask()
+
+
+def _saved_ruleset(data: bytes) -> None:
+    root = _directory("saved")
+    (root / "etc").mkdir(exist_ok=True)
+    (root / "etc/nftables.conf").write_bytes(data)
+    saved_rulesets.find(root)
 
 
 def _legacy_names(data: bytes) -> None:
@@ -716,6 +723,14 @@ TARGETS = (
         (),
         ("flanneld_masq.ruleset.flannel_effect",),
         _RULE_WORDS,
+    ),
+    Target(
+        "saved-ruleset",
+        "saved-ruleset",
+        _saved_ruleset,
+        (),
+        ("flanneld_masq.inputs.saved_rulesets",),
+        (b"table", b"ip6", b"flanneld-masq", b"include", b'"', b"*.nft", b"[", b"#", b"{"),
     ),
     Target("legacy-names", "legacy-names", _legacy_names, (KernelError,), ("flanneld_masq_iptables.legacy_tables",)),
     Target(
