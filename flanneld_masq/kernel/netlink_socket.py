@@ -129,6 +129,17 @@ class NetlinkSocket:
             if replies and not dump:
                 return
 
+    def begins(self, attempt: str, kind: int, nfproto: int, body: bytes) -> bool:
+        """Start a dump and read its first datagram. Return True if an object is in it. Nothing else can be asked of the
+        socket afterwards."""
+        first = self._sequence
+        self._send(attempt, self._numbered(kind, NLM_F_REQUEST | NLM_F_DUMP, nfproto, body))
+        for reply_kind, reply_flags, payload in self._receive(attempt, first):
+            if reply_kind == NLMSG_ERROR:
+                raise_error(attempt, reply_flags, payload)
+            return reply_kind not in (NLMSG_DONE, NLMSG_ERROR)
+        raise KernelError(attempt, "the answer is empty")
+
     def replies(self, attempt: str, request: FingerprintRequest) -> list[bytes]:
         """Send these requests. Return the payloads of all replies, errors among them. Raises Interrupted if the ruleset
         changes meanwhile."""

@@ -104,6 +104,20 @@ class Nfnetlink:
             return tuple(rule for its_table, rule in rules if its_table == table and chain in (None, rule.chain))
         raise KernelError(attempt, f"the ruleset changed during each of {_DUMP_TRIES} dumps")
 
+    def holds_rules(self, family: Family, table: str) -> bool:
+        """Return True if a table holds any rule. Unlike `rules`, this reads only the first ones of a large table, and a
+        kernel that does not filter by table may answer for another one."""
+        asker = NetlinkSocket()
+        try:
+            body = rules_key(table)
+            return asker.begins(f"looking for rules of table {table}", _GETRULE, family.data.nfproto, body)
+        except KernelError as error:
+            if error.errno == errno.ENOENT:
+                return False
+            raise
+        finally:
+            asker.close()
+
     def fingerprint(self, request: FingerprintRequest) -> bytes:
         """Return what the kernel answers, counters left out: equal bytes mean equal objects.
 

@@ -265,7 +265,7 @@ class IptablesNft(IptablesBackend):
                 jumps.extend(self._strays(place))
         items.extend(self._item(ItemKind.JUMP, place, rule) for rule in jumps)
         blocker = self._blocker(place, base, positions) if place == PLACES[Group.FORWARD] else None
-        bare = not base and not self._netlink.rules(self.family, place.table)
+        bare = not base and not self._netlink.holds_rules(self.family, place.table)
         return tuple(items), replace(_neighbours(place, base, positions, blocker), bare=bare)
 
     def _blocker(self, place: Place, base: tuple[KernelRule, ...], jumps: list[int]) -> Blocker | None:

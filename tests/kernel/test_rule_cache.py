@@ -21,6 +21,7 @@ CHAINS = {
     "nft": (("flanneld-masq", "postrouting"), ("flanneld-masq", "forward")),
     "iptables-nft": (("nat", "FLANNELD-MASQ"), ("filter", "FLANNELD-MASQ-FWD")),
 }
+TABLES = ("empty", "many")
 WITHOUT_A_TOOL = [
     *(("nft", damage) for damage in ("rule deleted", "rule duplicated", "chain flushed", "table deleted")),
     *(("iptables-nft", damage) for damage in ("rule deleted", "rule duplicated", "chain flushed", "jump removed")),
@@ -148,6 +149,16 @@ def test_of_a_transaction_that_is_refused_nothing_is_done_or_left_to_read(node: 
         assert netlink.generation() == Nfnetlink().generation()
         assert netlink.rules(family, "t", "c") == ()
         assert node.ruleset() == before
+
+
+def test_rules_of_a_table_are_found_without_reading_all(node: Node, family: Family) -> None:
+    many = "".join(f"add rule {family.data.nft} many c mark {number}\n" for number in range(3000))
+    made = "".join(f"add table {family.data.nft} {table}; add chain {family.data.nft} {table} c\n" for table in TABLES)
+    with node.entered():
+        node.tool("nft", "-f", "-", stdin=f"{made}{many}")
+        netlink = Nfnetlink()
+        assert [netlink.holds_rules(family, table) for table in (*TABLES, "gone")] == [False, True, False]
+        assert len(netlink.rules(family, "many")) == 3000
 
 
 @pytest.mark.parametrize("gone", ["tables", "chains", "the jump and a chain"])

@@ -131,6 +131,21 @@ class TestReplies:
             self.replies(self.reply(b"tabl"), self.reply(b"one " * 2)[:-cut])
 
 
+class TestBeginnings:
+    def begins(self, *answers: bytes) -> bool:
+        return netlink(Socket(*answers)).begins("looking", 1, 2, b"")
+
+    def test_an_object_in_the_first_datagram(self) -> None:
+        assert self.begins(message(NEWRULE, NFGENMSG))
+
+    def test_nothing_but_the_end(self) -> None:
+        assert not self.begins(done())
+
+    def test_a_refusal(self) -> None:
+        with pytest.raises(KernelError):
+            self.begins(error(errno.EPERM))
+
+
 class TestCommits:
     def test_a_transaction_is_one_datagram_in_a_batch(self) -> None:
         answers = Socket(error(0, sequence=3))
