@@ -25,6 +25,7 @@ LAYERS = (
     ("dbus",),
     ("service",),
     ("doctor",),
+    ("report",),
     ("cli",),
     ("__main__",),
 )

@@ -78,6 +78,8 @@ from flanneld_masq.packet_path.flows import flows
 from flanneld_masq.packet_path.packet import TCP, Packet
 from flanneld_masq.packet_path.snapshot import LEGACY, NFT, Save, Snapshot
 from flanneld_masq.process import Completed, ProcessRunner
+from flanneld_masq.report import journal_text
+from flanneld_masq.report.redact import secrets_removed
 from flanneld_masq.ruleset import flannel_effect
 from flanneld_masq.service import prometheus
 from flanneld_masq.state_directory import StateDirectory
@@ -855,6 +857,22 @@ TARGETS = (
         (SnapshotError,),
         ("flanneld_masq.packet_path.snapshot",),
         _JSON_WORDS,
+    ),
+    Target(
+        "journal-json",
+        "journal-json",
+        lambda data: list(journal_text.lines(_as_printed(data))),
+        (),
+        ("flanneld_masq.report.journal_text",),
+        _JSON_WORDS,
+    ),
+    Target(
+        "secrets",
+        "secrets",
+        lambda data: secrets_removed(_as_printed(data)),
+        (),
+        ("flanneld_masq.report.redact",),
+        (b"token", b"password", b"--secret ", b"psk", b"=", b": ", b'"', b"'", b'"""', b"[", b"-----BEGIN X-----"),
     ),
     Target("inotify", "inotify", _inotify, (), ("flanneld_masq.inputs.lock_watch",)),
 )

@@ -53,6 +53,7 @@ EXEMPT = {
     "flanneld_masq.plugin_loader": "compares a name with one pattern",
     "flanneld_masq.printable": "takes any text; tests/unit/test_printable.py tests more",
     "flanneld_masq.process": "decodes with surrogateescape, which takes any bytes",
+    "flanneld_masq.report.gather": "takes the first word or line, or all that is behind a sign, and shows it",
     "flanneld_masq.selftest": "reads what its own programs print in namespaces of its own",
     "flanneld_masq.service.fd_store": "names and numbers that systemd sets; others stand for no socket",
     "flanneld_masq.service.prometheus": "numbers of the status",
