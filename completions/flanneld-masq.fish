@@ -1,7 +1,7 @@
 # fish completion for flanneld-masq
 
-set -l commands run plan apply status render explain backends selftest doctor trace probe monitor metrics cleanup
-set -l data plan apply status render explain backends selftest doctor trace probe monitor cleanup
+set -l commands run plan apply status render explain backends selftest doctor trace probe report monitor metrics cleanup
+set -l data plan apply status render explain backends selftest doctor trace probe report monitor cleanup
 
 complete -c flanneld-masq -f
 complete -c flanneld-masq -s h -l help -d 'Show help'
@@ -21,6 +21,7 @@ complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a self
 complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a doctor -d 'Look for what breaks the traffic of pods'
 complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a trace -d 'Follow real packets of a flow'
 complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a probe -d 'Send packets from a throwaway pod'
+complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a report -d 'Write an archive for a bug report'
 complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a monitor -d 'Follow the daemon'
 complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a metrics -d 'Print the metrics for Prometheus'
 complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a cleanup -d 'Remove everything of ours'
@@ -34,6 +35,8 @@ complete -c flanneld-masq -n '__fish_seen_subcommand_from trace' -l seconds -x -
 complete -c flanneld-masq -n '__fish_seen_subcommand_from trace' -l packets -x -d 'End after so many packets'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from probe' -l dst -x -a 'world remote-pod node pod' -d 'Class'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from explain' -l mark -x -d 'Mark of the packet'
+complete -c flanneld-masq -n '__fish_seen_subcommand_from explain' -l html -r -F -d 'Also write a page'
+complete -c flanneld-masq -n '__fish_seen_subcommand_from report' -F
 complete -c flanneld-masq -n '__fish_seen_subcommand_from status' -l check -d 'Exit status 0 healthy, 1 not, 2 not running'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from metrics' -l write -d 'Write metrics.textfile if no daemon runs'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from cleanup' -l flannel -d 'Also remove the rules that flannel left'

@@ -301,6 +301,12 @@ def doctor(options: argparse.Namespace) -> int:
     return exit_status(findings)
 
 
+def report(options: argparse.Namespace) -> int:
+    from flanneld_masq.cli import report as command
+
+    return command.report(options)
+
+
 def selftest(options: argparse.Namespace) -> int:
     from flanneld_masq.selftest import runner
 

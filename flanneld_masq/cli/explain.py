@@ -79,6 +79,10 @@ def explain(options: argparse.Namespace) -> int:
         _flannel(session, reconciler.family, desired_state, packet),
     )
     explanation = _explain(desired_state, packet, mark, flannel)
+    if options.html:
+        from flanneld_masq.cli import explain_page  # the daemon loads none of it
+
+        explain_page.follow(options.html, packet, session.root)
     if options.json:
         print_json(_data(explanation))
     else:

@@ -100,6 +100,12 @@ def parser() -> argparse.ArgumentParser:
     explain.add_argument(
         "--mark", type=_mark, default=0, metavar="MARK", help="its mark, 0x4000 or decimal (default 0)"
     )
+    explain.add_argument(
+        "--html",
+        default=None,
+        metavar="FILE",
+        help="also write a page that shows the packet's way through the rules of every program; needs root",
+    )
     add("backends", commands.backends, "list every backend, usable or not and why, and which one is chosen")
     add(
         "selftest",
@@ -126,6 +132,18 @@ def parser() -> argparse.ArgumentParser:
             "send packets from a throwaway pod through the node's own rules; exit status 1 if one does not arrive as "
             "wanted, 2 if that cannot be told",
         )
+    )
+    report = add(
+        "report",
+        commands.report,
+        "write one archive for a bug report: rules, routes, status, findings, flows, journal, and an HTML page",
+    )
+    report.add_argument(
+        "file",
+        nargs="?",
+        default=None,
+        metavar="FILE",
+        help="where to write it (default flanneld-masq-report-HOST-DATE.tar.gz); a file that exists is not replaced",
     )
     add(
         "monitor",

@@ -71,6 +71,8 @@ def test_bash_offers_the_backends() -> None:
 def test_bash_offers_files(tmp_path: Path) -> None:
     (tmp_path / "subnet.env").touch()
     assert bash("--subnet-file", f"{tmp_path}/sub") == [f"{tmp_path}/subnet.env"]
+    assert bash("report", f"{tmp_path}/sub") == [f"{tmp_path}/subnet.env"]
+    assert bash("explain", "--html", f"{tmp_path}/sub") == [f"{tmp_path}/subnet.env"]
     assert bash("plan", "--config", f"{tmp_path}/sub") == [f"{tmp_path}/subnet.env"]
 
 

@@ -23,6 +23,7 @@ COMMANDS = (
     "doctor",
     "trace",
     "probe",
+    "report",
     "monitor",
     "metrics",
     "cleanup",

@@ -41,6 +41,7 @@ EXEMPT = {
     "flanneld_masq.cli.doctor_facts": "names of tables in /proc; whatever is wrong with one, it is not known",
     "flanneld_masq.cli.live_options": "options of the command line, which argparse refuses",
     "flanneld_masq.cli.main": "options of the command line, which argparse refuses",
+    "flanneld_masq.cli.report": "lines of warnings that other commands print",
     "flanneld_masq.controller.surveyor": "places that backends made",
     "flanneld_masq.doctor.host_reader": "numbers of /proc/sys in 64 bytes; whatever is wrong with one, it is not known",
     "flanneld_masq.hookspecs": "only joins the lines again",
