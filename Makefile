@@ -34,7 +34,7 @@ check: export QUICK := 1
 
 test: export QUICK :=
 test: lint ## lint, then all tests: unit, kernel, system
-	@scripts/setup-packaging deb rpm check
+	@scripts/setup-packaging deb rpm check browser
 	$(bin)/python -m pytest $(at_once) tests; others=$$?; \
 	$(bin)/python -m pytest -m timing tests && exit $$others
 
