@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import threading
 import time
@@ -72,6 +73,12 @@ async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"not so within {limit:g} s"
         await asyncio.sleep(_TURN_SECONDS)
+
+
+def as_from_a_terminal() -> None:
+    """For preexec_fn: have a program end by SIGINT and SIGHUP, although nohup or a shell made the tests ignore them."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def lasting(seconds: float, long: float) -> float:

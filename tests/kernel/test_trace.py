@@ -19,7 +19,7 @@ from flanneld_masq.model import BackendName, Family, Packet
 from flanneld_masq.selftest import packets
 from flanneld_masq.selftest.topology import Addresses, Topology
 
-from ..common import eventually, patience
+from ..common import as_from_a_terminal, eventually, patience
 from .conftest import Node
 
 FLAVOURS = ("nft", "iptables-nft", "iptables-legacy")
@@ -47,7 +47,9 @@ def tracing(node: Node, of: Addresses, *argv: str) -> Iterator[subprocess.Popen[
     """Run `trace` until the end of the block; it listens already."""
     command = node.argv("trace", "--src", str(of.pod), "--dst", str(of.far), *argv)
     with node.entered():
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=as_from_a_terminal
+        )
     try:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("tracing ")

@@ -13,7 +13,7 @@ import pytest
 
 from flanneld_masq.hangup import Hangup
 
-from ..common import eventually, patience
+from ..common import as_from_a_terminal, eventually, patience
 
 
 @pytest.fixture
@@ -115,7 +115,6 @@ def test_a_daemon_survives_it_from_its_first_line_to_its_last(config: Path, tmp_
 @pytest.mark.parametrize("command", ["plan", "render"])
 def test_other_commands_end_with_their_terminal(command: str) -> None:
     program = "import flanneld_masq.cli.main, signal; print(signal.getsignal(signal.SIGHUP) == signal.SIG_DFL)"
-    done = subprocess.run(
-        (sys.executable, "-c", program, command), capture_output=True, text=True, timeout=patience(10)
-    )
+    argv = (sys.executable, "-c", program, command)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=patience(10), preexec_fn=as_from_a_terminal)
     assert done.stdout == "True\n"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import socket
 import struct
 from ipaddress import ip_address
+from unittest.mock import MagicMock
 
 import pytest
 from hypothesis import given
@@ -180,5 +182,13 @@ def test_a_refusal_is_an_error(answers: tuple[bytes, ...]) -> None:
         table(Socket(), Socket(*answers)).delete_unanswered(parsed(connection()))
 
 
-def test_the_address_of_this_machine_is_local() -> None:
-    assert conntrack.is_local(ip_address("127.0.0.1"))
+@pytest.mark.parametrize(("source", "local"), [(WORLD, True), (NODE, False), ("", False)])
+def test_an_address_is_local_if_the_kernel_makes_it_the_source(
+    monkeypatch: pytest.MonkeyPatch, source: str, local: bool
+) -> None:
+    opened = MagicMock(name="socket")
+    asking = opened.return_value.__enter__.return_value
+    asking.getsockname.return_value = (source, 9)
+    asking.connect.side_effect = None if source else OSError(errno.ENETUNREACH, "Network is unreachable")
+    monkeypatch.setattr(socket, "socket", opened)
+    assert conntrack.is_local(ip_address(WORLD)) is local
