@@ -27,6 +27,7 @@ exit status:
 
 files:
   /etc/flanneld-masq/config.toml   configuration; everything has a default
+  /etc/flanneld-masq/config.d/     drop-ins, *.toml; the last one that names a key counts
   /run/flannel/subnet.env          the node's subnet, written by flannel
   /run/flanneld-masq/              what was written last, and what the daemon says of itself
 
@@ -180,7 +181,8 @@ def _add_common(target: argparse.ArgumentParser, *, top_level: bool) -> None:
         "--config",
         metavar="FILE",
         default=default(DEFAULT_CONFIG),
-        help=f"configuration file (default {DEFAULT_CONFIG}; a missing one is an empty one)",
+        help=f"configuration file (default {DEFAULT_CONFIG}; a missing one is an empty one); the drop-ins "
+        "config.d/*.toml beside it are read too",
     )
     group.add_argument(
         "--backend", metavar="NAME", default=default(None), help="use this backend, whatever the configuration says"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from flanneld_masq import plugin_loader
 from flanneld_masq.cli.running import directory_of
 from flanneld_masq.errors import ConfigError, MasqError
 from flanneld_masq.hookspecs import Host
-from flanneld_masq.inputs import config
+from flanneld_masq.inputs import config, config_files
 from flanneld_masq.model import SLOTS, Family, Settings
 from flanneld_masq.plugin_loader import Plugins
 from flanneld_masq.process import ProcessRunner
@@ -63,7 +64,8 @@ class Session:
 
     def unreadable(self) -> tuple[Unreadable, ...]:
         """Return the input files that the user of the service may not read, as far as root can find out."""
-        return tuple(unreadable((self.config, *self.settings.subnet_files), ProcessRunner()))
+        files = (self.config, *_drop_ins(self.config), *self.settings.subnet_files)
+        return tuple(unreadable(files, ProcessRunner()))
 
     def builder(self, on_error: OnError) -> DesiredStateBuilder:
         return DesiredStateBuilder(self.settings, self.plugins, on_error)
@@ -107,6 +109,13 @@ def _directory(configured: str, options: argparse.Namespace) -> StateDirectory:
     return directory_of(StateDirectory(Path(configured)), os.path.realpath(options.config))
 
 
+def _drop_ins(path: str) -> Iterator[str]:
+    """Yield the directory of the drop-ins, and the files in it as far as they can be listed."""
+    yield str(Path(path).with_name(config_files.DIRECTORY))
+    with contextlib.suppress(ConfigError):
+        yield from map(str, config_files.drop_ins(Path(path)))
+
+
 def warn(message: str) -> None:
     """Print a message that does not stop the command; nothing for an empty one."""
     if message:
@@ -114,5 +123,5 @@ def warn(message: str) -> None:
 
 
 def load_settings(options: argparse.Namespace) -> Settings:
-    """Read the configuration file; options of the command line override it."""
+    """Read the configuration file and its drop-ins; options of the command line override it."""
     return config.with_overrides(config.load(Path(options.config)), options.backend, options.subnet_file or ())

@@ -1,4 +1,6 @@
-"""Reads the configuration file, TOML, as settings.
+"""Reads the configuration file and its drop-ins, TOML, as settings.
+
+A drop-in is a file of `config.d` beside the configuration file. It replaces the keys that it names, and no others.
 
 Every key has a default. An unknown key or a wrong value is an error that names file, key and what is accepted there:
 if a misspelt key were ignored, the administrator would believe in a rule that does not exist.
@@ -6,19 +8,18 @@ if a misspelt key were ignored, the administrator would believe in a rule that d
 
 from __future__ import annotations
 
-import os
+import contextlib
 import re
-import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
 from flanneld_masq.errors import ConfigError
 from flanneld_masq.inputs import config_values as accept
+from flanneld_masq.inputs.config_files import drop_ins, read
 from flanneld_masq.inputs.config_values import Check, Refused, described, did_you_mean, quoted
-from flanneld_masq.inputs.text import read_regular, why
 from flanneld_masq.model import ForwardSettings, MasqueradeSettings, Position, ReconcileSettings, Settings
 
 if sys.version_info >= (3, 11):
@@ -26,8 +27,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-MAX_BYTES = 1024 * 1024
 COMMAND_LINE = "command line"
+_Tables = dict[str, dict[str, Any]]  # accepted values, by the name of the table ("" for the top) and the key
 
 _BARE_KEY = re.compile("[A-Za-z0-9_-]{1,60}")
 _MAX_PARTS = 16  # of a dotted key; tomllib takes quadratic time for it, a second for 5,000 parts
@@ -41,7 +42,11 @@ def parse(text: str, source: str) -> Settings:
 
     Raises ConfigError for the first key, in the order of the text, that is not accepted.
     """
-    tables: dict[str, dict[str, Any]] = {table: {} for table in _TABLES}
+    return _settings(_tables(text, source))
+
+
+def _tables(text: str, source: str) -> _Tables:
+    tables: _Tables = {table: {} for table in _TABLES}
     for name, value in _document(text, source).items():
         if name not in _SUBTABLES:
             tables[_TOP][name] = _look_up(source, _TOP, name, value)
@@ -50,38 +55,43 @@ def parse(text: str, source: str) -> Settings:
             raise ConfigError(source, name, f"expected a table, [{name}], found {described(value)}")
         for key, inner in value.items():
             tables[name][key] = _look_up(source, name, key, inner)
-    return _settings(tables)
+    return tables
 
 
 def load(path: Path) -> Settings:
-    """Read a file of at most 1 MiB; without a file return the defaults. Raises ConfigError.
+    """Read the file and its drop-ins, each of at most 1 MiB; without any return the defaults. Raises ConfigError.
 
-    A file that a user other than root or the caller may write is refused: that user could change what root does.
+    Of a key that several files have, the last one counts: that of the drop-in whose name is last. A file that a user
+    other than root or the caller may write is refused: that user could change what root does.
     """
-    return parse(_text(path), str(path))
+    main = _tables(read(path, missing=""), str(path))
+    return _settings(_merged((main, *(_tables(read(file), str(file)) for file in drop_ins(path)))))
+
+
+def _merged(files: Iterable[_Tables]) -> _Tables:
+    merged: _Tables = {table: {} for table in _TABLES}
+    for tables in files:
+        for table, keys in tables.items():
+            merged[table].update(keys)
+    return merged
 
 
 def state_directory(path: Path) -> str:
-    """Return the state directory that a file names, even if the rest of it is invalid; else the default."""
-    try:
-        line = _STATE_DIRECTORY.search(_text(path))
-        return parse(line[0] if line else "", str(path)).state_directory
-    except ConfigError:
-        return Settings().state_directory
+    """Return the state directory that the file and its drop-ins name, even if the rest of them is invalid; else the
+    default."""
+    named = Settings().state_directory
+    with contextlib.suppress(ConfigError):
+        for file in (path, *drop_ins(path)):
+            named = _named_state_directory(file) or named
+    return named
 
 
-def _text(path: Path) -> str:
-    try:
-        data, status = read_regular(path, MAX_BYTES)
-    except FileNotFoundError:
-        return ""
-    except (OSError, ValueError) as error:
-        raise ConfigError(str(path), "", f"cannot be read: {why(error, path)}") from error
-    _check_owner(path, status)
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(str(path), "", f"is not UTF-8 text ({error.reason} at byte {error.start})") from error
+def _named_state_directory(file: Path) -> str:
+    """Return the state directory that one file names; empty if it names none, or cannot be read."""
+    with contextlib.suppress(ConfigError):
+        if line := _STATE_DIRECTORY.search(read(file, missing="")):
+            return parse(line[0], str(file)).state_directory
+    return ""
 
 
 def with_overrides(settings: Settings, backend: str | None, subnet_files: Sequence[str]) -> Settings:
@@ -103,15 +113,6 @@ def _from_here(path: str) -> str:
         return str(Path(path).absolute()) if path else path
     except OSError as error:
         raise ConfigError(COMMAND_LINE, "--subnet-file", f"no current directory: {error.strerror}") from error
-
-
-def _check_owner(path: Path, status: os.stat_result) -> None:
-    name = shlex.quote(str(path))
-    if status.st_uid not in (0, os.geteuid()):
-        reason = f"belongs to uid {status.st_uid}, who could change what root does; try `chown root {name}`"
-        raise ConfigError(str(path), "", reason)
-    if status.st_mode & 0o022:
-        raise ConfigError(str(path), "", f"can be written by others than its owner; try `chmod go-w {name}`")
 
 
 def _document(text: str, source: str) -> dict[str, Any]:
@@ -203,7 +204,7 @@ _NESTED: dict[str, Callable[..., Any]] = {
 }
 
 
-def _settings(tables: dict[str, dict[str, Any]]) -> Settings:
+def _settings(tables: _Tables) -> Settings:
     nested = {table: create(**tables[table]) for table, create in _NESTED.items()}
     flat = {
         f"{table}_{key}": value for table in _SUBTABLES if table not in _NESTED for key, value in tables[table].items()

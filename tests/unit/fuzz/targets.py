@@ -783,7 +783,7 @@ TARGETS = (
         "config",
         _config,
         (ConfigError,),
-        ("flanneld_masq.inputs.config", "flanneld_masq.inputs.config_values"),
+        ("flanneld_masq.inputs.config", "flanneld_masq.inputs.config_files", "flanneld_masq.inputs.config_values"),
         _TOML_WORDS,
     ),
     Target("cidr", "cidr", _cidr, (ValueError,), ("flanneld_masq.inputs.text",), (b"/", b":", b"%", b".", b"255")),

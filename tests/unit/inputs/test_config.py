@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flanneld_masq.errors import ConfigError
-from flanneld_masq.inputs import config
+from flanneld_masq.inputs import config, config_files
 from flanneld_masq.model import BackendName, Family, Mark, Position, Settings
 
 SOURCE = "/etc/flanneld-masq/config.toml"
@@ -362,7 +362,7 @@ class TestLoad:
 
     def test_too_large(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="is larger than 1024 KiB"):
-            config.load(self.file(tmp_path, b"#" * (config.MAX_BYTES + 1)))
+            config.load(self.file(tmp_path, b"#" * (config_files.MAX_BYTES + 1)))
 
     def test_a_name_that_no_file_can_have(self) -> None:
         with pytest.raises(ConfigError, match="cannot be read"):
@@ -393,10 +393,87 @@ class TestLoad:
     def test_whose_file_it_may_be(self, uid: int, accepted: bool) -> None:
         status = os.stat_result((stat.S_IFREG | 0o644, 1, 1, 1, uid, 0, 0, 0, 0, 0))
         if accepted:
-            config._check_owner(Path(SOURCE), status)
+            config_files._check_owner(Path(SOURCE), status)
             return
         with pytest.raises(ConfigError, match=f"belongs to uid {uid}, .* try `chown root {SOURCE}`"):
-            config._check_owner(Path(SOURCE), status)
+            config_files._check_owner(Path(SOURCE), status)
+
+
+class TestDropIns:
+    @pytest.fixture
+    def main(self, tmp_path: Path) -> Path:
+        (tmp_path / "config.d").mkdir()
+        return tmp_path / "config.toml"
+
+    def write(self, main: Path, name: str, text: str) -> Path:
+        file = main.parent / "config.d" / name
+        file.write_text(text)
+        return file
+
+    def test_none(self, main: Path) -> None:
+        assert config.load(main) == Settings()
+
+    def test_without_a_main_file(self, main: Path) -> None:
+        self.write(main, "a.toml", "backend = 'nft'")
+        assert config.load(main).backend == "nft"
+
+    def test_later_files_replace_single_keys(self, main: Path) -> None:
+        main.write_text("backend = 'nft'\n[masquerade]\nrandom_fully = false\nposition = 'first'\n")
+        self.write(main, "20-b.toml", "[masquerade]\nposition = 'last'\nnon_masquerade_cidrs = ['192.0.2.0/24']\n")
+        self.write(
+            main, "10-a.toml", "masquerade.position = 'first'\nmasquerade.non_masquerade_cidrs = ['10.0.0.0/8']\n"
+        )
+        settings = config.load(main)
+        assert (settings.backend, settings.masquerade.random_fully) == ("nft", False)
+        assert settings.masquerade.position is Position.LAST
+        assert settings.masquerade.non_masquerade_cidrs == (ip_network("192.0.2.0/24"),), (
+            "a list is replaced as a whole"
+        )
+
+    def test_other_names_are_not_read(self, main: Path) -> None:
+        for name in ("a.conf", "a.toml.dpkg-new", ".a.toml", "a.toml~"):
+            self.write(main, name, "no toml at all")
+        assert config.load(main) == Settings()
+
+    def test_an_error_names_file_and_key(self, main: Path) -> None:
+        self.write(main, "a.toml", "log.level = 'debug'")
+        wrong = self.write(main, "b.toml", "[log]\nlevel = 1")
+        self.write(main, "c.toml", "log.level = 'info'")
+        with pytest.raises(ConfigError) as caught:
+            config.load(main)
+        assert (caught.value.source, caught.value.key) == (str(wrong), "log.level")
+
+    def test_others_may_write_a_file(self, main: Path) -> None:
+        self.write(main, "a.toml", "").chmod(0o666)
+        with pytest.raises(ConfigError, match=r"config\.d/a\.toml: can be written by others"):
+            config.load(main)
+
+    def test_others_may_write_the_directory(self, main: Path) -> None:
+        (main.parent / "config.d").chmod(0o777)
+        with pytest.raises(ConfigError, match=r"/config\.d: can be written by others"):
+            config.load(main)
+
+    def test_the_directory_is_a_file(self, tmp_path: Path) -> None:
+        (tmp_path / "config.d").touch()
+        with pytest.raises(ConfigError, match=r"/config\.d: cannot be listed: Not a directory"):
+            config.load(tmp_path / "config.toml")
+
+    def test_a_link_that_leads_nowhere(self, main: Path) -> None:
+        (main.parent / "config.d" / "a.toml").symlink_to("/nonexistent")
+        with pytest.raises(ConfigError, match=r"a\.toml: cannot be read: No such file"):
+            config.load(main)
+
+    def test_too_many(self, main: Path) -> None:
+        for number in range(config_files.MAX_DROP_INS + 1):
+            self.write(main, f"{number}.toml", "")
+        with pytest.raises(ConfigError, match="has more than 256 files"):
+            config.load(main)
+
+    def test_the_last_state_directory_counts(self, main: Path) -> None:
+        main.write_text("state_directory = '/a'")
+        self.write(main, "a.toml", "state_directory = '/b'\ncolour = 1")
+        self.write(main, "b.toml", "state_directory = 5")
+        assert config.state_directory(main) == "/b"
 
 
 class TestStateDirectory:
