@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from flanneld_masq import footprint  # noqa: F401  isort: skip  before what imports asyncio and hashlib
 from flanneld_masq import __version__
+from flanneld_masq.cli import check as check_command
 from flanneld_masq.cli import commands, live_options, status
 from flanneld_masq.cli import explain as explain_command
 from flanneld_masq.cli import metrics as metrics_command
@@ -87,6 +88,9 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="exit status 0 if the rules are in sync or a first subnet file is waited for, 1 if degraded or contended, "
         "2 if no daemon runs",
+    )
+    check_command.add_options(
+        add("check", check_command.check, "validate the configuration; needs neither a kernel nor root")
     )
     add("render", commands.render, "print the ruleset for a backend; needs neither a kernel nor root")
     explain = add(

@@ -130,12 +130,37 @@ def test_a_reload_brings_the_new_configuration_into_force(machine: Machine) -> N
     assert (machine.show("MainPID"), machine.show("ActiveState")) == (pid, "active")
 
 
-def test_a_reload_of_a_wrong_configuration_keeps_the_running_settings(machine: Machine) -> None:
+def test_a_reload_fails_on_a_wrong_configuration(machine: Machine) -> None:
+    started(machine)
+    pid, rules = machine.show("MainPID"), NftRules(machine.site.topology, BackendName("nft"))
+    before = rules.look(), rules.generation()
+    drop_in = "/etc/flanneld-masq/config.d/50-test.toml"
+    machine.write(drop_in, f"{NON_MASQUERADE}\nno_such_key = 1")
+    reloaded = machine.run("systemctl", "reload", UNIT, check=False)
+    assert reloaded.returncode != 0
+    assert "failed" in reloaded.stderr
+    said = machine.logged(f"{drop_in}: masquerade.no_such_key: unknown key")
+    assert said["_SYSTEMD_UNIT"] == UNIT
+    assert not [each for each in machine.journal(f"--unit={UNIT}") if "settings stay" in str(each["MESSAGE"])]
+    assert (machine.show("MainPID"), machine.show("ActiveState")) == (pid, "active")
+    assert (rules.look(), rules.generation()) == before
+    checked = machine.masq("check", user="nobody", check=False)
+    assert (checked.returncode, checked.stderr.split("; ")[0]) == (
+        2,
+        f"flanneld-masq: {drop_in}: masquerade.no_such_key: unknown key",
+    )
+    machine.write(drop_in, NON_MASQUERADE)
+    machine.systemctl("reload", UNIT)
+    eventually(lambda: rules.look() != before[0])
+    machine.site.assert_not_masqueraded()
+
+
+def test_a_hangup_with_a_wrong_configuration_keeps_the_running_settings(machine: Machine) -> None:
     started(machine)
     pid, rules = machine.show("MainPID"), NftRules(machine.site.topology, BackendName("nft"))
     before = rules.look(), rules.generation()
     machine.configure(f"{NON_MASQUERADE}\nno_such_key = 1", backend="nft")
-    machine.systemctl("reload", UNIT)
+    machine.run("kill", "-HUP", pid)
     said = machine.logged("no_such_key", "the running settings stay")
     assert said["PRIORITY"] == "3"
     assert (machine.show("MainPID"), machine.show("ActiveState")) == (pid, "active")

@@ -257,14 +257,14 @@ def test_what_it_forbids_and_what_not(machine: Machine) -> None:
 @pytest.mark.parametrize("release", ["trixie"], indirect=True)
 def test_a_drop_in_makes_a_reload_wait_for_the_rules(machine: Machine) -> None:
     """Type=notify-reload is of systemd 253."""
-    drop_in(machine, "[Service]\nType=notify-reload\nExecReload=\n")
+    drop_in(machine, "[Service]\nType=notify-reload\nExecReload=\nExecReload=/usr/bin/flanneld-masq check\n")
     start(machine, "iptables-nft")
     machine.configure(backend="nft")
     machine.systemctl("reload", UNIT)
     assert machine.status()["families"]["ipv4"]["groups"]["masquerade"]["backend"] == "nft"
     assert machine.masq("plan").returncode == 0
     machine.write("/etc/flanneld-masq/config.toml", 'backend = "nonsense"\n')
-    machine.systemctl("reload", UNIT)
+    assert machine.run("systemctl", "reload", UNIT, check=False).returncode != 0
     machine.logged("the running settings stay")
     assert machine.show("ActiveState") == "active"
 

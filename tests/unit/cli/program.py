@@ -16,6 +16,7 @@ COMMANDS = (
     "plan",
     "apply",
     "status",
+    "check",
     "render",
     "explain",
     "backends",
