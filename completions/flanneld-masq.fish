@@ -1,7 +1,7 @@
 # fish completion for flanneld-masq
 
-set -l commands run plan apply status check render explain backends selftest doctor trace probe report monitor metrics cleanup
-set -l data plan apply status check render explain backends selftest doctor trace probe report monitor cleanup
+set -l commands run plan apply status wait check render explain backends selftest doctor trace probe report monitor metrics cleanup
+set -l data plan apply status wait check render explain backends selftest doctor trace probe report monitor cleanup
 
 complete -c flanneld-masq -f
 complete -c flanneld-masq -s h -l help -d 'Show help'
@@ -14,6 +14,7 @@ complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a run 
 complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a plan -d 'Show what a reconcile would change'
 complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a apply -d 'Reconcile once'
 complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a status -d 'Show the state of the daemon and the rules'
+complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a wait -d 'Wait until the daemon has a state'
 complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a check -d 'Validate the configuration'
 complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a render -d 'Print the ruleset for a backend'
 complete -c flanneld-masq -n "not __fish_seen_subcommand_from $commands" -a explain -d 'Say which rule decides a packet'
@@ -39,6 +40,8 @@ complete -c flanneld-masq -n '__fish_seen_subcommand_from explain' -l mark -x -d
 complete -c flanneld-masq -n '__fish_seen_subcommand_from explain' -l html -r -F -d 'Also write a page'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from report' -F
 complete -c flanneld-masq -n '__fish_seen_subcommand_from status' -l check -d 'Exit status 0 healthy, 1 not, 2 not running'
+complete -c flanneld-masq -n '__fish_seen_subcommand_from wait' -l for -x -a 'synced waiting degraded contended stopped' -d 'State'
+complete -c flanneld-masq -n '__fish_seen_subcommand_from wait' -l timeout -x -d 'Give up after so many seconds'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from check' -F
 complete -c flanneld-masq -n '__fish_seen_subcommand_from metrics' -l write -d 'Write metrics.textfile if no daemon runs'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from cleanup' -l flannel -d 'Also remove the rules that flannel left'

@@ -136,6 +136,11 @@ class StateDirectory:
         if self.verified_state(backend, family) is not None or self._identity(_verified_state_name(backend, family)):
             self._keep(_verified_state_name(backend, family), None)
 
+    @property
+    def status_file(self) -> Path:
+        """The path of the status, which is replaced whenever the daemon reports another one."""
+        return self._path(_STATUS)
+
     def status(self) -> dict[str, Any] | None:
         """Return the last status that the daemon reported; None if it cannot be read."""
         content = self._read(_STATUS)

@@ -14,6 +14,7 @@ from flanneld_masq.cli import check as check_command
 from flanneld_masq.cli import commands, live_options, status
 from flanneld_masq.cli import explain as explain_command
 from flanneld_masq.cli import metrics as metrics_command
+from flanneld_masq.cli import wait as wait_command
 from flanneld_masq.errors import MasqError
 
 DEFAULT_CONFIG = "/etc/flanneld-masq/config.toml"
@@ -88,6 +89,11 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="exit status 0 if the rules are in sync or a first subnet file is waited for, 1 if degraded or contended, "
         "2 if no daemon runs",
+    )
+    wait_command.add_options(
+        add(
+            "wait", wait_command.wait, "wait until the daemon has a state; exit status 1 if it does not have it in time"
+        )
     )
     check_command.add_options(
         add("check", check_command.check, "validate the configuration; needs neither a kernel nor root")

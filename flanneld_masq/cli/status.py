@@ -72,11 +72,19 @@ def reported(session: Session, options: argparse.Namespace) -> Status | None:
     return asked or (written if holder.runs and fresh else None)
 
 
-def _unreported(session: Session) -> Status:
-    """Return what the kernel holds, and what the last daemon did."""
+def last_known(session: Session) -> Status:
+    """Return the status that the last daemon left, with all of it stopped, or unknown if that cannot be found out."""
     holder, written = session.directory.holder(), written_status(session.directory)
     state = State.STOPPED if holder.runs is False else State.UNKNOWN
-    found = _kernel_status(session, replace(written or Status(state), state=state, pid=holder.pid or None))
+    before = written or Status(state)
+    families = {name: replace(family, state=state) for name, family in before.families.items()}
+    return replace(before, state=state, pid=holder.pid or None, families=families)
+
+
+def _unreported(session: Session) -> Status:
+    """Return what the kernel holds, and what the last daemon did."""
+    holder = session.directory.holder()
+    found = _kernel_status(session, last_known(session))
     if holder.runs is False:
         return replace(found, troubles=(*map(str, session.unreadable()), *found.troubles))
     what = "the daemon says nothing of itself" if holder.runs else "whether the daemon runs cannot be told"

@@ -260,9 +260,11 @@ def test_an_ordinary_user_learns_of_it_without_d_bus(machine: Machine) -> None:
         return machine.masq("status", user="nobody").stdout.splitlines()[0]
 
     assert told() == f"flanneld-masq: synced, pid {machine.show('MainPID')}"
+    assert machine.masq("wait", user="nobody").stdout.startswith("synced after ")
     doctor = machine.masq("doctor", user="nobody", check=False)
     assert "the daemon does not run" not in doctor.stdout and "[rules-unreadable]" in doctor.stdout
     machine.systemctl("kill", "--signal=SIGKILL", UNIT)
+    assert machine.masq("wait", "--for", "stopped", user="nobody").stdout.startswith("stopped after ")
     eventually(lambda: machine.show("ActiveState") == "activating")
     assert told() == "flanneld-masq: stopped"
     machine.path("/run/flanneld-masq/status.json").unlink()

@@ -16,6 +16,7 @@ COMMANDS = (
     "plan",
     "apply",
     "status",
+    "wait",
     "check",
     "render",
     "explain",
