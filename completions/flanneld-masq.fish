@@ -43,5 +43,6 @@ complete -c flanneld-masq -n '__fish_seen_subcommand_from status' -l check -d 'E
 complete -c flanneld-masq -n '__fish_seen_subcommand_from wait' -l for -x -a 'synced waiting degraded contended stopped' -d 'State'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from wait' -l timeout -x -d 'Give up after so many seconds'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from check' -F
+complete -c flanneld-masq -n '__fish_seen_subcommand_from status' -l watch -d 'Show it again whenever it changes'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from metrics' -l write -d 'Write metrics.textfile if no daemon runs'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from cleanup' -l flannel -d 'Also remove the rules that flannel left'

@@ -4,6 +4,7 @@
     FAMILY.lock           held during a reconcile pass, by the daemon or a command
     BACKEND-FAMILY.json   the verified state: the read-back of the last write
     status.json           the status that the daemon reports
+    authors.json          the command lines of those who made the last repairs necessary; not for other users
 
 Files are replaced by rename, so a reader sees a whole file. An unreadable file counts as missing: the rules are then
 written again. The daemon runs as a user of its own and the commands as root, so each accepts the files of these two
@@ -45,7 +46,7 @@ _MAX_BYTES = 32 * 1024 * 1024  # of a file; a verified state names each foreign 
 _MAX_PID = 1 << 31
 _MAX_COMMAND_BYTES = 256
 _INSECURE = "can be written by others than root"
-_STATUS, _INSTANCE_LOCK = "status.json", "lock"
+_STATUS, _AUTHORS, _INSTANCE_LOCK = "status.json", "authors.json", "lock"
 
 _Identity = Optional[tuple[int, int]]  # inode and time of the last change of a file; None for a missing one
 
@@ -150,6 +151,16 @@ class StateDirectory:
         """Replace the status file. Raises StateError."""
         with self._failures.noting(_STATUS):
             self._write(_STATUS, status)
+
+    def authors(self) -> object:
+        """Return what was written last for root alone; None if it cannot be read."""
+        return self._read(_AUTHORS)
+
+    def write_authors(self, authors: dict[str, Any]) -> None:
+        """Replace what root alone may read, if it is new. Raises StateError."""
+        with self._failures.noting(_AUTHORS):
+            if (self.authors() or {}) != authors:
+                self._write(_AUTHORS, authors, 0o600)
 
     def holder(self) -> Holder:
         """Find out if a daemon holds the directory. Only its owner can open the lock; others read the status file."""
@@ -323,16 +334,16 @@ class StateDirectory:
         except ValueError:
             return None
 
-    def _write(self, name: str, content: dict[str, Any]) -> None:
+    def _write(self, name: str, content: dict[str, Any], mode: int = 0o644) -> None:
         """Replace a file. Raises StateError."""
         try:
             self._prepare()
         except OSError as error:
             raise StateError(f"{self._path(name)} cannot be written: {error.strerror}") from error
-        replace_file(self._path(name), json.dumps(content, indent=1))
+        replace_file(self._path(name), json.dumps(content, indent=1), mode)
 
 
-def replace_file(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str, mode: int = 0o644) -> None:
     """Replace a file by rename, so that a reader sees the old text or the new. Raises StateError.
 
     It removes the temporary file of a killed writer. A lock of the caller ensures that there is one writer at a time.
@@ -340,10 +351,10 @@ def replace_file(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.new")
     try:
         temporary.unlink(missing_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
             file.write(text)
-            os.fchmod(file.fileno(), 0o644)
+            os.fchmod(file.fileno(), mode)
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

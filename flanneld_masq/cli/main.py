@@ -84,7 +84,9 @@ def parser() -> argparse.ArgumentParser:
     add("plan", commands.plan, "show what a reconcile would change, and change nothing; exit status 3 if anything")
     add("apply", commands.apply, "reconcile once")
     shown = add("status", status.status, "show the state of the daemon, the backends, the lease and the last repair")
-    shown.add_argument(
+    how = shown.add_mutually_exclusive_group()
+    how.add_argument("--watch", action="store_true", help="show it again whenever it changes, until Ctrl-C")
+    how.add_argument(
         "--check",
         action="store_true",
         help="exit status 0 if the rules are in sync or a first subnet file is waited for, 1 if degraded or contended, "

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 from flanneld_masq.controller.status import FamilyStatus, GroupStatus, LastWrite, State, Status
@@ -16,11 +17,25 @@ from flanneld_masq.reconcile.values import Repair
 from flanneld_masq.reconcile.wording import describe
 from flanneld_masq.ruleset import diff
 
-_COLOURS = {"-": "\033[31m", "+": "\033[32m", "@": "\033[36m"}
+_RED, _GREEN, _YELLOW, _PLAIN = "\033[31m", "\033[32m", "\033[33m", "\033[0m"
+_COLOURS = {"-": _RED, "+": _GREEN, "@": "\033[36m"}
+_STATE_COLOURS = {"synced": _GREEN, "waiting": _YELLOW, "degraded": _RED, "contended": _RED, "stopped": _RED}
+_STATEFUL = ("flanneld-masq", *(family.value for family in Family))
 
 
 def in_colour() -> bool:
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
+def in_state_colour(line: str) -> str:
+    """Colour the state at the start of a line of `status_lines`, and a line that reports a trouble."""
+    if line.startswith("  trouble: "):
+        return f"{_YELLOW}{line}{_PLAIN}"
+    for name in _STATEFUL:
+        for state, colour in _STATE_COLOURS.items():
+            if line.startswith(start := f"{name}: {state}"):
+                return f"{name}: {colour}{state}{_PLAIN}{line[len(start) :]}"
+    return line
 
 
 def print_json(content: object) -> None:
@@ -56,17 +71,25 @@ def print_repairs(repairs: list[Repair], errors: list[MasqError], as_json: bool,
     return 1 if errors else 0
 
 
-def status_lines(status: Status) -> Iterator[str]:
-    """Yield the lines of `flanneld-masq status`."""
+def status_lines(status: Status, *, commands: bool = False) -> Iterator[str]:
+    """Yield the lines of `flanneld-masq status`. `commands` adds the command lines of programs, which are for root."""
     yield f"flanneld-masq: {status.state}" + (f", pid {status.pid}" if status.pid else "")
     for trouble in status.troubles:
         yield f"  trouble: {trouble}"
     for failure in status.plugin_failures:
         yield f"  {failure}"
+    if status.since.daemon is not None:
+        yield f"  since: {_time_text(status.since.daemon)}"
     for lease in status.leases:
         yield f"  lease: {lease.path}: {', '.join(_subnets(lease))}"
     for name, family in status.families.items():
-        yield from _family_lines(name, family, named=status.names(name) or not status.leases)
+        named = status.names(name) or not status.leases
+        head, *rest = _family_lines(name, family, named=named, commands=commands)
+        yield head
+        since = status.since.families.get(name)
+        if named and since is not None and since != status.since.daemon:
+            yield f"  since: {_time_text(since)}"
+        yield from rest
 
 
 def backend_lines(families: Mapping[str, Any], failures: list[str]) -> Iterator[str]:
@@ -87,7 +110,7 @@ def _subnets(lease: Lease) -> Iterator[str]:
     return (f"{family} {part.subnet}" for family in Family if (part := lease.of(family)) is not None)
 
 
-def _family_lines(name: Family, family: FamilyStatus, *, named: bool) -> Iterator[str]:
+def _family_lines(name: Family, family: FamilyStatus, *, named: bool, commands: bool) -> Iterator[str]:
     """Yield the lines of one family. `named` is False if there are subnet files and none names the family."""
     states = [str(family.state)] if named else ["not in the subnet file"]
     if not named and family.state in (State.DEGRADED, State.CONTENDED):
@@ -104,7 +127,7 @@ def _family_lines(name: Family, family: FamilyStatus, *, named: bool) -> Iterato
     if family.kernel:
         yield f"  kernel: {family.kernel}"
     if family.verified is not None and named:
-        yield f"  verified: {family.verified.isoformat(timespec='milliseconds')}"
+        yield f"  verified: {_time_text(family.verified)}"
     if family.repairs or (named and family.repairs is not None):
         yield f"  repairs: {family.repairs}"
     if family.healed_flows:
@@ -112,7 +135,8 @@ def _family_lines(name: Family, family: FamilyStatus, *, named: bool) -> Iterato
     if family.last_repair is not None:
         yield f"  last repair: {_write_text(family.last_repair)}"
         for culprit in family.last_repair.culprits:
-            yield f"    changed by {culprit.name} ({culprit.pid_text}) {culprit.unit}".rstrip()
+            command = f": {culprit.command}" if commands and culprit.command else ""
+            yield f"    changed by {culprit.name} ({culprit.pid_text}) {culprit.unit}".rstrip() + command
     if family.last_write is not None:
         yield f"  last write: {_write_text(family.last_write)}"
 
@@ -120,6 +144,10 @@ def _family_lines(name: Family, family: FamilyStatus, *, named: bool) -> Iterato
 def protection_text(protection: Protection) -> str:
     """Return whether other programs can change an nft table, in words."""
     return "not protected from other programs" if protection is Protection.NONE else f"protected ({protection})"
+
+
+def _time_text(time: datetime) -> str:
+    return time.isoformat(timespec="milliseconds")
 
 
 def _group_line(group: Group, choice: GroupStatus) -> str:

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from flanneld_masq.cli.comparison import compared
-from flanneld_masq.cli.output import print_json, status_lines
+from flanneld_masq.cli.output import in_colour, in_state_colour, print_json, status_lines
 from flanneld_masq.cli.session import Session
+from flanneld_masq.controller import authors
 from flanneld_masq.controller.status import FamilyStatus, GroupStatus, MarkStatus, State, Status, from_json, to_json
 from flanneld_masq.dbus import client
 from flanneld_masq.errors import MasqError
@@ -25,18 +26,29 @@ NOT_RUNNING = 2  # the exit status of --check; 1 is that of a daemon that is not
 
 
 def status(options: argparse.Namespace) -> int:
-    """Print the status. Return its health with --check, else 0 or the exit status of an invalid configuration."""
+    """Print the status, once or with --watch until Ctrl-C. Return its health with --check, else 0 or the exit status of
+    an invalid configuration."""
     session = Session.despite(options)
+    if options.watch:
+        from flanneld_masq.cli.watch import watch
+
+        return watch(session, options)
     known = compared(session, lambda: reported(session, options)) or _unreported(session)
     if session.wrong is not None and not any(trouble.startswith(str(session.wrong)) for trouble in known.troubles):
         known = replace(known, troubles=(*known.troubles, str(session.wrong)))
     if options.json:
         print_json(to_json(known))
     else:
-        print("\n".join(map(one_line, status_lines(known))))
+        print(status_text(session, known))
     if options.check:
         return health(known)
     return session.wrong.exit_code if session.wrong else 0
+
+
+def status_text(session: Session, known: Status) -> str:
+    """Return the lines for people, for root with the command lines of those who made repairs necessary."""
+    lines = map(one_line, status_lines(authors.restored(known, session.directory.authors()), commands=True))
+    return "\n".join(map(in_state_colour, lines) if in_colour() else lines)
 
 
 def health(known: Status) -> int:

@@ -129,15 +129,24 @@ class FamilyStatus:
 
 
 @dataclass(frozen=True, **SLOTS)
+class Since:
+    """When the state of the daemon and of each family began, as far as that is known."""
+
+    daemon: Optional[datetime] = None
+    families: Mapping[Family, datetime] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, **SLOTS)
 class Status:
     """The status of the daemon. `pid` is None where no daemon runs, or none that is known; `config` is the absolute
-    path of its configuration file. `config_loaded` is the time when the settings in force were read, and
-    `reload_refused` is True if the file was invalid at a reload since then."""
+    path of its configuration file. `since` is when its states began. `config_loaded` is the time when the settings in
+    force were read, and `reload_refused` is True if the file was invalid at a reload since then."""
 
     state: State
     version: str = ""
     pid: Optional[int] = None
     config: str = ""
+    since: Since = Since()
     config_loaded: Optional[datetime] = None
     reload_refused: bool = False
     leases: tuple[Lease, ...] = ()
@@ -165,7 +174,7 @@ class Status:
 def stopped(status: Status) -> Status:
     """Return the status with everything marked as stopped."""
     families = {name: dataclasses.replace(family, state=State.STOPPED) for name, family in status.families.items()}
-    return dataclasses.replace(status, state=State.STOPPED, families=families)
+    return dataclasses.replace(status, state=State.STOPPED, since=Since(), families=families)
 
 
 def to_json(status: Status) -> dict[str, Any]:
@@ -177,11 +186,16 @@ def to_json(status: Status) -> dict[str, Any]:
         "config_loaded": _time_to_json(status.config_loaded),
         "reload_refused": status.reload_refused,
         "state": status.state.value,
+        **_without_none({"since": _time_to_json(status.since.daemon)}),
         "leases": [as_data(lease) for lease in status.leases],
         "troubles": list(status.troubles),
         "plugin_failures": list(status.plugin_failures),
         "families": {
-            name.value: {"in_subnet_file": status.names(name), **_family_to_json(family)}
+            name.value: {
+                "in_subnet_file": status.names(name),
+                **_without_none({"since": _time_to_json(status.since.families.get(name))}),
+                **_family_to_json(family),
+            }
             for name, family in status.families.items()
         },
     }
@@ -195,6 +209,7 @@ def from_json(content: object) -> Status:
         version=reader.text("version", ""),
         pid=reader.optional("pid", int),
         config=reader.text("config", ""),
+        since=_since(reader),
         config_loaded=_time(reader.optional("config_loaded", str)),
         reload_refused=reader.optional("reload_refused", bool) or False,
         leases=tuple(map(_lease, reader.list("leases"))),
@@ -288,6 +303,12 @@ class _Reader:
 
     def read(self, key: str, reader: Callable[[object], _Value]) -> tuple[_Value, ...]:
         return tuple(map(reader, self.list(key)))
+
+
+def _since(reader: _Reader) -> Since:
+    times = ((name, _time(_Reader(one).optional("since", str))) for name, one in reader.mapping("families").items())
+    families = {Family(name): time for name, time in times if time is not None}
+    return Since(_time(reader.optional("since", str)), families)
 
 
 def _lease(content: object) -> Lease:

@@ -18,6 +18,7 @@ from flanneld_masq.service import journal
 from flanneld_masq.service.bus_service import BusService
 from flanneld_masq.service.desired_state import DesiredStateBuilder
 from flanneld_masq.service.sd_notify import Notifier
+from flanneld_masq.service.state_times import StateTimes
 from flanneld_masq.service.status_files import StatusFiles
 from flanneld_masq.state_directory import StateDirectory
 
@@ -44,6 +45,7 @@ class StatusPublisher:
         self._plugins = plugins
         self._notifier = notifier
         self._bus = bus
+        self._times = StateTimes()
         self._loaded = datetime.now(timezone.utc)  # when the settings in force were read
         self._files = StatusFiles(directory)
         self._failures: tuple[str, ...] = ()  # those of the files that were logged last
@@ -83,7 +85,7 @@ class StatusPublisher:
             plugin_failures=tuple(map(str, self._plugins.failures)),
             families=families,
         )
-        return all_stopped(status) if stopped else status
+        return self._times.dated(all_stopped(status) if stopped else status, datetime.now(timezone.utc))
 
     def publish(self, *, stopped: bool = False) -> None:
         """Give the status to systemd and D-Bus, and write it if anything in it is new."""

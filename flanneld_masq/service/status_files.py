@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from flanneld_masq.controller import authors
 from flanneld_masq.controller.status import Status, stopped, to_json
 from flanneld_masq.errors import MasqError, StateError
 from flanneld_masq.model import Family
@@ -107,7 +108,9 @@ class StatusFiles:
             self._metrics_failure = ""
 
     def write_status(self, status: Status) -> None:
-        """Write status.json. `failures` has the problem, if any."""
+        """Write status.json, and what root alone may know of it. `failures` has the problem, if any."""
+        with contextlib.suppress(StateError):
+            self._directory.write_authors(authors.to_json(status))
         with contextlib.suppress(StateError):
             self._directory.write_status(to_json(status))
             self._written = status

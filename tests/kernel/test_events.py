@@ -150,7 +150,7 @@ def test_each_damage_is_heard_and_undone_and_its_author_named(node: Node, name: 
 
 
 @pytest.mark.parametrize("name", BY_EVENTS)
-def test_a_process_that_lives_on_is_named_without_its_command_line(node: Node, name: str, family: Family) -> None:
+def test_a_process_that_lives_on_is_named_its_command_line_for_root(node: Node, name: str, family: Family) -> None:
     node.configure(BY_EVENTS_ALONE, backend=name)
     chain = "flanneld-masq postrouting" if name == "nft" else "nat FLANNELD-MASQ"
     program = "import nftables, signal, sys; nftables.Nftables().cmd(sys.argv[1]); signal.pause()"
@@ -164,7 +164,11 @@ def test_a_process_that_lives_on_is_named_without_its_command_line(node: Node, n
         assert "command" not in found
         assert program not in json.dumps(daemon.status())
         assert program not in (node.state / "status.json").read_text()
+        assert program not in node.masq("status", "--json").stdout
         if KERNEL_SHARES_OUR_PIDS:
+            assert f"(pid {culprit.pid})" in node.masq("status").stdout
+            assert program in node.masq("status").stdout
+            assert (node.state / "authors.json").stat().st_mode & 0o777 == 0o600
             assert found["pid"] == culprit.pid
             assert daemon.lines("drift repaired", f"{found['name']} (pid {culprit.pid}")
 

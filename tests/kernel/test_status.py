@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import select
 import signal
 import time
 from collections.abc import Iterator
@@ -14,6 +17,7 @@ from typing import Any
 import pytest
 
 from flanneld_masq.model import Family
+from flanneld_masq.selftest import netns
 
 from ..common import eventually, patience
 from .conftest import SUBNET_ENV, Daemon, Node
@@ -219,6 +223,31 @@ class TestMetrics:
             assert check(node) == 0
             findings = json.loads(node.masq("doctor", "--json").stdout)["findings"]
             assert [one["severity"] for one in findings if one["seen"] == trouble] == ["notice"]
+
+
+def test_watch_redraws_a_terminal_until_ctrl_c(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    controller, terminal = pty.openpty()
+    shown = bytearray()
+
+    def redrawn(*words: bytes) -> bool:
+        """Return True if all of these words are on the screen."""
+        while select.select([controller], [], [], 0)[0]:
+            shown.extend(os.read(controller, 65536))
+        return all(word in shown.rpartition(b"\033[H\033[2J")[2] for word in words)
+
+    with in_sync(node):
+        with node.entered(), os.fdopen(terminal, "wb") as output:
+            process = netns.spawn(node.argv("status", "--watch"), output=output)
+        eventually(lambda: redrawn(b"\033[32msynced", b"since: "))
+        assert not redrawn(b"trouble")
+        node.write_subnet("nonsense")
+        eventually(lambda: redrawn(b"trouble: ", b"subnet.env"))
+        node.write_subnet(SUBNET_ENV)
+        eventually(lambda: not redrawn(b"trouble"))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(patience(5)) == 130
+        os.close(controller)
 
 
 def test_rules_of_a_subnet_file_that_is_gone_are_told(node: Node) -> None:

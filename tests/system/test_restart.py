@@ -15,7 +15,11 @@ from .traffic import Traffic
 
 def written(machine: Machine) -> list[tuple[str, int, int]]:
     """What each write leaves: a new file with what was observed after it."""
-    files = [path for path in machine.path("/run/flanneld-masq").glob("*.json") if path.name != "status.json"]
+    files = [
+        path
+        for path in machine.path("/run/flanneld-masq").glob("*.json")
+        if path.name not in ("status.json", "authors.json")
+    ]
     return sorted((path.name, path.stat().st_ino, path.stat().st_mtime_ns) for path in files)
 
 

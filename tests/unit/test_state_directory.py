@@ -424,6 +424,28 @@ class TestStatus:
         assert StateDirectory(directory).status() is None
 
 
+class TestAuthors:
+    def test_they_are_for_the_owner_alone(self, tmp_path: Path) -> None:
+        store = StateDirectory(tmp_path)
+        store.write_authors({"ipv4": {"time": "then"}})
+        assert store.authors() == {"ipv4": {"time": "then"}}
+        assert (tmp_path / "authors.json").stat().st_mode & 0o777 == 0o600
+
+    def test_none_make_no_file(self, tmp_path: Path) -> None:
+        StateDirectory(tmp_path).write_authors({})
+        assert not (tmp_path / "authors.json").exists()
+
+    def test_a_failure_is_over_once_nothing_is_to_be_written(self, tmp_path: Path) -> None:
+        store = StateDirectory(tmp_path)
+        (tmp_path / "authors.json").mkdir()
+        with pytest.raises(StateError):
+            store.write_authors({"ipv4": {}})
+        assert "authors.json: Is a directory" in store.trouble
+        (tmp_path / "authors.json").rmdir()
+        store.write_authors({})
+        assert store.trouble == ""
+
+
 class TestInstance:
     def test_the_second_is_refused_and_the_first_is_named(self, directory: Path) -> None:
         with StateDirectory(directory).instance():

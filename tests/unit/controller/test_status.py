@@ -22,6 +22,7 @@ from flanneld_masq.controller.status import (
     GroupStatus,
     LastWrite,
     MarkStatus,
+    Since,
     State,
     Status,
     from_json,
@@ -120,6 +121,7 @@ STATUSES = st.builds(
     version=TEXT,
     pid=st.none() | NUMBER,
     config=TEXT,
+    since=st.builds(Since, st.none() | TIMES),
     config_loaded=st.none() | TIMES,
     reload_refused=st.booleans(),
     leases=tuples(LEASES),
@@ -134,6 +136,7 @@ DOCUMENT: Mapping[str, Any] = {
     "config_loaded": "2026-07-08T09:10:11.012+00:00",
     "reload_refused": True,
     "state": "degraded",
+    "since": "2026-07-08T09:10:11.012+00:00",
     "leases": [
         {
             "path": "/run/flannel/subnet.env",
@@ -148,6 +151,7 @@ DOCUMENT: Mapping[str, Any] = {
     "families": {
         "ipv4": {
             "in_subnet_file": True,
+            "since": "2026-07-08T09:10:11.012+00:00",
             "state": "contended",
             "last_error": "nft said no",
             "groups": {"masquerade": {"backend": "nft", "why": "it is usable", "rules": 5}},
