@@ -214,8 +214,18 @@ class HookSpecs:
     def flanneld_masq_non_masquerade_cidrs(self, settings: Settings) -> Sequence[Network]:
         """Destinations that pods reach with their own address, in addition to the configured ones.
 
-        Called when the configuration is loaded or reloaded, and at each resync; the networks of all plugins are
-        joined. If the hook raises, the last good answer of that plugin stays in force.
+        Called when the configuration is loaded or reloaded, at each resync, and when a file of
+        `flanneld_masq_watched_files` may have changed; the networks of all plugins are joined. If the hook raises, the
+        last good answer of that plugin stays in force.
+        """
+
+    @hookspec
+    def flanneld_masq_watched_files(self, settings: Settings) -> Sequence[str]:
+        """Files from which this plugin answers `flanneld_masq_non_masquerade_cidrs`: absolute paths, which need not
+        exist, and patterns.
+
+        Called when the configuration is loaded or reloaded. When one of these files may have changed, all plugins are
+        asked for their networks again. If the hook raises, none of the plugin's files is watched.
         """
 
     @hookspec

@@ -82,6 +82,20 @@ class Plugins:
         networks = tuple(network for answer in self._last_networks.values() for network in answer)
         return networks, tuple(failures)
 
+    def watched_files(self, settings: Settings) -> tuple[tuple[str, ...], tuple[PluginError, ...]]:
+        """Return the files, and patterns of files, that all plugins want to be watched, and the errors."""
+        files: list[str] = []
+        failures = []
+        for name, answer in self._call("flanneld_masq_watched_files", settings=settings):
+            if isinstance(answer, PluginError):
+                failures.append(answer)
+            elif not _is_paths(answer):
+                reason = f"it returned {answer!r}, which is no sequence of absolute paths"
+                failures.append(PluginError(name, "flanneld_masq_watched_files", reason))
+            else:
+                files += answer
+        return tuple(dict.fromkeys(files)), tuple(failures)
+
     def tell(self, event: Event) -> tuple[PluginError, ...]:
         """Pass an event to all observers; return the errors of those that failed."""
         answers = self._call("flanneld_masq_event", event=event)
@@ -93,6 +107,8 @@ class Plugins:
             name = str(implementation.plugin_name)
             try:
                 answer = implementation.function(*(arguments[key] for key in implementation.argnames))
+            except MasqError as error:
+                answer = PluginError(name, hook, str(error))
             except Exception as error:  # a plugin is foreign code: whatever it raises is its own failure
                 answer = PluginError(name, hook, repr(error))
             yield name, answer
@@ -167,6 +183,11 @@ def _objection(plugins: Plugins, kind: object) -> str:
 def _is_networks(answer: object) -> bool:
     networks = isinstance(answer, Collection) and all(isinstance(one, (IPv4Network, IPv6Network)) for one in answer)
     return networks and not isinstance(answer, (IPv4Network, IPv6Network))
+
+
+def _is_paths(answer: object) -> bool:
+    paths = isinstance(answer, Collection) and all(isinstance(one, str) and one.startswith("/") for one in answer)
+    return paths and not isinstance(answer, str)
 
 
 def _preference(kind: BackendType) -> tuple[bool, int, str]:

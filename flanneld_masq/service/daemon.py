@@ -103,7 +103,7 @@ class Daemon:
             for failure in self._plugins.failures:
                 self._publisher.log(LogEntry(Event("plugin-failed", str(failure)), logging.ERROR))
             self._watch = FileWatch(lambda: _call_in(loop, self._on_file_event), self._on_unwatched)
-            self._watch.start(self.settings.subnet_files)
+            self._watch.start(self._desired.watched_files())
             self._feeds.lock.start()
             held.callback(self._feeds.lock.stop)
             self._feeds.ruleset.start()
@@ -144,9 +144,9 @@ class Daemon:
         self._publisher.configuration_loaded()
         journal.set_level(settings.log_level)
         self._desired.follow(settings)
-        self._publisher.emit(plugin_entries(self._desired.ask_plugins()))
         if self._watch is not None:
-            self._watch.follow(settings.subnet_files)
+            self._watch.follow(self._desired.watched_files())
+        self._publisher.emit(plugin_entries(self._desired.ask_plugins()))
         self._publisher.log(LogEntry(Event("reloaded", "configuration read anew")))
         if settings.dbus_enabled:
             self._join_bus()
@@ -212,7 +212,7 @@ class Daemon:
         self._publisher.emit(input_entries(refreshed, self._desired.leases.good))
         if refreshed.changed:
             for family_loop in self._loops:
-                family_loop.mark(reason)
+                family_loop.mark(refreshed.because or reason)
         self._publisher.publish()
 
     def _resync_later(self) -> None:
@@ -243,6 +243,7 @@ class Daemon:
 
     def _on_file_event(self) -> None:
         self._watch_again()
+        self._publisher.emit(plugin_entries(self._desired.file_changed()))
         self._refresh("subnet file changed")
 
     def _watch_again(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flanneld_masq.controller.report import LogEntry, notice
@@ -27,14 +27,22 @@ class OnError(enum.Enum):
 
 @dataclass(frozen=True, **SLOTS)
 class Refreshed:
-    """What a refresh read. `changed` is True if the desired state is another one now.
+    """What a refresh read. `changed` is True if the desired state is another one than after the refresh before.
 
-    `net_conf` is a message about a net-conf.json that cannot be used; empty if it can, or is missing.
+    `because` is the reason if it is known: other networks of plugins, with everything else as it was. `net_conf` is a
+    message about a net-conf.json that cannot be used; empty if it can, or is missing.
     """
 
     changed: bool
     news: tuple[News, ...] = ()
     net_conf: str = ""
+    because: str = ""
+
+
+def _because(before: DesiredState | None, now: DesiredState | None) -> str:
+    if before is None or now is None or before.exceptions == now.exceptions:
+        return ""
+    return "networks of plugins changed" if before == replace(now, exceptions=before.exceptions) else ""
 
 
 class DesiredStateBuilder:
@@ -46,13 +54,17 @@ class DesiredStateBuilder:
         self._plugins = plugins
         self._on_error = on_error
         self._networks: tuple[Network, ...] = ()
+        self._plugin_files: tuple[str, ...] = ()
+        self._plugin_failures: tuple[PluginError, ...] = ()
+        self._last: DesiredState | None = None
         self._uses_nftables = False
         self._net_conf_trouble = ""
 
     @property
     def troubles(self) -> tuple[str, ...]:
-        """The problems of the input files now."""
-        return (*self.leases.troubles, *filter(None, (self._net_conf_trouble,)))
+        """The problems of the input files, and of plugins that give networks, now."""
+        failures = map(str, self._plugin_failures)
+        return (*self.leases.troubles, *filter(None, (self._net_conf_trouble, *failures)))
 
     def current(self) -> DesiredState | None:
         """Return what is to hold now; None until there is a lease."""
@@ -73,17 +85,29 @@ class DesiredStateBuilder:
         self.settings = settings
         self.leases.follow(settings.subnet_files)
 
+    def watched_files(self) -> tuple[str, ...]:
+        """Return the files whose changes matter: the subnet files, and those that plugins name. Patterns are among
+        them."""
+        self._plugin_files, _ = self._plugins.watched_files(self.settings)
+        return (*self.settings.subnet_files, *self._plugin_files)
+
     def ask_plugins(self) -> tuple[PluginError, ...]:
-        """Ask the plugins for their networks again. Return the failures."""
+        """Ask the plugins for their networks again, and for their files. Return the failures."""
+        _, unwatched = self._plugins.watched_files(self.settings)
         self._networks, failures = self._plugins.non_masquerade_cidrs(self.settings)
-        return failures
+        self._plugin_failures = (*unwatched, *failures)
+        return self._plugin_failures
+
+    def file_changed(self) -> tuple[PluginError, ...]:
+        """Ask the plugins again, if any named a file: it may be the one that changed. Return the failures."""
+        return self.ask_plugins() if self._plugin_files else ()
 
     def refresh(self) -> Refreshed:
         """Read net-conf.json and the subnet files again. Raises SubnetFileError for OnError.RAISE."""
-        before = self.current()
-        trouble = self._read_net_conf()
+        before, trouble = self._last, self._read_net_conf()
         news = self.read_leases()
-        return Refreshed(self.current() != before, news, trouble)
+        self._last = self.current()
+        return Refreshed(self._last != before, news, trouble, _because(before, self._last))
 
     def read_leases(self) -> tuple[News, ...]:
         """Read the subnet files alone again. Raises SubnetFileError for OnError.RAISE."""

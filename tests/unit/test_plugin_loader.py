@@ -16,7 +16,7 @@ import pluggy
 import pytest
 
 from flanneld_masq import hookspecs, plugin_loader
-from flanneld_masq.errors import KernelError, PluginError
+from flanneld_masq.errors import ConfigError, KernelError, PluginError
 from flanneld_masq.hookspecs import Backend, BackendType, Event, Host, hookimpl
 from flanneld_masq.model import BackendName, Desired, Family, Network, Observation, Probe, Settings
 from flanneld_masq.plugin_loader import Plugins
@@ -127,7 +127,7 @@ class TestLoading:
     def test_one_that_raises_is_named(self, error: Exception) -> None:
         plugins = load(bad=Answers(error), good=Offers(memory_backend_type("good")))
         assert failures(plugins) == [("bad", "flanneld_masq_backends")]
-        assert repr(error) in str(plugins.failures[0])
+        assert (str if isinstance(error, KernelError) else repr)(error) in str(plugins.failures[0])
         assert list(plugins.backends) == ["good"]
 
     @pytest.mark.parametrize("answer", [None, 5, "nft", {"nft": 1}, [None], [BackendType], object()])
@@ -231,6 +231,33 @@ class TestNonMasqueradeCidrs:
 
         load(one=Asks()).non_masquerade_cidrs(Settings(net_conf="/x"))
         assert seen == [Settings(net_conf="/x")]
+
+
+class TestWatchedFiles:
+    class Names:
+        def __init__(self, answer: object) -> None:
+            self.answer = answer
+
+        @hookimpl
+        def flanneld_masq_watched_files(self, settings: Settings) -> Any:
+            if isinstance(self.answer, Exception):
+                raise self.answer
+            return self.answer
+
+    def test_of_all_plugins_each_once(self) -> None:
+        plugins = load(one=self.Names(["/a", "/b*"]), two=self.Names(("/a", "/c")), three=Offers())
+        files, failed = plugins.watched_files(Settings())
+        assert (sorted(files), failed) == (["/a", "/b*", "/c"], ())
+
+    @pytest.mark.parametrize("rubbish", [None, 5, "/a", ["a"], [None], RuntimeError("no luck")])
+    def test_rubbish_is_left_out(self, rubbish: object) -> None:
+        files, (failure,) = load(one=self.Names(rubbish), two=self.Names(["/b"])).watched_files(Settings())
+        assert files == ("/b",)
+        assert (failure.plugin, failure.hook) == ("one", "flanneld_masq_watched_files")
+
+    def test_an_error_on_purpose_is_shown_as_it_is(self) -> None:
+        _, (failure,) = load(one=self.Names(ConfigError("/a", "key", "is wrong"))).watched_files(Settings())
+        assert failure.reason == "/a: key: is wrong"
 
 
 def test_events_reach_everybody_and_failures_come_back() -> None:

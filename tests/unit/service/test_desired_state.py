@@ -22,12 +22,18 @@ RANGE = ip_network("192.0.2.0/24")
 class Plugin:
     def __init__(self) -> None:
         self.fails = False
+        self.ranges = [RANGE]
+        self.files: list[str] = []
 
     @hookimpl
     def flanneld_masq_non_masquerade_cidrs(self) -> Sequence[Network]:
         if self.fails:
             raise ValueError("no file")
-        return [RANGE]
+        return self.ranges
+
+    @hookimpl
+    def flanneld_masq_watched_files(self) -> Sequence[str]:
+        return self.files
 
 
 @pytest.fixture
@@ -81,7 +87,37 @@ def test_kept_inputs_are_the_last_good_ones(settings: Settings, plugin: Plugin) 
     assert [trouble.split(": ")[0] for trouble in builder.troubles] == [
         f"{settings.subnet_files[0]}, line 1",
         settings.net_conf,
+        "plugin mine failed in flanneld_masq_non_masquerade_cidrs",
     ]
+    plugin.fails = False
+    assert builder.ask_plugins() == ()
+    assert len(builder.troubles) == 2
+
+
+def test_new_networks_of_a_plugin_change_the_desired_state(settings: Settings, plugin: Plugin) -> None:
+    write(settings.subnet_files[0], SUBNET)
+    builder = build(settings, plugin)
+    builder.ask_plugins()
+    assert builder.refresh().changed
+    plugin.ranges = []
+    builder.ask_plugins()
+    refreshed = builder.refresh()
+    assert (refreshed.changed, refreshed.because) == (True, "networks of plugins changed")
+    assert builder.required().exceptions == ()
+    assert not builder.refresh().changed
+
+
+def test_files_of_plugins_are_watched(settings: Settings, plugin: Plugin) -> None:
+    builder = build(settings, plugin)
+    assert builder.watched_files() == settings.subnet_files
+    plugin.fails = True
+    assert builder.file_changed() == (), "no plugin is asked"
+    plugin.files = ["/etc/mine"]
+    assert builder.watched_files() == (*settings.subnet_files, "/etc/mine")
+    assert [failure.hook for failure in builder.file_changed()] == ["flanneld_masq_non_masquerade_cidrs"]
+    plugin.fails = False
+    plugin.files = ["mine"]
+    assert [failure.hook for failure in builder.ask_plugins()] == ["flanneld_masq_watched_files"]
 
 
 def test_a_missing_file_is_waited_for_and_then_missed(settings: Settings, plugin: Plugin) -> None:
