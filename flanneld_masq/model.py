@@ -295,7 +295,8 @@ class MasqueradeSettings:
     """The table [masquerade] of the configuration file.
 
     `families` are those whose packets are masqueraded, of the families that a lease names. `to_remote_pods` is False if
-    packets to pods of other nodes keep their source address (no row 7). `kube_proxy_mark` "auto" stands for the mark in
+    packets to pods of other nodes keep their source address (no row 7). `ip_masq_agent_files` are paths and patterns of
+    files, which the plugin ipmasqagent reads. `kube_proxy_mark` "auto" stands for the mark in
     kube-proxy's own rules.
     """
 
@@ -305,6 +306,7 @@ class MasqueradeSettings:
     random_fully: bool = True
     non_masquerade_cidrs: tuple[Network, ...] = ()
     masquerade_link_local: bool = True
+    ip_masq_agent_files: tuple[str, ...] = ()
     kube_proxy_mark: Union[Mark, Literal["auto"], None] = "auto"
     position: Position = Position.LAST
 

@@ -64,8 +64,8 @@ class Session:
 
     def unreadable(self) -> tuple[Unreadable, ...]:
         """Return the input files that the user of the service may not read, as far as root can find out."""
-        files = (self.config, *_drop_ins(self.config), *self.settings.subnet_files)
-        return tuple(unreadable(files, ProcessRunner()))
+        named = (*self.settings.subnet_files, *self.settings.masquerade.ip_masq_agent_files)
+        return tuple(unreadable((self.config, *_drop_ins(self.config), *named), ProcessRunner()))
 
     def builder(self, on_error: OnError) -> DesiredStateBuilder:
         return DesiredStateBuilder(self.settings, self.plugins, on_error)

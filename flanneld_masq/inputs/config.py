@@ -178,6 +178,7 @@ _TABLES: dict[str, dict[str, Check]] = {
         "random_fully": accept.boolean,
         "non_masquerade_cidrs": accept.networks,
         "masquerade_link_local": accept.boolean,
+        "ip_masq_agent_files": accept.files,
         "kube_proxy_mark": accept.mark,
         "position": accept.position(Position.FIRST, Position.LAST),
     },

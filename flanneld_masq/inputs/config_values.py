@@ -101,14 +101,20 @@ def path_or_none(value: object) -> str:
     return path(value)
 
 
-def subnet_files(value: object) -> tuple[str, ...]:
-    files = _all(value, "absolute paths", path)
-    if not files:
-        raise Refused("expected at least one path, found none")
-    for number, file in enumerate(files):
-        if file in files[:number]:
+def files(value: object) -> tuple[str, ...]:
+    """Accept a list of absolute paths, each once; it may be empty."""
+    paths = _all(value, "absolute paths", path)
+    for number, file in enumerate(paths):
+        if file in paths[:number]:
             raise Refused(f"{quoted(file)} is named twice")
-    return files
+    return paths
+
+
+def subnet_files(value: object) -> tuple[str, ...]:
+    paths = files(value)
+    if not paths:
+        raise Refused("expected at least one path, found none")
+    return paths
 
 
 def families(value: object) -> tuple[Family, ...]:

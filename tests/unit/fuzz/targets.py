@@ -19,6 +19,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
+from flanneld_masq_ipmasqagent import files
 from flanneld_masq_iptables import binaries, save_format
 from flanneld_masq_iptables.kube_proxy import LegacyMarkReader
 from flanneld_masq_iptables.legacy_backend import IptablesLegacy
@@ -454,6 +455,12 @@ def _config(data: bytes) -> None:
     config.load(path)
 
 
+def _ip_masq_agent(data: bytes) -> None:
+    path = _directory("agent") / "ip-masq-agent"
+    path.write_bytes(data)
+    files.networks((str(path),))
+
+
 def _cidr(data: bytes) -> None:
     text.parse_cidr(_as_printed(data))
 
@@ -758,6 +765,25 @@ TARGETS = (
         (),
         ("flanneld_masq.controller.attribution", "flanneld_masq.inputs.processes"),
         (_PART, b".service", b":", b"/"),
+    ),
+    Target(
+        "ip-masq-agent",
+        "ip-masq-agent",
+        _ip_masq_agent,
+        (ConfigError,),
+        ("flanneld_masq_ipmasqagent.agent_config", "flanneld_masq_ipmasqagent.document"),
+        (
+            b"nonMasqueradeCIDRs:\n",
+            b"- 10.0.0.0/8\n",
+            b"masqLinkLocal: ",
+            b"true",
+            b"[",
+            b"{",
+            b"&a",
+            b"*a",
+            b"!!int ",
+            b"? ",
+        ),
     ),
     Target(
         "subnet-env",

@@ -31,6 +31,7 @@ to_remote_pods = true
 random_fully = true
 non_masquerade_cidrs = []
 masquerade_link_local = true
+ip_masq_agent_files = []
 kube_proxy_mark = "auto"
 position = "last"
 [forward]
