@@ -7,6 +7,7 @@ machine.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -37,6 +38,5 @@ class NoConnections:
 
 @pytest.fixture(autouse=True, scope="session")
 def no_connections_of_the_machine() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(conntrack, "NetlinkSocket", NoConnections)
+    with mock.patch.object(conntrack, "NetlinkSocket", NoConnections):  # pytest 6.0 has no MonkeyPatch for a session
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from unittest import mock
 
 import pytest
 
@@ -73,8 +74,7 @@ class TestHealing:
             def reconcile(self, state: DesiredState) -> Outcome:
                 return Outcome({}, repairs, {})
 
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(commands, "heal", heal)
+        with mock.patch.object(commands, "heal", heal):
             outcome = commands._reconcile(Pass(), DesiredState(settings))  # type: ignore[arg-type]
         assert outcome.repairs == repairs
         return healed
