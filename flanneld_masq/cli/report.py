@@ -17,6 +17,8 @@ from flanneld_masq import __version__
 from flanneld_masq.cli import main
 from flanneld_masq.cli.output import print_json
 from flanneld_masq.cli.session import Session
+from flanneld_masq.errors import ConfigError
+from flanneld_masq.inputs import config_files
 from flanneld_masq.inputs.path_patterns import expand
 from flanneld_masq.packet_path import snapshot as snapshots
 from flanneld_masq.packet_path.collect import collect
@@ -35,6 +37,7 @@ from flanneld_masq.service.desired_state import OnError
 ISSUES = "https://github.com/flanneld-masq/flanneld-masq/issues"
 PROBLEMS = "problems.txt"
 _MAX_SUBNET_FILES = 32
+_MAX_DROP_INS = 32
 _Source = tuple[str, Callable[[], str]]  # the name of a part, and what makes it
 _ANSWERS = (
     ("status.json", ("status", "--json")),
@@ -161,9 +164,14 @@ class _Report:
         return page(self._node, lines, title=f"The way of packets on {_host()}", about=about)
 
     def _files(self) -> Iterator[_Source]:
-        """Yield the configuration, net-conf.json and the subnet files, those that are there."""
+        """Yield the configuration, its drop-ins, net-conf.json and the subnet files, those that are there."""
         settings = self._session.settings
         named = {"config.toml": self._options.config, "net-conf.json": settings.net_conf}
+        with contextlib.suppress(ConfigError):
+            drop_ins = config_files.drop_ins(Path(self._options.config))
+            named.update(
+                {f"config.d/{index}.toml": str(path) for index, path in enumerate(drop_ins[:_MAX_DROP_INS], 1)}
+            )
         paths = [path for entry in settings.subnet_files for path in expand(entry).files]
         named.update({f"subnet-files/{index}.env": path for index, path in enumerate(paths[:_MAX_SUBNET_FILES], 1)})
         for name, path in named.items():

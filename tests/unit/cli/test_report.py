@@ -60,9 +60,13 @@ def parts_of(path: Path) -> dict[str, str]:
 
 def test_the_archive_holds_what_is_known(masq: Program) -> None:
     path = masq.directory / "r.tar.gz"
+    drop_in = masq.directory / "config.d" / "10-a.toml"
+    drop_in.parent.mkdir()
+    drop_in.write_text("log.level = 'debug'\n")
     done = masq(f"report {path}")
     assert (done.status, done.err) == (0, "")
     parts = parts_of(path)
+    assert parts["config.d/1.toml"] == f"# {drop_in}\nlog.level = 'debug'\n"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert snapshots.from_json(parts["snapshot.json"]) == SNAPSHOT
     assert json.loads(parts["status.json"])["config"] == str(masq.config_file)
