@@ -7,9 +7,10 @@ import os
 import pty
 import select
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,8 @@ from typing import Any
 import pytest
 
 from flanneld_masq.model import Family
-from flanneld_masq.selftest import netns
 
-from ..common import eventually, patience
+from ..common import as_from_a_terminal, eventually, patience
 from .conftest import SUBNET_ENV, Daemon, Node
 
 IPV4_ALONE = "".join(f"{line}\n" for line in SUBNET_ENV.splitlines() if "IPV6" not in line)
@@ -236,9 +236,12 @@ def test_watch_redraws_a_terminal_until_ctrl_c(node: Node, monkeypatch: pytest.M
             shown.extend(os.read(controller, 65536))
         return all(word in shown.rpartition(b"\033[H\033[2J")[2] for word in words)
 
-    with in_sync(node):
+    with in_sync(node), ExitStack() as stack:
         with node.entered(), os.fdopen(terminal, "wb") as output:
-            process = netns.spawn(node.argv("status", "--watch"), output=output)
+            argv = node.argv("status", "--watch")
+            process = subprocess.Popen(argv, stdout=output, stderr=output, preexec_fn=as_from_a_terminal)
+        stack.callback(process.wait)
+        stack.callback(process.kill)
         eventually(lambda: redrawn(b"\033[32msynced", b"since: "))
         assert not redrawn(b"trouble")
         node.write_subnet("nonsense")
@@ -247,7 +250,7 @@ def test_watch_redraws_a_terminal_until_ctrl_c(node: Node, monkeypatch: pytest.M
         eventually(lambda: not redrawn(b"trouble"))
         process.send_signal(signal.SIGINT)
         assert process.wait(patience(5)) == 130
-        os.close(controller)
+    os.close(controller)
 
 
 def test_rules_of_a_subnet_file_that_is_gone_are_told(node: Node) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import subprocess
 import sys
 import time
@@ -77,6 +78,16 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[Frame]:
     return frames
 
 
+@pytest.fixture
+def small_heap() -> Iterator[None]:
+    """Keep the garbage collector from the thousands of tests in this process, which the daemon has not."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("small_heap")
 @pytest.mark.parametrize("kind", [*attacker.KINDS, *attacker.CROWDS])
 def test_an_attack_delays_nothing_and_others_get_answers(scene: Scene, kind: str, parsed: list[Frame]) -> None:
     async def story(scene: Scene) -> tuple[list[Gap], int, int]:
