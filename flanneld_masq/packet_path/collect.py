@@ -7,6 +7,7 @@ table is listed only if it exists, for a listing creates it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from flanneld_masq.errors import CommandError
@@ -74,7 +75,14 @@ class Collector:
             if len(others) <= MAX_TABLES:
                 listed = [self._output("nft", "-j", "list", "table", *names) for names in others]
                 return nft_tables.joined([known, *listed])
-        return self._output("nft", "-j", "list", "ruleset") if chains else ""
+        return self._with_flags(self._output("nft", "-j", "list", "ruleset")) if chains else ""
+
+    def _with_flags(self, ruleset: str) -> str:
+        """Return the ruleset with what nft lists of tables whose flags it garbles in JSON."""
+        found = islice(nft_tables.garbled(ruleset), MAX_TABLES)
+        listed = [(names, self._optional("nft", "-t", "list", "table", *names)) for names in found]
+        said = [document for names, text in listed if (document := nft_tables.dormant(*names, text))]
+        return nft_tables.joined([ruleset, *said]) if said else ruleset
 
     def _output(self, *argv: str) -> str:
         """Return what a program prints, empty if it fails; then the snapshot lacks something."""

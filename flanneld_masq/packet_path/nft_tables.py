@@ -17,6 +17,8 @@ from flanneld_masq.model import SLOTS
 
 _BEGIN = re.compile(r'\s*\{\s*"nftables"\s*:\s*\[\s*')
 _NEXT = re.compile(r"\s*(,)?\s*")
+_FLAGS = frozenset({"dormant", "owner", "persist"})  # of tables
+_FLAGGED = re.compile(r'\{"table": \{"family": "(\w+)", "name": "([^"\\]+)", "handle": \d+, "flags": "([^"\\]*)"')
 _DYNAMIC = {"dynamic", "timeout"}
 
 
@@ -62,7 +64,7 @@ def tables(text: str) -> tuple[RawTable, ...]:
         for kind, content, raw in _objects(text):
             if kind == "table":
                 table = _table(found, content["family"], content["name"])
-                table.handle = _number(content.get("handle", 0))
+                table.handle = _number(content.get("handle", table.handle))
                 table.dormant = _is_dormant(content.get("flags"))
             elif kind in _READERS:
                 _READERS[kind](_table(found, content["family"], content["table"]), content, raw)
@@ -97,8 +99,7 @@ def _table(found: dict[tuple[str, str], RawTable], family: str, name: str) -> Ra
 
 
 def _is_dormant(flags: object) -> bool:
-    # nft 1.0 prints the first letter of the flag alone.
-    return flags in ("d", "dormant") or (isinstance(flags, list) and "dormant" in flags)
+    return flags == "dormant" or (isinstance(flags, list) and "dormant" in flags)
 
 
 def _chain(table: RawTable, content: Any, _: str) -> None:
@@ -135,6 +136,24 @@ def _number(value: object) -> int:
 
 
 _READERS = {"chain": _chain, "rule": _rule, "set": _set, "map": _set}
+
+
+# ---- flags that nft garbles
+
+
+def garbled(text: str) -> Iterator[tuple[str, str]]:
+    """Yield family and name of the tables whose one flag is none: nft 1.0 prints a name where the flag should be."""
+    for family, name, flag in _FLAGGED.findall(text):
+        if flag not in _FLAGS:
+            yield family, name
+
+
+def dormant(family: str, name: str, listing: str) -> str:
+    """Return a document that says that a table is dormant, empty if its listing as text does not."""
+    flags = [line for line in listing.split("\n") if line.startswith("\tflags ")]
+    if not any("dormant" in line for line in flags[:1]):
+        return ""
+    return _document([json.dumps({"table": {"family": family, "name": name, "flags": ["dormant"]}})])
 
 
 # ---- a ruleset in parts

@@ -91,6 +91,20 @@ def test_many_chains_are_read_from_iptables_nft_save(tmp_path: Path, monkeypatch
     assert base.chain.rules[0].place.text == "-A POSTROUTING -m set --match-set s src -j MASQUERADE"
 
 
+@pytest.mark.parametrize(("flags", "expected"), [("dormant", 0), ("owner", 1)])
+def test_garbled_flags_of_a_table_are_read_as_text(flags: str, expected: int, tmp_path: Path) -> None:
+    """nft 1.0.6 prints the name of a table where its flag should be."""
+    chain = CHAINS[CHAINS.index('{"chain"') : CHAINS.index("]}")].partition(",\n")[0]
+    ruleset_text = (
+        '{"nftables": [{"table": {"family": "ip", "name": "nat", "handle": 3, "flags": "nat"}}, ' + chain + "]}"
+    )
+    text = f"table ip nat {{\n\tflags {flags}\n\n\tchain POSTROUTING {{\n"
+    printed = {"nft -j list chains": CHAINS, "nft -j list ruleset": ruleset_text, "nft -t list table ip nat": text}
+    found = collect(Tools(printed), tmp_path)
+    assert len(ruleset(found).bases) == expected
+    assert tables(found.ruleset)[0].handle == 3
+
+
 def test_a_table_that_the_save_lacks_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MANY_CHAINS", 1)
     save = "# Table `nat' is incompatible, use 'nft' tool.\n"

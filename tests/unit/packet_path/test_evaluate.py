@@ -197,7 +197,7 @@ def test_both_families_have_their_own_tables() -> None:
     assert follow(only, src="fd00:10:244:1::5", dst="2001:db8:2::7").fate is Fate.DELIVERED
 
 
-@pytest.mark.parametrize("flags", ["d", "dormant", ["dormant"]])
+@pytest.mark.parametrize("flags", ["dormant", ["dormant"]])
 def test_a_dormant_table_does_nothing(flags: object) -> None:
     objects = [table(flags=flags), chain("f", "forward", policy="drop")]
     assert follow(Node(snapshot(objects))).fate is Fate.DELIVERED
