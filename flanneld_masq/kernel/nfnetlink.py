@@ -88,11 +88,18 @@ class Nfnetlink:
 
     def rules(self, family: Family, table: str, chain: str | None = None) -> tuple[KernelRule, ...]:
         """Return the rules of one chain, or of the whole table, in order; none if it does not exist."""
-        place = f"{family.data.nft} {table} {chain or ''}".rstrip()
+        return self._rules(family.data.nft, family.data.nfproto, table, chain)
+
+    def inet_rules(self, table: str) -> tuple[KernelRule, ...]:
+        """Return the rules of a table of the family inet; none if it does not exist."""
+        return self._rules("inet", uapi.NFPROTO_INET, table, None)
+
+    def _rules(self, family: str, nfproto: int, table: str, chain: str | None) -> tuple[KernelRule, ...]:
+        place = f"{family} {table} {chain or ''}".rstrip()
         attempt, body = f"listing the rules of {place}", rules_key(table, chain)
         for _ in range(_DUMP_TRIES):
             try:
-                replies = self._netlink.request(attempt, _GETRULE, family.data.nfproto, body, dump=True)
+                replies = self._netlink.request(attempt, _GETRULE, nfproto, body, dump=True)
             except Interrupted:
                 continue
             except KernelError as error:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from functools import cached_property
+from ipaddress import ip_network
 
 from flanneld_masq.errors import KernelError
 from flanneld_masq.hookspecs import Host
@@ -30,6 +32,7 @@ from flanneld_masq.model import (
     Item,
     ItemKind,
     MarkEvidence,
+    Network,
     Observation,
     Probe,
     Protection,
@@ -46,6 +49,7 @@ from flanneld_masq_nft.protection import FLAGS, Ownership
 NAME = BackendName("nft")
 _TRIAL = f"{render.TABLE}-trial"
 _CNI_TABLE = "cni_plugins_masquerade"
+_SOURCE = re.compile(r"\bip6? saddr ([0-9a-f.:]+(?:/[0-9]+)?)(?: |$)")
 _HOOKS = {
     uapi.NF_INET_PRE_ROUTING: "prerouting",
     uapi.NF_INET_LOCAL_IN: "input",
@@ -146,8 +150,17 @@ class NftBackend:
         name = flannel_rules.TABLES[self.family]
         place = f"{self.family.data.nft} {name}"
         flannel = (Item(ItemKind.TABLE, place, f"table {place}"),) if self._netlink.table(self.family, name) else ()
-        masquerades = f"table inet {_CNI_TABLE}" if self._netlink.has_inet_table(_CNI_TABLE) else ""
-        return Survey(flannel, masquerades, tuple(self._flannel_nat(name)) if flannel else ())
+        return Survey(flannel, self._cni_masquerade(leases), tuple(self._flannel_nat(name)) if flannel else ())
+
+    def _cni_masquerade(self, leases: tuple[FamilyLease, ...]) -> str:
+        """Return the table in which the CNI bridge plugin masquerades, unless its rules name other networks alone."""
+        if not self._netlink.has_inet_table(_CNI_TABLE):
+            return ""
+        rules = self._netlink.inet_rules(_CNI_TABLE)
+        sources = [source for family in Family for rule in rules for source in _sources(describe(rule, family))]
+        pods = [lease.subnet for lease in leases]
+        about_pods = any(one.version == pod.version and one.overlaps(pod) for one in sources for pod in pods)
+        return f"table inet {_CNI_TABLE}" if about_pods or not sources else ""
 
     def _flannel_nat(self, table: str) -> Iterator[Item]:
         name = flannel_rules.NFT_CHAIN
@@ -261,3 +274,10 @@ def _scenario(family: Family) -> Desired:
     rule = Rule("6", "", Verdict.MASQUERADE, dst_not=family.data.multicast, fully_random=True, tag="trial")
     accept = Rule("forward-src", "", Verdict.ACCEPT, src=family.data.link_local, tag="trial")
     return Desired(family, (GroupRules(Group.MASQUERADE, (rule,)), GroupRules(Group.FORWARD, (accept,))))
+
+
+def _sources(text: str) -> Iterator[Network]:
+    """Yield the sources that the text of a rule matches."""
+    for source in _SOURCE.findall(text):
+        with contextlib.suppress(ValueError):  # a comment may hold anything
+            yield ip_network(source, strict=False)

@@ -584,6 +584,20 @@ def test_the_bridge_plugin_may_masquerade_containers_that_are_not_of_flannel(nod
             assert (found.flannel, found.cni_masquerade) == ((), "")
 
 
+@pytest.mark.parametrize("pods", [False, True])
+def test_the_table_of_the_bridge_plugin_may_be_for_other_networks(node: Node, family: Family, pods: bool) -> None:
+    """nerdctl's, say."""
+    other, ip = {Family.IPV4: ("198.18.0.5", "ip"), Family.IPV6: ("fd00:88::5", "ip6")}[family]
+    sources = [other, PODS[family].replace("0/24", "5").replace("::/64", "::5")][: 1 + pods]
+    rules = "".join(f"{ip} saddr {one} {ip} daddr != {one} masquerade\n" for one in sources)
+    node.tool("nft", "-f", "-", stdin=f"table inet cni_plugins_masquerade {{ chain masq_checks {{\n{rules}}}; }}\n")
+    lease = node.lease().of(family)
+    assert lease is not None
+    with node.entered():
+        found = node.backends(family)[BackendName("nft")].survey((lease,))
+    assert found.cni_masquerade == ("table inet cni_plugins_masquerade" if pods else "")
+
+
 def test_host_ports_of_the_cni_plugins_are_no_such_masquerade(node: Node) -> None:
     node.configure(BY_EVENTS_ALONE, backend="nft")
     for flavour in FLAVOURS:
