@@ -34,8 +34,8 @@ def conntrack(facts: Facts) -> Iterator[Finding]:
 
 
 def unread(facts: Facts) -> Iterator[Finding]:
-    if facts.network_unread:
-        yield finding(Kind.NETWORK_UNREADABLE, facts.network_unread)
+    if facts.unread.network:
+        yield finding(Kind.NETWORK_UNREADABLE, facts.unread.network)
 
 
 def forwarding(facts: Facts) -> Iterator[Finding]:
@@ -151,13 +151,19 @@ def _is_strange(route: Route, link: Link, leases: tuple[FamilyLease, ...]) -> bo
     """Return True for a route into a pod network that is neither flannel's nor one to this node's pods.
 
     By a gateway an administrator may lead several nodes at once; what is narrower than a node takes pods away from it.
+    A route to one pod is a plugin's that needs no bridge.
     """
-    if any(route.network.subnet_of(lease.subnet) for lease in leases):  # type: ignore[arg-type]
+    if any(_leads_to_own_pods(route, lease) for lease in leases):
         return False
     inside = [lease for lease in leases if _inside_any(route, lease)]
     narrow = all(route.network.prefixlen > lease.subnet.prefixlen for lease in inside)
     direct = not route.gateway or link.kind in _VPN
     return bool(inside) and (narrow or direct) and not any(is_flannels(route, link, lease) for lease in inside)
+
+
+def _leads_to_own_pods(route: Route, lease: FamilyLease) -> bool:
+    single = route.network.num_addresses == 1
+    return route.network == lease.subnet or (single and route.network.network_address in lease.subnet)
 
 
 def _inside_any(route: Route, lease: FamilyLease) -> bool:

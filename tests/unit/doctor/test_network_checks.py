@@ -204,6 +204,7 @@ class TestInsidePodNetwork:
             (Route(ip_network("10.244.64.0/18"), "wg1"), Link("wg1", kind="wireguard")),
             (Route(ip_network("10.244.9.0/24"), "eth1"), Link("eth1")),
             (Route(ip_network("10.244.2.0/25"), "eth1", gateway=True), Link("eth1")),
+            (Route(ip_network("10.244.1.0/25"), "tun0"), Link("tun0", kind="tun")),
         ],
     )
     def test_route(self, route: Route, link: Link) -> None:
