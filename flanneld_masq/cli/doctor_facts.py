@@ -15,14 +15,17 @@ from flanneld_masq.cli.comparison import difference, differs, left_behind
 from flanneld_masq.cli.session import Session
 from flanneld_masq.cli.status import reported
 from flanneld_masq.doctor import host_reader, unit_state
-from flanneld_masq.doctor.facts import DaemonFacts, Facts, FamilyFacts, KubeProxy
+from flanneld_masq.doctor.facts import DaemonFacts, Facts, FamilyFacts, KubeProxy, Unread
 from flanneld_masq.doctor.host_network import HostNetwork
-from flanneld_masq.errors import MasqError
+from flanneld_masq.errors import MasqError, SnapshotError
 from flanneld_masq.inputs import saved_rulesets
 from flanneld_masq.inputs.text import read_start
 from flanneld_masq.kernel import kube_proxy
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.model import Family, MarkEvidence, Protection, Settings, Survey
+from flanneld_masq.packet_path.collect import collect
+from flanneld_masq.packet_path.evaluate import Node
+from flanneld_masq.packet_path.flows import FlowResult, flows
 from flanneld_masq.printable import printable
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.reconcile.reconciler import Reconciler
@@ -47,19 +50,33 @@ def gather(
         return _with_network(facts, session.root)
     net_conf = builder.refresh().net_conf
     unread = "" if os.geteuid() == 0 else f"this is user {os.geteuid()}, not root"
-    return _with_network(
-        Facts(
-            session.settings,
-            builder.leases.good,
-            builder.leases.troubles,
-            net_conf,
-            daemon=daemon,
-            families=() if unread else tuple(_families(session, builder.current())),
-            unread=unread,
-            plugins=plugins,
-        ),
-        session.root,
+    facts = Facts(
+        session.settings,
+        builder.leases.good,
+        builder.leases.troubles,
+        net_conf,
+        daemon=daemon,
+        families=() if unread else tuple(_families(session, builder.current())),
+        unread=Unread(unread),
+        plugins=plugins,
     )
+    facts = _with_network(facts, session.root)
+    return facts if unread or not facts.leases else _with_flows(facts, builder.current(), session.root)
+
+
+def _with_flows(facts: Facts, desired: DesiredState | None, root: Path) -> Facts:
+    """Add what becomes of the packets that pods need, with the rules of every program."""
+    snapshot = collect(ProcessRunner(), root)
+    exceptions = desired.exceptions if desired is not None else ()
+    unread = "; ".join(snapshot.unread)
+    found: list[FlowResult] = []
+    try:
+        node = Node(snapshot)
+        for lease in facts.leases:
+            found += flows(node, lease, facts.settings, exceptions=exceptions)
+    except SnapshotError as error:
+        unread = str(error)
+    return replace(facts, flows=tuple(found), unread=replace(facts.unread, packet_path=unread))
 
 
 def _daemon(session: Session, options: argparse.Namespace) -> DaemonFacts:
@@ -78,7 +95,7 @@ def _with_network(facts: Facts, root: Path) -> Facts:
     except (MasqError, ValueError) as error:
         unread = printable(str(error))
     sysctls = host_reader.read_sysctls(root, host_reader.sysctl_paths(network or HostNetwork(), facts.leases))
-    return replace(facts, network=network, network_unread=unread, sysctls=sysctls)
+    return replace(facts, network=network, unread=replace(facts.unread, network=unread), sysctls=sysctls)
 
 
 def _families(session: Session, desired: DesiredState | None) -> Iterator[FamilyFacts]:

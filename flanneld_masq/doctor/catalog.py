@@ -189,7 +189,7 @@ TEXTS: Mapping[Kind, Text] = {
         "IPv6 is switched off on {device}",
         "the subnet file names IPv6 pods, and {device} carries none of their packets",
         "sysctl -w {key}={value}",
-        _SYSCTL,
+        _SYSCTL + "; the interface lost its IPv6 addresses: make the pods again, and restart flannel",
     ),
     Kind.REVERSE_PATH_STRICT: Text(
         PROBLEM,
@@ -257,6 +257,54 @@ TEXTS: Mapping[Kind, Text] = {
         "a flanneld that runs with --ip-masq=false, or that is gone, no longer maintains them",
         "if flanneld runs with --ip-masq=false now, or is gone, `flanneld-masq cleanup --flannel` removes them",
     ),
+    Kind.FLOW_DROPPED: Text(
+        PROBLEM,
+        "a rule {verb} packets of pods{by}",
+        "another table cannot accept what one drops, so these packets are lost whatever rules flanneld-masq has",
+        "{remedy}",
+        "{persist}",
+    ),
+    Kind.FLOW_DENIED_BY_POLICY: Text(
+        NOTICE,
+        "the network policies{by} deny packets of every pod that was tried",
+        "if no policy is meant to deny them, pods lose these connections",
+        "compare with `kubectl get networkpolicy --all-namespaces`, and see the log of {owner}",
+    ),
+    Kind.FLOW_MASQUERADED: Text(
+        PROBLEM,
+        "another rule masquerades packets that must keep their source address{by}",
+        "network policies and logs see the node instead of the pod, and answers may take another way",
+        "{remedy}",
+        "{persist}",
+    ),
+    Kind.FLOW_NOT_MASQUERADED: Text(
+        PROBLEM,
+        "packets of pods leave the node with a source address to which no answer comes{by}",
+        "hosts outside the cluster have no route to pods, so pods do not reach them",
+        "{remedy}",
+        "{persist}",
+    ),
+    Kind.FLOW_REDIRECTED: Text(
+        PROBLEM,
+        "a rule sends packets of pods to another address{by}",
+        "they, or the answers to them, do not arrive where they should",
+        "{remedy}",
+        "{persist}",
+    ),
+    Kind.FLOW_MISROUTED: Text(
+        PROBLEM,
+        "a route or a setting of the kernel leads packets of pods astray",
+        "they do not arrive, although no rule drops them",
+        "compare `ip rule`, `ip route get {dst} from {src} iif DEVICE` and the setting that is named with a node that "
+        "works; `flanneld-masq trace` follows real packets",
+        "the configuration of the program that owns the route or rule, or a line in /etc/sysctl.d for a setting",
+    ),
+    Kind.FLOWS_UNKNOWN: Text(
+        UNKNOWN,
+        "what becomes of the packets of pods cannot be told",
+        "without all rules and routes nothing says which packets other programs drop or masquerade",
+        "do what the message says, for example install the program that is named, and run doctor again",
+    ),
     Kind.IPTABLES_FLAVOURS_MIXED: Text(
         NOTICE,
         "programs use both iptables-legacy and iptables-nft, and neither sees the rules of the other",
@@ -306,7 +354,9 @@ TEXTS: Mapping[Kind, Text] = {
 
 
 def finding(kind: Kind, seen: str, family: Optional[Family] = None, **fields: object) -> Finding:
-    """Return a finding of that kind. `fields` fill the braces of its texts."""
+    """Return a finding of that kind. `fields` fill the braces of its texts; `owner` is also a field of the finding."""
     text = TEXTS[kind]
-    what, why, remedy, persist = (each.format(**fields) for each in (text.what, text.why, text.remedy, text.persist))
-    return Finding(kind, text.severity, what, seen, why, remedy, persist, "" if family is None else str(family))
+    texts = (text.what, text.why, text.remedy, text.persist)
+    what, why, remedy, persist = (each.format(**fields) for each in texts)
+    of_family = "" if family is None else str(family)
+    return Finding(kind, text.severity, what, seen, why, remedy, persist, of_family, str(fields.get("owner", "")))

@@ -60,7 +60,7 @@ def reported(facts: Facts) -> Iterator[Finding]:
             yield replace(finding(Kind.DAEMON_TROUBLE, trouble), severity=severity)
     for name, family in status.families.items():
         yield from _reported_of(status, name, family)
-        if facts.unread and family.cni_masquerade:  # otherwise the rules themselves were read
+        if facts.unread.rules and family.cni_masquerade:  # otherwise the rules themselves were read
             yield finding(Kind.CNI_MASQUERADES, ", ".join(family.cni_masquerade), name)
 
 

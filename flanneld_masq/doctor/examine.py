@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flanneld_masq.doctor import bridge_checks, daemon_checks, network_checks, rule_checks, subnet_checks
+from flanneld_masq.doctor import bridge_checks, daemon_checks, flow_checks, network_checks, rule_checks, subnet_checks
 from flanneld_masq.doctor.facts import Facts
 from flanneld_masq.doctor.findings import Finding
 
@@ -33,7 +33,13 @@ _CHECKS = (
 
 
 def examine(facts: Facts) -> Iterator[Finding]:
-    """Yield each finding once."""
+    """Yield each finding once. The packets of pods come last, for most of what happens to them has a known cause."""
+    found = list(_found(facts))
+    yield from found
+    yield from flow_checks.flows(facts, found)
+
+
+def _found(facts: Facts) -> Iterator[Finding]:
     for check in _CHECKS:
         yield from check(facts)
     for family in facts.families:

@@ -11,6 +11,7 @@ from flanneld_masq.doctor.host_network import HostNetwork
 from flanneld_masq.doctor.unit_state import UnitState
 from flanneld_masq.inputs.saved_rulesets import SavedTable
 from flanneld_masq.model import SLOTS, BackendName, Family, Holder, Lease, MarkEvidence, Settings, Survey
+from flanneld_masq.packet_path.flows import FlowResult
 from flanneld_masq.ruleset.flannel_effect import Effect
 from flanneld_masq.service.service_user import Unreadable
 
@@ -65,14 +66,24 @@ class DaemonFacts:
 
 
 @dataclass(frozen=True, **SLOTS)
+class Unread:
+    """Why something cannot be read, each empty if it was: the rules of this program and of those that it knows, the
+    interfaces and routes, and the `packet_path`: everything that may happen to a packet."""
+
+    rules: str = ""
+    network: str = ""
+    packet_path: str = ""
+
+
+@dataclass(frozen=True, **SLOTS)
 class Facts:
     """What was found out of a node.
 
     `troubles` say why subnet files give no lease. `wrong` says what is wrong with the configuration file, without which
     nothing is known of what depends on it; `net_conf` what is wrong with flannel's. `network` are its interfaces and
-    routes; None if they are not needed, and `network_unread` why they are not known. `unread` says why no rule can be
-    read. `sysctls` are numbers below /proc/sys, by path; those that the kernel does not are missing.
-    `plugins` are the failures of plugins.
+    routes; None if they are not needed or not known. `unread` says what cannot be read. `sysctls` are numbers below
+    /proc/sys, by path; those that the kernel does not have are missing.
+    `plugins` are the failures of plugins. `flows` is what becomes of the packets that pods need.
     """
 
     settings: Settings
@@ -82,8 +93,8 @@ class Facts:
     wrong: str = ""
     daemon: DaemonFacts = DaemonFacts()
     families: tuple[FamilyFacts, ...] = ()
-    unread: str = ""
+    unread: Unread = Unread()
     network: Optional[HostNetwork] = None
-    network_unread: str = ""
     sysctls: Mapping[str, int] = field(default_factory=dict)
     plugins: tuple[str, ...] = ()
+    flows: tuple[FlowResult, ...] = ()

@@ -39,6 +39,13 @@ class Kind(str, enum.Enum):
     FLANNEL_OVERRULES = "flannel-overrules"
     FLANNEL_RULES = "flannel-rules"
     FLANNEL_RULES_RETURN = "flannel-rules-return"
+    FLOW_DENIED_BY_POLICY = "flow-denied-by-policy"
+    FLOW_DROPPED = "flow-dropped"
+    FLOW_MASQUERADED = "flow-masqueraded"
+    FLOW_MISROUTED = "flow-misrouted"
+    FLOW_NOT_MASQUERADED = "flow-not-masqueraded"
+    FLOW_REDIRECTED = "flow-redirected"
+    FLOWS_UNKNOWN = "flows-unknown"
     FORWARD_DROPS = "forward-drops"
     FORWARD_DROPS_UNHELPED = "forward-drops-unhelped"
     FORWARDING_OFF = "forwarding-off"
@@ -68,7 +75,8 @@ class Kind(str, enum.Enum):
 @dataclass(frozen=True, **SLOTS)
 class Finding:
     """One finding. `seen` is the evidence, `why` how it breaks pods, `remedy` the command or step that ends it now, and
-    `persist` how that survives a reboot; empty if the remedy lasts. `family` is empty for the whole node."""
+    `persist` how that survives a reboot; empty if the remedy lasts. `family` is empty for the whole node. `owner` is
+    the program that owns the rule, empty for a finding without one."""
 
     kind: Kind
     severity: Severity
@@ -78,11 +86,12 @@ class Finding:
     remedy: str
     persist: str = ""
     family: str = ""
+    owner: str = ""
 
     def __post_init__(self) -> None:
         for name in ("what", "seen", "why", "remedy", "persist"):
             object.__setattr__(self, name, one_line(getattr(self, name)))
-        make_printable(self, "family")
+        make_printable(self, "family", "owner")
 
 
 _COLOURS = {Severity.PROBLEM: "\033[31m", Severity.NOTICE: "\033[33m", Severity.UNKNOWN: "\033[36m"}
@@ -108,5 +117,6 @@ def text_of(findings: Iterable[Finding], *, colour: bool = False) -> Iterator[st
         start, end = (_COLOURS[finding.severity], "\033[0m") if colour else ("", "")
         family = f"{finding.family}: " if finding.family else ""
         yield f"{start}{finding.severity.value}:{end} {family}{finding.what} [{finding.kind.value}]"
-        parts = {"seen": finding.seen, "why": finding.why, "remedy": finding.remedy, "persist": finding.persist}
+        names = ("seen", "owner", "why", "remedy", "persist")
+        parts = {name: getattr(finding, name) for name in names}
         yield from (f"  {f'{name}:':<8} {text}" for name, text in parts.items() if text)

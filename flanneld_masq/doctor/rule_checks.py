@@ -16,8 +16,8 @@ _JOURNAL = "do what the message says, or see `flanneld-masq plan` and `flanneld-
 
 
 def unread(facts: Facts) -> Iterator[Finding]:
-    if facts.unread:
-        yield finding(Kind.RULES_UNREADABLE, facts.unread, remedy="run this as root: `sudo flanneld-masq doctor`")
+    if facts.unread.rules:
+        yield finding(Kind.RULES_UNREADABLE, facts.unread.rules, remedy="run this as root: `sudo flanneld-masq doctor`")
 
 
 def _backends(_: Facts, family: FamilyFacts) -> Iterator[Finding]:

@@ -27,7 +27,7 @@ def overlapping(facts: Facts) -> Iterator[Finding]:
 
 def flannel_masquerades(facts: Facts) -> Iterator[Finding]:
     effects = [effect for family in facts.families for effect in family.effects.values()]
-    state = "" if effects or facts.unread else ", but none of its masquerade rules is there"
+    state = "" if effects or facts.unread.rules else ", but none of its masquerade rules is there"
     none = "" if any(effect.conflicts or effect.unread for effect in effects) else "none is needed; "
     for lease in facts.leases:
         if lease.ipmasq:

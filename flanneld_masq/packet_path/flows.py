@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from itertools import islice
 from typing import Optional
@@ -29,11 +29,14 @@ from flanneld_masq.model import Verdict as PolicyVerdict
 from flanneld_masq.packet_path.evaluate import Node, Outcome, Result
 from flanneld_masq.packet_path.packet import TCP, Connection, CtState, Packet
 from flanneld_masq.packet_path.routing import UNICAST, Route, Routing
+from flanneld_masq.packet_path.rules import Hook
 from flanneld_masq.packet_path.services import services
-from flanneld_masq.packet_path.state import Step
+from flanneld_masq.packet_path.state import Effect, Step
 from flanneld_masq.ruleset import policy
 
 WORLD = {Family.IPV4: ip_address("8.8.8.8"), Family.IPV6: ip_address("2001:4860:4860::8888")}  # any of the world
+OTHER_WORLD = {Family.IPV4: ip_address("93.184.216.34"), Family.IPV6: ip_address("2606:2800:220:1::1")}
+OTHER_PORT = 31234
 WORLD_PORT, POD_PORT, HOST_PORT, CLIENT_PORT = 443, 8080, 10250, 40000
 MAX_SERVICES = 32  # that are tried until one has a pod of this node
 _BRIDGE_KEYS = {
@@ -68,6 +71,17 @@ class Judgement(str, enum.Enum):
     SKIPPED = "skipped"
 
 
+class Fault(str, enum.Enum):
+    """How a flow is not as wanted."""
+
+    LOST = "lost"
+    MISROUTED = "sent to another device"
+    REDIRECTED = "sent to another address"
+    UNANSWERED = "an answer that is none"
+    MASQUERADED = "with another source"
+    NOT_MASQUERADED = "without a source of the node"
+
+
 class Source(str, enum.Enum):
     """The source address that must arrive."""
 
@@ -88,7 +102,9 @@ class Cause:
 class FlowResult:
     """A flow, what is wanted of it, and what becomes of it. `answer` is True for the direction of the answers.
 
-    `why` says what is wrong, or why the flow was skipped. A skipped flow has no result.
+    `why` says what is wrong, or why the flow was skipped. A skipped flow has no result. `fault` is what is wrong
+    with it, or may be. `narrow` is True for a packet that is lost while those of another pod, or to another address or
+    port, are not: the rule decides by more than pods.
     """
 
     family: Family
@@ -99,6 +115,8 @@ class FlowResult:
     why: str = ""
     causes: tuple[Cause, ...] = ()
     result: Optional[Result] = None
+    fault: Optional[Fault] = None
+    narrow: bool = False
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -267,21 +285,10 @@ class _Flows:
 
     def _answer(self, case: _Case, outcome: Outcome) -> FlowResult:
         first = case.packet
-        connection = Connection(first.source, first.destination, outcome.src, outcome.dst, outcome.ct_mark)
-        answer = Packet(
-            outcome.dst.address,
-            outcome.src.address,
-            first.proto,
-            outcome.dst.port,
-            outcome.src.port,
-            outcome.device,
-            state=CtState.NEW if outcome.untracked else CtState.ESTABLISHED,
-            reply=not outcome.untracked,
-            connection=None if outcome.untracked else connection,
-        )
+        answer = _answer_to(first, outcome)
         if obstacle := self._bridged(case, outcome):
-            judgement = Judgement.WRONG
-            return FlowResult(self._family, case.flow, True, Source.KEPT, judgement, obstacle)
+            judgement, fault = Judgement.WRONG, Fault.MISROUTED
+            return FlowResult(self._family, case.flow, True, Source.KEPT, judgement, obstacle, fault=fault)
         back = _Case(case.flow, answer, first.iif, kept=False)
         result = self._node.evaluate(answer)
         return self._judge(back, result, Source.ANY, answer=True, original=first)
@@ -303,9 +310,9 @@ class _Flows:
         self, case: _Case, result: Result, wanted: Source, *, answer: bool, original: Optional[Packet] = None
     ) -> FlowResult:
         faults = [self._fault(case, outcome, wanted, original) for outcome in result.outcomes]
-        bad = [(outcome, fault) for outcome, fault in zip(result.outcomes, faults) if fault]
-        steps = [step for outcome, _ in bad for step in outcome.deciders[-1:]]
-        why = "; ".join(dict.fromkeys(fault for _, fault in bad))
+        bad = [(outcome, found) for outcome, found in zip(result.outcomes, faults) if found]
+        steps = [step for outcome, (fault, _) in bad for step in _cause(outcome, fault)]
+        why = "; ".join(dict.fromkeys(text for _, (_, text) in bad))
         judgement = Judgement.AS_WANTED
         if bad:
             judgement = Judgement.WRONG if len(bad) == len(faults) and not result.why_not else Judgement.MAY
@@ -314,27 +321,82 @@ class _Flows:
         if judgement is Judgement.MAY:
             steps += [step for step in result.deciders if step not in steps]
         causes = tuple(Cause(step, self._node.owner(step)) for step in dict.fromkeys(steps))
-        return FlowResult(self._family, case.flow, answer, wanted, judgement, why, causes, result)
+        first = bad[0][1][0] if bad else None
+        lost = judgement is Judgement.WRONG and first is Fault.LOST
+        narrow = lost and self._is_narrow(original or case.packet, answer=answer)
+        return FlowResult(self._family, case.flow, answer, wanted, judgement, why, causes, result, first, narrow)
 
-    def _fault(self, case: _Case, outcome: Outcome, wanted: Source, original: Optional[Packet]) -> str:
-        """Return what is wrong with an outcome, empty if nothing is."""
+    def _is_narrow(self, packet: Packet, *, answer: bool) -> bool:
+        """Return True if the packet of another pod, or to another address or port, may pass, or the `answer` to it."""
+        others = [replace(packet, dport=OTHER_PORT)]
+        others += [replace(packet, src=address) for address in self._others(packet.src)]
+        others += [replace(packet, dst=address) for address in self._others(packet.dst)]
+        return any(self._passes(other, answer=answer) for other in others)
+
+    def _passes(self, packet: Packet, *, answer: bool) -> bool:
+        delivered = [outcome for outcome in self._node.evaluate(packet).outcomes if outcome.delivered]
+        if not answer:
+            return bool(delivered)
+        return any(self._passes(_answer_to(packet, outcome), answer=False) for outcome in delivered)
+
+    def _others(self, address: Address) -> Iterator[Address]:
+        """Yield another address of the same kind: of the world, or of a pod. A node has no other."""
+        if address == WORLD[self._family]:
+            yield OTHER_WORLD[self._family]
+        elif address == self._pod:
+            yield from islice(_pods(self._lease, self._routing, self._device, address), 1)
+        elif self._remote is not None and address == self._remote[0]:
+            yield address + 1
+
+    def _fault(
+        self, case: _Case, outcome: Outcome, wanted: Source, original: Optional[Packet]
+    ) -> Optional[tuple[Fault, str]]:
+        """Return what is wrong with an outcome, None if nothing is."""
         packet = case.packet
         if not outcome.delivered:
-            return f"{outcome.steps[-1].effect.value} by {outcome.steps[-1].place}" if outcome.steps else ""
-        if case.device not in (None, outcome.device):
-            return f"sent to {outcome.device or 'the node itself'}, not to {case.device or 'the node itself'}"
+            last = outcome.steps[-1] if outcome.steps else None
+            return (Fault.LOST, f"{last.effect.value} by {last.place}") if last else None
         if case.kept and outcome.dst.address != packet.dst:
-            return f"sent to {outcome.dst.address}, not to {packet.dst}"
+            return Fault.REDIRECTED, f"sent to {outcome.dst.address}, not to {packet.dst}"
+        if case.device not in (None, outcome.device):
+            wrong, right = (device or "the node itself" for device in (outcome.device, case.device))
+            return Fault.MISROUTED, f"sent to {wrong}, not to {right}"
         if original is not None and (outcome.src.address, outcome.dst.address) != (original.dst, original.src):
-            return f"arrives as {outcome.src.address} -> {outcome.dst.address}, so it is no answer"
+            return Fault.UNANSWERED, f"arrives as {outcome.src.address} -> {outcome.dst.address}, so it is no answer"
         if wanted is Source.KEPT and outcome.src.address != packet.src:
-            return f"arrives from {outcome.src.address}, not from {packet.src}"
+            return Fault.MASQUERADED, f"arrives from {outcome.src.address}, not from {packet.src}"
         if wanted is Source.NODE and not self._is_own(outcome.src.address):
-            return f"arrives from {outcome.src.address}, not from an address of the node"
-        return ""
+            return Fault.NOT_MASQUERADED, f"arrives from {outcome.src.address}, not from an address of the node"
+        return None
 
     def _is_own(self, address: Address) -> bool:
         return any(one.address == address for one in self._routing.addresses)
+
+
+def _answer_to(first: Packet, outcome: Outcome) -> Packet:
+    """Return the first answer to a packet that was delivered."""
+    connection = Connection(first.source, first.destination, outcome.src, outcome.dst, outcome.ct_mark)
+    return Packet(
+        outcome.dst.address,
+        outcome.src.address,
+        first.proto,
+        outcome.dst.port,
+        outcome.src.port,
+        outcome.device,
+        state=CtState.NEW if outcome.untracked else CtState.ESTABLISHED,
+        reply=not outcome.untracked,
+        connection=None if outcome.untracked else connection,
+    )
+
+
+def _cause(outcome: Outcome, fault: Fault) -> tuple[Step, ...]:
+    """Return the rule that did it: one that dropped or translated, or else one that kept NAT away."""
+    if outcome.deciders or fault not in (Fault.NOT_MASQUERADED, Fault.UNANSWERED):
+        return outcome.deciders[-1:]
+    untracked = [step for step in outcome.steps if step.effect is Effect.UNTRACKED]
+    ended = [step for step in outcome.steps if step.effect is Effect.ACCEPTED and step.hook is Hook.POSTROUTING]
+    marked = [step for step in outcome.steps if step.effect is Effect.MARKED]
+    return tuple((untracked or ended or marked)[-1:])
 
 
 _NO_REMOTE = "the node has no route to pods of other nodes"
@@ -361,6 +423,18 @@ def _pod(lease: FamilyLease, routing: Routing) -> tuple[Address, str]:
         if network.version == lease.subnet.version and network.network_address in lease.subnet and route.via is None:
             return network.network_address, route.device
     return address, ""
+
+
+def _pods(lease: FamilyLease, routing: Routing, device: str, beside: Address) -> Iterator[Address]:
+    """Yield addresses of other pods: by the same device, or of those that have routes of their own."""
+    for network, route in routing.unicast():
+        pod = network.network_address
+        if network.num_addresses == 1 and pod in lease.subnet and route.via is None and pod != beside:
+            yield pod
+    for pod in (beside - 1, beside + 1):
+        found = _route(routing, None, pod) if pod in lease.subnet else None
+        if found is not None and found.device == device:
+            yield pod
 
 
 def _free_address(lease: FamilyLease, routing: Routing) -> Address:

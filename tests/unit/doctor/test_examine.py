@@ -12,7 +12,7 @@ import pytest
 from flanneld_masq.controller.status import FamilyStatus, FlannelStatus, State, Status
 from flanneld_masq.doctor.catalog import TEXTS
 from flanneld_masq.doctor.examine import examine
-from flanneld_masq.doctor.facts import DaemonFacts, Facts, FamilyFacts, KubeProxy
+from flanneld_masq.doctor.facts import DaemonFacts, Facts, FamilyFacts, KubeProxy, Unread
 from flanneld_masq.doctor.findings import Kind, Severity, data_of, exit_status, text_of
 from flanneld_masq.doctor.network_checks import CONNTRACK_COUNT, CONNTRACK_MAX
 from flanneld_masq.doctor.unit_state import UnitState, parse
@@ -189,9 +189,9 @@ def test_the_remedy_for_drift_depends_on_the_daemon() -> None:
 
 UNKNOWN = {
     "hidden daemon": (with_daemon(holder=Holder(None, 0, "no permission"), status=None), Kind.DAEMON_UNKNOWN),
-    "ordinary user": (replace(NODE, unread="this is user 1000, not root", families=()), Kind.RULES_UNREADABLE),
+    "ordinary user": (replace(NODE, unread=Unread("this is user 1000, not root"), families=()), Kind.RULES_UNREADABLE),
     "no answer": (in_family(unread="cannot be read: a dump was cut off"), Kind.RULES_UNREADABLE),
-    "no ip": (replace(NODE, network_unread="`ip` could not be started"), Kind.NETWORK_UNREADABLE),
+    "no ip": (replace(NODE, unread=Unread(network="`ip` could not be started")), Kind.NETWORK_UNREADABLE),
 }
 
 
@@ -213,7 +213,7 @@ def test_exit_status_is_that_of_the_worst_finding() -> None:
 def test_a_finding_for_machines_has_every_part() -> None:
     (found,) = examine(replace(NODE, sysctls={FORWARDING: 0}))
     data = json.loads(json.dumps(data_of(found)))
-    assert list(data) == ["id", "severity", "what", "seen", "why", "remedy", "persist", "family"]
+    assert list(data) == ["id", "severity", "what", "seen", "why", "remedy", "persist", "family", "owner"]
     assert (data["id"], data["severity"], data["family"]) == ("forwarding-off", "problem", "ipv4")
 
 
@@ -344,7 +344,7 @@ class TestReported:
         family = FamilyStatus(State.SYNCED, cni_masquerade=("nft: table inet cni_plugins_masquerade",))
         facts = with_status(Status(State.SYNCED, families={Family.IPV4: family}))
         assert list(examine(facts)) == [], "root reads the rules"
-        kinds = [found.kind for found in examine(replace(facts, unread="not root", families=()))]
+        kinds = [found.kind for found in examine(replace(facts, unread=Unread("not root"), families=()))]
         assert kinds == [Kind.CNI_MASQUERADES, Kind.RULES_UNREADABLE]
 
     def test_a_refused_configuration_is_told_once(self) -> None:

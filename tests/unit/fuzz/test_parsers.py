@@ -43,6 +43,8 @@ EXEMPT = {
     "flanneld_masq.cli.main": "options of the command line, which argparse refuses",
     "flanneld_masq.cli.report": "lines of warnings that other commands print",
     "flanneld_masq.controller.surveyor": "places that backends made",
+    "flanneld_masq.doctor.flow_checks": "settings of the kernel as packet_path names them",
+    "flanneld_masq.doctor.flow_remedies": "places that packet_path made",
     "flanneld_masq.doctor.host_reader": "numbers of /proc/sys in 64 bytes; whatever is wrong with one, it is not known",
     "flanneld_masq.hookspecs": "only joins the lines again",
     "flanneld_masq.inputs.file_watch": "paths of the settings",

@@ -1,0 +1,220 @@
+"""Examines what becomes of the packets that pods need: one finding for each rule that decides otherwise. Pure.
+
+Only what is certain counts, and only flows that no healthy node does without. A rule that decides by more than pods (an
+address, a port) is intended. What another finding already explains is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Optional
+
+from flanneld_masq.doctor import flow_remedies
+from flanneld_masq.doctor.catalog import finding
+from flanneld_masq.doctor.facts import Facts
+from flanneld_masq.doctor.findings import Finding, Kind
+from flanneld_masq.doctor.flow_remedies import Remedy, Traffic
+from flanneld_masq.doctor.interfaces import of_family
+from flanneld_masq.model import SLOTS, Address, Family, FamilyLease
+from flanneld_masq.packet_path.flows import Cause, Fault, FlowResult, Judgement
+from flanneld_masq.packet_path.packet import Packet
+from flanneld_masq.packet_path.state import Effect, Step
+
+POLICY_PROGRAMS = frozenset({"kube-router", "calico", "cilium", "antrea", "weave", "ovn-kubernetes", "istio"})
+_NO_RULE = ("sysctl", "routing")  # what stands for a table where the kernel drops without a rule
+_SHOWN = 3  # flows that a finding names
+_WRONG_LEASE = {Kind.CONFIGURATION_INVALID, Kind.SUBNET_FILE_OF_ANOTHER_NODE, Kind.SUBNET_FILES_OVERLAP}
+_RULES_MISSING = {Kind.RULES_DIFFER, Kind.RULES_UNREADABLE, Kind.BACKEND_UNUSABLE}
+_FORWARD_DROPS = _RULES_MISSING | {Kind.FORWARD_DROPS, Kind.FORWARD_DROPS_UNHELPED}
+_ASTRAY = {Kind.POD_ROUTE_ELSEWHERE, Kind.POD_NETWORK_ON_NODE, Kind.BRIDGE_ADDRESS_DIFFERS}
+_BRIDGED = {Kind.BRIDGE_NETFILTER_MISSING, Kind.BRIDGE_NETFILTER_OFF}
+_OTHER_MASQUERADE = {"flannel": Kind.FLANNEL_OVERRULES, "cni-plugins": Kind.CNI_MASQUERADES}
+_KINDS = {
+    Fault.LOST: Kind.FLOW_DROPPED,
+    Fault.MISROUTED: Kind.FLOW_MISROUTED,
+    Fault.REDIRECTED: Kind.FLOW_REDIRECTED,
+    Fault.UNANSWERED: Kind.FLOW_REDIRECTED,
+    Fault.MASQUERADED: Kind.FLOW_MASQUERADED,
+    Fault.NOT_MASQUERADED: Kind.FLOW_NOT_MASQUERADED,
+}
+
+
+@dataclass(frozen=True, **SLOTS)
+class _Decision:
+    """A rule or a reason that makes flows of one family go wrong in one way."""
+
+    family: Family
+    kind: Kind
+    cause: Optional[Cause]
+    flows: tuple[FlowResult, ...]
+
+    @property
+    def step(self) -> Optional[Step]:
+        return self.cause.step if self.cause is not None else None
+
+    @property
+    def owner(self) -> str:
+        return self.cause.owner if self.cause is not None else ""
+
+
+def flows(facts: Facts, found: Sequence[Finding]) -> Iterator[Finding]:
+    """Yield a finding for each rule that loses or changes packets of pods, unless another one of `found` says so."""
+    if {one.kind for one in found} & _WRONG_LEASE:
+        return
+    if facts.unread.packet_path:
+        yield finding(Kind.FLOWS_UNKNOWN, facts.unread.packet_path)
+    for decision in _decisions(facts.flows):
+        if not _is_known(decision, [one for one in found if one.family in ("", str(decision.family))]):
+            yield _finding(decision, of_family(facts.leases, decision.family))
+
+
+def _decisions(results: Sequence[FlowResult]) -> Iterator[_Decision]:
+    grouped: dict[object, list[FlowResult]] = {}
+    for result in results:
+        if result.judgement is Judgement.WRONG and result.flow.essential and not result.narrow and result.fault:
+            cause = result.causes[0] if result.causes else None
+            reason = cause.step.place if cause is not None else result.why
+            grouped.setdefault((result.family, _kind(result.fault, cause), reason), []).append(result)
+    for group in grouped.values():
+        first = group[0]
+        cause = first.causes[0] if first.causes else None
+        if first.fault is not None:
+            yield _Decision(first.family, _kind(first.fault, cause), cause, tuple(group))
+
+
+def _kind(fault: Fault, cause: Optional[Cause]) -> Kind:
+    kind = _KINDS[fault]
+    if kind is Kind.FLOW_DROPPED:
+        if cause is None or cause.step.place.table in _NO_RULE:
+            return Kind.FLOW_MISROUTED
+        if cause.owner in POLICY_PROGRAMS:
+            return Kind.FLOW_DENIED_BY_POLICY
+    return kind
+
+
+# ---- what other findings say
+
+
+def _is_known(decision: _Decision, found: Sequence[Finding]) -> bool:
+    kinds = {one.kind for one in found}
+    if decision.kind is Kind.FLOW_MISROUTED:
+        return _is_setting_named(decision, found) or bool(kinds & (_ASTRAY | _BRIDGED))
+    if decision.kind is Kind.FLOW_NOT_MASQUERADED:
+        return bool(kinds & _RULES_MISSING)
+    if decision.kind is Kind.FLOW_MASQUERADED:
+        return _OTHER_MASQUERADE.get(decision.owner) in kinds
+    place = decision.step.place if decision.step is not None else None
+    in_forward = place is not None and place.chain == "FORWARD" and place.table.endswith(" filter")
+    return decision.kind is Kind.FLOW_DROPPED and in_forward and bool(kinds & _FORWARD_DROPS)
+
+
+def _is_setting_named(decision: _Decision, found: Sequence[Finding]) -> bool:
+    """Return True if a finding names the setting of the kernel that drops the packets."""
+    if decision.step is None or decision.step.place.table != "sysctl":
+        return False
+    key = decision.step.place.text.partition(" = ")[0]
+    return any(key in text.replace("/", ".") for one in found for text in (one.seen, one.remedy))
+
+
+# ---- texts
+
+
+def _finding(decision: _Decision, leases: tuple[FamilyLease, ...]) -> Finding:
+    step, owner = decision.step, decision.owner
+    packet = _packet(decision.flows[0])
+    advice = _remedy(decision, leases)
+    return finding(
+        decision.kind,
+        _seen(decision),
+        decision.family,
+        owner=owner or ("" if step is None or step.place.table in _NO_RULE else "unknown"),
+        by=f": {owner}" if owner else "",
+        verb="rejects" if step is not None and step.effect is Effect.REJECTED else "drops",
+        src=packet.src if packet else "SOURCE",
+        dst=packet.dst if packet else "DESTINATION",
+        remedy=advice.command,
+        persist=advice.persist,
+    )
+
+
+def _packet(result: FlowResult) -> Optional[Packet]:
+    return result.result.packet if result.result is not None else None
+
+
+def _seen(decision: _Decision) -> str:
+    named = [_flow_text(one) for one in decision.flows[:_SHOWN]]
+    more = len(decision.flows) - len(named)
+    flows_text = ", ".join(named) + (f" and {more} more" if more else "")
+    return f"{flows_text}: {_what(decision)}"
+
+
+def _flow_text(one: FlowResult) -> str:
+    packet = _packet(one)
+    ends = f" ({packet.src} -> {packet.dst})" if packet is not None else ""
+    return f"{'answers of ' if one.answer else ''}{one.flow.value}{ends}"
+
+
+def _what(decision: _Decision) -> str:
+    step = decision.step
+    if step is None or step.place.table in _NO_RULE:
+        return decision.flows[0].why
+    why = "" if decision.kind in (Kind.FLOW_DROPPED, Kind.FLOW_DENIED_BY_POLICY) else f"{decision.flows[0].why}; "
+    place = step.place
+    handle = f", handle {place.handle}" if place.handle and place.number else ""
+    which = str(place) if place.number else f"the policy of {place.chain} in {place.table}"
+    return f"{why}{step.effect.value} at {step.hook.value} by {which}{handle}"
+
+
+# ---- remedies
+
+
+def _remedy(decision: _Decision, leases: tuple[FamilyLease, ...]) -> Remedy:
+    step = decision.step
+    if step is None:
+        return Remedy(
+            "`flanneld-masq plan` says which of its own rules are missing, `flanneld-masq status` which group is off"
+        )
+    if decision.kind is Kind.FLOW_NOT_MASQUERADED and step.effect in _OWN_REMEDIES:
+        return _OWN_REMEDIES[step.effect]
+    traffic = [found for one in decision.flows for found in _traffic(one, decision.kind, leases)]
+    return flow_remedies.remedy(step, decision.owner, decision.family, traffic, _device(decision))
+
+
+_OWN_REMEDIES: Mapping[Effect, Remedy] = {
+    Effect.ACCEPTED: Remedy(
+        'set masquerade.position = "first", then `systemctl reload flanneld-masq`; or remove the rule where it is made'
+    ),
+    Effect.MARKED: Remedy(
+        "give the packets another mark than kube-proxy's where the rule is made, or kube-proxy another one "
+        "(--iptables-masquerade-bit)"
+    ),
+}
+
+
+def _device(decision: _Decision) -> str:
+    """Return the device by which packets left that were delivered otherwise than wanted."""
+    results = [one.result for one in decision.flows if one.result is not None]
+    return next((outcome.device for result in results for outcome in result.outcomes), "")
+
+
+def _traffic(one: FlowResult, kind: Kind, leases: tuple[FamilyLease, ...]) -> Iterator[Traffic]:
+    """Yield the packets that must pass: as wide as the pod network, as narrow as the rest allows."""
+    packet = _packet(one)
+    if packet is None:
+        return
+    networks = [str(network) for lease in leases for network in lease.networks]
+    from_pods = _is_within(packet.src, leases)
+    to_pods = _is_within(packet.dst, leases)
+    for network in networks:
+        if from_pods:
+            # An exception from NAT must not hold for the world.
+            yield Traffic(network, network if kind is Kind.FLOW_MASQUERADED and to_pods else "")
+        elif one.answer or not packet.iif:
+            yield Traffic("", network, answers=one.answer)
+        else:
+            yield Traffic(str(packet.src), network)
+
+
+def _is_within(address: Address, leases: Collection[FamilyLease]) -> bool:
+    return any(address in network for lease in leases for network in lease.networks)

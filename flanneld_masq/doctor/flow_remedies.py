@@ -1,0 +1,177 @@
+"""Writes the commands that let packets of pods pass, in the terms of the program that owns the rule. Pure.
+
+`DROPS` and `MASQUERADES` are data. Where they have no command, the remedy is an accept right before the rule that
+decides, in the same chain: there it helps against that rule, and stands ahead of no other.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from flanneld_masq.model import SLOTS, Family
+from flanneld_masq.packet_path.rules import Hook, Place
+from flanneld_masq.packet_path.state import Effect, Step
+
+_LEGACY = "legacy "
+_ANSWERS = "RELATED,ESTABLISHED"
+
+
+@dataclass(frozen=True, **SLOTS)
+class Traffic:
+    """Packets that must pass, by source and destination; empty for any. With `answers`, those of connections alone."""
+
+    source: str = ""
+    destination: str = ""
+    answers: bool = False
+
+    @property
+    def shape(self) -> str:
+        return "between" if self.source and self.destination else "from" if self.source else "to"
+
+
+@dataclass(frozen=True, **SLOTS)
+class Remedy:
+    """The commands, and how they survive a reboot."""
+
+    command: str
+    persist: str = ""
+
+
+@dataclass(frozen=True, **SLOTS)
+class Program:
+    """How a program is told to leave packets alone: a command for each shape of traffic, or `persist` alone if only an
+    accept before its rule helps at once. The fields are `source`, `destination`, `address` (the first of both that is),
+    `tool` and `device`."""
+
+    commands: Mapping[str, str]
+    persist: str
+
+
+def _any(command: str) -> Mapping[str, str]:
+    return dict.fromkeys(("from", "to", "between"), command)
+
+
+_FIREWALLD = "firewall-cmd --zone=trusted --add-source={address}"
+_DOCKER_POLICY = Program(_any("{tool} -P FORWARD ACCEPT"), '`"ip-forward-no-drop": true` in /etc/docker/daemon.json')
+_DOCKER_NFT = Program(
+    {},
+    'docker makes its table again at each start: `"bridge-accept-fwmark": "0x100000/0x100000"` in '
+    "/etc/docker/daemon.json, and a chain of your own (type filter hook forward priority -10) in the file that the "
+    "nftables service loads, which sets that mark for the same packets; or give docker a bridge other than flannel's",
+)
+_SHARED = "a connection with ipv4.method shared makes it: `nmcli connection modify NAME ipv4.method auto`"
+DROPS: Mapping[str, Program] = {
+    "firewalld": Program(_any(_FIREWALLD), "the same with --permanent: `{command_permanent}`"),
+    "ufw": Program(
+        {
+            "from": "ufw route allow from {source}",
+            "to": "ufw route allow to {destination}",
+            "between": "ufw route allow from {source} to {destination}",
+        },
+        "",
+    ),
+    "docker": Program(
+        {
+            "from": "{tool} -I DOCKER-USER -s {source} -j ACCEPT",
+            "to": "{tool} -I DOCKER-USER -d {destination} -j ACCEPT",
+            "between": "{tool} -I DOCKER-USER -s {source} -d {destination} -j ACCEPT",
+        },
+        "docker keeps what DOCKER-USER has until a reboot: run the command from a unit that is ordered "
+        "After=docker.service",
+    ),
+    "libvirt": Program({}, "the command in /etc/libvirt/hooks/network, for libvirt makes its rules again"),
+    "NetworkManager": Program({}, _SHARED),
+    "tailscale": Program({}, "`tailscale set --netfilter-mode=nodivert` and rules of your own"),
+}
+MASQUERADES: Mapping[str, Program] = {
+    "docker": Program(
+        {},
+        '`"ip-masq": false` in /etc/docker/daemon.json, or for its network the option '
+        "com.docker.network.bridge.enable_ip_masquerade=false",
+    ),
+    "firewalld": Program(
+        _any("firewall-cmd --zone=trusted --change-interface={device}"),
+        "the same with --permanent: `{command_permanent}`",
+    ),
+    "libvirt": Program({}, "`virsh net-edit NETWORK`: <forward mode='route'/> or another network instead of nat"),
+    "NetworkManager": Program({}, _SHARED),
+    "systemd-networkd": Program({}, "`IPMasquerade=no` in the .network file, then `networkctl reload`"),
+    "tailscale": Program({}, "`tailscale set --snat-subnet-routes=false`"),
+    "ip-masq-agent": Program({}, "the pod network in nonMasqueradeCIDRs of its configuration"),
+    "netavark": Program({}, "give podman a network outside of flannel's"),
+}
+_FILES = "the same in the file of the nftables service (/etc/nftables.conf, RHEL: /etc/sysconfig/nftables.conf)"
+_SAVED = "`netfilter-persistent save` (RHEL: `service {tools} save`), or the command in the script that makes the rules"
+
+
+def remedy(step: Step, owner: str, family: Family, traffic: Iterable[Traffic], device: str = "") -> Remedy:
+    """Return how to let the packets pass a rule. `device` is the one by which they leave."""
+    traffic = tuple(dict.fromkeys(traffic))
+    program = _program(step, owner)
+    if program is not None and program.commands:
+        fields = [_fields(one, step.place, family, device) for one in traffic]
+        commands = [program.commands[one.shape].format(**named) for one, named in zip(traffic, fields)]
+        command = _joined(commands)
+        return Remedy(command, program.persist.format(command_permanent=_permanent(command)))
+    command = _joined(shlex.join(_accept(step.place, one, family)) for one in traffic)
+    return Remedy(command, program.persist if program is not None else _persist(step.place, family))
+
+
+def _program(step: Step, owner: str) -> Program | None:
+    if step.effect is Effect.TRANSLATED:
+        return MASQUERADES.get(owner)
+    if owner == "docker" and not is_xtables(step.place) and step.place.number:
+        return _DOCKER_NFT
+    if owner == "docker" and not step.place.number:
+        return _DOCKER_POLICY
+    return DROPS.get(owner) if step.hook is Hook.FORWARD else None
+
+
+def _joined(commands: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(commands))
+
+
+def _permanent(command: str) -> str:
+    return command.replace("firewall-cmd ", "firewall-cmd --permanent ")
+
+
+def _fields(one: Traffic, place: Place, family: Family, device: str) -> Mapping[str, str]:
+    return {
+        "source": one.source,
+        "destination": one.destination,
+        "address": one.source or one.destination,
+        "tool": _tool(place, family),
+        "device": device,
+    }
+
+
+def is_xtables(place: Place) -> bool:
+    """Return True for a rule that iptables wrote, of either flavour."""
+    return place.table.startswith(_LEGACY) or place.text.startswith("-A ")
+
+
+def _tool(place: Place, family: Family) -> str:
+    return f"{family.data.tools}-{'legacy' if place.table.startswith(_LEGACY) else 'nft'}"
+
+
+def _accept(place: Place, one: Traffic, family: Family) -> list[str]:
+    """Return the command that accepts packets right before a rule, or at the end of a chain before its policy."""
+    if is_xtables(place):
+        table = place.table.rpartition(" ")[2]
+        where = ["-I", place.chain, str(place.number)] if place.number else ["-A", place.chain]
+        ends = [word for key, end in (("-s", one.source), ("-d", one.destination)) if end for word in (key, end)]
+        state = ["-m", "conntrack", "--ctstate", _ANSWERS] if one.answers else []
+        named = [] if table == "filter" else ["-t", table]
+        return [_tool(place, family), *named, *where, *ends, *state, "-j", "ACCEPT"]
+    at = ["handle", str(place.handle)] if place.number and place.handle else []
+    ip = family.data.nft
+    ends = [word for key, end in (("saddr", one.source), ("daddr", one.destination)) if end for word in (ip, key, end)]
+    state = ["ct", "state", _ANSWERS.lower()] if one.answers else []
+    verb = "insert" if place.number else "add"
+    return ["nft", verb, "rule", *place.table.split(" ", 1), place.chain, *at, *ends, *state, "accept"]
+
+
+def _persist(place: Place, family: Family) -> str:
+    return _SAVED.format(tools=family.data.tools) if is_xtables(place) else _FILES

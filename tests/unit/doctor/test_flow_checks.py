@@ -1,0 +1,200 @@
+"""What becomes of the packets of pods as findings: one for each rule, with the remedy of its owner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import pytest
+
+from flanneld_masq.controller.status import State, Status
+from flanneld_masq.doctor.examine import examine
+from flanneld_masq.doctor.facts import DaemonFacts, Facts, FamilyFacts, Unread
+from flanneld_masq.doctor.findings import Finding, Kind, Severity, exit_status
+from flanneld_masq.model import Family, FamilyLease, Holder, Lease, Settings
+from flanneld_masq.packet_path.evaluate import Node
+from flanneld_masq.packet_path.flows import flows
+
+from ..packet_path.nodes import DADDR, DROP, ROUTES4, SADDR, chain, match, meta, payload, rule, snapshot, table
+
+LEASE = Lease(
+    "/run/flannel/subnet.env",
+    FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1")),
+)
+OWN = [
+    table("flanneld-masq"),
+    chain("p", "postrouting", "nat", prio=100, table="flanneld-masq"),
+    rule("p", match(meta("oifname"), "eth0"), {"masquerade": None}, table="flanneld-masq"),
+]
+POD_NETWORK = {"prefix": {"addr": "10.244.0.0", "len": 16}}
+CALICO = """*filter
+:FORWARD ACCEPT [0:0]
+:cali-FORWARD - [0:0]
+-A FORWARD -m comment --comment "cali:wUHhoiAYhphO9Mso" -j cali-FORWARD
+-A cali-FORWARD -i cni0 -m comment --comment "cali:8ZoYfO5HKXWbB3pk" -j DROP
+COMMIT
+"""
+
+
+def node_facts(objects: Sequence[Any], **more: Any) -> Facts:
+    """A healthy node but for these objects of nft, and what a snapshot has beside."""
+    found = flows(Node(snapshot([*OWN, *objects], **more)), LEASE, Settings())
+    daemon = DaemonFacts(Holder(True, 7, "it is held"), Status(State.SYNCED))
+    return Facts(Settings(), (LEASE,), daemon=daemon, families=(FamilyFacts(Family.IPV4),), flows=found)
+
+
+def found_in(objects: Sequence[Any], **more: Any) -> list[Finding]:
+    return list(examine(node_facts(objects, **more)))
+
+
+def only(objects: Sequence[Any], **more: Any) -> Finding:
+    (found,) = found_in(objects, **more)
+    return found
+
+
+def forward(*rules: Sequence[object], name: str = "t", family: str = "ip", policy: str = "accept") -> list[Any]:
+    where: dict[str, Any] = {"table": name, "family": family}
+    return [
+        table(name, family),
+        chain("f", "forward", policy=policy, **where),
+        *(rule("f", *one, **where) for one in rules),
+    ]
+
+
+def test_a_healthy_node_has_no_findings() -> None:
+    assert found_in([]) == []
+
+
+def test_one_rule_is_one_finding_with_all_its_flows() -> None:
+    found = only(forward([DROP]))
+    assert (found.kind, found.severity, found.owner) == (Kind.FLOW_DROPPED, Severity.PROBLEM, "unknown")
+    assert "pod to world (10.244.1.250 -> 8.8.8.8)" in found.seen
+    assert "rule 1 of f in ip t: drop, handle 7" in found.seen
+    assert "and 1 more" in found.seen
+    assert found.remedy.startswith("nft insert rule ip t f handle 7 ip saddr 10.244.0.0/16 accept")
+    assert "nftables service" in found.persist
+
+
+def test_a_policy_is_met_at_the_end_of_its_chain() -> None:
+    found = only(forward([match(SADDR, "192.0.2.9"), {"accept": None}], policy="drop"))
+    assert "by the policy of f in ip t" in found.seen
+    assert found.remedy.startswith("nft add rule ip t f ip saddr 10.244.0.0/16 accept")
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "command", "persist"),
+    [
+        ("firewalld", "inet", "firewall-cmd --zone=trusted --add-source=10.244.0.0/16", "firewall-cmd --permanent"),
+        ("docker-bridges", "ip", "nft insert rule ip docker-bridges f handle 7 ip saddr", "bridge-accept-fwmark"),
+        ("libvirt_network", "ip", "nft insert rule ip libvirt_network f", "/etc/libvirt/hooks/network"),
+        ("nm-shared-cni0", "ip", "nft insert rule ip nm-shared-cni0 f", "nmcli connection modify"),
+    ],
+)
+def test_the_remedy_is_in_the_terms_of_the_owner(name: str, family: str, command: str, persist: str) -> None:
+    found = only(forward([DROP], name=name, family=family))
+    assert found.remedy.startswith(command)
+    assert persist in found.persist
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        ("-A DOCKER -i cni0 -j DROP", "iptables-legacy -I DOCKER-USER -s 10.244.0.0/16 -j ACCEPT"),
+        ("-A ufw-user-forward -i cni0 -j DROP", "ufw route allow from 10.244.0.0/16"),
+        ("-A MYFW -i cni0 -j DROP", "iptables-legacy -I MYFW 1 -s 10.244.0.0/16 -j ACCEPT"),
+    ],
+)
+def test_the_remedy_of_a_rule_of_iptables(line: str, command: str) -> None:
+    name = line.split()[1]
+    legacy = f"*filter\n:FORWARD ACCEPT [0:0]\n:{name} - [0:0]\n-A FORWARD -j {name}\n{line}\nCOMMIT\n"
+    assert only([], legacy=legacy).remedy == command
+
+
+def test_answers_are_let_through_as_answers() -> None:
+    answers = [match({"ct": {"key": "state"}}, "established", "in"), match(meta("iifname"), "eth0")]
+    found = only(forward([*answers, DROP]))
+    assert "answers of pod to world" in found.seen
+    assert found.remedy == (
+        "nft insert rule ip t f handle 7 ip daddr 10.244.0.0/16 ct state related,established accept"
+    )
+
+
+@pytest.mark.parametrize(
+    "matches",
+    [
+        [match(payload("tcp", "dport"), 443)],
+        [match(DADDR, "8.8.8.8")],
+        [match(SADDR, "10.244.1.250")],
+        [{"limit": {"rate": 5, "burst": 5, "per": "second"}}],
+        [match(meta("iifname"), "eth0"), match({"ct": {"key": "state"}}, "new", "in")],  # the world to pods
+    ],
+    ids=["port", "address", "pod", "limit", "from the world"],
+)
+def test_what_decides_by_more_than_pods_is_intended(matches: list[Any]) -> None:
+    assert found_in(forward([*matches, DROP])) == []
+
+
+def test_network_policies_are_a_notice() -> None:
+    found = only([], legacy=CALICO)
+    assert (found.kind, found.severity, found.owner) == (Kind.FLOW_DENIED_BY_POLICY, Severity.NOTICE, "calico")
+    assert exit_status([found]) == 0
+
+
+def test_a_foreign_masquerade_between_pods() -> None:
+    docker = "*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -s 10.244.1.0/24 ! -o cni0 -j MASQUERADE\nCOMMIT\n"
+    found = only([], legacy=docker)
+    assert (found.kind, found.owner) == (Kind.FLOW_MASQUERADED, "docker")
+    assert found.remedy == ("iptables-legacy -t nat -I POSTROUTING 1 -s 10.244.0.0/16 -d 10.244.0.0/16 -j ACCEPT")
+    assert '"ip-masq": false' in found.persist
+
+
+def test_firewalld_masquerades_by_the_zone_of_the_device() -> None:
+    objects = [
+        table("firewalld"),
+        chain("nat_POSTROUTING", "postrouting", "nat", prio=110, table="firewalld"),
+        rule("nat_POSTROUTING", match(meta("oifname"), "flannel.1"), {"masquerade": None}, table="firewalld"),
+    ]
+    found = only(objects)
+    assert found.remedy == "firewall-cmd --zone=trusted --change-interface=flannel.1"
+
+
+def test_notrack_keeps_the_masquerade_away() -> None:
+    found = only([], legacy="*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -s 10.244.0.0/16 -j CT --notrack\nCOMMIT\n")
+    assert found.kind is Kind.FLOW_NOT_MASQUERADED
+    assert "-j CT --notrack" in found.seen
+    assert found.remedy == "iptables-legacy -t raw -I PREROUTING 1 -s 10.244.0.0/16 -j ACCEPT"
+
+
+def test_a_rule_that_redirects_pods() -> None:
+    objects = [
+        table(),
+        chain("pre", "prerouting", "nat", prio=-100),
+        rule("pre", match(meta("iifname"), "cni0"), {"dnat": {"addr": "192.0.2.77"}}),
+    ]
+    found = only(objects)
+    assert found.kind is Kind.FLOW_REDIRECTED
+    assert "sent to 192.0.2.77, not to 8.8.8.8" in found.seen
+
+
+def test_a_missing_route_is_no_rule() -> None:
+    routes = [*ROUTES4, {"dst": "8.8.8.0/24", "type": "unreachable"}]
+    facts = node_facts([], sysctls={"net.ipv4.conf.cni0.forwarding": "0"}, routes=routes)
+    kinds = {one.kind for one in examine(facts)}
+    assert kinds == {Kind.FLOW_MISROUTED}
+
+
+def test_what_another_finding_says_is_not_said_twice() -> None:
+    legacy = "*filter\n:FORWARD DROP [0:0]\nCOMMIT\n"
+    facts = node_facts([], legacy=legacy)
+    assert [one.kind for one in examine(facts)] == [Kind.FLOW_DROPPED]
+    differing = replace(facts, families=(FamilyFacts(Family.IPV4, differs="- a rule"),))
+    assert [one.kind for one in examine(differing)] == [Kind.RULES_DIFFER]
+
+
+def test_what_could_not_be_read_is_unknown() -> None:
+    facts = replace(node_facts([]), unread=Unread(packet_path="`nft` could not be started"))
+    (found,) = examine(facts)
+    assert (found.kind, found.seen) == (Kind.FLOWS_UNKNOWN, "`nft` could not be started")
+    assert exit_status([found]) == 2
