@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from flanneld_masq.kernel.trace_events import Header, LegacyStep, NftStep, StepKind
 from flanneld_masq.live.journey import Fate, Journey, translated_destination, translated_source
-from flanneld_masq.live.owners import OwnerOf
 from flanneld_masq.live.rule_texts import FAMILIES, RuleTexts, hook_name
 from flanneld_masq.model import SLOTS
+from flanneld_masq.packet_path.owners import owner_by_text
 
 _TARGET = re.compile(r" -[jg] (\S+)")
 _LEGACY_VERDICTS = {"DROP": "drop", "REJECT": "drop", "ACCEPT": "accept", "RETURN": "return", "NFQUEUE": "queue"}
@@ -62,9 +62,9 @@ class Traced:
         return self.steps[-1].hook if self.steps else ""
 
 
-def judge(journey: Journey, texts: RuleTexts, owner_of: OwnerOf, device: Callable[[int], str]) -> Traced:
+def judge(journey: Journey, texts: RuleTexts, device: Callable[[int], str]) -> Traced:
     """Return what became of the packet. `device` names the device of an index."""
-    steps = tuple(_passed(journey, texts, owner_of))
+    steps = tuple(_passed(journey, texts))
     fate = _fate(journey, steps)
     begin, end = journey.header, journey.end
     return Traced(
@@ -79,27 +79,27 @@ def judge(journey: Journey, texts: RuleTexts, owner_of: OwnerOf, device: Callabl
     )
 
 
-def _passed(journey: Journey, texts: RuleTexts, owner_of: OwnerOf) -> Iterator[Passed]:
+def _passed(journey: Journey, texts: RuleTexts) -> Iterator[Passed]:
     hook = ""
     for step in journey.steps:
         if isinstance(step, LegacyStep):
             hook = hook_name(step.hook)
-            yield _legacy(step, hook, texts, owner_of)
+            yield _legacy(step, hook, texts)
         else:
             hook = hook_name(texts.chain(step.nfproto, step.table, step.chain).hook) or hook
-            yield _nft(step, hook, texts, owner_of)
+            yield _nft(step, hook, texts)
 
 
-def _nft(step: NftStep, hook: str, texts: RuleTexts, owner_of: OwnerOf) -> Passed:
+def _nft(step: NftStep, hook: str, texts: RuleTexts) -> Passed:
     table = f"{FAMILIES.get(step.nfproto, step.nfproto)} {step.table}"
     handle = step.handle if step.kind is StepKind.RULE else 0
     text = texts.text(step.nfproto, step.table, step.chain, handle) if handle else ""
     verdict = f"{step.verdict} {step.target}".rstrip()
-    owner = owner_of(table, step.chain, text)
+    owner = owner_by_text(table, step.chain, text)
     return Passed("nf_tables", hook, table, step.chain, step.kind, verdict, handle, 0, text, owner)
 
 
-def _legacy(step: LegacyStep, hook: str, texts: RuleTexts, owner_of: OwnerOf) -> Passed:
+def _legacy(step: LegacyStep, hook: str, texts: RuleTexts) -> Passed:
     """The kernel reports a rule without any match, such as `-j DROP`, as if it were the policy or the end of the chain;
     only its number tells."""
     chain = texts.legacy(step.table, step.chain)
@@ -109,7 +109,7 @@ def _legacy(step: LegacyStep, hook: str, texts: RuleTexts, owner_of: OwnerOf) ->
     if kind is StepKind.RULE:
         verdict = _legacy_verdict(text, lambda target: texts.has_legacy_chain(step.table, target))
     number = step.number if kind is StepKind.RULE else 0
-    owner = owner_of(step.table, step.chain, text)
+    owner = owner_by_text(step.table, step.chain, text)
     return Passed("legacy", hook, step.table, step.chain, kind, verdict, 0, number, text, owner)
 
 

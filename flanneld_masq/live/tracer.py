@@ -19,7 +19,6 @@ from flanneld_masq.live.journey import Assembler, Journey
 from flanneld_masq.live.judgement import Traced, judge
 from flanneld_masq.live.legacy_log import LegacyLog
 from flanneld_masq.live.own_table import trace_table
-from flanneld_masq.live.owners import OwnerOf, by_name
 from flanneld_masq.live.rule_texts import RuleTexts
 from flanneld_masq.model import SLOTS
 from flanneld_masq.printable import printable
@@ -51,13 +50,11 @@ class Tracer:
         *,
         run: ProcessRunner,
         root: Path = Path("/"),
-        owner_of: OwnerOf = by_name,
         clock: Clock = time.monotonic,
     ) -> None:
         self._flows = flows
         self._family = flows[0].family
         self._run = run
-        self._owner_of = owner_of
         self._clock = clock
         self._blind: list[str] = []
         self._before: Counters | None = None
@@ -86,7 +83,7 @@ class Tracer:
         self.close()
         journeys = self._assembler.journeys
         texts = RuleTexts(self._run, self._family)
-        packets = tuple(judge(journey, texts, self._owner_of, device_name) for journey in journeys)
+        packets = tuple(judge(journey, texts, device_name) for journey in journeys)
         if self._before is None and _unreported(journeys, self._tables):
             self._blind.append(
                 "the kernel reported nothing of the tables of legacy iptables: it may be built without TRACE"

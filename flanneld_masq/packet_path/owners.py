@@ -30,7 +30,7 @@ class Fingerprint:
 
 FINGERPRINTS = (
     Fingerprint("flanneld-masq", comment=r"flanneld-masq:[0-9a-f]{12}"),
-    Fingerprint("flanneld-masq", table=r"flanneld-masq"),
+    Fingerprint("flanneld-masq", table=r"flanneld-masq(-(trace|probe|trial)\b.*)?"),
     Fingerprint("flanneld-masq", chain=r"FLANNELD-MASQ(-FWD)?"),
     Fingerprint("flannel", comment=r"flanneld (masq|forward).*"),
     Fingerprint("flannel", table=r"flannel-ipv[46]"),
@@ -79,6 +79,7 @@ FINGERPRINTS = (
     Fingerprint("docker", text=r"-A POSTROUTING -s \S+ ! -o \S+ -j MASQUERADE"),
 )
 _BUILT_IN = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
+_COMMENT = re.compile(r'\bcomment (?!--)(?:"([^"]*)"|(\S+))')
 _CALLED = re.compile(r"(?:-[jg]|\bjump|\bgoto) (\S+)")
 
 
@@ -94,6 +95,13 @@ def owner_of(place: Place, beside: Collection[str] = (), jumps: Collection[Place
         return UNKNOWN
     there = {_match(Place(place.table, chain)) for chain in beside if chain not in _BUILT_IN}
     return next((name for name in _SET_POLICIES if name in there), UNKNOWN)
+
+
+def owner_by_text(table: str, chain: str, text: str) -> str:
+    """Return the program that owns a rule of which only its table ("ip filter") and chain are known, and its text as
+    nft or iptables-save prints it, empty for a policy; UNKNOWN if none is recognised."""
+    comment = _COMMENT.search(text)
+    return _match(Place(table, chain, text=text, comment=(comment[1] or comment[2] or "") if comment else ""))
 
 
 _SET_POLICIES = ("ufw", "docker", "firewalld", "libvirt")  # of the programs above, those that set policies

@@ -66,7 +66,6 @@ from flanneld_masq.kernel.trace_events import parse_steps
 from flanneld_masq.live import counters, ip_json
 from flanneld_masq.live.journey import Assembler
 from flanneld_masq.live.judgement import judge
-from flanneld_masq.live.owners import by_name
 from flanneld_masq.live.rule_texts import RuleTexts, listed_rules, saved_chains
 from flanneld_masq.live.throwaway import find_bridge
 from flanneld_masq.live.tracer import Trace
@@ -76,6 +75,7 @@ from flanneld_masq.packet_path import snapshot as path_snapshot
 from flanneld_masq.packet_path.collect import collect
 from flanneld_masq.packet_path.evaluate import Node
 from flanneld_masq.packet_path.flows import flows
+from flanneld_masq.packet_path.owners import owner_by_text
 from flanneld_masq.packet_path.packet import TCP, Packet
 from flanneld_masq.packet_path.snapshot import LEGACY, NFT, Save, Snapshot
 from flanneld_masq.process import Completed, ProcessRunner
@@ -385,7 +385,7 @@ def _trace_steps(data: bytes) -> None:
     assembler.feed(parse_steps(data))
     texts = RuleTexts(_Programs(""), Family.IPV4)
     texts.chain = lambda nfproto, table, name: objects.Chain(name, 0, 0, 0)  # type: ignore[method-assign]
-    packets = tuple(judge(journey, texts, by_name, str) for journey in assembler.journeys)
+    packets = tuple(judge(journey, texts, str) for journey in assembler.journeys)
     trace = Trace((), packets)
     list(trace_lines(trace))
     trace_json(trace)
@@ -393,7 +393,7 @@ def _trace_steps(data: bytes) -> None:
 
 def _nft_chain(data: bytes) -> None:
     for _, rule in listed_rules(_as_printed(data)):
-        by_name("ip filter", rule, rule)
+        owner_by_text("ip filter", rule, rule)
 
 
 def _counters(data: bytes) -> None:
@@ -689,7 +689,7 @@ TARGETS = (
         "nft-chain",
         _nft_chain,
         (),
-        ("flanneld_masq.live.rule_texts", "flanneld_masq.live.owners"),
+        ("flanneld_masq.live.rule_texts", "flanneld_masq.packet_path.owners"),
         (b" # handle 7", b"\n", b"chain ", b"type ", b"KUBE-"),
     ),
     Target("iptables-counters", "iptables-counters", _counters, (), ("flanneld_masq.live.counters",), _SAVE_WORDS),

@@ -14,7 +14,6 @@ from flanneld_masq.kernel.trace_events import Header, LegacyStep, NftStep, Step,
 from flanneld_masq.live.counters import Growth, counted, grown
 from flanneld_masq.live.journey import Fate, Journey
 from flanneld_masq.live.judgement import Traced, judge
-from flanneld_masq.live.owners import by_name
 from flanneld_masq.live.rule_texts import LegacyChain, RuleTexts, listed_rules
 from flanneld_masq.live.tracer import Trace
 from flanneld_masq.model import Family
@@ -43,7 +42,7 @@ class Texts(RuleTexts):
 
 
 def judged(*steps: Step, end: Header | None = None) -> Traced:
-    return judge(Journey(HEADER, HEADER, list(steps), end), Texts(), by_name, lambda index: f"eth{index}")
+    return judge(Journey(HEADER, HEADER, list(steps), end), Texts(), lambda index: f"eth{index}")
 
 
 def nft(verdict: str, handle: int = 7, chain: str = "FORWARD", kind: StepKind = StepKind.RULE) -> NftStep:
@@ -193,18 +192,3 @@ def test_counters_that_grew() -> None:
         Growth("nat", "B", 1, "-A B -j D", 1),
     ]
     assert list(grown("nat", before, after[1:])) == []
-
-
-@pytest.mark.parametrize(
-    ("table", "chain", "text", "owner"),
-    [
-        ("ip nat", "POSTROUTING", "-s 172.17.0.0/16 ! -o docker0 -j MASQUERADE", "docker"),
-        ("inet firewalld", "filter_FORWARD", "", "firewalld"),
-        ("ip nat", "KUBE-POSTROUTING", "", "kube-proxy"),
-        ("ip filter", "FLANNELD-MASQ-FWD", "", "flanneld-masq"),
-        ("ip nat", "FLANNEL-POSTRTG", "", "flannel"),
-        ("ip filter", "FORWARD", "drop", ""),
-    ],
-)
-def test_owners_by_name(table: str, chain: str, text: str, owner: str) -> None:
-    assert by_name(table, chain, text) == owner

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flanneld_masq.packet_path.owners import owner_of
+from flanneld_masq.packet_path.owners import owner_by_text, owner_of
 from flanneld_masq.packet_path.rules import Place
 
 
@@ -43,6 +43,8 @@ def place(table: str, chain: str, text: str = "", comment: str = "", number: int
         (place("ip flannel-ipv4", "postrtg"), "flannel"),
         (place("inet netavark", "POSTROUTING"), "netavark"),
         (place("ip flanneld-masq", "forward"), "flanneld-masq"),
+        (place("ip flanneld-masq-probe-4711", "guard"), "flanneld-masq"),
+        (place("ip flanneld-masquerade", "forward"), ""),
         (place("ip nat", "FLANNELD-MASQ"), "flanneld-masq"),
         (place("ip filter", "FORWARD", "-A FORWARD -j DROP"), ""),
         (place("inet filter", "forward"), ""),
@@ -70,3 +72,22 @@ def test_a_rule_without_a_name_belongs_to_the_one_that_jumps_to_it() -> None:
 )
 def test_a_policy_belongs_to_the_program_beside_that_sets_policies(beside: tuple[str, ...], owner: str) -> None:
     assert owner_of(place("ip filter", "FORWARD", "policy drop", number=0), beside) == owner
+
+
+@pytest.mark.parametrize(
+    ("table", "chain", "text", "owner"),
+    [
+        ("ip nat", "POSTROUTING", "-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE", "docker"),
+        ("inet firewalld", "filter_FORWARD", "", "firewalld"),
+        ("ip nat", "KUBE-POSTROUTING", "", "kube-proxy"),
+        ("ip filter", "FLANNELD-MASQ-FWD", "", "flanneld-masq"),
+        ("ip nat", "FLANNEL-POSTRTG", "", "flannel"),
+        ("ip filter", "FORWARD", 'jump cali-FORWARD comment "cali:wUHhoiAYhphO9Mso"', "calico"),
+        ("filter", "FORWARD", "-A FORWARD -m comment --comment cali:wUHhoiAYhphO9Mso -j ACCEPT", "calico"),
+        ("ip nat", "POSTROUTING", 'counter jump X comment "flanneld-masq:0123456789ab"', "flanneld-masq"),
+        ("filter", "FORWARD", "-A FORWARD -j ufw-user", "ufw"),
+        ("ip filter", "FORWARD", "drop", ""),
+    ],
+)
+def test_owner_of_a_printed_rule(table: str, chain: str, text: str, owner: str) -> None:
+    assert owner_by_text(table, chain, text) == owner
