@@ -1,10 +1,13 @@
-"""The command `explain`: which rule decides a packet, and why."""
+"""The command `explain`: which rule decides a packet, and why; by the policy, and on the node as it is."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
+from typing import TYPE_CHECKING
 
+from flanneld_masq.cli import live_options
 from flanneld_masq.cli.output import print_json
 from flanneld_masq.cli.session import Session
 from flanneld_masq.cli.status import written_status
@@ -30,6 +33,9 @@ from flanneld_masq.reconcile.values import DesiredState
 from flanneld_masq.ruleset import flannel_effect, policy
 from flanneld_masq.ruleset.flannel_effect import FlannelRule
 from flanneld_masq.ruleset.mark_choice import MarkChoice
+
+if TYPE_CHECKING:
+    from flanneld_masq.cli.explain_node import Followed
 
 
 @dataclasses.dataclass(frozen=True, **SLOTS)
@@ -68,8 +74,7 @@ class Explanation:
 
 def explain(options: argparse.Namespace) -> int:
     session = Session.of(options)
-    if options.src.version != options.dst.version:
-        raise ConfigError("command line", "--dst", f"{options.dst} is not of the same family as {options.src}")
+    live_options.check_flow(options)
     desired_state = session.desired_state()
     packet = Packet(options.src, options.dst, options.mark)
     family = family_of(packet.src)
@@ -79,15 +84,37 @@ def explain(options: argparse.Namespace) -> int:
         _flannel(session, reconciler.family, desired_state, packet),
     )
     explanation = _explain(desired_state, packet, mark, flannel)
+    followed, unread = (None, "") if options.ours else _follow(options, session)
     if options.html:
-        from flanneld_masq.cli import explain_page  # the daemon loads none of it
-
-        explain_page.follow(options.html, packet, session.root)
+        _draw(options.html, followed, unread)
     if options.json:
-        print_json(_data(explanation))
+        node = {} if options.ours else {"node": followed.as_data() if followed else None, "node_unread": unread or None}
+        print_json({**_data(explanation), **node})
     else:
-        _print(explanation)
+        _print(explanation, followed, unread)
     return 0
+
+
+def _follow(options: argparse.Namespace, session: Session) -> tuple[Followed | None, str]:
+    """Follow the packet through the node's rules; None and the reason if they cannot be read."""
+    from flanneld_masq.cli import explain_node
+
+    if os.geteuid():
+        return None, f"this is user {os.geteuid()}, not root"
+    try:
+        return explain_node.follow(options, session.root), ""
+    except ConfigError:
+        raise
+    except MasqError as error:
+        return None, str(error)
+
+
+def _draw(file: str, followed: Followed | None, unread: str) -> None:
+    from flanneld_masq.cli import explain_page
+
+    if followed is None:
+        raise MasqError(f"--html shows the rules of this node, and they are not known: {unread or '--ours was given'}")
+    explain_page.write(file, followed.node, followed.result.packet)
 
 
 def _mark(session: Session, reconciler: Reconciler, desired_state: DesiredState) -> MarkChoice:
@@ -152,11 +179,24 @@ def _data(explanation: Explanation) -> dict[str, object]:
     }
 
 
-def _print(explanation: Explanation) -> None:
-    packet, rule, mark = explanation.packet, explanation.rule, explanation.mark
+def _print(explanation: Explanation, followed: Followed | None, unread: str) -> None:
+    packet = explanation.packet
     marked = f", mark {packet.mark:#x}" if packet.mark else ""
-    fate = "masqueraded" if explanation.masqueraded else "keeps its source address"
-    print(f"{packet.src} -> {packet.dst}{marked}: {fate}")
+    ends = f"{packet.src} -> {packet.dst}{marked}"
+    if followed is not None:
+        print(f"{ends}{followed.description}: {followed.fate}")
+        for line in followed.lines(explanation.by_policy):
+            print(f"  {line}")
+    else:
+        fate = "masqueraded" if explanation.masqueraded else "keeps its source address"
+        print(f"{ends}: {fate}")
+    if unread:
+        print(f"  by the policy alone, for the rules of this node are not known: {unread}")
+    _print_policy(explanation)
+
+
+def _print_policy(explanation: Explanation) -> None:
+    packet, rule, mark = explanation.packet, explanation.rule, explanation.mark
     flannel = explanation.flannel
     if flannel.rule is not None and not explanation.by_policy:
         print(f"  decided by flannel, which masquerades too: {flannel.rule}, in {flannel.backend}")

@@ -1,4 +1,4 @@
-"""The options of `trace` and `probe`. The code behind these commands is imported when they run: the daemon has none."""
+"""The options of `explain`, `trace` and `probe`. Their code is imported when they run: the daemon has none."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import argparse
 import math
 from ipaddress import ip_address
 
+from flanneld_masq.errors import ConfigError
 from flanneld_masq.model import Address
 
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132}
 CLASSES = ("world", "remote-pod", "node", "pod")
+_WITH_PORTS = frozenset(PROTOCOLS[name] for name in ("tcp", "udp", "sctp"))
 _MAX_SECONDS = 3600.0
 _MAX_PACKETS = 1000
 
@@ -54,6 +56,48 @@ def add_probe(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_explain(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--src", type=address, required=True, metavar="ADDRESS", help="source address of the packet")
+    command.add_argument("--dst", type=address, required=True, metavar="ADDRESS", help="destination address")
+    command.add_argument(
+        "--mark", type=_mark, default=0, metavar="MARK", help="its mark, 0x4000 or decimal (default 0)"
+    )
+    command.add_argument(
+        "--proto",
+        type=_protocol,
+        default=PROTOCOLS["tcp"],
+        metavar="PROTOCOL",
+        help="tcp (the default), udp, sctp, icmp, icmpv6 or a number",
+    )
+    command.add_argument("--dport", type=_port, default=0, metavar="PORT", help="destination port (default: any)")
+    command.add_argument(
+        "--from",
+        dest="iif",
+        default="",
+        metavar="IFACE",
+        help="interface by which it comes (default: the one to its source)",
+    )
+    command.add_argument(
+        "--ours",
+        action="store_true",
+        help="answer by the policy of flanneld-masq alone; needs neither a kernel nor root",
+    )
+    command.add_argument(
+        "--html",
+        default=None,
+        metavar="FILE",
+        help="also write a page that shows the packet's way through the rules of every program; needs root",
+    )
+
+
+def check_flow(options: argparse.Namespace) -> None:
+    """Raise ConfigError if the options contradict each other."""
+    if options.src.version != options.dst.version:
+        raise ConfigError("command line", "--dst", f"{options.dst} is not of the same family as {options.src}")
+    if options.dport and options.proto not in _WITH_PORTS:
+        raise ConfigError("command line", "--dport", "only tcp, udp and sctp have ports; name one with --proto")
+
+
 def address(text: str) -> Address:
     try:
         return ip_address(text)
@@ -89,3 +133,13 @@ def _seconds(text: str) -> float:
     if 0 < value <= _MAX_SECONDS:
         return value
     raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds up to {_MAX_SECONDS:g}")
+
+
+def _mark(text: str) -> int:
+    try:
+        value = int(text, 0)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error
+    if not 0 <= value < 1 << 32:
+        raise argparse.ArgumentTypeError(f"{text} is not a mark of 32 bits")
+    return value

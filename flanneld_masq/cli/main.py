@@ -101,23 +101,12 @@ def parser() -> argparse.ArgumentParser:
         add("check", check_command.check, "validate the configuration; needs neither a kernel nor root")
     )
     add("render", commands.render, "print the ruleset for a backend; needs neither a kernel nor root")
-    explain = add(
-        "explain", explain_command.explain, "say which rule decides a packet; needs neither a kernel nor root"
-    )
-    explain.add_argument(
-        "--src", type=live_options.address, required=True, metavar="ADDRESS", help="source address of the packet"
-    )
-    explain.add_argument(
-        "--dst", type=live_options.address, required=True, metavar="ADDRESS", help="destination address"
-    )
-    explain.add_argument(
-        "--mark", type=_mark, default=0, metavar="MARK", help="its mark, 0x4000 or decimal (default 0)"
-    )
-    explain.add_argument(
-        "--html",
-        default=None,
-        metavar="FILE",
-        help="also write a page that shows the packet's way through the rules of every program; needs root",
+    live_options.add_explain(
+        add(
+            "explain",
+            explain_command.explain,
+            "say what becomes of a packet on this node, which rule of which program decides it, and why",
+        )
     )
     add("backends", commands.backends, "list every backend, usable or not and why, and which one is chosen")
     add(
@@ -206,13 +195,3 @@ def _add_common(target: argparse.ArgumentParser, *, top_level: bool) -> None:
         default=default(None),
         help="read this subnet file instead of the configured ones; may be given more than once",
     )
-
-
-def _mark(text: str) -> int:
-    try:
-        value = int(text, 0)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error
-    if not 0 <= value < 1 << 32:
-        raise argparse.ArgumentTypeError(f"{text} is not a mark of 32 bits")
-    return value

@@ -9,15 +9,13 @@ import signal
 import sys
 from collections.abc import Iterator
 
-from flanneld_masq.cli.live_options import PROTOCOLS
+from flanneld_masq.cli.live_options import PROTOCOLS, check_flow
 from flanneld_masq.cli.live_output import trace_json, trace_lines
 from flanneld_masq.cli.output import print_json
-from flanneld_masq.errors import ConfigError, MasqError
+from flanneld_masq.errors import MasqError
 from flanneld_masq.kernel.flow_match import Flow
 from flanneld_masq.live.tracer import Trace, Tracer
 from flanneld_masq.process import ProcessRunner
-
-_WITH_PORTS = frozenset(PROTOCOLS[name] for name in ("tcp", "udp", "sctp"))
 
 
 def trace(options: argparse.Namespace) -> int:
@@ -38,10 +36,7 @@ def trace(options: argparse.Namespace) -> int:
 
 def flow_of(options: argparse.Namespace) -> Flow:
     """Return the flow that the options name. Raises ConfigError if they contradict each other."""
-    if options.src.version != options.dst.version:
-        raise ConfigError("command line", "--dst", f"{options.dst} is not of the same family as {options.src}")
-    if options.dport and options.proto not in _WITH_PORTS:
-        raise ConfigError("command line", "--dport", "only tcp, udp and sctp have ports; name one with --proto")
+    check_flow(options)
     return Flow(options.src, options.dst, options.proto, options.dport)
 
 

@@ -381,8 +381,8 @@ def assert_in_order(node: Node, daemon: Daemon) -> None:
 
 EXCEPTED = '[masquerade]\nnon_masquerade_cidrs = ["192.168.9.0/24", "2001:db8:9::/48"]\n'
 ASKED = {
-    Family.IPV4: ("explain", "--src", "10.244.1.5", "--dst", "192.168.9.2"),
-    Family.IPV6: ("explain", "--src", "fd00:10:244:1::5", "--dst", "2001:db8:9::2"),
+    Family.IPV4: ("explain", "--ours", "--src", "10.244.1.5", "--dst", "192.168.9.2"),
+    Family.IPV6: ("explain", "--ours", "--src", "fd00:10:244:1::5", "--dst", "2001:db8:9::2"),
 }
 WRITERS: dict[str, Callable[[Node], None]] = {
     "iptables-nft": lambda node: restore(node, "nft", chains),

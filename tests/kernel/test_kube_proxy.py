@@ -216,7 +216,7 @@ def test_mark_that_vanishes_gives_way_to_the_default(node: Node) -> None:
 
 def test_explain_and_render_name_the_mark(node: Node) -> None:
     WRITERS["iptables-nft"](node, 0x8000)
-    asked = ("explain", "--src", "10.244.1.5", "--dst", "192.0.2.1", "--mark")
+    asked = ("explain", "--ours", "--src", "10.244.1.5", "--dst", "192.0.2.1", "--mark")
     left = node.masq(*asked, "0x8000").stdout
     assert "keeps its source address" in left
     assert "kube-proxy's mark: 0x8000/0x8000 (chain KUBE-MARK-MASQ of table ip nat)" in left
@@ -239,5 +239,5 @@ def test_families_that_are_left_out_keep_their_forward_rules(node: Node) -> None
     assert "accept" in listed and "masquerade" not in listed
     assert "masquerade" in node.tool("nft", "list", "table", "ip", "flanneld-masq")
     assert node.masq("plan").returncode == 0
-    explained = node.masq("explain", "--src", "fd00:10:244:1::5", "--dst", "2001:db8::1").stdout
+    explained = node.masq("explain", "--ours", "--src", "fd00:10:244:1::5", "--dst", "2001:db8::1").stdout
     assert "masquerade.families leaves the family out" in explained

@@ -96,7 +96,7 @@ class TestHealing:
 
 class TestExplain:
     def test_a_packet_to_the_world(self, masq: Program) -> None:
-        done = masq("explain --src 10.244.1.5 --dst 1.1.1.1")
+        done = masq("explain --ours --src 10.244.1.5 --dst 1.1.1.1")
         assert (done.status, done.err) == (0, "")
         first, second, third = done.out.splitlines()
         assert first == "10.244.1.5 -> 1.1.1.1: masqueraded"
@@ -118,7 +118,7 @@ class TestExplain:
         ],
     )
     def test_as_json(self, packet: str, row: str | None, masquerade: bool, masq: Program) -> None:
-        done = masq(f"explain --json {packet}")
+        done = masq(f"explain --ours --json {packet}")
         assert (done.status, done.err) == (0, "")
         assert (done.json["row"], done.json["masquerade"]) == (row, masquerade)
         assert done.json["family"] == ("ipv6" if "fd00" in packet else "ipv4")
@@ -126,24 +126,24 @@ class TestExplain:
         assert set(done.json) == {"family", "masquerade", "row", "verdict", "tag", "why", "flannel", "kube_proxy_mark"}
 
     def test_no_rule(self, masq: Program) -> None:
-        out = masq("explain --src 192.0.2.1 --dst 1.1.1.1 --mark 5").out
+        out = masq("explain --ours --src 192.0.2.1 --dst 1.1.1.1 --mark 5").out
         assert "192.0.2.1 -> 1.1.1.1, mark 0x5: keeps its source address" in out
         assert "decided by no rule" in out and "nothing to do with pods" in out
 
     def test_no_rules(self, masq: Program) -> None:
         masq.configure("[masquerade]\nenabled = false\n")
-        assert "there are no masquerade rules for ipv4" in masq("explain --src 10.244.1.5 --dst 1.1.1.1").out
+        assert "there are no masquerade rules for ipv4" in masq("explain --ours --src 10.244.1.5 --dst 1.1.1.1").out
 
     def test_the_rule_is_the_one_that_is_written(self, masq: Program) -> None:
-        tag = masq("explain --src 10.244.1.5 --dst 1.1.1.1 --json").json["tag"]
+        tag = masq("explain --ours --src 10.244.1.5 --dst 1.1.1.1 --json").json["tag"]
         assert masq("render --backend iptables-nft").out.count(f'"flanneld-masq:{tag}"') == 1
 
     def test_settings_count(self, masq: Program) -> None:
         masq.configure('[masquerade]\nnon_masquerade_cidrs = ["192.168.0.0/16"]\n')
-        assert masq("explain --src 10.244.1.5 --dst 192.168.1.1 --json").json["row"] == "4"
+        assert masq("explain --ours --src 10.244.1.5 --dst 192.168.1.1 --json").json["row"] == "4"
 
     def test_two_families(self, masq: Program) -> None:
-        done = masq("explain --src 10.244.1.5 --dst ::1")
+        done = masq("explain --ours --src 10.244.1.5 --dst ::1")
         assert (done.status, done.out) == (2, "")
         assert "::1 is not of the same family as 10.244.1.5" in done.err
 

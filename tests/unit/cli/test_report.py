@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from flanneld_masq.cli import commands, explain_page, report, status
+from flanneld_masq.cli import commands, explain_node, report, status
 from flanneld_masq.errors import CommandError
 from flanneld_masq.packet_path import snapshot as snapshots
 from flanneld_masq.report import gather
@@ -42,7 +42,7 @@ def node(monkeypatch: pytest.MonkeyPatch) -> None:
         print("flanneld-masq: a warning", file=sys.stderr)
         return 1
 
-    for module in (report, explain_page):
+    for module in (report, explain_node):
         monkeypatch.setattr(module, "collect", lambda run, root: SNAPSHOT)
     monkeypatch.setattr(report, "ProcessRunner", NoPrograms)
     for name in ("backends", "doctor"):
@@ -164,13 +164,13 @@ def test_a_report_ends_in_time(masq: Program, monkeypatch: pytest.MonkeyPatch) -
 
 def test_explain_writes_the_page_of_one_packet(masq: Program) -> None:
     path = masq.directory / "one.html"
-    done = masq(f"explain --src 10.244.1.5 --dst 8.8.8.8 --html {path}")
+    done = masq(f"explain --src 10.244.1.5 --dst 8.8.8.8 --dport 443 --html {path}")
     assert (done.status, stat.S_IMODE(path.stat().st_mode)) == (0, 0o600)
     text = Form(path.read_text()).text
     assert "The way of a packet from 10.244.1.5 to 8.8.8.8" in text
     assert "10.244.1.5:40000 -> 8.8.8.8:443 tcp, new, arrives by cni0" in text
     assert "delivered by eth0, from 192.0.2.1" in text
-    assert masq(f"explain --src 10.244.1.5 --dst 8.8.8.8 --html {path}").status == 1
+    assert masq(f"explain --src 10.244.1.5 --dst 8.8.8.8 --dport 443 --html {path}").status == 1
 
 
 def test_explain_follows_a_packet_of_the_node(masq: Program) -> None:

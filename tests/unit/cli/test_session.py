@@ -37,7 +37,9 @@ class TestConfiguration:
 
 class TestNetConf:
     @pytest.mark.parametrize("text", ["{", '{"enableNFTables": "true"}', "[]"])
-    @pytest.mark.parametrize("command", ["render --backend nft", "explain --src 10.244.1.5 --dst 1.1.1.1", "backends"])
+    @pytest.mark.parametrize(
+        "command", ["render --backend nft", "explain --ours --src 10.244.1.5 --dst 1.1.1.1", "backends"]
+    )
     def test_a_bad_one_is_a_warning_and_taken_as_missing(self, command: str, text: str, masq: Program) -> None:
         without = masq(command)
         net_conf = masq.directory / "net-conf.json"
@@ -50,7 +52,7 @@ class TestNetConf:
 
 
 class TestSubnetFile:
-    @pytest.mark.parametrize("command", ["render", "explain --src 10.244.1.5 --dst 1.1.1.1"])
+    @pytest.mark.parametrize("command", ["render", "explain --ours --src 10.244.1.5 --dst 1.1.1.1"])
     def test_there_is_none_yet(self, command: str, masq: Program) -> None:
         masq.subnet_file.unlink()
         done = masq(command)
