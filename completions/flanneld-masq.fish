@@ -39,6 +39,7 @@ complete -c flanneld-masq -n '__fish_seen_subcommand_from probe' -l dst -x -a 'w
 complete -c flanneld-masq -n '__fish_seen_subcommand_from explain' -l mark -x -d 'Mark of the packet'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from explain' -l from -x -a '(__fish_print_interfaces)' -d 'Interface'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from explain' -l ours -d 'Answer by the policy alone'
+complete -c flanneld-masq -n '__fish_seen_subcommand_from doctor' -l snapshot -r -F -d 'Examine a saved node'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from explain' -l html -r -F -d 'Also write a page'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from report' -F
 complete -c flanneld-masq -n '__fish_seen_subcommand_from status' -l check -d 'Exit status 0 healthy, 1 not, 2 not running'

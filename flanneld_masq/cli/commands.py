@@ -282,23 +282,9 @@ def _protects(settings: Settings, probe: Probe) -> str:
 
 
 def doctor(options: argparse.Namespace) -> int:
-    from flanneld_masq.cli import doctor_facts
-    from flanneld_masq.doctor.examine import examine
-    from flanneld_masq.doctor.findings import data_of, exit_status, text_of
+    from flanneld_masq.cli import doctor as command
 
-    session = Session.despite(options)
-    builder = session.builder(OnError.KEEP)
-    failures = builder.ask_plugins()
-    broken = tuple(map(str, (*session.plugins.failures, *failures)))
-    findings = list(examine(doctor_facts.gather(session, options, builder, broken)))
-    if options.json:
-        print_json({"findings": list(map(data_of, findings)), "plugin_failures": broken})
-    else:
-        lines = list(text_of(findings, colour=in_colour()))
-        print("\n".join(lines or ["nothing found that breaks masquerading"]))
-    if session.wrong is not None:
-        return session.wrong.exit_code
-    return exit_status(findings)
+    return command.doctor(options)
 
 
 def report(options: argparse.Namespace) -> int:

@@ -22,10 +22,11 @@ from flanneld_masq.inputs import saved_rulesets
 from flanneld_masq.inputs.text import read_start
 from flanneld_masq.kernel import kube_proxy
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
-from flanneld_masq.model import Family, MarkEvidence, Protection, Settings, Survey
+from flanneld_masq.model import Family, MarkEvidence, Network, Protection, Settings, Survey
 from flanneld_masq.packet_path.collect import collect
 from flanneld_masq.packet_path.evaluate import Node
 from flanneld_masq.packet_path.flows import FlowResult, flows
+from flanneld_masq.packet_path.snapshot import Snapshot
 from flanneld_masq.printable import printable
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.reconcile.reconciler import Reconciler
@@ -61,13 +62,14 @@ def gather(
         plugins=plugins,
     )
     facts = _with_network(facts, session.root)
-    return facts if unread or not facts.leases else _with_flows(facts, builder.current(), session.root)
+    desired = builder.current()
+    if unread or desired is None:
+        return facts
+    return with_flows(facts, collect(ProcessRunner(), session.root), desired.exceptions)
 
 
-def _with_flows(facts: Facts, desired: DesiredState | None, root: Path) -> Facts:
+def with_flows(facts: Facts, snapshot: Snapshot, exceptions: tuple[Network, ...] = ()) -> Facts:
     """Add what becomes of the packets that pods need, with the rules of every program."""
-    snapshot = collect(ProcessRunner(), root)
-    exceptions = desired.exceptions if desired is not None else ()
     unread = "; ".join(snapshot.unread)
     found: list[FlowResult] = []
     try:

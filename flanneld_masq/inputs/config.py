@@ -64,8 +64,16 @@ def load(path: Path) -> Settings:
     Of a key that several files have, the last one counts: that of the drop-in whose name is last. A file that a user
     other than root or the caller may write is refused: that user could change what root does.
     """
-    main = _tables(read(path, missing=""), str(path))
-    return _settings(_merged((main, *(_tables(read(file), str(file)) for file in drop_ins(path)))))
+    drop_in_texts = ((str(file), read(file)) for file in drop_ins(path))
+    return parse_files(((str(path), read(path, missing="")), *drop_in_texts))
+
+
+def parse_files(files: Iterable[tuple[str, str]]) -> Settings:
+    """Parse files that were read: names for messages, with texts. Of a key that several have, the last one counts.
+
+    Raises ConfigError as `parse` does.
+    """
+    return _settings(_merged(_tables(text, source) for source, text in files))
 
 
 def _merged(files: Iterable[_Tables]) -> _Tables:

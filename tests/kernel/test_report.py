@@ -59,6 +59,20 @@ def test_a_report_can_be_evaluated_elsewhere(lab_node: Node, tmp_path: Path) -> 
     assert "10.244.1.0/24 dev" in parts["routes.txt"]
 
 
+def test_doctor_reads_the_archive_of_a_node(lab_node: Node, tmp_path: Path) -> None:
+    lab_node.configure("", backend="nft")
+    assert lab_node.masq("apply").returncode == 0
+    healthy, broken = tmp_path / "healthy.tar.gz", tmp_path / "broken.tar.gz"
+    assert lab_node.masq("report", str(healthy)).returncode == 0
+    lab_node.tool("nft", "-f", "-", stdin=REJECTING)
+    assert lab_node.masq("report", str(broken)).returncode == 0
+    lab_node.subnet_file.unlink()  # what follows is another machine
+    done = lab_node.masq("doctor", "--snapshot", str(healthy))
+    assert (done.returncode, done.stdout) == (0, "nothing found that breaks masquerading\n")
+    found = json.loads(lab_node.masq("doctor", "--json", "--snapshot", str(broken)).stdout)["findings"]
+    assert {(one["id"], one["owner"]) for one in found} == {("flow-dropped", "firewalld")}
+
+
 def test_explain_html_shows_the_rule_that_decides(lab_node: Node, tmp_path: Path) -> None:
     lab_node.configure("", backend="nft")
     assert lab_node.masq("apply").returncode == 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import logging
 import os
 import tempfile
@@ -79,7 +80,7 @@ from flanneld_masq.packet_path.owners import owner_by_text
 from flanneld_masq.packet_path.packet import TCP, Packet
 from flanneld_masq.packet_path.snapshot import LEGACY, NFT, Save, Snapshot
 from flanneld_masq.process import Completed, ProcessRunner
-from flanneld_masq.report import journal_text
+from flanneld_masq.report import journal_text, saved_node
 from flanneld_masq.report.redact import secrets_removed
 from flanneld_masq.ruleset import flannel_effect
 from flanneld_masq.service import prometheus
@@ -883,6 +884,14 @@ TARGETS = (
         (SnapshotError,),
         ("flanneld_masq.packet_path.snapshot",),
         _JSON_WORDS,
+    ),
+    Target(
+        "saved-node",
+        "saved-node",
+        lambda data: saved_node.parse(io.BytesIO(data)),
+        (SnapshotError,),
+        ("flanneld_masq.report.saved_node",),
+        (b"\x1f\x8b", b"snapshot.json", b"subnet-files/"),
     ),
     Target(
         "journal-json",
