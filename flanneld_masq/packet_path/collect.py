@@ -47,7 +47,7 @@ class Collector:
         chains = self._output("nft", "-j", "list", "chains")
         saves = tuple(self._saves(chains))
         ruleset = self._ruleset(chains, saves)
-        families = {family: f"-{family.data.version}" for family in Family}
+        families = {family: f"-{family.data.version}" for family in Family if self._has(family)}
         return Snapshot(
             ruleset=ruleset,
             saves=saves,
@@ -62,6 +62,10 @@ class Collector:
             sysctls=dict(self._sysctls()),
             unread=tuple(self._unread),
         )
+
+    def _has(self, family: Family) -> bool:
+        """Return True if the kernel carries the family. ip fails for one that is switched off at boot."""
+        return (self._root / family.data.proc).exists()
 
     def _ruleset(self, chains: str, saves: tuple[Save, ...]) -> str:
         """Return the ruleset of nft; of many chains only the tables that iptables-nft-save does not show.

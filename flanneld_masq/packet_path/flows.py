@@ -214,16 +214,23 @@ class _Flows:
         yield Flow.POD_TO_SERVICE, self._to_service()
 
     def _case(
-        self, flow: Flow, src: Address, dst: Address, port: int, iif: str, device: str, *, uid: Optional[int] = None
+        self,
+        flow: Flow,
+        src: Address,
+        dst: Address,
+        port: int,
+        iif: str,
+        device: Optional[str],
+        *,
+        uid: Optional[int] = None,
     ) -> _Case:
         return _Case(flow, Packet(src, dst, TCP, CLIENT_PORT, port, iif, uid=uid), device)
 
     def _to_world(self) -> _Case | str:
         if self._world is None:
             return "the node has no route to the world"
-        return self._case(
-            Flow.POD_TO_WORLD, self._pod, WORLD[self._family], WORLD_PORT, self._device, self._world.device
-        )
+        # An administrator may lead pods to the world by another way than the node itself.
+        return self._case(Flow.POD_TO_WORLD, self._pod, WORLD[self._family], WORLD_PORT, self._device, None)
 
     def _from_world(self) -> _Case | str:
         if self._world is None:

@@ -175,7 +175,11 @@ def _packet_path_iptables(data: bytes) -> None:
 def _packet_path_ip(data: bytes) -> None:
     """Every program prints the same: the routes, the rules and the addresses."""
     printed = _as_printed(data)
-    collected = collect(_Programs(printed), _directory("packet-path"))
+    root = _directory("packet-path")
+    for family in Family:
+        (root / family.data.proc).parent.mkdir(parents=True, exist_ok=True)
+        (root / family.data.proc).touch()
+    collected = collect(_Programs(printed), root)
     flows(
         Node(Snapshot(addresses=collected.addresses, routes=collected.routes, rules=collected.rules)),
         _LEASE,

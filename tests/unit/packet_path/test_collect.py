@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from flanneld_masq.errors import CommandError
+from flanneld_masq.model import Family
 from flanneld_masq.packet_path import collect as module
 from flanneld_masq.packet_path.collect import collect
 from flanneld_masq.packet_path.nft_tables import tables
@@ -70,6 +71,17 @@ def test_sysctls_of_the_node_and_its_devices(tmp_path: Path) -> None:
     assert found.sysctls == {"net.ipv4.ip_forward": "1", "net.ipv4.conf.flannel.1.rp_filter": "2"}
     assert found.sysctl("net.ipv4.conf.flannel.1.rp_filter") == 2
     assert found.sysctl("net.ipv4.conf.eth0.rp_filter") is None
+
+
+def test_a_family_that_the_kernel_lacks_is_not_asked_for(tmp_path: Path) -> None:
+    """With ipv6.disable=1 `ip -6 rule` fails."""
+    present = tmp_path / Family.IPV4.data.proc
+    present.parent.mkdir(parents=True)
+    present.touch()
+    tools = Tools({})
+    found = collect(tools, tmp_path)
+    assert set(found.rules) == set(found.routes) == {Family.IPV4}
+    assert not any(" -6 " in line for line in tools.called)
 
 
 def test_what_a_user_may_not_list_is_unread(tmp_path: Path) -> None:

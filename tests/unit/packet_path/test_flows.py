@@ -14,7 +14,7 @@ from flanneld_masq.packet_path.evaluate import Node
 from flanneld_masq.packet_path.flows import Flow, FlowResult, Judgement, Source, flows
 from flanneld_masq.packet_path.snapshot import Snapshot
 
-from .nodes import DROP, ROUTES4, chain, match, meta, rule, snapshot, table
+from .nodes import DROP, ROUTES4, RULES, chain, match, meta, rule, snapshot, table
 
 LEASE = Lease(
     "/run/flannel/subnet.env",
@@ -181,3 +181,20 @@ def test_answers_of_a_pod_on_the_same_bridge(sysctls: dict[str, str], judgement:
 
 def test_firewalls_may_restrict_what_is_not_essential() -> None:
     assert {flow for flow in Flow if not flow.essential} == {Flow.WORLD_TO_POD, Flow.POD_TO_HOST}
+
+
+def test_pods_may_have_another_way_to_the_world_than_the_node() -> None:
+    """A VPN for pods alone, say."""
+    rules = [{"priority": 100, "src": "10.244.0.0", "srclen": 16, "table": "100"}, *RULES]
+    routes = [
+        *ROUTES4,
+        {"dst": "default", "dev": "wg0", "table": "100"},
+        {"dst": "10.244.0.0/16", "dev": "cni0", "table": "100"},
+    ]
+    objects = [table(), chain("p", "postrouting", "nat", prio=100)]
+    objects.append(rule("p", match(meta("oifname"), "wg0"), {"masquerade": None}))
+    found = flows(Node(snapshot(objects, routes=routes, rules=rules)), LEASE, Settings())
+    world = next(one for one in found if one.flow is Flow.POD_TO_WORLD and not one.answer)
+    assert world.judgement is Judgement.AS_WANTED, world.why
+    assert world.result is not None
+    assert world.result.outcomes[0].device == "wg0"
