@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -157,3 +159,33 @@ def test_netfilter_persistent_loads_rules_saved_without_us_and_with_old_ones_of_
     tell(watched.finish())
     tell(anew.finish())
     assert 0 < repairs < anew.repairs() or backend == "nft"
+
+
+def findings(machine: Machine) -> list[dict[str, Any]]:
+    """Return what doctor finds on flows of pods."""
+    found: list[dict[str, Any]] = json.loads(machine.masq("doctor", "--json", check=False).stdout)["findings"]
+    return [one for one in found if one["id"].startswith("flow")]
+
+
+def test_doctor_names_firewalld_and_its_remedy_lasts(machine: Machine) -> None:
+    """The usual zone rejects what pods send. The remedy is what doctor says, and --permanent keeps it."""
+    machine.configure(backend="nft")
+    machine.write_subnet()
+    machine.systemctl("start", UNIT)
+    machine.reached("synced")
+    assert findings(machine) == []
+    machine.systemctl("start", "firewalld")
+    eventually(lambda: firewalld_answers(machine))
+    found = findings(machine)
+    assert {(one["id"], one["owner"], one["severity"]) for one in found} == {("flow-dropped", "firewalld", "problem")}
+    assert machine.site.wrong_packets()
+    for one in found:
+        machine.run("sh", "-c", one["remedy"])
+    assert findings(machine) == []
+    assert machine.site.wrong_packets() == []
+    for one in found:
+        machine.run("sh", "-c", re.findall("`([^`]*)`", one["persist"])[0])
+    machine.run("firewall-cmd", "--complete-reload")
+    eventually(lambda: machine.masq("plan", check=False).returncode == 0)
+    assert findings(machine) == []
+    assert machine.site.wrong_packets() == []
