@@ -272,6 +272,11 @@ def _nothing(_: Option) -> Iterable[Operation]:
     return []
 
 
+# They look for a header that no packet of the model has. Then they miss, whatever the options. Source: ip6t_rt.c,
+# ip6t_frag.c, ip6t_hbh.c, ip6t_mh.c, ip6t_ah.c, xt_esp.c
+_EXTENSION_HEADERS = frozenset({"rt", "frag", "hbh", "dst", "mh", "ah", "esp"})
+
+
 _Handler = Callable[[Option], Iterable[Operation]]
 _MATCHES: Mapping[str, _Handler] = {
     "comment": _nothing,
@@ -425,6 +430,8 @@ class Compiler:
             return list(self._sets.tests(self._family, part.options))
         if part.name == "rpfilter":
             return list(_reverse_path(part.options))
+        if part.name in _EXTENSION_HEADERS:
+            return [Never(part.name)]
         if part.name not in _MATCHES:
             return [May(f"-m {part.name}")]
         handler = _MATCHES[part.name]

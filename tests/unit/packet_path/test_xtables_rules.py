@@ -71,6 +71,8 @@ MISSES = [
     "-m rpfilter --invert",
     "-m owner --uid-owner 0",
     "-f",
+    "-m rt --rt-type 0",
+    "-m rt ! --rt-type 0",
     "-m set --match-set none src",
 ]
 UNSURE = [
