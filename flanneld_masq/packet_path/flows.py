@@ -6,7 +6,7 @@ A flow that this node cannot have, for example to pods of other nodes where ther
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from itertools import islice
@@ -27,7 +27,7 @@ from flanneld_masq.model import (
 from flanneld_masq.model import Packet as PolicyPacket
 from flanneld_masq.model import Verdict as PolicyVerdict
 from flanneld_masq.packet_path.evaluate import Node, Outcome, Result
-from flanneld_masq.packet_path.packet import TCP, Connection, CtState, Packet
+from flanneld_masq.packet_path.packet import TCP, UDP, Connection, CtState, Packet
 from flanneld_masq.packet_path.routing import UNICAST, Route, Routing
 from flanneld_masq.packet_path.rules import Hook
 from flanneld_masq.packet_path.services import services
@@ -37,7 +37,7 @@ from flanneld_masq.ruleset import policy
 WORLD = {Family.IPV4: ip_address("8.8.8.8"), Family.IPV6: ip_address("2001:4860:4860::8888")}  # any of the world
 OTHER_WORLD = {Family.IPV4: ip_address("93.184.216.34"), Family.IPV6: ip_address("2606:2800:220:1::1")}
 OTHER_PORT = 31234
-WORLD_PORT, POD_PORT, HOST_PORT, CLIENT_PORT = 443, 8080, 10250, 40000
+WORLD_PORT, POD_PORT, HOST_PORT, CLIENT_PORT, DNS_PORT = 443, 8080, 10250, 40000, 53
 MAX_SERVICES = 32  # that are tried until one has a pod of this node
 _BRIDGE_KEYS = {
     Family.IPV4: "net.bridge.bridge-nf-call-iptables",
@@ -57,11 +57,26 @@ class Flow(str, enum.Enum):
     HOST_TO_POD = "host to pod"
     POD_TO_HOST = "pod to host"
     POD_TO_SERVICE = "pod to service on the same node"
+    POD_TO_WORLD_UDP = "pod to world by UDP"
+    POD_TO_REMOTE_POD_UDP = "pod to remote pod by UDP"
+    REMOTE_POD_TO_POD_UDP = "remote pod to pod by UDP"
+
+    @property
+    def udp(self) -> Optional[Flow]:
+        """The same flow by UDP, as DNS needs it; None where only TCP is tried."""
+        return _BY_UDP.get(self)
 
     @property
     def essential(self) -> bool:
         """True if no healthy node does without it; firewalls may rightly restrict the others."""
         return self not in (Flow.WORLD_TO_POD, Flow.POD_TO_HOST)
+
+
+_BY_UDP = {
+    Flow.POD_TO_WORLD: Flow.POD_TO_WORLD_UDP,
+    Flow.POD_TO_REMOTE_POD: Flow.POD_TO_REMOTE_POD_UDP,
+    Flow.REMOTE_POD_TO_POD: Flow.REMOTE_POD_TO_POD_UDP,
+}
 
 
 class Judgement(str, enum.Enum):
@@ -193,7 +208,8 @@ class _Flows:
     # ---- the packets
 
     def _cases(self) -> Iterator[tuple[Flow, _Case | str]]:
-        for flow, case in self._attempts():
+        attempts = tuple(self._attempts())
+        for flow, case in (*attempts, *_by_udp(attempts)):
             yield flow, case if self._device or flow is Flow.HOST_TO_REMOTE_POD else _NO_DEVICE
 
     def _attempts(self) -> Iterator[tuple[Flow, _Case | str]]:
@@ -378,6 +394,15 @@ class _Flows:
 
     def _is_own(self, address: Address) -> bool:
         return any(one.address == address for one in self._routing.addresses)
+
+
+def _by_udp(attempts: Iterable[tuple[Flow, _Case | str]]) -> Iterator[tuple[Flow, _Case | str]]:
+    """Yield the flows that have one, as DNS over UDP. A flow that was skipped is skipped again."""
+    for flow, case in attempts:
+        if flow.udp is not None and isinstance(case, _Case):
+            yield flow.udp, replace(case, flow=flow.udp, packet=replace(case.packet, proto=UDP, dport=DNS_PORT))
+        elif flow.udp is not None:
+            yield flow.udp, case
 
 
 def _answer_to(first: Packet, outcome: Outcome) -> Packet:

@@ -27,6 +27,7 @@ table inet filter {
 }
 """
 JUMPED = "*filter\n:MYFW - [0:0]\n-I FORWARD -j MYFW\n-A MYFW -s {networks} -j DROP\nCOMMIT\n"
+UDP = "*filter\n-I FORWARD -s {networks} -p udp -j DROP\nCOMMIT\n"
 POLICIES = "*filter\n:cali-FORWARD - [0:0]\n-A FORWARD -j cali-FORWARD\n-A cali-FORWARD -s {pod} -j DROP\nCOMMIT\n"
 MASQUERADE = "*nat\n-A POSTROUTING -s {subnet} ! -o cni0 -j MASQUERADE\nCOMMIT\n"
 NOTRACK = "*raw\n-A PREROUTING -s {networks} -j CT --notrack\nCOMMIT\n"
@@ -51,6 +52,7 @@ CASES = {
     "jumped, legacy": Broken(
         "legacy", JUMPED, "world", "flow-dropped", "unknown", "rule 1 of MYFW in legacy {ip} filter"
     ),
+    "all UDP": Broken("nft", UDP, "world", "flow-dropped", "unknown", "rule 1 of FORWARD in {ip} filter"),
     "docker": Broken("nft", MASQUERADE, "remote", "flow-masqueraded", "docker", "in {ip} nat: -A POSTROUTING"),
     "docker, legacy": Broken(
         "legacy", MASQUERADE, "remote", "flow-masqueraded", "docker", "in legacy {ip} nat: -A POSTROUTING"

@@ -72,9 +72,20 @@ def test_one_rule_is_one_finding_with_all_its_flows() -> None:
     assert (found.kind, found.severity, found.owner) == (Kind.FLOW_DROPPED, Severity.PROBLEM, "unknown")
     assert "pod to world (10.244.1.250 -> 8.8.8.8)" in found.seen
     assert "rule 1 of f in ip t: drop, handle 7" in found.seen
-    assert "and 1 more" in found.seen
+    assert "and 4 more" in found.seen
     assert found.remedy.startswith("nft insert rule ip t f handle 7 ip saddr 10.244.0.0/16 accept")
     assert "nftables service" in found.persist
+
+
+def test_a_drop_of_udp_alone_is_found() -> None:
+    found = only(forward([match({"meta": {"key": "l4proto"}}, "udp"), {"drop": None}]))
+    assert found.kind is Kind.FLOW_DROPPED
+    assert found.seen.startswith("pod to world by UDP (10.244.1.250 -> 8.8.8.8), pod to remote pod by UDP")
+
+
+def test_a_drop_of_dns_to_the_world_is_intended() -> None:
+    found = found_in(forward([match({"payload": {"protocol": "udp", "field": "dport"}}, 53), {"drop": None}]))
+    assert found == []
 
 
 def test_a_policy_is_met_at_the_end_of_its_chain() -> None:

@@ -78,7 +78,7 @@ def judged(found: Snapshot, settings: Settings = _DEFAULT) -> dict[tuple[Flow, b
 
 def test_a_node_that_masquerades_is_as_wanted() -> None:
     found = judged(snapshot(MASQUERADING))
-    assert len(found) == 2 * 8 + 1
+    assert len(found) == 2 * 11 + 1
     assert all(one.judgement is Judgement.AS_WANTED for one in found.values() if one.flow is not Flow.POD_TO_SERVICE)
     assert {one.family for one in found.values()} == {Family.IPV4}
 
@@ -104,10 +104,11 @@ def test_an_exempt_world_must_see_the_pod() -> None:
 @pytest.mark.parametrize(
     ("routes", "skipped"),
     [
-        (ROUTES4[1:], {Flow.POD_TO_WORLD, Flow.WORLD_TO_POD}),
+        (ROUTES4[1:], {Flow.POD_TO_WORLD, Flow.WORLD_TO_POD, Flow.POD_TO_WORLD_UDP}),
         (
             [route for route in ROUTES4 if route["dst"] != "10.244.2.0/24"],
-            {Flow.POD_TO_REMOTE_POD, Flow.REMOTE_POD_TO_POD, Flow.HOST_TO_REMOTE_POD, Flow.REMOTE_HOST_TO_POD},
+            {Flow.POD_TO_REMOTE_POD, Flow.REMOTE_POD_TO_POD, Flow.HOST_TO_REMOTE_POD, Flow.REMOTE_HOST_TO_POD}
+            | {Flow.POD_TO_REMOTE_POD_UDP, Flow.REMOTE_POD_TO_POD_UDP},
         ),
         (
             [route for route in ROUTES4 if route["dst"] != "10.244.1.0/24"],
@@ -119,6 +120,14 @@ def test_an_exempt_world_must_see_the_pod() -> None:
 def test_flows_that_the_node_cannot_have_are_skipped(routes: list[Any], skipped: set[Flow]) -> None:
     found = judged(snapshot(MASQUERADING, routes=routes))
     assert {one.flow for one in found.values() if one.judgement is Judgement.SKIPPED} == skipped | {Flow.POD_TO_SERVICE}
+
+
+def test_a_drop_of_udp_alone_breaks_the_flows_by_udp() -> None:
+    drop = rule("f", match({"meta": {"key": "l4proto"}}, "udp"), {"drop": None})
+    found = judged(snapshot([*MASQUERADING, chain("f", "forward"), drop]))
+    wrong = {one.flow for one in found.values() if one.judgement is Judgement.WRONG}
+    assert wrong == {Flow.POD_TO_WORLD_UDP, Flow.POD_TO_REMOTE_POD_UDP, Flow.REMOTE_POD_TO_POD_UDP}
+    assert not any(one.narrow for one in found.values())
 
 
 def test_pods_with_a_route_each_are_followed_by_one_of_them() -> None:
