@@ -334,6 +334,7 @@ class _Flows:
     ) -> FlowResult:
         faults = [self._fault(case, outcome, wanted, original) for outcome in result.outcomes]
         bad = [(outcome, found) for outcome, found in zip(result.outcomes, faults) if found]
+        bad.sort(key=lambda one: any(step.effect is Effect.MAY for step in one[0].steps))  # the certain cause first
         steps = [step for outcome, (fault, _) in bad for step in _cause(outcome, fault)]
         why = "; ".join(dict.fromkeys(text for _, (_, text) in bad))
         judgement = Judgement.AS_WANTED

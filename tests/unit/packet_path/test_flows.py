@@ -130,6 +130,13 @@ def test_a_drop_of_udp_alone_breaks_the_flows_by_udp() -> None:
     assert not any(one.narrow for one in found.values())
 
 
+def test_the_certain_cause_comes_before_the_possible_one() -> None:
+    save = "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -m string --algo bm --string x -j DROP\nCOMMIT\n"
+    found = judged(snapshot(MASQUERADING, legacy=save))[Flow.POD_TO_WORLD, False]
+    assert found.judgement is Judgement.WRONG
+    assert found.causes[0].step.place.number == 0, "the policy"
+
+
 def test_pods_with_a_route_each_are_followed_by_one_of_them() -> None:
     routes = [*(one for one in ROUTES4 if one["dst"] != "10.244.1.0/24"), {"dst": "10.244.1.7", "dev": "cali1"}]
     strict = {"net.ipv4.conf.all.rp_filter": "1"}
