@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from flanneld_masq.doctor.catalog import finding
 from flanneld_masq.doctor.facts import Facts, FamilyFacts
 from flanneld_masq.doctor.findings import Finding, Kind
-from flanneld_masq.model import DEFAULT_KUBE_PROXY_MARK, Mark
+from flanneld_masq.model import DEFAULT_KUBE_PROXY_MARK, Family, Mark
+from flanneld_masq.packet_path.flows import Fault
 from flanneld_masq.ruleset import policy
 from flanneld_masq.ruleset.flannel_effect import Effect
 
@@ -52,9 +53,17 @@ def _flavours(_: Facts, family: FamilyFacts) -> Iterator[Finding]:
 
 def _dropped(facts: Facts, family: FamilyFacts) -> Iterator[Finding]:
     if family.drops and not facts.settings.forward.enabled:
-        yield finding(Kind.FORWARD_DROPS, "; ".join(family.drops.values()), family.family)
+        seen = "; ".join(family.drops.values())
+        yield finding(Kind.FORWARD_DROPS, seen, family.family, owner=_dropper(facts, family.family))
     for drop in family.unhelped:
         yield finding(Kind.FORWARD_DROPS_UNHELPED, drop, family.family)
+
+
+def _dropper(facts: Facts, family: Family) -> str:
+    """Return the program that drops packets of pods in a chain FORWARD, empty if it is not known."""
+    lost = (one for one in facts.flows if one.family is family and one.fault is Fault.LOST)
+    causes = (cause for one in lost for cause in one.causes[:1] if cause.step.place.chain == "FORWARD")
+    return next((cause.owner for cause in causes), "")
 
 
 def _rules(facts: Facts, family: FamilyFacts) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from flanneld_masq.controller.status import State, Status
 from flanneld_masq.doctor.examine import examine
 from flanneld_masq.doctor.facts import DaemonFacts, Facts, FamilyFacts, Unread
 from flanneld_masq.doctor.findings import Finding, Kind, Severity, exit_status
-from flanneld_masq.model import Family, FamilyLease, Holder, Lease, Settings
+from flanneld_masq.model import BackendName, Family, FamilyLease, ForwardSettings, Holder, Lease, Settings
 from flanneld_masq.packet_path.evaluate import Node
 from flanneld_masq.packet_path.flows import flows
 
@@ -86,6 +86,15 @@ def test_a_drop_of_udp_alone_is_found() -> None:
 def test_a_drop_of_dns_to_the_world_is_intended() -> None:
     found = found_in(forward([match({"payload": {"protocol": "udp", "field": "dport"}}, 53), {"drop": None}]))
     assert found == []
+
+
+def test_forward_drops_names_the_program() -> None:
+    save = "*filter\n:FORWARD DROP [0:0]\n:ufw-user-forward - [0:0]\n-A FORWARD -j ufw-user-forward\nCOMMIT\n"
+    facts = node_facts([], legacy=save)
+    settings = Settings(forward=ForwardSettings(enabled=False))
+    family = FamilyFacts(Family.IPV4, drops={BackendName("iptables-legacy"): "policy drop"})
+    (found,) = examine(replace(facts, settings=settings, families=(family,)))
+    assert (found.kind, found.owner) == (Kind.FORWARD_DROPS, "ufw")
 
 
 def test_a_policy_is_met_at_the_end_of_its_chain() -> None:
