@@ -47,6 +47,18 @@ def prefix_length(facts: Facts) -> Iterator[Finding]:
                 yield finding(Kind.BRIDGE_ADDRESS_DIFFERS, seen, family, bridge=link.name)
 
 
+def same_gateway(facts: Facts) -> Iterator[Finding]:
+    """Yield a bridge that has the gateway's address beside another one. Plugins give it to one bridge alone."""
+    for family in Family:
+        leases = of_family(facts.leases, family)
+        found = {link.name: _gateway(link, leases) for link in _links(facts) if link.kind == "bridge"}
+        bridges = {name: address for name, address in found.items() if address is not None}
+        if len(set(bridges.values())) < len(bridges):
+            seen = ", ".join(f"{name} has {address}" for name, address in bridges.items())
+            other = next((name for name in bridges if name not in BRIDGES), list(bridges)[-1])
+            yield finding(Kind.GATEWAY_ADDRESS_TWICE, seen, family, other=other)
+
+
 def mtu(facts: Facts) -> Iterator[Finding]:
     """Yield bridges whose ports have a greater MTU than the subnet file allows. An empty bridge always has 1500."""
     network = facts.network or HostNetwork()

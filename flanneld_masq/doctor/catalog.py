@@ -11,6 +11,10 @@ from flanneld_masq.model import SLOTS, Family
 
 PROBLEM, NOTICE, UNKNOWN = Severity.PROBLEM, Severity.NOTICE, Severity.UNKNOWN
 _SYSCTL = "a line `{key} = {value}` in /etc/sysctl.d/90-flannel.conf"
+_UNMANAGED = (
+    "NetworkManager: `unmanaged-devices=interface-name:cni*;interface-name:flannel*;interface-name:veth*` in "
+    "/etc/NetworkManager/conf.d; systemd-networkd: `Unmanaged=yes` for these names"
+)
 _JOURNAL = "`journalctl -u flanneld-masq -x` names the cause and what to do"
 
 
@@ -91,6 +95,85 @@ TEXTS: Mapping[Kind, Text] = {
         "find it with `ip rule` and `ip route get {address}`, and remove it there, or exclude {network} from it "
         "(tailscale: `tailscale set --accept-routes=false`)",
         "the configuration of the program that owns the route or rule",
+    ),
+    Kind.POD_INTERFACE_DOWN: Text(
+        PROBLEM,
+        "{device}, which carries packets of pods, is switched off",
+        "its routes are gone with it, so {direction} are lost or leave by another interface",
+        "ip link set {device} up; {after}",
+        _UNMANAGED,
+    ),
+    Kind.GATEWAY_ADDRESS_TWICE: Text(
+        PROBLEM,
+        "two bridges have the address of the pods' gateway",
+        "the node has two routes to its own pods and takes the first, which may lead to the bridge without them",
+        "give {other} another address or delete the one that no pod is on: `ip link delete {other}`",
+        'docker: another network than flannel\'s in /etc/docker/daemon.json (`"bip": "172.17.0.1/16"`), and no '
+        "--bip=FLANNEL_SUBNET",
+    ),
+    Kind.DEFAULT_ROUTE_ON_POD_INTERFACE: Text(
+        PROBLEM,
+        "the default route leads to {device}, which carries packets of pods",
+        "packets to the world go into the network of pods and are lost there; a DHCP client that manages every "
+        "interface makes such a route",
+        "ip {option} route delete default dev {device}",
+        "dhcpcd: `denyinterfaces cni* flannel* veth*` in /etc/dhcpcd.conf; otherwise " + _UNMANAGED,
+    ),
+    Kind.IPV6_DEFAULT_ROUTE_EXPIRES: Text(
+        PROBLEM,
+        "the default route by {device} came from a router's advertisement, and the kernel accepts no other one",
+        "an interface that forwards ignores advertisements unless accept_ra is 2: the route expires, and pods and the "
+        "node lose the world over IPv6",
+        "sysctl -w {key}={value}",
+        _SYSCTL,
+    ),
+    Kind.POD_ROUTE_MISSING: Text(
+        PROBLEM,
+        "flannel knows pods of another node, and the route to them is missing",
+        "packets to these pods take the default route and are lost; flannel writes a route again only when it starts, "
+        "or after some time",
+        "ip {option} route add {network} via {address} dev {device} onlink",
+        _UNMANAGED + "; `ManageForeignRoutes=no` in /etc/systemd/networkd.conf; restart flannel after the network",
+    ),
+    Kind.FLANNEL_ADDRESS_MISSING: Text(
+        PROBLEM,
+        "{device} has no address, which flannel gives it",
+        "packets of the node itself to pods of other nodes leave with an address to which the answers take another "
+        "way, and flannel's routes by that address are refused",
+        "ip address add {address} dev {device}",
+        _UNMANAGED,
+    ),
+    Kind.TUNNEL_ADDRESS_GONE: Text(
+        PROBLEM,
+        "{device} sends from an address that the node no longer has",
+        "the packets of pods to other nodes are lost, and other nodes send to an address that is not this node's",
+        "restart flannel on this node (k3s: `systemctl restart k3s` or k3s-agent): it makes the interface again and "
+        "tells the other nodes",
+        "a fixed address for the node, or a lease that the DHCP server reserves",
+    ),
+    Kind.TUNNEL_MTU_TOO_LARGE: Text(
+        NOTICE,
+        "{device} has a greater MTU than {under} leaves for it",
+        "the largest packets of pods are cut in pieces, and where pieces are filtered, connections to pods of other "
+        "nodes hang",
+        "ip link set {device} mtu {mtu}",
+        'no greater "MTU" in the Backend of net-conf.json; restart flannel after the MTU of {under} has changed, then '
+        "make new pods",
+    ),
+    Kind.TUNNEL_PORT_TAKEN: Text(
+        PROBLEM,
+        "{device} is switched off, and {other} has its UDP port {port}",
+        "the kernel refuses to switch {device} on (Address already in use), so pods do not reach other nodes",
+        "ip link delete {other}; ip link set {device} up; then restart flannel",
+        "remove the other network plugin from the node for good, or give flannel another Port in net-conf.json",
+    ),
+    Kind.TUNNEL_TO_ITSELF: Text(
+        PROBLEM,
+        "{device} sends packets for pods of another node to this node itself",
+        "flannel chose an interface whose address is the same on several nodes, as that of VirtualBox's NAT: pods of "
+        "different nodes do not reach each other",
+        "start flanneld with --iface=INTERFACE (k3s: --flannel-iface and --node-ip), one that joins the nodes",
+        "in flannel's DaemonSet or unit, on each node",
     ),
     Kind.FLANNEL_MASQUERADES: Text(
         NOTICE,

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flanneld_masq.doctor import bridge_checks, daemon_checks, flow_checks, network_checks, rule_checks, subnet_checks
+from flanneld_masq.doctor import (
+    bridge_checks,
+    daemon_checks,
+    flow_checks,
+    network_checks,
+    rule_checks,
+    subnet_checks,
+    tunnel_checks,
+)
 from flanneld_masq.doctor.facts import Facts
 from flanneld_masq.doctor.findings import Finding
 
@@ -23,12 +31,20 @@ _CHECKS = (
     rule_checks.unread,
     bridge_checks.of_another_node,
     bridge_checks.prefix_length,
+    bridge_checks.same_gateway,
     bridge_checks.mtu,
     bridge_checks.netfilter,
     network_checks.forwarding,
     network_checks.ipv6_disabled,
     network_checks.inside_pod_network,
     network_checks.led_elsewhere,
+    network_checks.default_routes,
+    tunnel_checks.down,
+    tunnel_checks.without_address,
+    tunnel_checks.local_address,
+    tunnel_checks.mtu,
+    tunnel_checks.leading_back,
+    tunnel_checks.missing_routes,
 )
 
 

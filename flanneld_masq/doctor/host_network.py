@@ -1,7 +1,8 @@
 """The interfaces, addresses and routes of the node, from the JSON that ip(8) prints. Pure.
 
-Format: `ip -j -d address`, `ip -j route` and `ip -j route get` of iproute2 4.20 and later (ip/ipaddress.c,
-ip/iproute.c). Members that are not named here are skipped.
+Format: `ip -j -d address`, `ip -j route`, `ip -j route get`, `ip -j neigh` and `bridge -j fdb` of iproute2 4.20 and
+later (ip/ipaddress.c, ip/iplink_vxlan.c, ip/iproute.c, ip/ipneigh.c, bridge/fdb.c). Members that are not named here are
+skipped.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_interface, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any, Optional
 
 from flanneld_masq.inputs.json_values import MAX_NUMBER, parse
@@ -22,9 +23,21 @@ FLANNEL = "flannel"  # begins the name of each interface that flannel makes
 
 
 @dataclass(frozen=True, **SLOTS)
+class Vxlan:
+    """What a VXLAN interface sends: from the address `local`, None if the kernel chooses, by the interface `device`,
+    empty for any, to the UDP port `port`. An `external` one receives every VNI."""
+
+    local: Optional[Address] = None
+    device: str = ""
+    port: int = 0
+    external: bool = False
+
+
+@dataclass(frozen=True, **SLOTS)
 class Link:
     """An interface. `mtu` is in bytes; `master` is the bridge that it is a port of, and `kind` the kernel's name of
-    its type, empty for hardware. `calls` are the families whose rules a bridge calls whatever the sysctl says."""
+    its type, empty for hardware. `calls` are the families whose rules a bridge calls whatever the sysctl says. `up` is
+    False if it was switched off. `vxlan` is None for an interface of another kind."""
 
     name: str
     mtu: int = 1500
@@ -32,6 +45,8 @@ class Link:
     master: str = ""
     addresses: tuple[Interface, ...] = ()
     calls: frozenset[Family] = frozenset()
+    up: bool = True
+    vxlan: Optional[Vxlan] = None
 
     @property
     def is_flannel(self) -> bool:
@@ -45,11 +60,12 @@ class Link:
 @dataclass(frozen=True, **SLOTS)
 class Route:
     """A route of the main table. `device` is empty for one that rejects packets; `gateway` says if another host
-    forwards them."""
+    forwards them, `advertised` if a router's advertisement made it."""
 
     network: Network
     device: str = ""
     gateway: bool = False
+    advertised: bool = False
 
     @property
     def is_default(self) -> bool:
@@ -70,14 +86,25 @@ class Way:
 
 
 @dataclass(frozen=True, **SLOTS)
+class Peer:
+    """Another node, as flannel tells it to an interface: the `address` of a neighbour, or of a tunnel's other end."""
+
+    device: str
+    address: Address
+
+
+@dataclass(frozen=True, **SLOTS)
 class HostNetwork:
     """What the node has. `ways` are sampled addresses of pods, one for each interface that leads to any.
-    `br_netfilter` is True if that module is loaded."""
+    `br_netfilter` is True if that module is loaded. `neighbours` are the permanent ones, `ends` the other ends of
+    flannel's tunnels."""
 
     links: tuple[Link, ...] = ()
     routes: Mapping[Family, tuple[Route, ...]] = field(default_factory=dict)
     ways: tuple[Way, ...] = ()
     br_netfilter: bool = True
+    neighbours: tuple[Peer, ...] = ()
+    ends: tuple[Peer, ...] = ()
 
     def ports(self, bridge: str) -> Iterator[Link]:
         return (link for link in self.links if link.master == bridge)
@@ -105,6 +132,18 @@ def parse_way(text: str) -> str:
     return "" if _text(entry, "type") == "local" else _device(entry)
 
 
+def parse_neighbours(text: str) -> tuple[Peer, ...]:
+    """Return the neighbours that `ip -j neigh` printed. Raises ValueError for anything else."""
+    return tuple(
+        Peer(_name(_text(entry, "dev")), ip_address(_text(entry, "dst"))) for entry in _entries(text) if "dst" in entry
+    )
+
+
+def parse_ends(text: str, device: str) -> tuple[Peer, ...]:
+    """Return the other ends of a tunnel that `bridge -j fdb show dev` printed. Raises ValueError for anything else."""
+    return tuple(Peer(device, ip_address(_text(entry, "dst"))) for entry in _entries(text) if "dst" in entry)
+
+
 def _entries(text: str) -> list[dict[str, Any]]:
     content = parse(text.encode("utf-8", "surrogateescape")) if text.strip() else []
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
@@ -123,6 +162,15 @@ def _link(entry: dict[str, Any]) -> Link:
         _text(entry, "master"),
         tuple(_address(one) for one in _list(entry, "addr_info") if _text(one, "local")),
         frozenset(family for family, key in calls.items() if data.get(key) in (1, True)),
+        "UP" in entry.get("flags", ["UP"]),
+        _vxlan(data) if _text(info, "info_kind") == "vxlan" else None,
+    )
+
+
+def _vxlan(data: dict[str, Any]) -> Vxlan:
+    local = _text(data, "local") or _text(data, "local6")
+    return Vxlan(
+        ip_address(local) if local else None, _text(data, "link"), _number(data, "port"), bool(data.get("external"))
     )
 
 
@@ -141,7 +189,7 @@ def _routes(entry: dict[str, Any], family: Family) -> Iterator[Route]:
     for hop in (entry, *_list(entry, "nexthops")):
         device = _device(hop)
         if device or (hop is entry and "nexthops" not in entry):
-            yield Route(network, device, "gateway" in hop or "via" in hop)
+            yield Route(network, device, "gateway" in hop or "via" in hop, entry.get("protocol") == "ra")
 
 
 def _device(entry: dict[str, Any]) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Optional
 
 from flanneld_masq.doctor import bridge_checks, host_network, network_checks
-from flanneld_masq.doctor.host_network import HostNetwork, Route, Way
+from flanneld_masq.doctor.host_network import HostNetwork, Link, Peer, Route, Way
 from flanneld_masq.doctor.interfaces import of_family, pod_links, remote_routes, uplinks
 from flanneld_masq.errors import CommandError
 from flanneld_masq.inputs.text import read_start
@@ -27,8 +29,9 @@ def read_network(run: ProcessRunner, root: Path, leases: tuple[Lease, ...]) -> H
     """
     links = host_network.parse_links(_ip(run, "-d", "address"))
     routes = {family: _routes(run, family) for family in Family if of_family(leases, family)}
-    network = HostNetwork(links, routes, (), (root / _MODULE).exists())
-    return HostNetwork(links, routes, tuple(_ways(run, network, leases)), network.br_netfilter)
+    neighbours = host_network.parse_neighbours(_ip(run, "neigh", "show", "nud", "permanent"))
+    network = HostNetwork(links, routes, (), (root / _MODULE).exists(), neighbours, tuple(_ends(run, links)))
+    return replace(network, ways=tuple(_ways(run, network, leases)))
 
 
 def read_sysctls(root: Path, paths: Iterable[str]) -> Mapping[str, int]:
@@ -46,12 +49,21 @@ def sysctl_paths(network: HostNetwork, leases: tuple[Lease, ...]) -> Iterator[st
         yield from (family.data.forwarding, bridge_checks.call_sysctl(family))
         yield network_checks.interface_sysctl(family, "all", "rp_filter")
         for device in sorted(pods | uplinks(network, leases, family)):
-            for name in ("forwarding", "rp_filter", "disable_ipv6"):
+            for name in ("forwarding", "rp_filter", "disable_ipv6", "accept_ra"):
                 yield network_checks.interface_sysctl(family, device, name)
 
 
 def _routes(run: ProcessRunner, family: Family) -> tuple[Route, ...]:
     return host_network.parse_routes(_ip(run, f"-{family.data.version}", "route"), family)
+
+
+def _ends(run: ProcessRunner, links: tuple[Link, ...]) -> Iterator[Peer]:
+    """Yield where flannel's tunnels lead; none of an interface that is gone by now."""
+    for link in links:
+        if link.is_flannel and link.vxlan is not None:
+            with contextlib.suppress(CommandError):
+                command = ("bridge", "-j", "fdb", "show", "dev", link.name)
+                yield from host_network.parse_ends(run(command, timeout=_SECONDS).stdout, link.name)
 
 
 def _ways(run: ProcessRunner, network: HostNetwork, leases: tuple[Lease, ...]) -> Iterator[Way]:

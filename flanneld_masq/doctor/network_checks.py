@@ -15,6 +15,7 @@ from flanneld_masq.model import Family, FamilyLease
 CONNTRACK_COUNT, CONNTRACK_MAX = (f"net/netfilter/nf_conntrack_{name}" for name in ("count", "max"))
 CONNTRACK_NEARLY_FULL = 0.9
 _STRICT = 1  # of rp_filter: ip-sysctl.rst of the kernel
+_ACCEPTS_ALWAYS = 2  # of accept_ra: ip-sysctl.rst of the kernel
 _LOOPBACK = "lo"
 _VPN = ("tun", "wireguard", "ppp")
 _HARDWARE = ("", "bond", "team", "vlan", "bridge")
@@ -94,13 +95,43 @@ def _by_device(routes: tuple[Route, ...]) -> dict[str, list[Route]]:
 
 def led_elsewhere(facts: Facts) -> Iterator[Finding]:
     """Yield sampled pods that are reached by another interface than that of their route, and what that drops."""
+    twice = {link.name for link in with_gateway(facts.network or HostNetwork(), facts.leases)}
     for way in facts.network.ways if facts.network is not None else ():
-        if way.found in ("", way.expected):
+        if way.found in ("", way.expected) or {way.found, way.expected} <= twice:  # the latter is a finding of its own
             continue
         family = Family.IPV4 if way.address.version == 4 else Family.IPV6
         seen = f"{way.network} is on {way.expected}, but packets to {way.address} leave by {way.found}"
         yield finding(Kind.POD_ROUTE_ELSEWHERE, seen, family, address=way.address, network=way.network)
         yield from _strict(facts, way.expected, family)
+
+
+def default_routes(facts: Facts) -> Iterator[Finding]:
+    """Yield default routes that lead to pods, or that will expire."""
+    network = facts.network or HostNetwork()
+    of_pods = {link.name for link in network.links if _carries_pods(link)}
+    of_pods |= {port.name for bridge in pod_links(network, facts.leases) for port in network.ports(bridge.name)}
+    for family in Family if facts.leases else ():
+        route = next((route for route in network.routes_of(family) if route.is_default), None)
+        if route is not None and route.device in of_pods:
+            seen, option = str(route), f"-{family.data.version}"
+            yield finding(Kind.DEFAULT_ROUTE_ON_POD_INTERFACE, seen, family, device=route.device, option=option)
+        elif route is not None and route.advertised and family is Family.IPV6:
+            yield from _expiring(facts, route)
+
+
+def _carries_pods(link: Link) -> bool:
+    return link.is_flannel or link.name in BRIDGES
+
+
+def _expiring(facts: Facts, route: Route) -> Iterator[Finding]:
+    """Yield a finding if the kernel itself accepted the route, and accepts no further one.
+
+    Source: ipv6_accept_ra in include/net/ipv6.h. A program that handles advertisements itself sets accept_ra to 0.
+    """
+    accepts, forwards = (interface_sysctl(Family.IPV6, route.device, name) for name in ("accept_ra", "forwarding"))
+    if facts.sysctls.get(accepts) == 1 and facts.sysctls.get(forwards):
+        kind = Kind.IPV6_DEFAULT_ROUTE_EXPIRES
+        yield _switch(kind, facts, accepts, Family.IPV6, route.device, _ACCEPTS_ALWAYS)
 
 
 def _strict(facts: Facts, device: str, family: Family) -> Iterator[Finding]:

@@ -61,7 +61,7 @@ def _dropped(facts: Facts, family: FamilyFacts) -> Iterator[Finding]:
 
 def _dropper(facts: Facts, family: Family) -> str:
     """Return the program that drops packets of pods in a chain FORWARD, empty if it is not known."""
-    lost = (one for one in facts.flows if one.family is family and one.fault is Fault.LOST)
+    lost = (one for one in facts.packets.flows if one.family is family and one.fault is Fault.LOST)
     causes = (cause for one in lost for cause in one.causes[:1] if cause.step.place.chain == "FORWARD")
     return next((cause.owner for cause in causes), "")
 
