@@ -14,8 +14,8 @@ from flanneld_masq_iptables.sockopt import TableInfo
 from flanneld_masq.cli.comparison import difference, differs, left_behind
 from flanneld_masq.cli.session import Session
 from flanneld_masq.cli.status import reported
-from flanneld_masq.doctor import host_reader, unit_state
-from flanneld_masq.doctor.facts import DaemonFacts, Facts, FamilyFacts, KubeProxy, Unread
+from flanneld_masq.doctor import host_reader, tunnel_flows, unit_state
+from flanneld_masq.doctor.facts import DaemonFacts, Facts, FamilyFacts, KubeProxy, PacketFacts, TunnelDrop, Unread
 from flanneld_masq.doctor.host_network import HostNetwork
 from flanneld_masq.errors import MasqError, SnapshotError
 from flanneld_masq.inputs import saved_rulesets
@@ -72,13 +72,16 @@ def with_flows(facts: Facts, snapshot: Snapshot, exceptions: tuple[Network, ...]
     """Add what becomes of the packets that pods need, with the rules of every program."""
     unread = "; ".join(snapshot.unread)
     found: list[FlowResult] = []
+    tunnels: tuple[TunnelDrop, ...] = ()
     try:
         node = Node(snapshot)
         for lease in facts.leases:
             found += flows(node, lease, facts.settings, exceptions=exceptions)
+        tunnels = tuple(tunnel_flows.drops(node, facts.network or HostNetwork()))
     except SnapshotError as error:
         unread = str(error)
-    return replace(facts, flows=tuple(found), unread=replace(facts.unread, packet_path=unread))
+    packets = PacketFacts(tuple(found), tunnels)
+    return replace(facts, packets=packets, unread=replace(facts.unread, packet_path=unread))
 
 
 def _daemon(session: Session, options: argparse.Namespace) -> DaemonFacts:

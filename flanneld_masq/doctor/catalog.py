@@ -160,6 +160,14 @@ TEXTS: Mapping[Kind, Text] = {
         'no greater "MTU" in the Backend of net-conf.json; restart flannel after the MTU of {under} has changed, then '
         "make new pods",
     ),
+    Kind.TUNNEL_DROPPED: Text(
+        PROBLEM,
+        "a rule {verb} what other nodes send to {device}{by}",
+        "flannel carries packets between pods of different nodes in UDP packets to port {port} of the node itself, so "
+        "none arrives",
+        "{remedy}",
+        "{persist}",
+    ),
     Kind.TUNNEL_PORT_TAKEN: Text(
         PROBLEM,
         "{device} is switched off, and {other} has its UDP port {port}",
@@ -172,7 +180,8 @@ TEXTS: Mapping[Kind, Text] = {
         "{device} sends packets for pods of another node to this node itself",
         "flannel chose an interface whose address is the same on several nodes, as that of VirtualBox's NAT: pods of "
         "different nodes do not reach each other",
-        "start flanneld with --iface=INTERFACE (k3s: --flannel-iface and --node-ip), one that joins the nodes",
+        "start flanneld with --iface=INTERFACE (k3s: --flannel-iface and --node-ip), one that joins the nodes; if this "
+        "node had another name before, `kubectl delete node OLD-NAME` instead",
         "in flannel's DaemonSet or unit, on each node",
     ),
     Kind.FLANNEL_MASQUERADES: Text(

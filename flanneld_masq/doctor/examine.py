@@ -45,6 +45,7 @@ _CHECKS = (
     tunnel_checks.mtu,
     tunnel_checks.leading_back,
     tunnel_checks.missing_routes,
+    tunnel_checks.dropped,
 )
 
 

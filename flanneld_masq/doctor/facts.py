@@ -10,8 +10,9 @@ from flanneld_masq.controller.status import Status
 from flanneld_masq.doctor.host_network import HostNetwork
 from flanneld_masq.doctor.unit_state import UnitState
 from flanneld_masq.inputs.saved_rulesets import SavedTable
-from flanneld_masq.model import SLOTS, BackendName, Family, Holder, Lease, MarkEvidence, Settings, Survey
+from flanneld_masq.model import SLOTS, Address, BackendName, Family, Holder, Lease, MarkEvidence, Settings, Survey
 from flanneld_masq.packet_path.flows import FlowResult
+from flanneld_masq.packet_path.state import Step
 from flanneld_masq.ruleset.flannel_effect import Effect
 from flanneld_masq.service.service_user import Unreadable
 
@@ -66,6 +67,30 @@ class DaemonFacts:
 
 
 @dataclass(frozen=True, **SLOTS)
+class TunnelDrop:
+    """A rule that drops the VXLAN packets of other nodes for the interface `device`, here one from `src` to the address
+    `dst` of this node. `port` is their UDP port, `family` that of these addresses, `owner` the program of the rule,
+    empty if unknown."""
+
+    family: Family
+    device: str
+    port: int
+    src: Address
+    dst: Address
+    step: Step
+    owner: str
+
+
+@dataclass(frozen=True, **SLOTS)
+class PacketFacts:
+    """What becomes of packets: `flows` of those that pods need, `tunnels` what drops those that carry them between
+    nodes."""
+
+    flows: tuple[FlowResult, ...] = ()
+    tunnels: tuple[TunnelDrop, ...] = ()
+
+
+@dataclass(frozen=True, **SLOTS)
 class Unread:
     """Why something cannot be read, each empty if it was: the rules of this program and of those that it knows, the
     interfaces and routes, and the `packet_path`: everything that may happen to a packet."""
@@ -83,7 +108,7 @@ class Facts:
     nothing is known of what depends on it; `net_conf` what is wrong with flannel's. `network` are its interfaces and
     routes; None if they are not needed or not known. `unread` says what cannot be read. `sysctls` are numbers below
     /proc/sys, by path; those that the kernel does not have are missing.
-    `plugins` are the failures of plugins. `flows` is what becomes of the packets that pods need.
+    `plugins` are the failures of plugins. `packets` is what becomes of packets.
     """
 
     settings: Settings
@@ -97,4 +122,4 @@ class Facts:
     network: Optional[HostNetwork] = None
     sysctls: Mapping[str, int] = field(default_factory=dict)
     plugins: tuple[str, ...] = ()
-    flows: tuple[FlowResult, ...] = ()
+    packets: PacketFacts = PacketFacts()

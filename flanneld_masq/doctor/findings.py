@@ -77,6 +77,7 @@ class Kind(str, enum.Enum):
     SUBNET_FILES_OVERLAP = "subnet-files-overlap"
     SUBNET_UNKNOWN = "subnet-unknown"
     TUNNEL_ADDRESS_GONE = "tunnel-address-gone"
+    TUNNEL_DROPPED = "tunnel-dropped"
     TUNNEL_MTU_TOO_LARGE = "tunnel-mtu-too-large"
     TUNNEL_PORT_TAKEN = "tunnel-port-taken"
     TUNNEL_TO_ITSELF = "tunnel-to-itself"

@@ -14,7 +14,7 @@ from flanneld_masq.doctor import flow_remedies
 from flanneld_masq.doctor.catalog import finding
 from flanneld_masq.doctor.facts import Facts
 from flanneld_masq.doctor.findings import Finding, Kind
-from flanneld_masq.doctor.flow_remedies import Remedy, Traffic
+from flanneld_masq.doctor.flow_remedies import NO_RULE, Remedy, Traffic
 from flanneld_masq.doctor.interfaces import of_family
 from flanneld_masq.model import SLOTS, Address, Family, FamilyLease
 from flanneld_masq.packet_path.flows import Cause, Fault, FlowResult, Judgement
@@ -22,7 +22,6 @@ from flanneld_masq.packet_path.packet import Packet
 from flanneld_masq.packet_path.state import Effect, Step
 
 POLICY_PROGRAMS = frozenset({"kube-router", "calico", "cilium", "antrea", "weave", "ovn-kubernetes", "istio"})
-_NO_RULE = ("sysctl", "routing")  # what stands for a table where the kernel drops without a rule
 _SHOWN = 3  # flows that a finding names
 _WRONG_LEASE = {Kind.CONFIGURATION_INVALID, Kind.SUBNET_FILE_OF_ANOTHER_NODE, Kind.SUBNET_FILES_OVERLAP}
 _RULES_MISSING = {Kind.RULES_DIFFER, Kind.RULES_UNREADABLE, Kind.BACKEND_UNUSABLE}
@@ -72,7 +71,7 @@ def flows(facts: Facts, found: Sequence[Finding]) -> Iterator[Finding]:
         return
     if facts.unread.packet_path:
         yield finding(Kind.FLOWS_UNKNOWN, facts.unread.packet_path)
-    for decision in _decisions(facts.flows):
+    for decision in _decisions(facts.packets.flows):
         if not _is_known(decision, [one for one in found if one.family in ("", str(decision.family))]):
             yield _finding(decision, of_family(facts.leases, decision.family))
 
@@ -94,7 +93,7 @@ def _decisions(results: Sequence[FlowResult]) -> Iterator[_Decision]:
 def _kind(fault: Fault, cause: Optional[Cause]) -> Kind:
     kind = _KINDS[fault]
     if kind is Kind.FLOW_DROPPED:
-        if cause is None or cause.step.place.table in _NO_RULE:
+        if cause is None or cause.step.place.table in NO_RULE:
             return Kind.FLOW_MISROUTED
         if cause.owner in POLICY_PROGRAMS:
             return Kind.FLOW_DENIED_BY_POLICY
@@ -136,7 +135,7 @@ def _finding(decision: _Decision, leases: tuple[FamilyLease, ...]) -> Finding:
         decision.kind,
         _seen(decision),
         decision.family,
-        owner=owner or ("" if step is None or step.place.table in _NO_RULE else "unknown"),
+        owner=owner or ("" if step is None or step.place.table in NO_RULE else "unknown"),
         by=f": {owner}" if owner else "",
         verb="rejects" if step is not None and step.effect is Effect.REJECTED else "drops",
         src=packet.src if packet else "SOURCE",
@@ -165,7 +164,7 @@ def _flow_text(one: FlowResult) -> str:
 
 def _what(decision: _Decision) -> str:
     step = decision.step
-    if step is None or step.place.table in _NO_RULE:
+    if step is None or step.place.table in NO_RULE:
         return decision.flows[0].why
     why = "" if decision.kind in (Kind.FLOW_DROPPED, Kind.FLOW_DENIED_BY_POLICY) else f"{decision.flows[0].why}; "
     place = step.place

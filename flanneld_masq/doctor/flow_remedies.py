@@ -14,17 +14,20 @@ from flanneld_masq.model import SLOTS, Family
 from flanneld_masq.packet_path.rules import Hook, Place
 from flanneld_masq.packet_path.state import Effect, Step
 
+NO_RULE = ("sysctl", "routing")  # what stands for a table where the kernel drops without a rule
 _LEGACY = "legacy "
 _ANSWERS = "RELATED,ESTABLISHED"
 
 
 @dataclass(frozen=True, **SLOTS)
 class Traffic:
-    """Packets that must pass, by source and destination; empty for any. With `answers`, those of connections alone."""
+    """Packets that must pass, by source and destination; empty for any. With `answers`, those of connections alone,
+    with `udp_port` those to that port alone."""
 
     source: str = ""
     destination: str = ""
     answers: bool = False
+    udp_port: int = 0
 
     @property
     def shape(self) -> str:
@@ -102,6 +105,10 @@ MASQUERADES: Mapping[str, Program] = {
     "ip-masq-agent": Program({}, "the pod network in nonMasqueradeCIDRs of its configuration"),
     "netavark": Program({}, "give podman a network outside of flannel's"),
 }
+PORTS: Mapping[str, str] = {
+    "firewalld": "firewall-cmd --add-port={port}/udp",
+    "ufw": "ufw allow {port}/udp",
+}
 _FILES = "the same in the file of the nftables service (/etc/nftables.conf, RHEL: /etc/sysconfig/nftables.conf)"
 _SAVED = "`netfilter-persistent save` (RHEL: `service {tools} save`), or the command in the script that makes the rules"
 
@@ -117,6 +124,15 @@ def remedy(step: Step, owner: str, family: Family, traffic: Iterable[Traffic], d
         return Remedy(command, program.persist.format(command_permanent=_permanent(command)))
     command = _joined(shlex.join(_accept(step.place, one, family)) for one in traffic)
     return Remedy(command, program.persist if program is not None else _persist(step.place, family))
+
+
+def tunnel(step: Step, owner: str, family: Family, port: int) -> Remedy:
+    """Return how to let UDP packets to a port of the node pass a rule."""
+    command = PORTS.get(owner, "").format(port=port)
+    if command:
+        return Remedy(command, f"`{_permanent(command)}`" if command != _permanent(command) else "")
+    command = shlex.join(_accept(step.place, Traffic(udp_port=port), family))
+    return Remedy(command, _persist(step.place, family))
 
 
 def _program(step: Step, owner: str) -> Program | None:
@@ -164,13 +180,15 @@ def _accept(place: Place, one: Traffic, family: Family) -> list[str]:
         ends = [word for key, end in (("-s", one.source), ("-d", one.destination)) if end for word in (key, end)]
         state = ["-m", "conntrack", "--ctstate", _ANSWERS] if one.answers else []
         named = [] if table == "filter" else ["-t", table]
-        return [_tool(place, family), *named, *where, *ends, *state, "-j", "ACCEPT"]
+        port = ["-p", "udp", "--dport", str(one.udp_port)] if one.udp_port else []
+        return [_tool(place, family), *named, *where, *ends, *port, *state, "-j", "ACCEPT"]
     at = ["handle", str(place.handle)] if place.number and place.handle else []
     ip = family.data.nft
     ends = [word for key, end in (("saddr", one.source), ("daddr", one.destination)) if end for word in (ip, key, end)]
     state = ["ct", "state", _ANSWERS.lower()] if one.answers else []
+    port = ["udp", "dport", str(one.udp_port)] if one.udp_port else []
     verb = "insert" if place.number else "add"
-    return ["nft", verb, "rule", *place.table.split(" ", 1), place.chain, *at, *ends, *state, "accept"]
+    return ["nft", verb, "rule", *place.table.split(" ", 1), place.chain, *at, *ends, *port, *state, "accept"]
 
 
 def _persist(place: Place, family: Family) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from flanneld_masq.doctor import flow_remedies
 from flanneld_masq.doctor.catalog import finding
 from flanneld_masq.doctor.facts import Facts
 from flanneld_masq.doctor.findings import Finding, Kind
@@ -15,6 +16,7 @@ from flanneld_masq.doctor.host_network import HostNetwork, Link, Vxlan
 from flanneld_masq.doctor.interfaces import of_family, remote_routes, with_gateway
 from flanneld_masq.doctor.network_checks import interface_sysctl
 from flanneld_masq.model import Address, Family, FamilyLease
+from flanneld_masq.packet_path.state import Effect
 
 _V6 = "v6"  # in the name of flannel's interface for IPv6
 _MTU_APART = 20  # bytes between the MTU of the subnet file and that of flannel's interface for IPv6
@@ -90,6 +92,27 @@ def missing_routes(facts: Facts) -> Iterator[Finding]:
             option = f"-{family.data.version}"
             fields = {"device": link.name, "option": option, "network": target, "address": lost[0]}
             yield finding(Kind.POD_ROUTE_MISSING, seen, family, **fields)
+
+
+def dropped(facts: Facts) -> Iterator[Finding]:
+    for one in facts.packets.tunnels:
+        place, advice = one.step.place, flow_remedies.tunnel(one.step, one.owner, one.family, one.port)
+        which = str(place) if place.number else f"the policy of {place.chain} in {place.table}"
+        seen = (
+            f"UDP {one.src} -> {one.dst}, port {one.port}: {one.step.effect.value} at {one.step.hook.value} by {which}"
+        )
+        yield finding(
+            Kind.TUNNEL_DROPPED,
+            seen,
+            one.family,
+            device=one.device,
+            port=one.port,
+            owner=one.owner or "unknown",
+            by=f": {one.owner}" if one.owner else "",
+            verb="rejects" if one.step.effect is Effect.REJECTED else "drops",
+            remedy=advice.command,
+            persist=advice.persist,
+        )
 
 
 def _tunnels(facts: Facts) -> Iterator[tuple[Family, Link]]:

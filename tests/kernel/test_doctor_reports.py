@@ -149,3 +149,36 @@ def test_it_is_found_and_the_remedy_works(flannel_node: Node, name: str) -> None
             run_remedy(flannel_node, one)
     change(flannel_node, report.after)
     assert findings(flannel_node) == []
+
+
+DROPS = {
+    "nft": ("!nft add table inet fw", "!nft add chain inet fw in { type filter hook input priority 0; policy drop; }"),
+    "iptables-nft": ("!iptables-nft -P INPUT DROP",),
+    "iptables-legacy": ("!iptables-legacy -A INPUT -i eth0 -j DROP",),
+}
+
+
+@pytest.mark.usefixtures("daemon")
+@pytest.mark.parametrize("tool", DROPS)
+def test_a_firewall_drops_vxlan(flannel_node: Node, tool: str) -> None:  # noqa: F811
+    """flannel-io/flannel 710, 1704."""
+    change(flannel_node, DROPS[tool])
+    assert "tunnel-dropped" not in [one["id"] for one in findings(flannel_node)], "there is no other node"
+    change(flannel_node, (f"!bridge fdb add {LLADDR} dev flannel.1 dst 192.0.2.9",))
+    (found,) = (one for one in findings(flannel_node) if one["id"] == "tunnel-dropped")
+    assert "port 8472" in found["seen"] and "192.0.2.9" in found["seen"]
+    run_remedy(flannel_node, found)
+    assert "tunnel-dropped" not in [one["id"] for one in findings(flannel_node)]
+
+
+@pytest.mark.usefixtures("daemon")
+def test_a_firewall_that_lets_other_nodes_in(flannel_node: Node) -> None:  # noqa: F811
+    change(
+        flannel_node,
+        (
+            f"!bridge fdb add {LLADDR} dev flannel.1 dst 192.0.2.9",
+            "!iptables-nft -A INPUT -s 192.0.2.9/32 -j ACCEPT",
+            "!iptables-nft -A INPUT -p udp -j DROP",
+        ),
+    )
+    assert findings(flannel_node) == []

@@ -11,7 +11,7 @@ import pytest
 
 from flanneld_masq.controller.status import State, Status
 from flanneld_masq.doctor.examine import examine
-from flanneld_masq.doctor.facts import DaemonFacts, Facts, FamilyFacts, Unread
+from flanneld_masq.doctor.facts import DaemonFacts, Facts, FamilyFacts, PacketFacts, Unread
 from flanneld_masq.doctor.findings import Finding, Kind, Severity, exit_status
 from flanneld_masq.model import BackendName, Family, FamilyLease, ForwardSettings, Holder, Lease, Settings
 from flanneld_masq.packet_path.evaluate import Node
@@ -42,7 +42,7 @@ def node_facts(objects: Sequence[Any], **more: Any) -> Facts:
     """A healthy node but for these objects of nft, and what a snapshot has beside."""
     found = flows(Node(snapshot([*OWN, *objects], **more)), LEASE, Settings())
     daemon = DaemonFacts(Holder(True, 7, "it is held"), Status(State.SYNCED))
-    return Facts(Settings(), (LEASE,), daemon=daemon, families=(FamilyFacts(Family.IPV4),), flows=found)
+    return Facts(Settings(), (LEASE,), daemon=daemon, families=(FamilyFacts(Family.IPV4),), packets=PacketFacts(found))
 
 
 def found_in(objects: Sequence[Any], **more: Any) -> list[Finding]:

@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_masq.doctor.host_network import Link, Route, parse_links, parse_routes, parse_way, sample
+from flanneld_masq.doctor.host_network import (
+    Link,
+    Peer,
+    Route,
+    Vxlan,
+    parse_ends,
+    parse_links,
+    parse_neighbours,
+    parse_routes,
+    parse_way,
+    sample,
+)
 from flanneld_masq.model import Family
 
 PRINTED = Path(__file__).parents[1] / "fuzz" / "corpus"
@@ -39,6 +50,31 @@ def test_a_bridge_may_call_rules_by_itself(value: object) -> None:
     info = {"info_kind": "bridge", "info_data": {"nf_call_iptables": value, "nf_call_ip6tables": 0}}
     (link,) = parse_links(json.dumps([{"ifname": "cni0", "mtu": 1500, "linkinfo": info}]))
     assert link.calls == {Family.IPV4}
+
+
+def test_a_vxlan() -> None:
+    data = {"id": 1, "local": "192.0.2.1", "link": "eth0", "port": 8472}
+    info = {"info_kind": "vxlan", "info_data": data}
+    (link,) = parse_links(json.dumps([{"ifname": "flannel.1", "mtu": 1450, "flags": ["UP"], "linkinfo": info}]))
+    assert (link.up, link.vxlan) == (True, Vxlan(ip_address("192.0.2.1"), "eth0", 8472))
+
+
+def test_an_external_vxlan_that_is_off() -> None:
+    info = {"info_kind": "vxlan", "info_data": {"external": True, "port": 8472}}
+    (link,) = parse_links(json.dumps([{"ifname": "cilium_vxlan", "mtu": 1500, "flags": [], "linkinfo": info}]))
+    assert (link.up, link.vxlan) == (False, Vxlan(port=8472, external=True))
+
+
+def test_neighbours_and_ends() -> None:
+    neighbour = {"dst": "10.244.2.0", "dev": "flannel.1", "lladdr": "02:00:00:00:00:02", "state": ["PERMANENT"]}
+    assert parse_neighbours(json.dumps([neighbour])) == (Peer("flannel.1", ip_address("10.244.2.0")),)
+    ends = [{"mac": "02:00:00:00:00:02", "dst": "192.0.2.9"}, {"mac": "33:33:00:00:00:01"}]
+    assert parse_ends(json.dumps(ends), "flannel.1") == (Peer("flannel.1", ip_address("192.0.2.9")),)
+
+
+def test_a_route_of_an_advertisement() -> None:
+    (route,) = parse_routes('[{"dst": "default", "dev": "eth0", "protocol": "ra"}]', Family.IPV6)
+    assert route.advertised
 
 
 def test_routes() -> None:

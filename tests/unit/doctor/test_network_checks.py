@@ -13,7 +13,7 @@ from flanneld_masq.controller.status import State, Status
 from flanneld_masq.doctor.examine import examine
 from flanneld_masq.doctor.facts import DaemonFacts, Facts, FamilyFacts, KubeProxy
 from flanneld_masq.doctor.findings import Finding, Kind, Severity
-from flanneld_masq.doctor.host_network import HostNetwork, Link, Route, Way
+from flanneld_masq.doctor.host_network import HostNetwork, Link, Peer, Route, Vxlan, Way
 from flanneld_masq.model import Family, FamilyLease, Holder, Lease, Settings
 
 IPV4 = FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1"))
@@ -21,8 +21,20 @@ IPV6 = FamilyLease((ip_network("fd00:10:244::/48"),), ip_network("fd00:10:244:1:
 LEASE = Lease("/run/flannel/subnet.env", IPV4, IPV6, mtu=1450)
 CNI0 = Link("cni0", 1450, "bridge", addresses=(ip_interface("10.244.1.1/24"), ip_interface("fd00:10:244:1::1/64")))
 VETH = Link("veth0", 1450, "veth", "cni0")
-FLANNEL = Link("flannel.1", 1450, "vxlan", addresses=(ip_interface("10.244.1.0/32"),))
-FLANNEL6 = Link("flannel-v6.1", 1450, "vxlan", addresses=(ip_interface("fd00:10:244:1::/128"),))
+FLANNEL = Link(
+    "flannel.1",
+    1450,
+    "vxlan",
+    addresses=(ip_interface("10.244.1.0/32"),),
+    vxlan=Vxlan(ip_address("192.0.2.1"), "eth0", 8472),
+)
+FLANNEL6 = Link(
+    "flannel-v6.1",
+    1430,
+    "vxlan",
+    addresses=(ip_interface("fd00:10:244:1::/128"),),
+    vxlan=Vxlan(ip_address("2001:db8::1"), "eth0", 8472),
+)
 ETH0 = Link("eth0", addresses=(ip_interface("192.0.2.1/24"), ip_interface("2001:db8::1/64")))
 DOCKER0 = Link("docker0", kind="bridge", addresses=(ip_interface("172.17.0.1/16"),))
 LO = Link("lo", 65536, addresses=(ip_interface("127.0.0.1/8"),))
@@ -68,6 +80,17 @@ NODE = Facts(
 )
 
 
+NEIGHBOURS = (
+    Peer("flannel.1", ip_address("10.244.2.0")),
+    Peer("flannel.1", ip_address("10.9.9.9")),
+    Peer("eth0", ip_address("10.244.7.0")),
+)
+ADVERTISED = {
+    **ROUTES,
+    Family.IPV6: (*ROUTES[Family.IPV6][:2], Route(ip_network("::/0"), "eth0", gateway=True, advertised=True)),
+}
+
+
 def with_links(*links: Link, **changes: Any) -> Facts:
     """The node with these links in the place of those with the same names, or beside the others."""
     names = {link.name for link in links}
@@ -99,7 +122,7 @@ HEALTHY = {
     "router knows the pods of some nodes": with_routes(Route(ip_network("10.244.0.0/17"), "eth0", gateway=True)),
     "router knows the pods": with_routes(Route(ip_network("10.244.0.0/16"), "eth0", gateway=True)),
     "pods of ptp and calico": with_routes(Route(ip_network("10.244.1.7/32"), "cali0"), links=(Link("cali0"),)),
-    "wide LAN": with_links(replace(ETH0, addresses=(ip_interface("10.1.0.1/8"),))),
+    "wide LAN": with_links(replace(ETH0, addresses=(*ETH0.addresses, ip_interface("10.1.0.1/8")))),
     "blackhole": with_routes(Route(ip_network("10.244.0.0/16"))),
     "tunnel address": with_links(Link("tunl0", kind="ipip", addresses=(ip_interface("10.244.1.9/32"),))),
     "empty bridge": with_links(replace(CNI0, mtu=1500)),
@@ -115,6 +138,39 @@ HEALTHY = {
     ),
     "other interface closed": switched({"net/ipv4/conf/docker0/forwarding": 0}),
     "IPv6 off on the uplink": switched({"net/ipv6/conf/eth0/disable_ipv6": 1}),
+    "left over from another backend": replace(
+        NODE,
+        leases=(replace(LEASE, mtu=1500),),
+        network=HostNetwork(
+            (*LINKS[:-2], replace(FLANNEL, up=False, addresses=()), replace(FLANNEL6, addresses=())),
+            {
+                Family.IPV4: (*ROUTES[Family.IPV4][:2], Route(ip_network("10.244.3.0/24"), "eth0", gateway=True)),
+                Family.IPV6: (Route(ip_network("fd00:10:244:2::/64"), "eth0", gateway=True),),
+            },
+        ),
+    ),
+    "ptp gives each pod the gateway": with_links(
+        *(Link(f"veth{one}", 1450, "veth", addresses=(ip_interface("10.244.1.1/32"),)) for one in (8, 9))
+    ),
+    "two VXLANs share a port": with_links(Link("vxlan7", 1450, "vxlan", vxlan=Vxlan(port=8472))),
+    "jumbo frames": with_links(replace(ETH0, mtu=9000)),
+    "a switched off VXLAN of others": with_links(Link("vxlan7", 1450, "vxlan", up=False, vxlan=Vxlan(port=4789))),
+    "routes for all neighbours": replace(
+        NODE,
+        network=HostNetwork(
+            LINKS, ROUTES, WAYS, neighbours=NEIGHBOURS, ends=(Peer("flannel.1", ip_address("192.0.2.2")),)
+        ),
+    ),
+    "a program that reads advertisements": replace(
+        NODE,
+        network=HostNetwork(LINKS, ADVERTISED, WAYS),
+        sysctls={**SWITCHES, "net/ipv6/conf/eth0/accept_ra": 0, "net/ipv6/conf/eth0/forwarding": 1},
+    ),
+    "advertisements are always accepted": replace(
+        NODE,
+        network=HostNetwork(LINKS, ADVERTISED, WAYS),
+        sysctls={**SWITCHES, "net/ipv6/conf/eth0/accept_ra": 2, "net/ipv6/conf/eth0/forwarding": 1},
+    ),
     "pods without an interface": replace(NODE, network=HostNetwork((LO, ETH0), {}, ())),
 }
 
@@ -184,8 +240,8 @@ class TestInsidePodNetwork:
     @pytest.mark.parametrize(
         "link",
         [
-            replace(ETH0, addresses=(ip_interface("10.244.200.1/24"),)),
-            replace(ETH0, addresses=(ip_interface("10.244.200.1/32"),)),
+            replace(ETH0, addresses=(*ETH0.addresses, ip_interface("10.244.200.1/24"))),
+            replace(ETH0, addresses=(*ETH0.addresses, ip_interface("10.244.200.1/32"))),
             Link("tun0", kind="tun", addresses=(ip_interface("10.244.8.5/24"),)),
             Link("wg1", kind="wireguard", addresses=(ip_interface("fd00:10:244:9::1/64"),)),
             replace(DOCKER0, addresses=(ip_interface("10.244.5.1/24"),)),
@@ -194,7 +250,7 @@ class TestInsidePodNetwork:
     def test_address(self, link: Link) -> None:
         found = only(with_links(link))
         assert (found.kind, found.severity) == (Kind.POD_NETWORK_ON_NODE, Severity.PROBLEM)
-        assert link.name in found.seen and str(link.addresses[0]) in found.seen
+        assert link.name in found.seen and str(link.addresses[-1]) in found.seen
         assert link.name in found.remedy
 
     @pytest.mark.parametrize(

@@ -436,8 +436,11 @@ def _ip_address(data: bytes) -> None:
 
 def _ip_route(data: bytes) -> None:
     printed = _as_printed(data)
+    for read in (host_network.parse_way, host_network.parse_neighbours):
+        with contextlib.suppress(ValueError):
+            read(printed)
     with contextlib.suppress(ValueError):
-        host_network.parse_way(printed)
+        host_network.parse_ends(printed, "flannel.1")
     family = Family.IPV6 if b"::" in data else Family.IPV4
     routes = host_network.parse_routes(printed, family)
     network = HostNetwork((Link("eth0"), Link("tun0", kind="tun")), {family: routes})
