@@ -127,7 +127,7 @@ class Verdict(enum.Enum):
 
 
 class Protection(str, enum.Enum):
-    """What keeps other programs from changing a table of nf_tables. The value is what users see.
+    """The flags that keep other programs from changing a table of nf_tables. The value is shown to users.
 
     OWNER: the table belongs to a socket of the daemon, and ends with it. PERSIST: it stays when that socket ends, and
     the next daemon adopts it (Linux 6.9).

@@ -22,7 +22,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "file",
         nargs="?",
         metavar="FILE",
-        help="validate the text of this file alone, whoever may write it, instead of the configuration in force",
+        help="validate the text of this file alone, without regard to its owner, instead of the configuration in force",
     )
 
 

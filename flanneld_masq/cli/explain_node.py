@@ -66,7 +66,7 @@ class Decider:
 
 @dataclass(frozen=True, **SLOTS)
 class Followed:
-    """What becomes of a packet on this node, and the rules that decide it."""
+    """The fate of a packet on this node, and the rules that decide it."""
 
     node: Node
     result: Result
@@ -81,7 +81,7 @@ class Followed:
 
     @property
     def fate(self) -> str:
-        """What becomes of it, for the first line of the answer."""
+        """Return the fate of the packet, for the first line of the answer."""
         if not self.result.certain:
             arrives = self.result.fate is Fate.DELIVERED
             return "arrives, but its addresses are not certain" if arrives else "it is not certain that it arrives"
@@ -94,7 +94,7 @@ class Followed:
 
     @property
     def description(self) -> str:
-        """What the first line says of the packet beside its ends."""
+        """Return what the first line says of the packet besides its addresses."""
         packet = self.result.packet
         name = next((name for name, number in PROTOCOLS.items() if number == packet.proto), str(packet.proto))
         port = f" port {packet.dport}" if packet.dport else ""

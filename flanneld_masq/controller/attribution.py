@@ -202,7 +202,7 @@ class LockSuspects:
         self._since.clear()
 
     def pass_succeeded(self) -> None:
-        """What was changed before the pass is repaired and reported."""
+        """The pass has repaired and reported every change that came before it."""
         self._before.clear()
 
     def culprits(self) -> tuple[Culprit, ...]:

@@ -83,8 +83,8 @@ class TunnelDrop:
 
 @dataclass(frozen=True, **SLOTS)
 class PacketFacts:
-    """What becomes of packets: `flows` of those that pods need, `tunnels` what drops those that carry them between
-    nodes."""
+    """The fate of packets. `flows` are those that pods need. `tunnels` are the rules that drop the packets which carry
+    these between nodes."""
 
     flows: tuple[FlowResult, ...] = ()
     tunnels: tuple[TunnelDrop, ...] = ()
@@ -102,7 +102,7 @@ class Unread:
 
 @dataclass(frozen=True, **SLOTS)
 class Facts:
-    """What was found out of a node.
+    """The facts of a node.
 
     `troubles` say why subnet files give no lease. `wrong` says what is wrong with the configuration file, without which
     nothing is known of what depends on it; `net_conf` what is wrong with flannel's. `network` are its interfaces and

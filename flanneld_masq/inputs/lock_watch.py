@@ -26,7 +26,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Use(enum.Enum):
-    """What a program did with the file."""
+    """The use of the file by a program."""
 
     OPENED = enum.auto()
     CLOSED = enum.auto()
@@ -130,7 +130,8 @@ class LockWatch:
             self._used(uses)
 
     def _count(self) -> None:
-        """Stop reading until the next second if that was enough for this one: whoever may read the file may open it."""
+        """Stop reading until the next second if that was enough for this one: any user who may read the file can open
+        it, without end."""
         loop = asyncio.get_running_loop()
         second = int(loop.time())
         self._reads = self._reads + 1 if second == self._second else 1

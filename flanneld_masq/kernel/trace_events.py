@@ -78,7 +78,7 @@ _KINDS = {
 
 @dataclass(frozen=True, **SLOTS)
 class Header:
-    """What a packet says of itself, and the devices (indexes, 0 for none) that it came by and leaves by.
+    """The headers of a packet, and the devices (indexes, 0 for none) that it came by and leaves by.
 
     Ports are 0 if the protocol has none, or if they are not there.
     """

@@ -54,7 +54,7 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True, **SLOTS)
 class Result:
-    """What became of one flow: the source address that `arrived`, or the `failure`. `masquerade` is what is wanted."""
+    """The result of one flow: the source address that `arrived`, or the `failure`. `masquerade` is what is wanted."""
 
     kind: Class
     family: Family

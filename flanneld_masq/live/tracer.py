@@ -31,8 +31,8 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True, **SLOTS)
 class Trace:
-    """What was seen of the flows. `blind` says what the method cannot tell, `grown` the rules of legacy iptables that
-    counted packets meanwhile, of these flows or others."""
+    """The packets of the flows that were seen. `blind` says what the method cannot tell. `grown` are the rules of legacy
+    iptables that counted packets meanwhile, of these flows or others."""
 
     flows: tuple[Flow, ...]
     packets: tuple[Traced, ...] = ()

@@ -31,7 +31,7 @@ _NAT_AT = {Hook.PREROUTING: -100, Hook.OUTPUT: -100, Hook.INPUT: 100, Hook.POSTR
 
 
 class Fate(str, enum.Enum):
-    """What becomes of a packet."""
+    """The end of a packet."""
 
     DELIVERED = "delivered"
     DROPPED = "dropped"

@@ -53,7 +53,7 @@ class HostAddress:
 
 @dataclass(frozen=True, **SLOTS)
 class Selector:
-    """What a packet must be for a routing rule."""
+    """The packets that a routing rule is for."""
 
     source: Optional[Network]
     destination: Optional[Network]

@@ -19,7 +19,7 @@ from flanneld_masq.printable import printable
 
 
 class Field(str, enum.Enum):
-    """What a rule can read from a packet. UNREAD has no value that the model knows."""
+    """A property of a packet that a rule can read. UNREAD has no value that the model knows."""
 
     NFPROTO = "nfproto"
     PROTO = "l4proto"
@@ -164,7 +164,7 @@ class Jump:
 
 
 class ChangeField(enum.Enum):
-    """What a rule can write."""
+    """A property of a packet that a rule can write."""
 
     MARK = "mark"
     CT_MARK = "ct mark"

@@ -26,7 +26,7 @@ class Save:
 
 @dataclass(frozen=True, **SLOTS)
 class Snapshot:
-    """What the tools print, as they print it.
+    """The output of the tools, unchanged.
 
     `ruleset` is that of `nft -j list ruleset`, `links` and `addresses` are `ip -j link` and `ip -j addr`, `routes` and
     `rules` hold `ip -j route show table all` and `ip -j rule` of each family, `ipsets` is that of `ipset save`.

@@ -19,7 +19,7 @@ CONNTRACK_PRIORITY = -200  # NF_IP_PRI_CONNTRACK
 
 
 class Effect(str, enum.Enum):
-    """What a rule did to the packet."""
+    """The effect of a rule on the packet."""
 
     DROPPED = "dropped"
     REJECTED = "rejected"
@@ -43,7 +43,7 @@ class Step:
 
 @dataclass(frozen=True, **SLOTS)
 class Nat:
-    """What NAT did to a flow. `source_done` and `destination_done` say that the kernel looks no further."""
+    """The NAT of a flow so far. `source_done` and `destination_done` say that the kernel looks no further."""
 
     source_done: bool = False
     destination_done: bool = False
