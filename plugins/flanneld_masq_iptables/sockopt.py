@@ -42,8 +42,8 @@ def is_small(shape: bytes) -> bool:
 class TableWatch:
     """An answer of the kernel to a getsockopt, without the bits that are not in `mask`.
 
-    An idle daemon asks several times a second if the answer is still the same, so that costs little more than the
-    system call.
+    The daemon asks at each use of the lock if the answer is still the same, so that costs little more than the system
+    call.
     """
 
     def __init__(self, descriptor: int, level: int, option: int, question: bytes, mask: bytes) -> None:

@@ -12,7 +12,7 @@ import hashlib
 import mmap
 import re
 import struct
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,18 +122,16 @@ class Entries:
         start = self._start(chain)
         if start is None:
             return b"" if self._has_tag() else None
-        base = [self._form(*entry) for entry in self._built_in(hook)]
-        if self._referred(start) != sum(name == chain.encode() for _, name in base):
+        jumps = sum(self._goes_to(*entry) == chain.encode() for entry in self._built_in(hook))
+        if self._referred(start) != jumps:
             return b""
-        own = [self._form(*entry) for entry in self._user_chain(start)]
-        return _digest((base, own))
+        return self._digest(self._built_in(hook), self._user_chain(start))
 
     def contents(self, chain: str, hook: int) -> bytes:
         """Return a digest of the built-in chain of the hook, and of a user-defined chain if it exists, without
         counters."""
         start = self._start(chain)
-        chains = (self._built_in(hook), () if start is None else self._user_chain(start))
-        return _digest([start is None, *([self._form(*entry) for entry in entries] for entries in chains)])
+        return self._digest(self._built_in(hook), () if start is None else self._user_chain(start))
 
     def packets(self, hook: int) -> tuple[int, ...]:
         """Return how many packets each rule of the built-in chain of the hook has counted, without the policy."""
@@ -232,17 +230,32 @@ class Entries:
     def _find(self, pattern: bytes) -> list[int]:
         return [match.start() - self.begin for match in re.finditer(re.escape(pattern), self.memory)]
 
+    def _digest(self, *chains: Iterable[tuple[int, int]]) -> bytes:
+        """Return a digest of the entries of chains, without counters. A chain that exists is never empty."""
+        digest = hashlib.blake2b(digest_size=16)
+        for entries in chains:
+            for entry in entries:
+                data, name = self._form(*entry)
+                digest.update(b"%d %d " % (len(data), len(name)))
+                digest.update(data + name)
+            digest.update(b";")
+        return digest.digest()
+
     def _form(self, offset: int, after: int) -> tuple[bytes, bytes]:
         """Return an entry without its position in the table, and the name of the chain that it goes to."""
         layout = _LAYOUTS[self.family]
         data = bytearray(self.memory[self.begin + offset : self.begin + after])
         data[layout.counters : layout.counters + len(_COUNTERS)] = _COUNTERS
         name, verdict = self._target(offset)
-        if name or verdict < 0:
-            return bytes(data), b""
-        target, _ = self._bounds(offset)
-        _VERDICT.pack_into(data, target + _TARGET.size, 0)
-        return bytes(data), b"" if verdict == after else self._chain_before(verdict)
+        if not name and verdict >= 0:
+            target, _ = self._bounds(offset)
+            _VERDICT.pack_into(data, target + _TARGET.size, 0)
+        return bytes(data), self._goes_to(offset, after)
+
+    def _goes_to(self, offset: int, after: int) -> bytes:
+        """Return the name of the chain that an entry goes to; empty for none."""
+        name, verdict = self._target(offset)
+        return b"" if name or verdict < 0 or verdict == after else self._chain_before(verdict)
 
     def _chain_before(self, start: int) -> bytes:
         """Return the name of the chain whose rules begin there."""
@@ -280,7 +293,3 @@ class Entries:
             return form.unpack_from(self.memory, self.begin + offset)
         except struct.error as error:
             raise KernelError(_ATTEMPT, f"nothing is at offset {offset} ({error})") from error
-
-
-def _digest(value: object) -> bytes:
-    return hashlib.blake2b(repr(value).encode(), digest_size=16).digest()
