@@ -21,6 +21,7 @@ _IN_Q_OVERFLOW = 0x4000
 _CLOSES = _IN_CLOSE_WRITE | _IN_CLOSE_NOWRITE
 _EVENT = struct.Struct("iIII")  # watch descriptor, mask, cookie and length of the name behind it
 _BUFFER = 1 << 16  # bytes
+_MAX_EVENT = _EVENT.size + 256  # bytes, with the longest name
 MAX_READS_PER_SECOND = 200  # of whatever many events each; the next one waits for the next second
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -66,28 +67,28 @@ class LockEvents:
         self._name = os.fsencode(path.name)
         self.descriptor = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         self.failure = ""  # why the file is not watched; empty if it is, or if it does not exist yet
+        self.watching = False  # the file, or its directory while there is no file
         if self.descriptor < 0:
             self.failure = os.strerror(ctypes.get_errno())
         self.refresh()
 
-    @property
-    def watching(self) -> bool:
-        return self.descriptor >= 0 and not self.failure
-
     def refresh(self) -> None:
         """Watch the directory and the file that the path leads to now."""
         if self.descriptor >= 0:
-            self._add(self._path.parent, _IN_CREATE | _IN_MOVED_TO)
-            failure = self._add(self._path, _IN_OPEN | _CLOSES)
+            above = self._add(self._path.parent, _IN_CREATE | _IN_MOVED_TO)
+            failure = above or self._add(self._path, _IN_OPEN | _CLOSES)
             self.failure = os.strerror(failure) if failure not in (0, errno.ENOENT) else ""
+            self.watching = not (above or self.failure)
 
     def read(self) -> tuple[Use, ...]:
         """Return what was done in that order, as far as it is not joined. A file that was made is `UNKNOWN`: the
-        program that made it may have used it before it was watched."""
+        program that made it may have used it before it was watched. So is the end of a full buffer: more may follow."""
         data = b""
         with contextlib.suppress(OSError):
             data = os.read(self.descriptor, _BUFFER)
         uses = tuple(uses_in(data, self._name))
+        if len(data) > _BUFFER - _MAX_EVENT:
+            uses = (*uses, Use.UNKNOWN)
         if Use.UNKNOWN in uses:
             self.refresh()
         return uses
@@ -96,6 +97,7 @@ class LockEvents:
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
+            self.watching = False
 
     def _add(self, path: Path, mask: int) -> int:
         """Return the error number; 0 for none. The kernel keeps one watch for each inode, so this can be repeated."""

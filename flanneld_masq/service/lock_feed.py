@@ -50,7 +50,6 @@ class LockFeed:
 
     def start(self) -> None:
         self._watch.start()
-        self._look()
         self._complain()
 
     def refresh(self) -> None:

@@ -97,7 +97,7 @@ class IptablesLegacy(IptablesBackend):
         self._drop: str | None = None  # the last answer of `drops_forwarding`
 
     def observe(self, groups: Collection[Group]) -> Observation:
-        self._lock.wait(lambda: self._host.run.stopped)
+        self._wait_for_lock()
         tables, stale = self._tables.existing(), self._tables.to_read()
         self._last = {place: last for place, last in self._last.items() if place.table not in stale}
         return self._observation(
@@ -125,7 +125,7 @@ class IptablesLegacy(IptablesBackend):
     def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
         """Return the last survey as long as no chain has changed that flannel or the CNI plugin would have written to:
         a listing takes a process. These chains are read only if their table has another shape."""
-        self._lock.wait(lambda: self._host.run.stopped)
+        self._wait_for_lock()
         shape, last = self._shape(), self._surveyed
         if last is not None and (last.shape, last.leases) == (shape, leases):
             return last.survey
@@ -153,6 +153,11 @@ class IptablesLegacy(IptablesBackend):
     def replace(self, desired: Desired, observed: Observation, changes: tuple[Change, ...]) -> int:
         self._last.clear()
         return super().replace(desired, observed, changes)
+
+    def _wait_for_lock(self) -> None:
+        """Wait until no program holds the lock. Without tables there is nothing to read beside it."""
+        if self._tables.existing() & CONCERNED:
+            self._lock.wait(lambda: self._host.run.stopped)
 
     def _restore(self, text: str) -> None:
         try:

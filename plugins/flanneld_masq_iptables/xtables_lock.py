@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from flanneld_masq.inputs.lock_watch import LockEvents, LockState
+from flanneld_masq.inputs.lock_watch import LockEvents, LockState, Use
 from flanneld_masq.lock_files import flock_users
 from flanneld_masq.printable import printable
 from flanneld_masq.process import xtables_lock
@@ -71,14 +71,19 @@ class XtablesLock:
     def _certainly_free(self) -> bool:
         if self._events is None:
             self._events = LockEvents(self.path)
-        for use in self._events.read():
-            self._state.note(use)
+        self._note(self._events.read())
         return self._state.free and self._events.watching
 
     def _found_free(self) -> None:
-        """Nobody holds the lock, unless somebody opened it meanwhile."""
-        if self._events is not None and not self._events.read():
+        """No program holds the lock, unless one opened it meanwhile."""
+        uses = self._events.read() if self._events is not None else ()
+        self._note(uses)
+        if self._events is not None and not uses:
             self._state.found_free()
+
+    def _note(self, uses: tuple[Use, ...]) -> None:
+        for use in uses:
+            self._state.note(use)
 
     def _pid(self) -> int | None:
         """Return the pid of the program that holds the lock; None if none does, or none of this pid namespace."""

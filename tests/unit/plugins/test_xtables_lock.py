@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from flanneld_masq_iptables import xtables_lock
 from flanneld_masq_iptables.xtables_lock import PATIENCE_SECONDS, XtablesLock
+
+from flanneld_masq.lock_files import FlockUsers
 
 
 class Scene:
@@ -30,11 +33,14 @@ class Scene:
         self.now += seconds
 
     def held_by(self, *pids: int, file: Path | None = None, waiting: bool = False) -> None:
-        stat = (file or self.file).stat()
-        place = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}:{stat.st_ino}"
         self.opened.close()
         if pids:
             self.opened.enter_context((file or self.file).open())
+        self.list_holders(*pids, file=file, waiting=waiting)
+
+    def list_holders(self, *pids: int, file: Path | None = None, waiting: bool = False) -> None:
+        stat = (file or self.file).stat()
+        place = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}:{stat.st_ino}"
         lines = [f"{n}: {'-> ' * waiting}FLOCK  ADVISORY  WRITE {pid} {place} 0 EOF" for n, pid in enumerate(pids, 1)]
         other = "9: POSIX  ADVISORY  WRITE 7 00:01:1 0 EOF"
         (self.root / "proc/locks").write_text("\n".join([other, *lines, ""]))
@@ -96,6 +102,21 @@ def test_lock_is_free_where_it_cannot_be_seen(scene: Scene, missing: str) -> Non
     (scene.root / missing).unlink()
     assert not scene.lock.busy()
     assert "has ended" in scene.lock.holder()
+
+
+def test_program_that_opens_it_during_the_look_is_not_forgotten(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def users(*_: object) -> FlockUsers:
+        """Another program opens the file, and does not hold the lock yet."""
+        second.enter_context(scene.file.open())
+        return FlockUsers()
+
+    assert not scene.lock.busy()
+    with contextlib.ExitStack() as second:
+        with scene.file.open(), monkeypatch.context() as patched:
+            patched.setattr(xtables_lock, "flock_users", users)
+            assert not scene.lock.busy()
+        scene.list_holders(42)
+        assert scene.lock.busy(), "the second one has it now"
 
 
 def test_environment_names_the_file(scene: Scene) -> None:
