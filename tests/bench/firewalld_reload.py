@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 
-START_SECONDS = 0.5  # in which firewalld reads its configuration
+_WORK_SECONDS = 0.5  # in which firewalld reads its configuration
 _TRIES = 3  # iptables-nft fails now and then where another program commits at the same time
 _TABLES = ("security", "raw", "mangle", "nat", "filter")
 _CHAINS = ("INPUT", "FORWARD", "OUTPUT")
@@ -29,7 +29,7 @@ add rule inet firewalld_policy_drop filter_output ct state established,related a
 def by_nftables() -> None:
     _nft(_HOLD)
     _nft("add table inet firewalld; delete table inet firewalld")
-    time.sleep(START_SECONDS)
+    time.sleep(_WORK_SECONDS)
     _nft(_OWN)
     _nft("delete table inet firewalld_policy_drop")
 
@@ -40,7 +40,7 @@ def by_iptables(flavour: str) -> None:
         # The bench keeps its own rule in mangle of legacy: see traffic.py.
         if table != "mangle":
             _restore(flavour, table, ["-F", "-X", "-Z"])
-    time.sleep(START_SECONDS)
+    time.sleep(_WORK_SECONDS)
     _restore(flavour, "filter", ["-N FWD_public", "-A FORWARD -j FWD_public"])
     _restore(flavour, "filter", [f"-P {chain} ACCEPT" for chain in _CHAINS])
 

@@ -15,7 +15,7 @@ from flanneld_masq.selftest import netns
 from . import plan
 from .actions import Actor
 from .checks import Converged, converge
-from .growth import Sample, growth, settled
+from .growth import WARM_SECONDS, Sample, growth, settled
 from .site import Fault, Site
 
 LINES_OF_LOG = 40
@@ -46,7 +46,7 @@ class Run:
                 problem = self._round(planned)
                 if problem:
                     return problem
-            return list(growth(self._samples))
+            return list(growth(self._samples, min(WARM_SECONDS, self.seconds / 3)))
         finally:
             self._site.close()
 

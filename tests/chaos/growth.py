@@ -27,23 +27,23 @@ class Sample:
         return f"{self.megabytes:.1f} MB, {self.descriptors} descriptors, {self.threads} threads"
 
 
-def growth(samples: Sequence[Sample]) -> Iterator[str]:
-    """Yield what has grown: over the run, and in each process, from the state after its first minute to its last."""
+def growth(samples: Sequence[Sample], warm_seconds: float = WARM_SECONDS) -> Iterator[str]:
+    """Yield what has grown: over the run, and in each process, from its state after `warm_seconds` to its last."""
     peak = max(samples, key=lambda sample: sample.megabytes, default=None)
     if peak is not None and peak.megabytes > MAX_MEGABYTES:
         yield f"{peak.megabytes:.1f} MB after {peak.seconds:.0f} s are more than {MAX_MEGABYTES:g} MB"
-    yield from _grown("the daemon", samples)
+    yield from _grown("the daemon", settled(samples, warm_seconds))
     for pid in dict.fromkeys(sample.pid for sample in samples):
-        yield from _grown(f"process {pid}", [sample for sample in samples if sample.pid == pid])
+        own = [sample for sample in samples if sample.pid == pid]
+        yield from _grown(f"process {pid}", settled(own, warm_seconds))
 
 
-def settled(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """Return the samples after the first minute."""
-    return [sample for sample in samples if sample.seconds >= samples[0].seconds + WARM_SECONDS]
+def settled(samples: Sequence[Sample], warm_seconds: float = WARM_SECONDS) -> Sequence[Sample]:
+    """Return the samples after the first `warm_seconds`."""
+    return [sample for sample in samples if sample.seconds >= samples[0].seconds + warm_seconds]
 
 
-def _grown(name: str, samples: Sequence[Sample]) -> Iterator[str]:
-    later = settled(samples)
+def _grown(name: str, later: Sequence[Sample]) -> Iterator[str]:
     for what, slack in SLACK.items() if later else ():
         first, last = getattr(later[0], what), getattr(later[-1], what)
         if last > first + slack:

@@ -284,6 +284,7 @@ class TestOwnerAlone:
             desired = self.desired(guarded, family)
             backend = NftBackend(family, Host(guarded.run, daemon=os.getpid()))
             backend.replace(desired, backend.observe(tuple(Group)), ())
+            assert flags(family) == (uapi.NFT_TABLE_F_OWNER, True)
             backend._netlink.close()
             eventually(lambda: Nfnetlink().table(family, render.TABLE) is None)
 
