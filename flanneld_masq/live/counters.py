@@ -11,6 +11,7 @@ from flanneld_masq_iptables import binaries, save_format
 from flanneld_masq_iptables.legacy_tables import LegacyTables
 from flanneld_masq_iptables.sockopt import TableInfo
 
+from flanneld_masq.inputs.save_lines import logical_lines
 from flanneld_masq.model import SLOTS, BackendName, Family
 from flanneld_masq.printable import printable
 from flanneld_masq.process import ProcessRunner
@@ -53,7 +54,7 @@ class Counters:
 
 def counted(printed: str) -> Iterator[tuple[str, int]]:
     """Yield rule and packets of each rule that iptables-save -c prints. Pure."""
-    for line in save_format.logical_lines(printed):
+    for line in logical_lines(printed):
         if match := _COUNTED.fullmatch(line):
             yield match[2], int(match[1])
 

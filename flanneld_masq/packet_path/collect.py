@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from flanneld_masq.errors import CommandError
+from flanneld_masq.errors import CommandError, SnapshotError
 from flanneld_masq.model import Family
 from flanneld_masq.packet_path import nft_tables, save_format
 from flanneld_masq.packet_path.snapshot import LEGACY, NFT, XTABLES, Save, Snapshot
@@ -75,7 +75,11 @@ class Collector:
         """
         if nft_tables.count(chains) > MANY_CHAINS:
             shown = {save.family.data.nft: save_format.tables(save.text) for save in saves if save.flavour == NFT}
-            known, others = nft_tables.divided(chains, shown)
+            try:
+                known, others = nft_tables.divided(chains, shown)
+            except SnapshotError as error:
+                self._unread.append(str(error))
+                return ""
             if len(others) <= MAX_TABLES:
                 listed = [self._output("nft", "-j", "list", "table", *names) for names in others]
                 return nft_tables.joined([known, *listed])

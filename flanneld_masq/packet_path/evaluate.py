@@ -279,7 +279,8 @@ class _Path:
         device = self._packet.iif
         modes = [self._sysctl(f"net.ipv4.conf.{name}.rp_filter") or 0 for name in ("all", device)]
         mode = max(modes)
-        if self._routing.is_local(state.src.address) and self._sysctl(f"net.ipv4.conf.{device}.accept_local") != 1:
+        accepts = any(self._sysctl(f"net.ipv4.conf.{name}.accept_local") for name in ("all", device))
+        if self._routing.is_local(state.src.address) and not accepts:
             return f"the source {state.src.address} is an address of the node"
         if not mode:
             return ""

@@ -1,14 +1,14 @@
 """Reads `ipset save` and compiles the match "set" of xtables. Pure. Source: ipset(8).
 
-Sets of addresses, networks, ports and devices are known; a list of sets, hardware addresses and exceptions are not, and
-a match of such a set may hold.
+Sets of addresses, networks, ports and devices are known. A list of sets, hardware addresses, a bitmap of ports, a set
+that masks addresses, exceptions and wildcards of devices are not, and a match of such a set may hold.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
 
 from flanneld_masq.model import SLOTS, Family
 from flanneld_masq.packet_path import names
@@ -34,6 +34,8 @@ class IpSet:
 
 
 _KNOWN = frozenset({"ip", "net", "port", "iface"})
+_MASKING = frozenset({"netmask", "bitmask"})  # options of a set that compares parts of addresses
+_ODD = frozenset({"nomatch", "wildcard"})  # options of an entry that is more than its value
 _FIELDS = {
     ("ip", Family.IPV4): (Field.SADDR4, Field.DADDR4),
     ("ip", Family.IPV6): (Field.SADDR6, Field.DADDR6),
@@ -45,14 +47,16 @@ class IpSets:
 
     def __init__(self, text: str = "") -> None:
         self._sets: dict[str, IpSet] = {}
+        self._elements: dict[str, Optional[Elements[None]]] = {}
         for line in text.split("\n"):
             words = line.split()
             if len(words) > 2 and words[0] == "create":
-                self._sets[words[1]] = IpSet(words[2], "timeout" not in words)
+                known = words[2] != "bitmap:port" and _MASKING.isdisjoint(words)
+                self._sets[words[1]] = IpSet(words[2], "timeout" not in words, known)
             elif len(words) > 2 and words[0] == "add" and words[1] in self._sets:
                 found = self._sets[words[1]]
                 found.entries.append(words[2])
-                found.known &= "nomatch" not in words
+                found.known &= _ODD.isdisjoint(words)
 
     def tests(self, family: Family, options: Sequence[Option]) -> Iterator[Operation]:
         """Yield the tests of a match. Raises ValueError or IndexError for what cannot be read."""
@@ -67,12 +71,24 @@ class IpSets:
         found = self._sets.get(name)
         if found is None or not found.known or not _KNOWN.issuperset(found.dimensions):
             return May(f"set {name}")
-        if len(directions) < len(found.dimensions):
+        elements = self._elements_of(name, found)
+        if elements is None or len(directions) < len(found.dimensions):
             return May(f"set {name}")
         key = [part for pair in zip(found.dimensions, directions) for part in _key(family, *pair)]
-        entries = [(_entry(found.dimensions, entry), None) for entry in found.entries]
-        elements = Elements(entries, complete=found.complete)
         return Test(tuple(map(Read, key)), Op.NE if option.negated else Op.EQ, elements)
+
+    def _elements_of(self, name: str, found: IpSet) -> Optional[Elements[None]]:
+        """Return the elements of a set, parsed once for all its rules; None if an entry cannot be read."""
+        if name not in self._elements:
+            self._elements[name] = _elements(found)
+        return self._elements[name]
+
+
+def _elements(found: IpSet) -> Optional[Elements[None]]:
+    try:
+        return Elements([(_entry(found.dimensions, one), None) for one in found.entries], complete=found.complete)
+    except (ValueError, KeyError):
+        return None
 
 
 def _key(family: Family, dimension: str, direction: str) -> tuple[Field, ...]:
@@ -95,6 +111,6 @@ def _parts(dimension: str, text: str) -> tuple[Element, ...]:
         proto, _, port = text.rpartition(":")
         low, dash, high = port.partition("-")
         ports: Element = Interval(int(low), int(high)) if dash else int(low)
-        return names.PROTOCOLS.get(proto.lower() or "tcp", 6), ports
+        return int(proto) if proto.isdecimal() else names.PROTOCOLS[proto.lower() or "tcp"], ports
     low, dash, high = text.partition("-")
     return (addresses(low, high) if dash else network(text),)

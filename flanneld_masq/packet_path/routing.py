@@ -71,7 +71,7 @@ class Selector:
             and mark & self.mask == self.mark
             and (not self.iif or (iif or "lo") == self.iif)
         )
-        if self.unknown and answer != self.inverted:
+        if self.unknown and answer:
             return None
         return answer != self.inverted
 
@@ -295,7 +295,7 @@ def _address(text: object) -> Optional[Address]:
 
 _KNOWN = frozenset(
     {"priority", "src", "srclen", "dst", "dstlen", "fwmark", "fwmask", "iif", "table", "not"}
-) | frozenset({"action", "suppress_prefixlen", "protocol", "goto"})
+) | frozenset({"action", "suppress_prefixlen", "protocol"})
 _ACTIONS = frozenset({"unreachable", "blackhole", "prohibit"})
 
 
@@ -316,7 +316,7 @@ def _rule(rule: Any, family: Family) -> PolicyRule:
         mask,
         str(rule.get("iif", "")),
         "not" in rule,
-        bool(rule.keys() - _KNOWN) or "goto" in rule,
+        bool(rule.keys() - _KNOWN),
     )
     action = str(rule.get("action", ""))
     suppressed = rule.get("suppress_prefixlen", -1)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from flanneld_masq.inputs.save_lines import logical_lines
 from flanneld_masq.model import SLOTS
 
 _CHAIN = re.compile(r":(\S+) (\S+)")
@@ -30,7 +31,7 @@ def tables(text: str) -> dict[str, SavedTable]:
     """Return the tables by name, each with its chains by name. Lines that fit no table are skipped."""
     found: dict[str, SavedTable] = {}
     table: SavedTable = {}
-    for line in text.split("\n"):
+    for line in logical_lines(text):
         if line.startswith("*"):
             table = found.setdefault(line[1:].strip(), {})
         elif chain := _CHAIN.match(line):
@@ -48,5 +49,5 @@ def words(line: str) -> list[str]:
 
 
 def _words(line: str) -> Iterator[str]:
-    for quoted, plain in re.findall(r'"((?:[^"\\]|\\.)*)"|(\S+)', line):
-        yield plain or re.sub(r"\\(.)", r"\1", quoted)
+    for quoted, plain in re.findall(r'"((?:[^"\\]|\\.)*)"|(\S+)', line, re.DOTALL):
+        yield plain or re.sub(r"\\(.)", r"\1", quoted, flags=re.DOTALL)

@@ -116,8 +116,8 @@ def both(answers: Iterable[Optional[bool]]) -> Optional[bool]:
 class Elements(Generic[_Data]):
     """The elements of a set or map, each a tuple of as many parts as its key has, with data.
 
-    Exact elements are found by hash, intervals of one part by bisection (a set holds no two that overlap), the others
-    one by one.
+    Exact elements are found by hash, intervals of one part by bisection, the others one by one. Intervals of ipset and
+    of the match multiport may overlap; they are merged where their data are equal. nft allows no others.
     """
 
     def __init__(self, elements: Iterable[tuple[tuple[Element, ...], _Data]], *, complete: bool = True) -> None:
@@ -134,9 +134,8 @@ class Elements(Generic[_Data]):
                 self._others.append((key, data))
         # A set keeps its catch-all for keys that no other element holds.
         self._others.sort(key=lambda element: all(part is ANYTHING for part in element[0]))
-        intervals.sort(key=lambda pair: pair[0].low)
-        self._intervals = intervals
-        self._lows = [interval.low for interval, _ in intervals]
+        self._intervals = _merged(intervals)
+        self._lows = [interval.low for interval, _ in self._intervals]
 
     def __len__(self) -> int:
         return len(self._exact) + len(self._others) + len(self._intervals)
@@ -180,3 +179,15 @@ class Elements(Generic[_Data]):
                 return True if self.complete else None
             unknown = True
         return None if unknown else False
+
+
+def _merged(intervals: list[tuple[Interval, _Data]]) -> list[tuple[Interval, _Data]]:
+    """Return the intervals in order, those that overlap and have equal data as one."""
+    merged: list[tuple[Interval, _Data]] = []
+    for interval, data in sorted(intervals, key=lambda pair: pair[0].low):
+        if merged and interval.low <= merged[-1][0].high and data == merged[-1][1]:
+            last = merged[-1][0]
+            merged[-1] = (Interval(last.low, max(last.high, interval.high)), data)
+        else:
+            merged.append((interval, data))
+    return merged

@@ -50,7 +50,7 @@ MAX_RULES = 1_000_000  # that one packet meets in one chain
 MAX_WAYS = 128  # of one packet through one chain
 MAX_STEPS = 100  # of one way
 MAX_TARGETS = 16  # addresses of one NAT rule
-MAX_DRAWN = 256
+MAX_DRAWN = 256  # numbers that the kernel draws from; of more the model knows none
 
 
 class TooManyWays(Exception):
@@ -77,10 +77,17 @@ def evaluate(expression: Expression, state: State, scene: Scene) -> Value:
     if isinstance(expression, Compute):
         return _compute(expression, state, scene)
     if isinstance(expression, Draw):
-        return Choices(frozenset(range(expression.first, expression.first + min(expression.count, MAX_DRAWN))))
+        return _drawn(expression)
     if isinstance(expression, MapLookup):
         return _look_up(expression, state, scene)
     return UNKNOWN
+
+
+def _drawn(draw: Draw) -> Value:
+    """Return the numbers that the kernel may draw."""
+    if draw.count > MAX_DRAWN:
+        return UNKNOWN
+    return Choices(frozenset(range(draw.first, draw.first + draw.count)))
 
 
 def _compute(expression: Compute, state: State, scene: Scene) -> Value:

@@ -730,7 +730,12 @@ TARGETS = (
         "iptables-save",
         _legacy_backend,
         (),
-        ("flanneld_masq_iptables.save_format", "flanneld_masq_iptables.legacy_backend", "flanneld_masq_iptables.rules"),
+        (
+            "flanneld_masq.inputs.save_lines",
+            "flanneld_masq_iptables.save_format",
+            "flanneld_masq_iptables.legacy_backend",
+            "flanneld_masq_iptables.rules",
+        ),
         _SAVE_WORDS,
     ),
     Target(

@@ -192,3 +192,11 @@ def test_counters_that_grew() -> None:
         Growth("nat", "B", 1, "-A B -j D", 1),
     ]
     assert list(grown("nat", before, after[1:])) == []
+
+
+def test_a_newline_in_a_comment_does_not_end_a_counted_rule() -> None:
+    line = '-A A -m comment --comment "one\ntwo" -j B'
+    assert list(counted(f"*nat\n:A - [0:0]\n[3:60] {line}\n[5:60] -A A -j C\nCOMMIT\n")) == [
+        (line, 3),
+        ("-A A -j C", 5),
+    ]

@@ -117,6 +117,13 @@ def test_garbled_flags_of_a_table_are_read_as_text(flags: str, expected: int, tm
     assert tables(found.ruleset)[0].handle == 3
 
 
+def test_chains_that_cannot_be_divided_are_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MANY_CHAINS", 0)
+    found = collect(Tools({"nft -j list chains": '{"nftables": [{"chain": {}}'}), tmp_path)
+    assert found.ruleset == ""
+    assert "output of nft" in found.unread[0]
+
+
 def test_a_table_that_the_save_lacks_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MANY_CHAINS", 1)
     save = "# Table `nat' is incompatible, use 'nft' tool.\n"

@@ -241,6 +241,12 @@ def test_a_source_that_is_the_nodes_own_is_refused() -> None:
     assert follow(Node(snapshot()), src=OWN, dst=POD, iif="eth0").fate is Fate.DROPPED
 
 
+@pytest.mark.parametrize("name", ["all", "eth0"])
+def test_accept_local_of_all_devices_or_of_one_lets_it_in(name: str) -> None:
+    accepting = Node(snapshot(sysctls={f"net.ipv4.conf.{name}.accept_local": "1"}))
+    assert follow(accepting, src=OWN, dst=POD, iif="eth0").fate is Fate.DELIVERED
+
+
 def test_ipv6_sysctls() -> None:
     ends = {"src": "fd00:10:244:1::5", "dst": "2001:db8:2::7"}
     assert follow(Node(snapshot(sysctls={"net.ipv6.conf.all.forwarding": "0"})), **ends).fate is Fate.DROPPED
@@ -279,6 +285,15 @@ def test_the_longest_prefix_and_the_lowest_metric_win() -> None:
 def test_a_routing_rule_that_is_not_known_may_hold() -> None:
     rules = [{"priority": 5, "src": "all", "uidrange": "0-5", "action": "unreachable"}, *RULES]
     assert follow(Node(snapshot(rules=rules))).fate is Fate.MAY
+
+
+@pytest.mark.parametrize(
+    ("source", "fate"), [("10.244.0.0/16", Fate.MAY), ("10.99.0.0/16", Fate.DROPPED)], ids=["holds", "fails"]
+)
+def test_an_inverted_routing_rule_that_is_not_known(source: str, fate: Fate) -> None:
+    """It certainly holds for a packet that a known selector excludes."""
+    rules = [{"priority": 5, "not": None, "src": source, "uidrange": "0-5", "action": "unreachable"}, *RULES]
+    assert follow(Node(snapshot(rules=rules))).fate is fate
 
 
 def test_suppressed_default_route_and_inverted_rule() -> None:

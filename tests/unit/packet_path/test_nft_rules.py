@@ -110,6 +110,7 @@ UNSURE: list[Any] = [
     match(payload("ip", "frag-off"), 0, "!="),
     match(payload("ether", "saddr"), "00:11:22:33:44:55"),
     match({"numgen": {"mode": "random", "mod": 2, "offset": 0}}, 0),
+    match({"numgen": {"mode": "random", "mod": 1000, "offset": 0}}, {"range": [0, 499]}),
     {"xt": {"type": "match", "name": "statistic"}},
     {"set": {"op": "update", "elem": SADDR, "set": "@s", "stmt": [{"limit": {"rate": 5, "per": "minute"}}]}},
     {"something": {"new": 1}},

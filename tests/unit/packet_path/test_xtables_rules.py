@@ -6,9 +6,11 @@ import pytest
 
 from flanneld_masq.model import Family
 from flanneld_masq.packet_path.evaluate import Fate, Node
+from flanneld_masq.packet_path.ipsets import IpSets
 from flanneld_masq.packet_path.packet import ICMP, UDP, CtState
+from flanneld_masq.packet_path.rules import Test
 from flanneld_masq.packet_path.snapshot import NFT, Save
-from flanneld_masq.packet_path.xtables_rules import parts
+from flanneld_masq.packet_path.xtables_rules import Option, parts
 
 from .nodes import chain, follow, packet, rule, snapshot, table
 
@@ -27,6 +29,7 @@ HITS = [
     "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN",
     "-p tcp -m tcp --syn",
     "-p tcp -m multiport --dports 80,443,8000:9000",
+    "-p tcp -m multiport --dports 1:1000,400:410",
     "! -p udp",
     "-p all",
     "-m conntrack --ctstate NEW",
@@ -44,6 +47,7 @@ HITS = [
     "-m addrtype ! --dst-type LOCAL",
     "-m iprange --src-range 10.244.1.1-10.244.1.9",
     '-m comment --comment "it\'s -j ACCEPT \\"x\\""',
+    '-m comment --comment "one\n-A FORWARD -j ACCEPT\ntwo"',
     "-m nfacct --nfacct-name x",
     "-m physdev ! --physdev-is-bridged",
     "-m pkttype --pkt-type unicast",
@@ -52,6 +56,8 @@ HITS = [
     "! -f",
     "-m set --match-set nets src",
     "-m set --match-set ports dst,dst",
+    "-m set --match-set overlapping src",
+    "-m set --match-set numbered dst,dst",
     "-m set ! --match-set none src",
 ]
 MISSES = [
@@ -85,6 +91,12 @@ UNSURE = [
     "-m string --algo bm --string x",
     "-m set --match-set unheard src",
     "-m set --match-set timed src",
+    "-m set --match-set bits dst",
+    "-m set --match-set halves src",
+    "-m set --match-set masked src",
+    "-m set --match-set wild src,src",
+    "-m set --match-set odd dst,dst",
+    "-m set --match-set except src",
     "-m owner ! --uid-owner 0",
     "-m icmp6 --what",
     "-s 10.0.0.0/255.0.255.0",
@@ -96,6 +108,24 @@ create ports hash:ip,port family inet
 add ports 198.51.100.7,tcp:443
 create none hash:ip family inet
 create timed hash:ip family inet timeout 600
+create overlapping hash:net family inet
+add overlapping 10.0.0.0/8
+add overlapping 10.1.0.0/16
+create numbered hash:ip,port family inet
+add numbered 198.51.100.7,6:443
+create bits bitmap:port range 0-1023
+add bits 80
+create halves hash:ip family inet hashsize 1024 maxelem 65536 netmask 24
+add halves 10.244.1.0
+create masked hash:ip family inet hashsize 1024 maxelem 65536 bitmask 255.255.255.0
+add masked 10.244.1.0
+create wild hash:net,iface family inet
+add wild 10.244.0.0/16,cni wildcard
+create odd hash:ip,port family inet
+add odd 198.51.100.7,unheard:443
+create except hash:net family inet
+add except 10.244.0.0/16
+add except 10.244.1.0/24 nomatch
 """
 
 
@@ -118,6 +148,14 @@ def test_a_match_that_fails_lets_pass(match: str) -> None:
 @pytest.mark.parametrize("match", UNSURE)
 def test_what_cannot_be_evaluated_may_drop(match: str) -> None:
     assert follow(node(f"{match} -j DROP")).fate is Fate.MAY
+
+
+def test_a_set_is_parsed_once_for_all_its_rules() -> None:
+    sets = IpSets(IPSETS)
+    option = Option("--match-set", ("nets", "src"), False)
+    first, second = (next(sets.tests(Family.IPV4, [option])) for _ in range(2))
+    assert isinstance(first, Test) and isinstance(second, Test)
+    assert first.elements is second.elements
 
 
 @pytest.mark.parametrize(

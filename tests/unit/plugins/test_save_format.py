@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flanneld_masq.errors import CommandError
+from flanneld_masq.inputs import save_lines
 from flanneld_masq.model import Item, ItemKind
 from flanneld_masq.process import Completed
 
@@ -73,7 +74,7 @@ class TestListings:
     def test_a_line_of_many_newlines_takes_no_longer_than_others(self, rest: str) -> None:
         line = "-A X " + "-a b " * 20_000 + '--comment "' + rest * 900 + '" -j ACCEPT'
         began = time.process_time()
-        assert list(save_format.logical_lines(line)) == [line]
+        assert list(save_lines.logical_lines(line)) == [line]
         assert time.process_time() - began < patience(0.5)
 
     def test_a_line_never_closed_takes_the_rest_at_once(self) -> None:
@@ -131,7 +132,7 @@ class TestEveryString:
         printed = [line for line, _ in drawn]
         assert read(saved(*printed, chains=())) == printed
         text = saved(*printed, chains=())
-        assert list(save_format.logical_lines(text)) == list(save_format.joined(text.split("\n")))
+        assert list(save_lines.logical_lines(text)) == list(save_lines.joined(text.split("\n")))
         for line, values in drawn:
             options = list(save_format.options(line))
             assert all(pair in options for pair in values.items())
