@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from flanneld_masq.errors import CommandError, SnapshotError
+from flanneld_masq.inputs.text import read_start
 from flanneld_masq.model import Family
 from flanneld_masq.packet_path import nft_tables, save_format
 from flanneld_masq.packet_path.snapshot import LEGACY, NFT, XTABLES, Save, Snapshot
@@ -20,8 +21,9 @@ TIMEOUT = 30.0  # seconds for each program
 MANY_CHAINS = 1000  # beyond which nft takes seconds, and more memory than this process may
 MAX_TABLES = 64  # that are listed one by one
 MAX_DEVICES = 4096  # whose sysctls are read
+MAX_BYTES = 4096  # of a file below /proc
 _OF_DEVICES = {
-    "net/ipv4/conf": ("forwarding", "rp_filter", "accept_local", "src_valid_mark", "route_localnet"),
+    "net/ipv4/conf": ("forwarding", "rp_filter", "accept_local", "src_valid_mark"),
     "net/ipv6/conf": ("forwarding", "disable_ipv6"),
 }
 _OF_NODE = (
@@ -30,7 +32,6 @@ _OF_NODE = (
     "net/bridge/bridge-nf-call-ip6tables",
     "net/netfilter/nf_conntrack_max",
     "net/netfilter/nf_conntrack_count",
-    "net/netfilter/nf_conntrack_tcp_be_liberal",
 )
 
 
@@ -88,23 +89,17 @@ class Collector:
     def _with_flags(self, ruleset: str) -> str:
         """Return the ruleset with what nft lists of tables whose flags it garbles in JSON."""
         found = islice(nft_tables.garbled(ruleset), MAX_TABLES)
-        listed = [(names, self._optional("nft", "-t", "list", "table", *names)) for names in found]
+        listed = [(names, self._output("nft", "-t", "list", "table", *names, needed=False)) for names in found]
         said = [document for names, text in listed if (document := nft_tables.dormant(*names, text))]
         return nft_tables.joined([ruleset, *said]) if said else ruleset
 
-    def _output(self, *argv: str) -> str:
-        """Return what a program prints, empty if it fails; then the snapshot lacks something."""
+    def _output(self, *argv: str, needed: bool = True) -> str:
+        """Return what a program prints, empty if it fails; without what is needed, the snapshot lacks something."""
         try:
             return self._run(argv, timeout=TIMEOUT).stdout
         except CommandError as error:
-            self._unread.append(str(error))
-            return ""
-
-    def _optional(self, *argv: str) -> str:
-        """Return what a program prints, empty if it fails."""
-        try:
-            return self._run(argv, timeout=TIMEOUT).stdout
-        except CommandError:
+            if needed:
+                self._unread.append(str(error))
             return ""
 
     def _saves(self, chains: str) -> Iterator[Save]:
@@ -116,8 +111,7 @@ class Collector:
 
     def _nft_save(self, family: Family, *, needed: bool) -> Iterator[Save]:
         """Yield the rules of iptables-nft. Without them the matches of the rules that nft lists are unknown."""
-        argv = (f"{family.data.tools}-nft-save",)
-        yield Save(family, NFT, self._output(*argv) if needed else self._optional(*argv))
+        yield Save(family, NFT, self._output(f"{family.data.tools}-nft-save", needed=needed))
 
     def _legacy_tables(self, family: Family) -> bool:
         return bool(self._text(self._root / family.data.legacy_names).split())
@@ -126,7 +120,7 @@ class Collector:
         """Return the sets if a rule names one. Without them such a match is unknown."""
         if not any("--match-set" in save.text for save in saves):
             return ""
-        return self._optional("ipset", "save")
+        return self._output("ipset", "save", needed=False)
 
     def _sysctls(self) -> Iterator[tuple[str, str]]:
         base = self._root / "proc/sys"
@@ -150,9 +144,8 @@ class Collector:
 
     def _text(self, path: Path) -> str:
         try:
-            with path.open("rb") as file:
-                return file.read(4096).decode("ascii", "replace")
-        except OSError:
+            return read_start(path, MAX_BYTES).decode("ascii", "replace")
+        except (OSError, ValueError):
             return ""
 
 

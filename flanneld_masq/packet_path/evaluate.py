@@ -19,7 +19,7 @@ from flanneld_masq.packet_path.owners import owner_of
 from flanneld_masq.packet_path.packet import CtState, Endpoint, Packet
 from flanneld_masq.packet_path.routing import LOCAL, LOOPBACK, NO_ROUTE, UNICAST, Route, Routing
 from flanneld_masq.packet_path.rules import BaseChain, Hook, Place, Verdict
-from flanneld_masq.packet_path.ruleset import Ruleset, ruleset, runs_at
+from flanneld_masq.packet_path.ruleset import NAT_PRIORITY, Ruleset, ruleset, runs_at
 from flanneld_masq.packet_path.snapshot import Snapshot
 from flanneld_masq.packet_path.state import Effect, Scene, State, Step, begin
 from flanneld_masq.packet_path.walk import TooManyWays, Walk, joined, with_step
@@ -27,7 +27,6 @@ from flanneld_masq.packet_path.walk import TooManyWays, Walk, joined, with_step
 _LAST = 1 << 31
 _ANY_MARK = (0, *(1 << bit for bit in range(32)))  # examples of a mark that is not known
 _HERE = (LOCAL, "broadcast", "multicast", "anycast")
-_NAT_AT = {Hook.PREROUTING: -100, Hook.OUTPUT: -100, Hook.INPUT: 100, Hook.POSTROUTING: 100}
 
 
 class Fate(str, enum.Enum):
@@ -205,7 +204,7 @@ class _Path:
     def _hook(self, hook: Hook, states: Sequence[State]) -> tuple[State, ...]:
         """Return the packets that pass every chain of a hook."""
         states = tuple(states)
-        connection = _NAT_AT.get(hook, _LAST)
+        connection = NAT_PRIORITY.get(hook, _LAST)
         done = self._packet.connection is None
         for base in self._node.ruleset.at(hook, self._packet.family, latest_first=self._latest_first):
             if not done and runs_at(base) >= connection:

@@ -17,6 +17,7 @@ from flanneld_masq.packet_path import names
 from flanneld_masq.packet_path.nft_tables import RawTable, content_of, shown
 from flanneld_masq.packet_path.packet import DCCP, SCTP, TCP, UDP, UDPLITE
 from flanneld_masq.packet_path.rules import (
+    BEYOND,
     Change,
     ChangeField,
     Compute,
@@ -46,7 +47,6 @@ from flanneld_masq.packet_path.values import ANYTHING, UNKNOWN, Element, Element
 
 _Data = TypeVar("_Data")
 Parse = Callable[[Any], Element]
-BEYOND = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError)  # of text that is not understood
 
 
 class _Unsupported(ValueError):
@@ -103,7 +103,7 @@ _META = {
     "oif": Key(Read(Field.OIFNAME), _interface),
     "l4proto": Key(Read(Field.PROTO), _PROTO),
     "nfproto": Key(Read(Field.NFPROTO), _named(names.NFPROTOS)),
-    "protocol": Key(Read(Field.NFPROTO), _named({"ip": 2, "ip6": 10})),
+    "protocol": Key(Read(Field.NFPROTO), _named(names.NFPROTOS)),
     "mark": Key(Read(Field.MARK)),
     "pkttype": Key(Read(Field.PKTTYPE), _named(names.PACKET_TYPES)),
     "skuid": Key(Read(Field.UID), _named({"root": 0})),
@@ -156,6 +156,8 @@ _OPERATORS: Mapping[str, Callable[[int, int], int]] = {
 _OPS = {op.value: op for op in Op} | {"!": Op.NO_BITS}
 _INVERSE = {Op.EQ: Op.NE, Op.NE: Op.EQ}
 _DRAWN = ("numgen", "jhash", "symhash")
+_JUMPS = ("jump", "goto")
+_PLAIN_VERDICTS = tuple(verdict.value for verdict in Verdict if verdict is not Verdict.REJECT)
 
 
 def key_of(left: Any) -> Key:
@@ -271,9 +273,11 @@ def _verdict(value: Any) -> Union[Verdict, Jump]:
     kind: Any
     content: Any
     ((kind, content),) = value.items()
-    if kind in ("jump", "goto"):
-        return Jump(content["target"], kind == "jump")
-    return Verdict(kind)
+    return _action(kind, content)
+
+
+def _action(kind: str, content: Any) -> Union[Verdict, Jump]:
+    return Jump(content["target"], kind == "jump") if kind in _JUMPS else Verdict(kind)
 
 
 class Compiler:
@@ -294,15 +298,13 @@ class Compiler:
             "set": self._update,
             "map": self._update,
             "xt": _extension,
-            **{verdict.value: partial(_plain_verdict, verdict) for verdict in Verdict if verdict != Verdict.REJECT},
-            **{name: partial(_jump, name) for name in ("jump", "goto")},
+            **{name: partial(_end, name) for name in (*_PLAIN_VERDICTS, *_JUMPS)},
             **{kind.value: partial(self._nat, kind) for kind in NatKind},
             **dict.fromkeys(_HARMLESS, lambda _: []),
         }
 
-    def rule(self, raw: str, place: Place) -> Rule:
-        """Compile a rule."""
-        content = content_of(raw)
+    def rule(self, content: Any, place: Place) -> Rule:
+        """Compile a rule, given the content of its object."""
         return Rule(place, tuple(self._operations(content["expr"])))
 
     def _operations(self, expressions: Any) -> Iterator[Operation]:
@@ -371,7 +373,7 @@ class Compiler:
                 keys = keys_of(value["map"]["key"])
                 return MapLookup(
                     tuple(part.expression for part in keys),
-                    self._pairs(value["map"]["data"], keys, _NUMBER_DATA),
+                    self._pairs(value["map"]["data"], keys, _number_data),
                 )
             return key_of(value).expression
         except BEYOND:
@@ -406,12 +408,9 @@ def _parses(keys: Sequence[Key]) -> tuple[Parse, ...]:
     return tuple(key.parse for key in keys)
 
 
-def _plain_verdict(verdict: Verdict, _: Any) -> list[Operation]:
-    return [verdict] if verdict is not Verdict.CONTINUE else []
-
-
-def _jump(kind: str, content: Any) -> list[Operation]:
-    return [Jump(content["target"], kind == "jump")]
+def _end(kind: str, content: Any) -> list[Operation]:
+    action = _action(kind, content)
+    return [] if action is Verdict.CONTINUE else [action]
 
 
 def _number_data(value: Any) -> tuple[Element, ...]:
@@ -441,7 +440,6 @@ def _extension(content: Any) -> list[Operation]:
     return [] if name in ("LOG", "NFLOG", "TCPMSS", "TRACE") else [MayEnd(f"xt target {name}")]
 
 
-_NUMBER_DATA = _number_data
 _WRITTEN: Mapping[tuple[str, Optional[str]], ChangeField] = {
     ("meta", "mark"): ChangeField.MARK,
     ("ct", "mark"): ChangeField.CT_MARK,

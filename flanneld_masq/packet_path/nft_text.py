@@ -6,20 +6,17 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from flanneld_masq.packet_path.nft_tables import content_of, shown
+from flanneld_masq.packet_path.nft_tables import shown
+from flanneld_masq.packet_path.rules import BEYOND
 
-_BEYOND = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError)
 
-
-def text_of(raw: str) -> str:
+def text_of(content: Any) -> str:
     """Return the text of a rule; an expression that is not known stays JSON."""
-    content = content_of(raw)
     return " ".join(filter(None, map(_statement, content["expr"])))
 
 
-def comment_of(raw: str) -> str:
+def comment_of(content: Any) -> str:
     """Return the comment of a rule, empty for none."""
-    content = content_of(raw)
     comment = content.get("comment", "")
     return comment if isinstance(comment, str) else ""
 
@@ -28,7 +25,7 @@ def _statement(statement: Any) -> str:
     try:
         ((kind, content),) = statement.items()
         return _STATEMENTS[kind](content) if kind in _STATEMENTS else _other(kind, content)
-    except _BEYOND:
+    except BEYOND:
         return shown(statement)
 
 

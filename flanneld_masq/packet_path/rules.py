@@ -15,11 +15,14 @@ from flanneld_masq.model import SLOTS
 from flanneld_masq.packet_path.values import Element, Elements, Value
 from flanneld_masq.printable import printable
 
+# What a parser raises for text that it does not understand.
+BEYOND = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError)
+
 # ---- expressions
 
 
 class Field(str, enum.Enum):
-    """A property of a packet that a rule can read. UNREAD has no value that the model knows."""
+    """A property of a packet that a rule can read."""
 
     NFPROTO = "nfproto"
     PROTO = "l4proto"

@@ -14,7 +14,7 @@ from flanneld_masq.model import SLOTS, Family
 from flanneld_masq.packet_path import nft_tables, save_format
 from flanneld_masq.packet_path.ipsets import IpSets
 from flanneld_masq.packet_path.nft_rules import Compiler as NftCompiler
-from flanneld_masq.packet_path.nft_tables import RawChain, RawTable
+from flanneld_masq.packet_path.nft_tables import RawChain, RawTable, content_of
 from flanneld_masq.packet_path.nft_text import comment_of, text_of
 from flanneld_masq.packet_path.rules import BaseChain, Chain, Hook, Place, Rule, Verdict
 from flanneld_masq.packet_path.save_format import SavedChain, SavedTable
@@ -27,12 +27,12 @@ _HOOKS = {hook.value: hook for hook in Hook}
 _POLICIES = {"accept": Verdict.ACCEPT, "drop": Verdict.DROP}
 _LEGACY_ORDER = -1  # of tables whose registration is not known
 # Priorities of NAT, in which all chains of the type run whatever their own: NF_IP_PRI_NAT_DST and _SRC.
-_NAT_PRIORITY = {Hook.PREROUTING: -100, Hook.OUTPUT: -100, Hook.INPUT: 100, Hook.POSTROUTING: 100}
+NAT_PRIORITY = {Hook.PREROUTING: -100, Hook.OUTPUT: -100, Hook.INPUT: 100, Hook.POSTROUTING: 100}
 
 
 def runs_at(base: BaseChain) -> int:
     """Return the priority at which the kernel calls a chain."""
-    return _NAT_PRIORITY.get(base.hook, base.priority) if base.nat else base.priority
+    return NAT_PRIORITY.get(base.hook, base.priority) if base.nat else base.priority
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -50,11 +50,10 @@ def _xtable(hooks: str, priority: int) -> Xtable:
 _XTABLES = {
     "raw": _xtable("PREROUTING OUTPUT", -300),
     "mangle": _xtable("PREROUTING INPUT FORWARD OUTPUT POSTROUTING", -150),
-    "nat": Xtable({"PREROUTING": -100, "OUTPUT": -100, "INPUT": 100, "POSTROUTING": 100}, nat=True),
+    "nat": Xtable({hook.name: priority for hook, priority in NAT_PRIORITY.items()}, nat=True),
     "filter": _xtable("INPUT FORWARD OUTPUT", 0),
     "security": _xtable("INPUT FORWARD OUTPUT", 50),
 }
-_XT_POLICIES = {"ACCEPT": Verdict.ACCEPT, "DROP": Verdict.DROP}
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -158,10 +157,13 @@ def _nft_rule(
     raw = chain.rules[index]
     where = f"{table.family} {table.name}"
     if saved is not None and len(saved.lines) == len(chain.rules):
-        place = _saved_place(where, chain.name, index, saved.lines[index], raw.handle)
-        return xtables.rule(saved.lines[index], place) if raw.extensions else compiler.rule(raw.text, place)
-    place = Place(where, chain.name, index + 1, raw.handle, text_of(raw.text), comment_of(raw.text))
-    return compiler.rule(raw.text, place)
+        line = saved.lines[index]
+        found, comment = parts(line)
+        place = Place(where, chain.name, index + 1, raw.handle, line, comment)
+        return xtables.rule(found, place) if raw.extensions else compiler.rule(content_of(raw.text), place)
+    content = content_of(raw.text)
+    place = Place(where, chain.name, index + 1, raw.handle, text_of(content), comment_of(content))
+    return compiler.rule(content, place)
 
 
 # ---- iptables-save
@@ -185,7 +187,7 @@ def _saved_bases(
                 priority,
                 where,
                 loaded[chain],
-                _XT_POLICIES.get(chains[chain].policy, Verdict.ACCEPT),
+                _POLICIES.get(chains[chain].policy.lower(), Verdict.ACCEPT),
                 frozenset({family.data.version}),
                 kind.nat,
                 (_LEGACY_ORDER, 0),
@@ -194,8 +196,6 @@ def _saved_bases(
 
 
 def _saved_rule(where: str, chain: str, saved: SavedChain, xtables: XtablesCompiler, index: int) -> Rule:
-    return xtables.rule(saved.lines[index], _saved_place(where, chain, index, saved.lines[index], 0))
-
-
-def _saved_place(where: str, chain: str, index: int, line: str, handle: int) -> Place:
-    return Place(where, chain, index + 1, handle, line, parts(line)[1])
+    line = saved.lines[index]
+    found, comment = parts(line)
+    return xtables.rule(found, Place(where, chain, index + 1, 0, line, comment))

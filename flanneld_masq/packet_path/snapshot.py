@@ -28,10 +28,10 @@ class Save:
 class Snapshot:
     """The output of the tools, unchanged.
 
-    `ruleset` is that of `nft -j list ruleset`, `links` and `addresses` are `ip -j link` and `ip -j addr`, `routes` and
-    `rules` hold `ip -j route show table all` and `ip -j rule` of each family, `ipsets` is that of `ipset save`.
-    `sysctls` are paths below /proc/sys with dots between
-    their parts. `unread` says what could not be read, a line for each.
+    `ruleset` is that of `nft -j list ruleset`, `links` and `addresses` are `ip -j -d link` and `ip -j addr`, `routes`
+    and `rules` hold `ip -j route show table all` and `ip -j rule` of each family, `ipsets` is that of `ipset save`.
+    `sysctls` are paths below /proc/sys with dots between their parts. `unread` says what could not be read, a line for
+    each.
     """
 
     ruleset: str = ""

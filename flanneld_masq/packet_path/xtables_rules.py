@@ -16,6 +16,7 @@ from flanneld_masq.packet_path import names
 from flanneld_masq.packet_path.ipsets import IpSets
 from flanneld_masq.packet_path.packet import DCCP, ICMP, ICMPV6, SCTP, TCP, UDP, UDPLITE
 from flanneld_masq.packet_path.rules import (
+    BEYOND,
     Change,
     ChangeField,
     Compute,
@@ -40,8 +41,6 @@ from flanneld_masq.packet_path.rules import (
 )
 from flanneld_masq.packet_path.save_format import words
 from flanneld_masq.packet_path.values import UNKNOWN, Element, Elements, Interval, Wildcard, addresses, masked
-
-BEYOND = (KeyError, ValueError, IndexError, TypeError)  # of text that is not understood
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -182,15 +181,12 @@ def _icmp(field: Field, table: Mapping[str, int], option: Option) -> Iterable[Op
     return [test] if "/" not in option.argument else [test, May(option.argument)]
 
 
-_CT_STATUS = {**names.CT_STATUS, "expected": 0x1}
-
-
 def _conntrack(option: Option) -> Iterable[Operation]:
     name = option.name
     if name in ("--ctstate", "--state"):
         return [_states(option)]
     if name == "--ctstatus":
-        bits = sum(_CT_STATUS[one.lower()] for one in option.argument.split(","))
+        bits = sum(names.CT_STATUS[one.lower()] for one in option.argument.split(","))
         if not bits:
             return [Test((Read(Field.CT_STATUS),), Op.NE if option.negated else Op.EQ, Elements([((0,), None)]))]
         return [_bits(Field.CT_STATUS, bits, option.negated)]
@@ -407,9 +403,8 @@ class Compiler:
         self._family = family
         self._sets = sets
 
-    def rule(self, line: str, place: Place) -> Rule:
-        """Compile a rule."""
-        found, _ = parts(line)
+    def rule(self, found: Sequence[Part], place: Place) -> Rule:
+        """Compile a rule, given its parts."""
         operations = [operation for part in found if part.kind not in ("-j", "-g") for operation in self._tests(part)]
         operations += [operation for part in found if part.kind in ("-j", "-g") for operation in self._target(part)]
         return Rule(place, tuple(operations))
