@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flanneld_masq.cli.doctor_facts import with_flows
 from flanneld_masq.doctor.facts import Facts
-from flanneld_masq.errors import ConfigError
+from flanneld_masq.errors import ConfigError, SubnetFileError
 from flanneld_masq.inputs import config, subnet_env
 from flanneld_masq.model import Lease, Settings
 from flanneld_masq.report import saved_node
@@ -23,11 +23,13 @@ def facts(options: argparse.Namespace) -> Facts:
     """
     saved = saved_node.read(Path(options.snapshot))
     settings = config.parse_files(saved.configuration) if saved.configuration else Settings()
-    leases = tuple(_named(options.subnet_file) if options.subnet_file else _saved(saved))
+    troubles: list[str] = []
+    leases = tuple(_named(options.subnet_file) if options.subnet_file else _saved(saved, troubles))
     if not leases:
-        problem = f"{options.snapshot} holds no subnet file; name that of its node"
+        useless = f" that can be used ({'; '.join(troubles)})" if troubles else ""
+        problem = f"{options.snapshot} holds no subnet file{useless}; name that of its node"
         raise ConfigError("command line", "--subnet-file", problem)
-    return with_flows(Facts(settings, leases), saved.snapshot)
+    return with_flows(Facts(settings, leases, tuple(troubles)), saved.snapshot)
 
 
 def _named(paths: list[str]) -> Iterator[Lease]:
@@ -38,5 +40,10 @@ def _named(paths: list[str]) -> Iterator[Lease]:
         yield lease
 
 
-def _saved(saved: SavedNode) -> Iterator[Lease]:
-    yield from (subnet_env.parse(text.encode(), name) for name, text in saved.subnet_files)
+def _saved(saved: SavedNode, troubles: list[str]) -> Iterator[Lease]:
+    """Yield the leases of the archive, and add to `troubles` why a file gives none."""
+    for name, text in saved.subnet_files:
+        try:
+            yield subnet_env.parse(text.encode(), name)
+        except SubnetFileError as error:
+            troubles.append(str(error))

@@ -179,9 +179,9 @@ class _Report:
                 yield name, partial(self._file, Path(path))
 
     def _file(self, path: Path) -> str:
-        """Return the text of a file behind a comment with its name; JSON has no comments."""
+        """Return the text of a file behind a comment with its name; JSON has no comments. Empty if there is no text."""
         text = self._gatherer.file(path)
-        return text if path.suffix == ".json" else f"# {one_line(str(path))}\n{text}"
+        return text if not text or path.suffix == ".json" else f"# {one_line(str(path))}\n{text}"
 
 
 def _common(options: argparse.Namespace) -> Iterator[str]:

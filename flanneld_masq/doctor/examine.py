@@ -57,7 +57,8 @@ def examine(facts: Facts) -> Iterator[Finding]:
 
 
 def examine_flows(facts: Facts) -> Iterator[Finding]:
-    """Yield the findings on the packets of pods alone, for a node that was saved."""
+    """Yield the findings on the subnet files and the packets of pods alone, for a node that was saved."""
+    yield from subnet_checks.unknown(facts)
     yield from subnet_checks.overlapping(facts)
     yield from flow_checks.flows(facts, ())
 

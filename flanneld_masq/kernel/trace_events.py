@@ -43,6 +43,7 @@ _LOG, _LOG_CONFIG = (
 _ATTEMPT = "reading a trace"
 _QUEUE = 4 << 20  # bytes
 _BUFFER = 1 << 16  # bytes
+_DATAGRAMS = 256  # that one call reads
 _CONFIG_TIMEOUT = 10.0  # seconds; the kernel answers during the send
 _COPIED_BYTES = 128  # of a packet that ip_tables reports: the headers
 _PREFIX = re.compile(r"TRACE: ([^:]{1,32}):(.{1,32}):(rule|return|policy):([0-9]{1,10}) ?", re.ASCII)
@@ -162,14 +163,15 @@ class TraceSocket:
             raise KernelError("listening for traces", error.strerror or "", error.errno or 0) from error
 
     def read(self) -> tuple[tuple[Step, ...], bool]:
-        """Return the steps since the last call, and True if some are lost: they were too many, or cannot be read."""
+        """Return steps since the last call, and True if some are lost: they were too many, or cannot be read. A flood
+        is read in several calls."""
         steps: list[Step] = []
         lost = False
-        while True:
+        for _ in range(_DATAGRAMS):
             try:
                 data = self._socket.recv(_BUFFER)
             except BlockingIOError:
-                return tuple(steps), lost
+                break
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise KernelError(_ATTEMPT, error.strerror or "", error.errno or 0) from error
@@ -179,6 +181,7 @@ class TraceSocket:
                 steps += parse_steps(data)
             except KernelError:
                 lost = True
+        return tuple(steps), lost
 
     def _configure(self, body: bytes) -> None:
         attempt = "asking for the log of ip_tables"

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from flanneld_masq_iptables import save_format
+
+from flanneld_masq.errors import CommandError
 from flanneld_masq.kernel.trace_events import Header, LegacyStep, NftStep, StepKind
 from flanneld_masq.live.journey import Fate, Journey, translated_destination, translated_source
 from flanneld_masq.live.rule_texts import FAMILIES, RuleTexts, hook_name
 from flanneld_masq.model import SLOTS
 from flanneld_masq.packet_path.owners import owner_by_text
 
-_TARGET = re.compile(r" -[jg] (\S+)")
+_QUOTED = re.compile(r' (?:comment|prefix) (?:"(?:[^"\\]|\\.)*"|"[^"]*")')  # as nft prints text
+_LEGACY = "legacy"
 _LEGACY_VERDICTS = {"DROP": "drop", "REJECT": "drop", "ACCEPT": "accept", "RETURN": "return", "NFQUEUE": "queue"}
 _NAT = re.compile(r"\b(?:masquerade|snat|dnat|redirect|netmap|full-?nat)\b", re.IGNORECASE)
 _SOURCE_HOOKS, _DESTINATION_HOOKS = ("postrouting", "input"), ("prerouting", "output")
@@ -110,18 +115,24 @@ def _legacy(step: LegacyStep, hook: str, texts: RuleTexts) -> Passed:
         verdict = _legacy_verdict(text, lambda target: texts.has_legacy_chain(step.table, target))
     number = step.number if kind is StepKind.RULE else 0
     owner = owner_by_text(step.table, step.chain, text)
-    return Passed("legacy", hook, step.table, step.chain, kind, verdict, 0, number, text, owner)
+    return Passed(_LEGACY, hook, step.table, step.chain, kind, verdict, 0, number, text, owner)
 
 
 def _legacy_verdict(text: str, is_chain: Callable[[str], bool]) -> str:
     """Return the effect of a rule. What other targets do, such as MARK and LOG, is named after them."""
-    targets = _TARGET.findall(text)
-    if not targets:
+    option, target = _legacy_target(text)
+    if not target:
         return "continue"
-    target: str = targets[-1]
     if is_chain(target):
-        return f"{'goto' if f' -g {target}' in text else 'jump'} {target}"
+        return f"{'goto' if option == '-g' else 'jump'} {target}"
     return "accept" if _NAT.search(target) else _LEGACY_VERDICTS.get(target, target)
+
+
+def _legacy_target(text: str) -> tuple[str, str]:
+    """Return `-j` or `-g` and the target behind it; empty for a rule without one, or that cannot be read."""
+    with contextlib.suppress(CommandError):
+        return next((found for found in save_format.options(text) if found[0] in ("-j", "-g")), ("", ""))
+    return "", ""
 
 
 def _fate(journey: Journey, steps: tuple[Passed, ...]) -> Fate:
@@ -145,7 +156,12 @@ def _deciding(journey: Journey, fate: Fate, steps: tuple[Passed, ...]) -> Iterat
 
 
 def _translating(steps: tuple[Passed, ...], hooks: tuple[str, ...]) -> Iterator[Passed]:
-    """Yield the first rule in these hooks whose text translates."""
+    """Yield the first rule in these hooks that translates."""
     rules = (step for step in steps if step.hook in hooks and step.kind is StepKind.RULE)
-    translating = [step for step in rules if step.verdict == "accept" and _NAT.search(step.text)]
+    translating = [step for step in rules if step.verdict == "accept" and _NAT.search(_statements(step))]
     yield from translating[:1]
+
+
+def _statements(step: Passed) -> str:
+    """Return what a rule does: its target in ip_tables, else its text without comments and the prefixes of logs."""
+    return _legacy_target(step.text)[1] if step.backend == _LEGACY else _QUOTED.sub("", step.text)

@@ -9,7 +9,7 @@ from typing import Optional
 
 from flanneld_masq_iptables import binaries, save_format
 
-from flanneld_masq.errors import MasqError
+from flanneld_masq.errors import CommandError, MasqError
 from flanneld_masq.kernel import uapi
 from flanneld_masq.kernel.netlink_socket import NetlinkSocket
 from flanneld_masq.kernel.netlink_wire import nft_msg_type
@@ -41,6 +41,7 @@ class RuleTexts:
     def __init__(self, run: ProcessRunner, family: Family) -> None:
         self.troubles: list[str] = []
         self._run = run
+        self._no_nft = False
         self._family = family
         self._chains: dict[tuple[int, str, str], Chain] = {}
         self._texts: dict[tuple[int, str, str], dict[int, str]] = {}
@@ -83,11 +84,13 @@ class RuleTexts:
 
     def _list(self, nfproto: int, table: str, chain: str) -> dict[int, str]:
         family = FAMILIES.get(nfproto)
-        if family is None or len(self._texts) >= _MAX_CHAINS or not all(map(_WORD.fullmatch, (table, chain))):
+        enough = self._no_nft or len(self._texts) >= _MAX_CHAINS
+        if family is None or enough or not all(map(_WORD.fullmatch, (table, chain))):
             return {}
         try:
             printed = self._run(("nft", "-s", "-a", "list", "chain", family, table, chain)).stdout
-        except MasqError as error:
+        except CommandError as error:
+            self._no_nft = error.status is None  # it cannot run; otherwise this chain may be gone
             self._complain(f"the text of rules is not known: {error}")
             return {}
         return dict(listed_rules(printed))

@@ -69,12 +69,13 @@ class Tracer:
             self._assembler = Assembler(table.name, limit)
             self._undo = undo.pop_all()
 
-    def collect(self, seconds: float, *, done: Callable[[], bool] = lambda: False) -> None:
-        """Listen until enough packets were seen, it is `done`, or so many seconds are over."""
+    def collect(self, seconds: float) -> None:
+        """Listen until enough packets were seen or so many seconds are over, then a moment for their last steps."""
         until = self._clock() + seconds
-        while (left := until - self._clock()) > 0 and not (self._assembler.full or done()):
+        while (left := until - self._clock()) > 0 and not self._assembler.full:
             self._wait(min(left, _TURN))
-        while self._wait(_QUIET) and self._clock() < until + _QUIET:
+        until = self._clock() + _QUIET
+        while self._wait(_QUIET) and self._clock() < until:
             pass
 
     def finish(self) -> Trace:

@@ -19,7 +19,7 @@ from flanneld_masq.inputs.text import read_start, why
 from flanneld_masq.packet_path.snapshot import Snapshot
 from flanneld_masq.printable import one_line
 from flanneld_masq.process import ProcessRunner
-from flanneld_masq.report import journal_text
+from flanneld_masq.report import journal_text, saved_node
 from flanneld_masq.report.redact import secrets_removed
 from flanneld_masq.service.service_user import UNIT
 
@@ -73,9 +73,16 @@ class Gatherer:
         except Exception as error:  # a report of a fault must not fail by that fault
             self.problem(f"{name}: {type(error).__name__}: {error}")
             return ""
-        if len(text) > MAX_PART:
-            self.problem(f"{name}: cut off after {MAX_PART} characters")
-        return text[:MAX_PART]
+        limit = saved_node.MAX_SNAPSHOT if name == saved_node.SNAPSHOT else MAX_PART
+        return text if len(text) <= limit else self._too_long(name, text, limit)
+
+    def _too_long(self, name: str, text: str, limit: int) -> str:
+        """Return the beginning of a part; nothing of JSON, whose beginning nothing can read."""
+        if name.endswith(".json"):
+            self.problem(f"{name}: left out, because it is longer than {limit} characters")
+            return ""
+        self.problem(f"{name}: cut off after {limit} characters")
+        return text[:limit]
 
     def problem(self, text: str) -> None:
         self.problems.append(secrets_removed(one_line(text)))

@@ -25,7 +25,8 @@ MAX_TEXT = 1024 * 1024  # of a configuration or subnet file
 MAX_BYTES = 1024 * 1024 * 1024  # of all members
 MAX_MEMBERS = 1000
 _GZIP = b"\x1f\x8b"
-_SNAPSHOT, _CONFIG, _DROP_INS, _SUBNETS = "snapshot.json", "config.toml", "config.d/", "subnet-files/"
+SNAPSHOT = "snapshot.json"
+_CONFIG, _DROP_INS, _SUBNETS = "config.toml", "config.d/", "subnet-files/"
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -59,12 +60,12 @@ def parse(file: IO[bytes]) -> SavedNode:
         found = dict(_members(file))
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError) as error:
         raise SnapshotError(f"no archive of flanneld-masq report: {error}") from error
-    if _SNAPSHOT not in found:
-        raise SnapshotError(f"no archive of flanneld-masq report: it has no {_SNAPSHOT}")
+    if SNAPSHOT not in found:
+        raise SnapshotError(f"no archive of flanneld-masq report: it has no {SNAPSHOT}")
     drop_ins = [name for name in found if name.startswith(_DROP_INS)]
     configuration = tuple((name, found[name]) for name in (_CONFIG, *drop_ins) if name in found)
     subnets = tuple((name, text) for name, text in found.items() if name.startswith(_SUBNETS))
-    return SavedNode(from_json(found[_SNAPSHOT]), configuration, subnets)
+    return SavedNode(from_json(found[SNAPSHOT]), configuration, subnets)
 
 
 def _members(file: IO[bytes]) -> Iterator[tuple[str, str]]:
@@ -77,8 +78,8 @@ def _members(file: IO[bytes]) -> Iterator[tuple[str, str]]:
             if count >= MAX_MEMBERS or total > MAX_BYTES:
                 raise ValueError("it is too large")
             name = member.name.partition("/")[2]
-            limit = MAX_SNAPSHOT if name == _SNAPSHOT else MAX_TEXT
-            needed = name in (_SNAPSHOT, _CONFIG) or name.startswith((_DROP_INS, _SUBNETS))
+            limit = MAX_SNAPSHOT if name == SNAPSHOT else MAX_TEXT
+            needed = name in (SNAPSHOT, _CONFIG) or name.startswith((_DROP_INS, _SUBNETS))
             content = archive.extractfile(member) if needed and member.isreg() else None
             if content is not None:
                 yield name, _text(content.read(limit + 1), name, limit)

@@ -60,6 +60,20 @@ def test_the_settings_are_those_of_the_node(masq: Program) -> None:
     assert masq(f"doctor --snapshot {saved(masq, [], files)}").status == 0
 
 
+def test_a_subnet_file_that_cannot_be_used_is_a_finding_beside_the_others(masq: Program) -> None:
+    files = {**LEASE, "subnet-files/2.env": "# /run/flannel/other.env\n"}
+    done = masq(f"doctor --json --snapshot {saved(masq, OWN, files)}")
+    (found,) = done.json["findings"]
+    assert (done.status, found["id"]) == (1, "subnet-unknown")
+    assert "subnet-files/2.env" in found["seen"]
+
+
+def test_without_a_subnet_file_that_can_be_used_there_is_no_answer(masq: Program) -> None:
+    done = masq(f"doctor --snapshot {saved(masq, OWN, {'subnet-files/1.env': '# /run/flannel/subnet.env'})}")
+    assert (done.status, done.out) == (2, "")
+    assert "subnet-files/1.env" in done.err and "name that of its node" in done.err
+
+
 def test_a_subnet_file_can_be_named(masq: Program) -> None:
     path = masq.directory / "snapshot.json"
     path.write_text(to_json(snapshot(BROKEN)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -132,6 +133,15 @@ def test_a_wrong_configuration_is_part_of_the_report(masq: Program) -> None:
     assert masq(f"report {path}").status == 0
     assert 'password = "(redacted)"' in parts_of(path)["config.toml"]
     assert "hunter2" not in "".join(parts_of(path).values())
+
+
+def test_a_file_that_cannot_be_read_is_a_problem_and_no_part(masq: Program) -> None:
+    path, pipe = masq.directory / "r.tar.gz", masq.directory / "other.env"
+    os.mkfifo(pipe)
+    assert masq(f"--subnet-file {masq.subnet_file} --subnet-file {pipe} report {path}").status == 0
+    parts = parts_of(path)
+    assert "subnet-files/1.env" in parts and "subnet-files/2.env" not in parts
+    assert f"{pipe}: " in parts["problems.txt"]
 
 
 def test_without_a_subnet_file_there_are_no_flows(masq: Program) -> None:

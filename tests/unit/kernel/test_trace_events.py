@@ -122,6 +122,26 @@ def sockets() -> Iterator[tuple[socket.socket, TraceSocket]]:
     kernel.close()
 
 
+class Flooded(socket.socket):
+    """A message is there whenever one is read, up to so many."""
+
+    left = 1000
+
+    def recv(self, *_: int) -> bytes:
+        if self.left == 0:
+            raise BlockingIOError
+        self.left -= 1
+        return trace(uapi.NFT_TRACETYPE_RETURN)
+
+
+def test_one_call_reads_a_bounded_number_of_messages() -> None:
+    traces = TraceSocket.__new__(TraceSocket)
+    traces._socket = Flooded(socket.AF_UNIX, socket.SOCK_DGRAM)
+    counts = [len(traces.read()[0]) for _ in range(5)]
+    traces.close()
+    assert counts == [256, 256, 256, 232, 0]
+
+
 def test_an_unreadable_message_counts_as_lost(sockets: tuple[socket.socket, TraceSocket]) -> None:
     kernel, traces = sockets
     assert traces.read() == ((), False)

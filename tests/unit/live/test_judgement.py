@@ -25,6 +25,17 @@ RULES = {7: "ip saddr 10.244.0.0/16 drop", 8: "ip saddr 10.244.0.0/16 masquerade
 CHAINS = {
     "FORWARD": LegacyChain("DROP", ("-A FORWARD -j ufw-user", "-A FORWARD -j LOG", "-A FORWARD -g ufw-user")),
     "ufw-user": LegacyChain("", ("-A ufw-user -s 10.244.0.0/16 -j REJECT --reject-with icmp-port-unreachable",)),
+    "noted": LegacyChain(
+        "", ('-A noted -m comment --comment "no masquerade" -j ACCEPT', "-A noted -j SNAT --to-source 192.0.2.1")
+    ),
+    "quoted": LegacyChain(
+        "",
+        (
+            '-A quoted -j LOG --log-prefix "x -j DROP "',
+            '-A quoted -m comment --comment "x -j DROP"',
+            '-A quoted -j DROP -m comment --comment "open',
+        ),
+    ),
     "POSTROUTING": LegacyChain("ACCEPT", ("-A POSTROUTING -j MASQUERADE", "-A POSTROUTING -m comment --comment x")),
 }
 
@@ -80,6 +91,9 @@ def test_a_policy_drops() -> None:
         (legacy("ufw-user", 1, StepKind.RETURN), "drop"),
         (legacy("FORWARD", 1, StepKind.POLICY), "jump ufw-user"),
         (legacy("gone", 1), "continue"),
+        (legacy("quoted", 1), "LOG"),
+        (legacy("quoted", 2), "continue"),
+        (legacy("quoted", 3), "continue"),
     ],
 )
 def test_verdicts_of_ip_tables(step: LegacyStep, verdict: str) -> None:
@@ -90,6 +104,32 @@ def test_a_translated_packet_names_the_rule_of_its_hook() -> None:
     end = replace(HEADER, src=NODE, oif=4)
     packet = judged(nft("accept"), nft("accept", 8, "POSTROUTING"), end=end)
     assert (packet.fate, [step.handle for step in packet.decided], packet.device_out) == (Fate.TRANSLATED, [8], "eth4")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'accept comment "no masquerade"',
+        'accept comment "a \\" masquerade"',
+        'log prefix "no snat: " accept',
+        'accept comment "masquerade, \\"',
+    ],
+)
+def test_what_a_rule_quotes_translates_nothing(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RULES, 6, text)
+    end = replace(HEADER, src=NODE)
+    assert judged(nft("accept", 6, "POSTROUTING"), nft("accept", 8, "POSTROUTING"), end=end).decided[0].handle == 8
+
+
+def test_a_rule_of_iptables_nft_translates_by_its_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RULES, 6, 'counter packets 1 bytes 60 xt target "MASQUERADE"')
+    assert judged(nft("accept", 6, "POSTROUTING"), end=replace(HEADER, src=NODE)).decided[0].handle == 6
+
+
+def test_a_comment_of_ip_tables_translates_nothing() -> None:
+    steps = legacy("noted", 1, hook=4), legacy("noted", 2, hook=4)
+    packet = judged(*steps, end=replace(HEADER, src=NODE))
+    assert [step.number for step in packet.decided] == [2]
 
 
 def test_a_later_packet_of_a_connection_names_no_rule() -> None:
@@ -176,7 +216,23 @@ def test_a_missing_tool_is_said_once() -> None:
     texts = RuleTexts(Silent(()), Family.IPV4)
     assert texts.text(2, "filter", "FORWARD", 4) == texts.text(2, "filter", "INPUT", 4) == ""
     assert texts.legacy("nat", "POSTROUTING") == LegacyChain("", ())
-    assert len(texts.troubles) == 3  # nft for each chain, iptables-legacy-save
+    assert len(texts.troubles) == 2  # nft, iptables-legacy-save
+
+
+class Listing(ProcessRunner):
+    """nft lists every chain but one that is gone."""
+
+    def __call__(
+        self, argv: tuple[str, ...], *, executable: str | None = None, stdin: str = "", timeout: float = 0.0
+    ) -> Completed:
+        if argv[-1] == "gone":
+            raise CommandError(argv, "failed with exit status 1", status=1)
+        return Completed(argv, f"table ip t {{\n\tchain {argv[-1]} {{\n\t\tdrop # handle 4\n\t}}\n}}\n", "")
+
+
+def test_a_chain_that_is_gone_does_not_hide_the_others() -> None:
+    texts = RuleTexts(Listing(()), Family.IPV4)
+    assert [texts.text(2, "t", chain, 4) for chain in ("gone", "left")] == ["", "drop"]
 
 
 def test_names_that_nft_cannot_read_are_not_given_to_it() -> None:

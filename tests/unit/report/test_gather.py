@@ -10,7 +10,7 @@ import pytest
 from flanneld_masq.errors import CommandError
 from flanneld_masq.packet_path.snapshot import Snapshot
 from flanneld_masq.process import Completed, ProcessRunner
-from flanneld_masq.report import gather
+from flanneld_masq.report import gather, saved_node
 from flanneld_masq.report.gather import Gatherer, sysctls
 
 
@@ -53,6 +53,19 @@ def test_a_part_is_cut_off_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None
     gatherer = Gatherer(Programs({}))
     assert gatherer.part("a", lambda: "12345") == "123"
     assert gatherer.problems == ["a: cut off after 3 characters"]
+
+
+def test_json_that_is_too_long_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gather, "MAX_PART", 3)
+    monkeypatch.setattr(saved_node, "MAX_SNAPSHOT", 5)
+    gatherer = Gatherer(Programs({}))
+    assert gatherer.part("flows.json", lambda: "1234") == ""
+    assert gatherer.part("snapshot.json", lambda: "12345") == "12345"
+    assert gatherer.part("snapshot.json", lambda: "123456") == ""
+    assert gatherer.problems == [
+        "flows.json: left out, because it is longer than 3 characters",
+        "snapshot.json: left out, because it is longer than 5 characters",
+    ]
 
 
 def test_programs_show_their_command_lines() -> None:
