@@ -39,11 +39,16 @@ _IPTABLES_TABLES = (_NAT, "filter")
 
 
 def gather(
-    session: Session, options: argparse.Namespace, builder: DesiredStateBuilder, plugins: tuple[str, ...]
+    session: Session,
+    options: argparse.Namespace,
+    builder: DesiredStateBuilder,
+    plugins: tuple[str, ...],
+    snapshot: Snapshot | None = None,
 ) -> Facts:
     """Return all facts. A fact that cannot be found out is a trouble of its family, or left out.
 
     With a configuration that is wrong, return those that do not depend on it. `plugins` are the failures of plugins.
+    `snapshot` is what was collected of the node already; None to collect it.
     """
     daemon = _daemon(session, options)
     if session.wrong is not None:
@@ -65,7 +70,7 @@ def gather(
     desired = builder.current()
     if unread or desired is None:
         return facts
-    return with_flows(facts, collect(ProcessRunner(), session.root), desired.exceptions)
+    return with_flows(facts, snapshot or collect(ProcessRunner(), session.root), desired.exceptions)
 
 
 def with_flows(facts: Facts, snapshot: Snapshot, exceptions: tuple[Network, ...] = ()) -> Facts:

@@ -114,7 +114,7 @@ def _draw(file: str, followed: Followed | None, unread: str) -> None:
 
     if followed is None:
         raise MasqError(f"--html shows the rules of this node, and they are not known: {unread or '--ours was given'}")
-    explain_page.write(file, followed.node, followed.result.packet)
+    explain_page.write(file, followed.node, followed.result)
 
 
 def _mark(session: Session, reconciler: Reconciler, desired_state: DesiredState) -> MarkChoice:

@@ -14,7 +14,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from flanneld_masq import __version__
-from flanneld_masq.cli import main
+from flanneld_masq.cli import doctor, main
 from flanneld_masq.cli.output import print_json
 from flanneld_masq.cli.session import Session
 from flanneld_masq.errors import ConfigError
@@ -42,8 +42,6 @@ _Source = tuple[str, Callable[[], str]]  # the name of a part, and what makes it
 _ANSWERS = (
     ("status.json", ("status", "--json")),
     ("backends.json", ("backends", "--json")),
-    ("doctor.json", ("doctor", "--json")),
-    ("doctor.txt", ("doctor",)),
 )
 
 
@@ -92,7 +90,7 @@ class _Report:
         self._session = session
         self._options = options
         self._title = title
-        self._snapshot = Snapshot()
+        self._snapshot: Snapshot | None = None
         self._flows: list[FlowResult] = []
 
     def parts(self) -> Iterator[tuple[str, str]]:
@@ -109,9 +107,10 @@ class _Report:
         yield "versions.txt", gatherer.versions
         yield "snapshot.json", self._collected
         yield from ((name, partial(self._answer, name, argv)) for name, argv in _ANSWERS)
+        yield from ((name, partial(self._examined, name)) for name in ("doctor.json", "doctor.txt"))
         yield "flows.json", self._evaluated
         yield "node.html", self._page
-        yield "sysctls.txt", lambda: gather.sysctls(self._snapshot)
+        yield "sysctls.txt", lambda: gather.sysctls(self._snapshot or Snapshot())
         yield "addresses.txt", gatherer.addresses
         yield "routes.txt", gatherer.routes
         yield "rules.txt", gatherer.rules
@@ -121,18 +120,30 @@ class _Report:
         yield from self._files()
 
     def _collected(self) -> str:
-        self._snapshot = collect(ProcessRunner(), self._session.root)
-        for line in self._snapshot.unread:
+        self._snapshot = snapshot = collect(ProcessRunner(), self._session.root)
+        for line in snapshot.unread:
             self._gatherer.problem(f"snapshot.json: {line}")
-        return snapshots.to_json(self._snapshot)
+        return snapshots.to_json(snapshot)
 
     def _answer(self, name: str, argv: tuple[str, ...]) -> str:
-        """Return what another command prints. Its warnings are problems."""
+        """Return what another command prints."""
         options = main.parser().parse_args([*_common(self._options), *argv])
+        return self._printed(name, lambda: options.function(options))
+
+    def _examined(self, name: str) -> str:
+        """Return what `doctor` prints, as JSON or as text."""
+        return self._printed(name, lambda: self._findings.print(as_json=name.endswith(".json")))
+
+    @cached_property
+    def _findings(self) -> doctor.Answer:
+        return doctor.examined(self._session, self._options, self._snapshot)
+
+    def _printed(self, name: str, call: Callable[[], object]) -> str:
+        """Return what a call prints. Its warnings are problems."""
         out, errors = io.StringIO(), io.StringIO()
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
-                options.function(options)
+                call()
         finally:
             for line in filter(None, errors.getvalue().split("\n")):
                 self._gatherer.problem(f"{name}: {line}")
@@ -145,7 +156,7 @@ class _Report:
 
     @cached_property
     def _node(self) -> Node:
-        return Node(self._snapshot)
+        return Node(self._snapshot or Snapshot())
 
     def _of_leases(self) -> Iterator[FlowResult]:
         builder = self._session.builder(OnError.KEEP)

@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
-from flanneld_masq.cli import commands, explain_node, report, status
+from flanneld_masq.cli import commands, doctor_facts, explain_node, report, status
+from flanneld_masq.doctor.facts import Facts
 from flanneld_masq.errors import CommandError
+from flanneld_masq.model import Settings
 from flanneld_masq.packet_path import snapshot as snapshots
 from flanneld_masq.report import gather
 
@@ -46,9 +48,9 @@ def node(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (report, explain_node):
         monkeypatch.setattr(module, "collect", lambda run, root: SNAPSHOT)
     monkeypatch.setattr(report, "ProcessRunner", NoPrograms)
-    for name in ("backends", "doctor"):
-        monkeypatch.setattr(commands, name, answer)
+    monkeypatch.setattr(commands, "backends", answer)
     monkeypatch.setattr(status, "status", answer)
+    monkeypatch.setattr(doctor_facts, "gather", lambda *_: Facts(Settings()))
 
 
 def parts_of(path: Path) -> dict[str, str]:
@@ -71,7 +73,9 @@ def test_the_archive_holds_what_is_known(masq: Program) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert snapshots.from_json(parts["snapshot.json"]) == SNAPSHOT
     assert json.loads(parts["status.json"])["config"] == str(masq.config_file)
-    assert (parts["doctor.txt"], "doctor.json" in parts, "backends.json" in parts) == ("an answer\n", True, True)
+    (finding,) = json.loads(parts["doctor.json"])["findings"]
+    assert finding["what"] in parts["doctor.txt"]
+    assert "backends.json" in parts
     assert {flow["family"] for flow in json.loads(parts["flows.json"])} == {"ipv4", "ipv6"}
     assert "pod to world" in Form(parts["node.html"]).text
     assert parts["config.toml"] == f"# {masq.config_file}\n{masq.config_file.read_text()}"
@@ -85,7 +89,7 @@ def test_what_could_not_be_read_is_named(masq: Program) -> None:
     path = masq.directory / "r.tar.gz"
     done = masq(f"report {path}")
     problems = parts_of(path)["problems.txt"].splitlines()
-    assert "doctor.json: flanneld-masq: a warning" in problems
+    assert "backends.json: flanneld-masq: a warning" in problems
     assert any(line.startswith("journal.txt: CommandError: `journalctl") for line in problems)
     assert f"{len(problems)} things could not be read; problems.txt says which" in done.out
 
@@ -116,15 +120,27 @@ def test_a_file_that_exists_is_refused(masq: Program) -> None:
 
 
 def test_a_command_with_a_fault_does_not_end_the_report(masq: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(options: argparse.Namespace) -> int:
+    def fail(*_: object) -> Facts:
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr(commands, "doctor", fail)
+    monkeypatch.setattr(doctor_facts, "gather", fail)
     path = masq.directory / "r.tar.gz"
     assert masq(f"report {path}").status == 0
     parts = parts_of(path)
     assert "doctor.txt" not in parts
     assert "doctor.txt: RuntimeError: a fault\n" in parts["problems.txt"]
+
+
+def test_the_node_is_read_and_examined_once(masq: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[object] = []
+
+    def once(*arguments: object) -> Facts:
+        given.append(arguments[-1])
+        return Facts(Settings())
+
+    monkeypatch.setattr(doctor_facts, "gather", once)
+    assert masq(f"report {masq.directory}/r.tar.gz").status == 0
+    assert given == [SNAPSHOT]
 
 
 def test_a_wrong_configuration_is_part_of_the_report(masq: Program) -> None:
@@ -161,7 +177,7 @@ def test_common_options_are_passed_on(masq: Program) -> None:
     assert masq(f"--backend nft --subnet-file {other} report {path}").status == 0
     parts = parts_of(path)
     expected = {"config": str(masq.config_file), "backend": "nft", "subnet_file": [str(other)]}
-    assert json.loads(parts["doctor.json"]) == expected
+    assert json.loads(parts["backends.json"]) == expected
     assert parts["subnet-files/1.env"].startswith(f"# {other}\n")
 
 
