@@ -19,9 +19,9 @@ from flanneld_masq.doctor.facts import DaemonFacts, Facts, FamilyFacts, KubeProx
 from flanneld_masq.doctor.host_network import HostNetwork
 from flanneld_masq.errors import MasqError, SnapshotError
 from flanneld_masq.inputs import saved_rulesets
-from flanneld_masq.inputs.text import read_start
 from flanneld_masq.kernel import kube_proxy
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
+from flanneld_masq.live.counters import legacy_tables
 from flanneld_masq.model import Family, MarkEvidence, Network, Protection, Settings, Survey
 from flanneld_masq.packet_path.collect import collect
 from flanneld_masq.packet_path.evaluate import Node
@@ -182,7 +182,7 @@ def _kube_proxy_in_nft(family: Family) -> tuple[bool, bool]:
 
 def _kube_proxy_in_legacy(family: Family, root: Path) -> tuple[bool, bool]:
     with contextlib.suppress(OSError, ValueError, MasqError):
-        if _NAT in _legacy_tables(root, family):
+        if _NAT in legacy_tables(family, root):
             with TableInfo(family).entries(_NAT) as entries:
                 targets = entries.targets(kube_proxy.POSTROUTING_CHAIN) or ()
                 services = entries.targets(kube_proxy.SERVICES_CHAIN) is not None
@@ -193,12 +193,8 @@ def _kube_proxy_in_legacy(family: Family, root: Path) -> tuple[bool, bool]:
 def _has_legacy_rules(root: Path, family: Family) -> bool:
     """Return True if legacy tables hold anything: a mere listing makes empty ones, which stay until a reboot."""
     with contextlib.suppress(OSError, ValueError, MasqError):
-        return any(map(TableInfo(family).holds_rules, _legacy_tables(root, family)))
+        return any(map(TableInfo(family).holds_rules, legacy_tables(family, root)))
     return False
-
-
-def _legacy_tables(root: Path, family: Family) -> list[str]:
-    return read_start(root / family.data.legacy_names, 4096).decode("ascii").split()
 
 
 def _has_nft_rules(family: Family) -> bool:

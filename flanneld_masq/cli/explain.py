@@ -159,7 +159,7 @@ def _explain(desired_state: DesiredState, packet: Packet, mark: MarkChoice, flan
         exceptions=desired_state.exceptions,
         auto_mark=mark.mark or DEFAULT_KUBE_PROXY_MARK,
     )
-    rules = next((found.rules for found in groups if found.group is Group.MASQUERADE), ())
+    rules = policy.rules_of(groups, Group.MASQUERADE)
     rule = policy.decide(rules, packet)
     why = rule.why if rule else policy.why_undecided(desired_state.settings, desired_state.leases, packet)
     return Explanation(packet, rule, why, mark, flannel)

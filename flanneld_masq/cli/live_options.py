@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import math
+import contextlib
+from functools import partial
 from ipaddress import ip_address
 
 from flanneld_masq.errors import ConfigError
@@ -38,7 +39,11 @@ def add_trace(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--dport", type=_port, default=0, metavar="PORT", help="destination port; needs --proto")
     command.add_argument(
-        "--seconds", type=_seconds, default=10.0, metavar="N", help="how long to wait for packets (default 10)"
+        "--seconds",
+        type=partial(seconds, most=_MAX_SECONDS),
+        default=10.0,
+        metavar="N",
+        help="how long to wait for packets (default 10)",
     )
     command.add_argument(
         "--packets", type=_packets, default=5, metavar="N", help="end after this many packets (default 5)"
@@ -125,14 +130,13 @@ def _number(text: str, least: int, most: int, refusal: str) -> int:
     raise argparse.ArgumentTypeError(refusal)
 
 
-def _seconds(text: str) -> float:
-    try:
+def seconds(text: str, *, most: float, zero: bool = False) -> float:
+    """Return a number of seconds up to `most`: more than 0, or 0 too. Raises ArgumentTypeError for another text."""
+    with contextlib.suppress(ValueError):
         value = float(text)
-    except ValueError:
-        value = math.nan
-    if 0 < value <= _MAX_SECONDS:
-        return value
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds up to {_MAX_SECONDS:g}")
+        if 0 < value <= most or (zero and value == 0):
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds {'from 0' if zero else 'up'} to {most:g}")
 
 
 def _mark(text: str) -> int:

@@ -82,7 +82,7 @@ def wanted_by(desired_state: DesiredState, family: Family) -> Callable[[Packet],
         exceptions=desired_state.exceptions,
         auto_mark=DEFAULT_KUBE_PROXY_MARK,
     )
-    rules = next((found.rules for found in groups if found.group is Group.MASQUERADE), ())
+    rules = policy.rules_of(groups, Group.MASQUERADE)
 
     def masqueraded(packet: Packet) -> bool:
         rule = policy.decide(rules, packet)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import math
 import time
+from functools import partial
 
+from flanneld_masq.cli import live_options
 from flanneld_masq.cli.output import print_json
 from flanneld_masq.cli.session import Session
 from flanneld_masq.cli.status import last_known, reported
@@ -26,7 +27,11 @@ def add_options(command: argparse.ArgumentParser) -> None:
         help=f"the state to wait for: {', '.join(STATES)} (default synced)",
     )
     command.add_argument(
-        "--timeout", type=_seconds, default=60.0, metavar="S", help="give up after so many seconds (default 60)"
+        "--timeout",
+        type=partial(live_options.seconds, most=_MAX_SECONDS, zero=True),
+        default=60.0,
+        metavar="S",
+        help="give up after so many seconds (default 60)",
     )
 
 
@@ -59,13 +64,3 @@ def _errors(session: Session, known: Status) -> list[str]:
     """Return what is wrong, once each."""
     wrong = [str(session.wrong)] if session.wrong else []
     return list(dict.fromkeys((*wrong, *known.errors)))
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if 0 <= value <= _MAX_SECONDS:
-        return value
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to {_MAX_SECONDS:g}")

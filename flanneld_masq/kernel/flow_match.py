@@ -1,22 +1,30 @@
 """Encodes rules that match one flow of packets, to trace them or to drop them. Pure.
 
-Formats: include/uapi/linux/netfilter/nf_tables.h of the kernel; the offsets are those of RFC 791 and RFC 8200.
+Formats: include/uapi/linux/netfilter/nf_tables.h of the kernel.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from flanneld_masq.kernel import uapi
-from flanneld_masq.kernel.netlink_wire import attribute, be32, nested
+from flanneld_masq.kernel.netlink_wire import attribute, be32
 from flanneld_masq.kernel.objects import Expression, KernelRule
+from flanneld_masq.kernel.rule_encoding import (
+    OFFSETS,
+    compared,
+    host_order,
+    immediate_verdict,
+    load_meta,
+    load_payload,
+    register,
+    value,
+)
 from flanneld_masq.model import SLOTS, Address, Family, family_of
 
-_OFFSETS = {Family.IPV4: (12, 16), Family.IPV6: (8, 24)}  # bytes, of source and destination in the network header
 _DPORT = (2, 2)  # offset and length in bytes, in the header of TCP and UDP
-_LOOPBACK = (1).to_bytes(4, sys.byteorder)  # the kernel gives `lo` the index 1 in every network namespace
+_LOOPBACK = 1  # the kernel gives `lo` the index 1 in every network namespace
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -54,56 +62,34 @@ def guard_rule(src: Address, chain: str, devices: Iterable[int]) -> KernelRule:
     """Return the rule that drops packets from an address that leave by none of these devices (indexes)."""
     expressions = list(_matches(Flow(src, None)))
     for device in devices:
-        expressions.append(_load_meta(uapi.NFT_META_OIF))
-        expressions.append(_compare(device.to_bytes(4, sys.byteorder), uapi.NFT_CMP_NEQ))
-    verdict = nested(uapi.NFTA_DATA_VERDICT, be32(uapi.NFTA_VERDICT_CODE, uapi.NF_DROP))
-    drop = be32(uapi.NFTA_IMMEDIATE_DREG, uapi.NFT_REG_VERDICT) + nested(uapi.NFTA_IMMEDIATE_DATA, verdict)
-    return KernelRule(chain, 0, (*expressions, Expression("immediate", drop)), b"")
+        expressions.append(load_meta(uapi.NFT_META_OIF))
+        expressions.append(compared(uapi.NFT_CMP_NEQ, host_order(device)))
+    return KernelRule(chain, 0, (*expressions, immediate_verdict(uapi.NF_DROP)), b"")
 
 
 def _matches(flow: Flow) -> Iterator[Expression]:
-    for offset, value in zip(_OFFSETS[flow.family], (flow.src, flow.dst)):
-        if value is None:
+    for offset, address in zip(OFFSETS[flow.family], (flow.src, flow.dst)):
+        if address is None:
             continue
-        yield _load_payload(uapi.NFT_PAYLOAD_NETWORK_HEADER, offset, len(value.packed))
-        yield _compare(value.packed)
+        yield load_payload(uapi.NFT_PAYLOAD_NETWORK_HEADER, offset, len(address.packed))
+        yield compared(uapi.NFT_CMP_EQ, address.packed)
     if flow.proto:
-        yield _load_meta(uapi.NFT_META_L4PROTO)
-        yield _compare(bytes((flow.proto,)))
+        yield load_meta(uapi.NFT_META_L4PROTO)
+        yield compared(uapi.NFT_CMP_EQ, bytes((flow.proto,)))
     if flow.dport:
-        yield _load_payload(uapi.NFT_PAYLOAD_TRANSPORT_HEADER, *_DPORT)
-        yield _compare(flow.dport.to_bytes(2, "big"))
+        yield load_payload(uapi.NFT_PAYLOAD_TRANSPORT_HEADER, *_DPORT)
+        yield compared(uapi.NFT_CMP_EQ, flow.dport.to_bytes(2, "big"))
 
 
 def _not_from_loopback() -> Iterator[Expression]:
-    yield _load_meta(uapi.NFT_META_IIF)
-    yield _compare(_LOOPBACK, uapi.NFT_CMP_NEQ)
+    yield load_meta(uapi.NFT_META_IIF)
+    yield compared(uapi.NFT_CMP_NEQ, host_order(_LOOPBACK))
 
 
 def _set_nftrace() -> Iterator[Expression]:
-    value = nested(uapi.NFTA_IMMEDIATE_DATA, attribute(uapi.NFTA_DATA_VALUE, b"\1"))
-    yield Expression("immediate", be32(uapi.NFTA_IMMEDIATE_DREG, uapi.NFT_REG_1) + value)
+    yield Expression("immediate", register(uapi.NFTA_IMMEDIATE_DREG) + value(uapi.NFTA_IMMEDIATE_DATA, b"\1"))
     key = be32(uapi.NFTA_META_KEY, uapi.NFT_META_NFTRACE)
-    yield Expression("meta", key + be32(uapi.NFTA_META_SREG, uapi.NFT_REG_1))
-
-
-def _load_payload(base: int, offset: int, length: int) -> Expression:
-    numbers = (
-        (uapi.NFTA_PAYLOAD_DREG, uapi.NFT_REG_1),
-        (uapi.NFTA_PAYLOAD_BASE, base),
-        (uapi.NFTA_PAYLOAD_OFFSET, offset),
-        (uapi.NFTA_PAYLOAD_LEN, length),
-    )
-    return Expression("payload", b"".join(be32(kind, number) for kind, number in numbers))
-
-
-def _load_meta(key: int) -> Expression:
-    return Expression("meta", be32(uapi.NFTA_META_KEY, key) + be32(uapi.NFTA_META_DREG, uapi.NFT_REG_1))
-
-
-def _compare(value: bytes, operator: int = uapi.NFT_CMP_EQ) -> Expression:
-    data = nested(uapi.NFTA_CMP_DATA, attribute(uapi.NFTA_DATA_VALUE, value))
-    return Expression("cmp", be32(uapi.NFTA_CMP_SREG, uapi.NFT_REG_1) + be32(uapi.NFTA_CMP_OP, operator) + data)
+    yield Expression("meta", key + register(uapi.NFTA_META_SREG))
 
 
 def _limit(rate: int, burst: int) -> Expression:

@@ -16,15 +16,13 @@ from flanneld_masq.model import Family
 from flanneld_masq.process import ExitHook
 
 _LOGGER = "nfnetlink_log"
-_AF = {Family.IPV4: 2, Family.IPV6: 10}
 
 
 class LegacyLog:
     """The log while it is bound. Raises MasqError if it cannot be, for example if another program receives group 0."""
 
     def __init__(self, family: Family, socket: TraceSocket, root: Path = Path("/")) -> None:
-        number = _AF[family]
-        self._file = root / f"proc/sys/net/netfilter/nf_log/{number}"
+        self._file = root / f"proc/sys/net/netfilter/nf_log/{family.data.nfproto}"
         socket.receive_logs()
         before = _read(self._file)
         with ExitStack() as undo:

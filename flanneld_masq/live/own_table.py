@@ -82,7 +82,7 @@ def remove_leftovers(netlink: NetlinkSocket) -> None:
     """Remove the tables of runs that SIGKILL ended, on kernels that do not do so themselves."""
     for family in Family:
         for table in _tables(netlink, family):
-            if not table.owner and any(_is_leftover(table.name, prefix) for prefix in (TRACE, GUARD)):
+            if not table.owner and is_leftover(table.name, TRACE, GUARD):
                 with contextlib.suppress(KernelError):
                     message = transactions.delete_table(table.name)
                     netlink.commit(f"deleting table {table.name}", family.data.nfproto, [message])
@@ -101,7 +101,7 @@ def _tables(netlink: NetlinkSocket, family: Family) -> tuple[Table, ...]:
         return ()
 
 
-def _is_leftover(name: str, prefix: str) -> bool:
-    """Return True if the name has the prefix and a pid that no process has."""
-    pid = name[len(prefix) :]
-    return name.startswith(prefix) and pid.isdecimal() and not Path("/proc", pid).exists()
+def is_leftover(name: str, *prefixes: str) -> bool:
+    """Return True if the name has one of the prefixes and then a pid that no process has."""
+    pids = (name[len(prefix) :] for prefix in prefixes if name.startswith(prefix))
+    return any(pid.isdecimal() and not Path("/proc", pid).exists() for pid in pids)

@@ -25,7 +25,7 @@ from typing import Optional
 
 from flanneld_masq.errors import MasqError
 from flanneld_masq.live import addresses, ip_json
-from flanneld_masq.live.own_table import guard_table
+from flanneld_masq.live.own_table import guard_table, is_leftover
 from flanneld_masq.model import SLOTS, Address, Family, FamilyLease, Network
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.selftest.netns import Netns
@@ -194,10 +194,8 @@ def remove_leftovers(run: ProcessRunner) -> None:
     """Remove devices of runs that have ended. The kernel does so itself, but not at once."""
     for device in ip_json.rows(run, "link", "show", "type", "veth"):
         name = ip_json.text(device, "ifname")
-        for prefix in (_POD, _OUTSIDE):
-            pid = name[len(prefix) :]
-            if name.startswith(prefix) and pid.isdecimal() and not Path("/proc", pid).exists():
-                _delete(run, name)
+        if is_leftover(name, _POD, _OUTSIDE):
+            _delete(run, name)
 
 
 def device_name(prefix: str) -> str:

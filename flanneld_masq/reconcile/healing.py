@@ -72,7 +72,7 @@ class Search:
         groups = policy.group_rules(
             desired_state.settings, desired_state.leases, family, exceptions=desired_state.exceptions
         )
-        self._rules = next((group.rules for group in groups if group.group is Group.MASQUERADE), ())
+        self._rules = policy.rules_of(groups, Group.MASQUERADE)
         self._open = partial(open_table, family)
         self._local = local
         self._clock = clock

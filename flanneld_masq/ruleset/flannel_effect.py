@@ -127,7 +127,7 @@ def evaluate(
     """Compare flannel's rules, in the order in which packets meet them, with the policy."""
     flannel, unread = parsed(items)
     groups = policy.group_rules(settings, leases, family, exceptions=exceptions)
-    rules = next((group.rules for group in groups if group.group is Group.MASQUERADE), ())
+    rules = policy.rules_of(groups, Group.MASQUERADE)
     conflicts: dict[tuple[str, FlannelRule], Conflict] = {}  # a setting with many networks is reported once
     weaker = False
     for packet in _packets(flannel, rules, leases, family) if flannel else ():

@@ -105,6 +105,11 @@ def masquerades(settings: MasqueradeSettings, family: Family) -> bool:
     return settings.enabled and family in settings.families
 
 
+def rules_of(groups: Iterable[GroupRules], group: Group) -> tuple[Rule, ...]:
+    """Return the rules of a group; none if it is not among the groups."""
+    return next((found.rules for found in groups if found.group is group), ())
+
+
 def decide(rules: tuple[Rule, ...], packet: Packet) -> Rule | None:
     """Return the first rule that matches, which decides; None if no rule does."""
     return next((rule for rule in rules if rule.matches(packet)), None)

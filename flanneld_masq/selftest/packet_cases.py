@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 
 from flanneld_masq.model import SLOTS, Address, Group, Lease, Network, Packet, Settings, Verdict
-from flanneld_masq.ruleset.policy import decide, group_rules
+from flanneld_masq.ruleset.policy import decide, group_rules, rules_of
 from flanneld_masq.selftest.topology import Addresses
 
 
@@ -79,7 +79,7 @@ class Expectation:
 def expect(settings: Settings, leases: tuple[Lease, ...], of: Addresses, packet: Packet) -> Expectation:
     """Ask the policy which source the packet must arrive with."""
     groups = group_rules(settings, leases, of.family)
-    rules = next((group.rules for group in groups if group.group is Group.MASQUERADE), ())
+    rules = rules_of(groups, Group.MASQUERADE)
     rule = decide(rules, packet)
     if rule is None:
         return Expectation(packet.src)

@@ -38,7 +38,6 @@ SIGNS = frozenset(
 )
 # modules that take something apart, and why it is nothing that another program wrote, or cannot be wrong
 EXEMPT = {
-    "flanneld_masq.cli.doctor_facts": "names of tables in /proc; whatever is wrong with one, it is not known",
     "flanneld_masq.cli.live_options": "options of the command line, which argparse refuses",
     "flanneld_masq.cli.main": "options of the command line, which argparse refuses",
     "flanneld_masq.cli.report": "lines of warnings that other commands print",
