@@ -34,7 +34,7 @@ files:
   /run/flanneld-masq/              what was written last, and what the daemon says of itself
 
 A node usually needs no more than `systemctl enable --now flanneld-masq`; `flanneld-masq plan` says what is
-wrong, `flanneld-masq apply` mends it once, `flanneld-masq selftest` proves this kernel and these tools.
+wrong, `flanneld-masq apply` fixes it once, `flanneld-masq selftest` proves this kernel and these tools.
 """
 
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MasqError as error:
         print(f"flanneld-masq: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # whoever read our output has gone; what is left of it has to go somewhere at exit
+    except BrokenPipeError:  # the reader of the output has gone; Python flushes what is left of it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "run",
         commands.run,
-        "the daemon: keep the rules right until SIGTERM; SIGHUP reads the configuration anew",
+        "the daemon: keep the rules right until SIGTERM; SIGHUP reloads the configuration",
         json=False,
     )
     add("plan", commands.plan, "show what a reconcile would change, and change nothing; exit status 3 if anything")

@@ -72,7 +72,7 @@ def greeting(values: Mapping[str, Any]) -> Found:
 
 
 def _text(found: Mapping[str, Any]) -> tuple[str, str]:
-    """What to show, and its colour."""
+    """Return the line to print, and its colour."""
     if found["event"] == "repaired":
         return found["message"], _YELLOW
     if found["event"] == "state":
@@ -110,7 +110,7 @@ async def _follow(take: Callable[[Found], None]) -> None:
 
 
 class _Ears:
-    """Makes events of the signals that come from whoever has the daemon's name."""
+    """Turns signals of the owner of the daemon's bus name into events."""
 
     def __init__(self, connection: Connection, heard: asyncio.Queue[Found | BusError]) -> None:
         self._connection = connection

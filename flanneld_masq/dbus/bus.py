@@ -202,10 +202,10 @@ def parse(frame: Frame) -> Any:
 
 
 def _ignore(_: Frame) -> None:
-    """What comes before the connection is in use."""
+    """Ignore frames that come before the connection is in use."""
 
 
 def _note(future: asyncio.Future[Any]) -> None:
-    """Its exception is told elsewhere; asyncio need not complain that nobody asked for it."""
+    """Read the exception, which is reported elsewhere, so that asyncio does not complain that it was never read."""
     if not future.cancelled():
         future.exception()

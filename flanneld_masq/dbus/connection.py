@@ -122,10 +122,10 @@ class Connection:
         self._object = served
 
     def emit(self, path: str, interface: str, member: str, signature: str, *arguments: Any) -> None:
-        """Send a signal to whoever follows it. Raises nothing; if the connection is lost, `lost` tells."""
+        """Send a signal to its subscribers. Raises nothing; `lost` reports a lost connection."""
         try:
             self._bus.send(_Packet.new_signal(path, interface, member, signature, _to_bus(arguments)))
-        except ValueError:  # a bug of ours, which must not stop who keeps the rules
+        except ValueError:  # a bug here must not stop the daemon
             _LOGGER.exception("D-Bus: signal %s cannot be sent", member)
 
     async def sent(self, seconds: float) -> None:

@@ -1,6 +1,6 @@
-"""What other services say on D-Bus that tells of a flushed ruleset: firewalld, and systemd of units that load one.
+"""Follows D-Bus signals that announce a flushed ruleset: those of firewalld, and of systemd for units that load one.
 
-The kernel tells of changes to nf_tables by itself, and who made them. Of the legacy tables it tells nothing.
+The kernel reports changes of nf_tables itself, and who made them. It reports nothing about the legacy tables.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class ReloadSignals:
             self._heard("firewalld stopped")
 
     async def _once_it_answers(self, reason: str) -> None:
-        """What it cannot answer, for whatever reason, is looked at all the same."""
+        """Report `reason` once firewalld answers, or once it is clear that it does not."""
         with contextlib.suppress(BusError):
             await self._connection.call(
                 FIREWALLD, FIREWALLD_PATH, PROPERTIES, "Get", FIREWALLD, "state", seconds=ANSWER_SECONDS
@@ -92,7 +92,7 @@ class ReloadSignals:
         self._heard(reason)
 
     async def _subscribe(self) -> None:
-        """systemd sends signals only while somebody wants them. Where it is not there, or refuses, none come."""
+        """Subscribe to the signals of systemd, which sends none without. If it refuses, none come."""
         with contextlib.suppress(BusError):
             await self._connection.call(SYSTEMD, SYSTEMD_PATH, _MANAGER, "Subscribe")
 

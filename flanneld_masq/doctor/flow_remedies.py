@@ -44,7 +44,7 @@ class Remedy:
 
 @dataclass(frozen=True, **SLOTS)
 class Program:
-    """How a program is told to leave packets alone: a command for each shape of traffic, or `persist` alone if only an
+    """The way to have a program leave packets alone: a command for each shape of traffic, or `persist` alone if only an
     accept before its rule helps at once. The fields are `source`, `destination`, `address` (the first of both that is),
     `tool` and `device`."""
 

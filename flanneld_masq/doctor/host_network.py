@@ -24,7 +24,7 @@ FLANNEL = "flannel"  # begins the name of each interface that flannel makes
 
 @dataclass(frozen=True, **SLOTS)
 class Vxlan:
-    """What a VXLAN interface sends: from the address `local`, None if the kernel chooses, by the interface `device`,
+    """A VXLAN interface. It sends from the address `local`, None if the kernel chooses, by the interface `device`,
     empty for any, to the UDP port `port`. An `external` one receives every VNI."""
 
     local: Optional[Address] = None
@@ -95,9 +95,9 @@ class Peer:
 
 @dataclass(frozen=True, **SLOTS)
 class HostNetwork:
-    """What the node has. `ways` are sampled addresses of pods, one for each interface that leads to any.
-    `br_netfilter` is True if that module is loaded. `neighbours` are the permanent ones, `ends` the other ends of
-    flannel's tunnels."""
+    """Interfaces, routes and neighbours of the node. `ways` are sampled addresses of pods, one for each interface that
+    leads to any. `br_netfilter` is True if that module is loaded. `neighbours` are the permanent ones, `ends` the other
+    ends of flannel's tunnels."""
 
     links: tuple[Link, ...] = ()
     routes: Mapping[Family, tuple[Route, ...]] = field(default_factory=dict)

@@ -151,7 +151,7 @@ def _masquerade(
             why = f"pod to pod: {lease.subnet} talks to {network} with the pod's own address"
             yield Rule("2", why, Verdict.RETURN, src=lease.subnet, dst=network)
     for subnet in subnets:
-        why = f"whoever talks to a pod of this node ({subnet}) keeps the address it has"
+        why = f"a client of a pod of this node ({subnet}) keeps its address"
         yield Rule("3", why, Verdict.RETURN, dst=subnet)
     for exception in _distinct(network for network in exceptions if family_of(network) is family):
         for network in networks:

@@ -47,7 +47,7 @@ BUS_AFTER_SECONDS = 2.0  # the bus is joined by then, also if the first pass sti
 
 
 class _Feeds(NamedTuple):
-    """What other programs do, as the kernel reports it."""
+    """The kernel's reports about other programs."""
 
     ruleset: RulesetFeed
     lock: LockFeed
@@ -147,7 +147,7 @@ class Daemon:
         if self._watch is not None:
             self._watch.follow(self._desired.watched_files())
         self._publisher.emit(plugin_entries(self._desired.ask_plugins()))
-        self._publisher.log(LogEntry(Event("reloaded", "configuration read anew")))
+        self._publisher.log(LogEntry(Event("reloaded", "configuration reloaded")))
         if settings.dbus_enabled:
             self._join_bus()
         else:

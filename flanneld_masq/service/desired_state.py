@@ -19,7 +19,7 @@ from flanneld_masq.reconcile.values import DesiredState
 
 
 class OnError(enum.Enum):
-    """What becomes of a subnet file that cannot be used. A net-conf.json that cannot is always taken as missing."""
+    """The treatment of a subnet file that cannot be used. Such a net-conf.json always counts as missing."""
 
     KEEP = "keep"  # its last good lease stays, and the error is returned
     RAISE = "raise"
@@ -27,7 +27,7 @@ class OnError(enum.Enum):
 
 @dataclass(frozen=True, **SLOTS)
 class Refreshed:
-    """What a refresh read. `changed` is True if the desired state is another one than after the refresh before.
+    """The result of a refresh. `changed` is True if the desired state is another one than after the refresh before.
 
     `because` is the reason if it is known: other networks of plugins, with everything else as it was. `net_conf` is a
     message about a net-conf.json that cannot be used; empty if it can, or is missing.

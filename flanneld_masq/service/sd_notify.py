@@ -47,11 +47,11 @@ class Notifier:
         return bool(self._address)
 
     def starting(self, text: str) -> None:
-        """What holds up the start."""
+        """Report what holds up the start."""
         self._send(f"STATUS={_line(text)}")
 
     def reloading(self) -> None:
-        """What is `settled` from now on ends the reload."""
+        """Begin a reload; the next `settled` ends it."""
         self._ready = False
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
@@ -78,8 +78,8 @@ class Notifier:
 
 
 class Watchdog:
-    """Feeds from the event loop, so one that is stuck feeds nothing; nor is anything fed while `hung` says of what
-    else. That is told once."""
+    """Feeds from the event loop, so one that is stuck feeds nothing; nor is anything fed while `hung` names another
+    part that is stuck. `tell` reports that once."""
 
     def __init__(self, notifier: Notifier, hung: Callable[[], str], tell: Callable[[str], None]) -> None:
         self._notifier = notifier

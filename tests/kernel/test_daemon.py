@@ -22,7 +22,7 @@ from .conftest import SUBNET_ENV, Daemon, Node
 from .mutations import Nft, legacy_snapshot
 
 OTHER_SUBNET = SUBNET_ENV.replace("10.244.1.", "10.244.9.").replace("244:1::", "244:9::")
-CONFIGURATION_READ = "configuration read anew"
+CONFIGURATION_READ = "configuration reloaded"
 
 
 @contextmanager

@@ -278,7 +278,7 @@ def test_without_the_library_all_else_works(
     with in_sync(node, "nft") as daemon:
         daemon.logged("No module named 'dbus_next'", "python3-dbus-next")
         daemon.signal(signal.SIGHUP)
-        daemon.logged("configuration read anew")
+        daemon.logged("configuration reloaded")
         node.tool("nft", "flush", "chain", "ip", "flanneld-masq", "postrouting")
         daemon.logged("drift repaired")
         assert len(daemon.lines("dbus_next")) == 1

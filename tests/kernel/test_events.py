@@ -371,7 +371,7 @@ def test_no_legacy_table_comes_into_being_where_there_is_none(node: Node) -> Non
         for family in Family:
             eventually(lambda: repairs(daemon, family) == 1)
         daemon.signal(signal.SIGHUP)
-        daemon.logged("configuration read anew")
+        daemon.logged("configuration reloaded")
         daemon.reached("synced")
         assert daemon.stop() == 0
     assert legacy_tables() == ""

@@ -82,9 +82,9 @@ def test_anyone_may_look(present: Machine, user: str) -> None:
 def test_root_alone_may_have_it_act(present: Machine, member: str) -> None:
     refused = present.run("busctl", "call", NAME, PATH, MANAGER.name, member, user="nobody", check=False)
     assert (refused.returncode, refused.stderr) == (1, "Call failed: Access denied\n")
-    assert "configuration read anew" not in present.story()
+    assert "configuration reloaded" not in present.story()
     present.run("busctl", "call", NAME, PATH, MANAGER.name, member)
-    assert ("configuration read anew" in present.story()) == (member == "Reload")
+    assert ("configuration reloaded" in present.story()) == (member == "Reload")
 
 
 def test_the_bus_has_no_complaint_of_our_policy(present: Machine) -> None:

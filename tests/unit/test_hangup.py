@@ -107,7 +107,7 @@ def test_a_daemon_survives_it_from_its_first_line_to_its_last(config: Path, tmp_
 
             eventually(ended)
             assert daemon.wait(patience(5)) == 0
-            assert "configuration read anew" in log.read_text()
+            assert "configuration reloaded" in log.read_text()
         finally:
             daemon.kill()
 
