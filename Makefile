@@ -19,8 +19,11 @@ help: ## this list
 setup: ## install missing packages, make .venv with the tools and this project in it
 	@scripts/setup
 
-demo: setup ## prove the backends on this kernel, with real packets in throwaway network namespaces
+demo: ## prove the backends on this kernel, with real packets in throwaway network namespaces
+	@scripts/setup demo
 	$(bin)/flanneld-masq selftest
+	@echo
+	@echo "Next: \`make deb\` or \`make rpm\` builds the package for your nodes; docs/install.md says how to install it."
 
 lint: setup ## ruff and mypy --strict
 	$(bin)/ruff check
