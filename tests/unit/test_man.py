@@ -30,8 +30,8 @@ EXAMPLE = (ROOT / "packaging/config.toml").read_text()
 
 def section(text: str, title: str) -> str:
     """The text below a heading, up to the next one."""
-    (_, rest) = text.split(f"\n{title}\n{'=' * len(title)}\n")
-    return re.split(r"\n\S.*\n=+\n", rest)[0]
+    (_, rest) = re.split(rf"\n{re.escape(title)}\n(?:=+|-+)\n", text)
+    return re.split(r"\n\S.*\n(?:=+|-+)\n", rest)[0]
 
 
 def terms(text: str) -> list[str]:
@@ -104,7 +104,7 @@ def keys() -> list[str]:
 
 def described() -> Iterator[tuple[str, str]]:
     """Each key as the page names it, with its default."""
-    titles = {"": "KEYS AT THE TOP", **{table: f"[{table}]" for table in config._SUBTABLES}}
+    titles = {"": "Keys above all tables", **{table: f"[{table}]" for table in config._SUBTABLES}}
     for table, title in titles.items():
         for term in terms(section(CONFIGURATION, title)):
             key, default = term.split(" = ")
@@ -146,6 +146,19 @@ def test_the_examples_of_the_page_are_accepted(block: str) -> None:
 
 
 # ---- the pages themselves
+
+
+def test_tables_are_printed_as_they_are_typed(tmp_path: Path) -> None:
+    if not shutil.which("rst2man", path="/usr/bin"):
+        unable("rst2man is missing; `scripts/setup-packaging deb` installs it")
+    made = tmp_path / "page"
+    subprocess.run(
+        ("/usr/bin/rst2man", str(ROOT / "docs/man/flanneld-masq.toml.5.rst"), str(made)),
+        check=True,
+        timeout=patience(60),
+    )
+    headings = re.findall(r"^\.S[HS] (.*)", made.read_text(), re.MULTILINE)
+    assert {f"[{table}]" for table in config._SUBTABLES} <= set(headings)
 
 
 @pytest.mark.parametrize("page", ["flanneld-masq.8", "flanneld-masq.toml.5"])
