@@ -345,9 +345,8 @@ class FamilyLoop:
         if seen_in is not None:
             self._drain()  # a pass may see a change before the event of it is read
             committers = self._filter.suspects.culprits(seen_in)
-        done = Repaired(
-            repairs, begun.because, committers, self._poller.suspects.culprits(), datetime.now(timezone.utc)
-        )
+        lock_users, at = self._poller.suspects.culprits(), datetime.now(timezone.utc)
+        done = Repaired(repairs, begun.because, committers, lock_users, at, self._now())
         self._publisher.emit(self.report.repaired(done))
         self._healer.due = self._healer.due or bool(repairs)
         if any(repair.drift for repair in repairs):

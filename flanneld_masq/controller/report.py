@@ -10,7 +10,7 @@ from typing import Any
 
 from flanneld_masq.controller.attribution import Culprit
 from flanneld_masq.controller.backoff import LAST_DELAY
-from flanneld_masq.controller.log_throttle import LogThrottle
+from flanneld_masq.controller.log_throttle import DriftThrottle, LogThrottle
 from flanneld_masq.controller.status import FamilyStatus, FlannelStatus, GroupStatus, LastWrite, MarkStatus, State
 from flanneld_masq.errors import LockHeld, MasqError
 from flanneld_masq.hookspecs import Event
@@ -43,7 +43,8 @@ def notice(message: str, level: int = logging.INFO, *, once: bool = False) -> Lo
 class Repaired:
     """The repairs of a pass, also of one that failed in the end, and who may have made them necessary.
 
-    `committers` committed to nf_tables. `lock_users` used the lock of iptables-legacy.
+    `committers` committed to nf_tables. `lock_users` used the lock of iptables-legacy. `now` are the seconds of a
+    monotonic clock at that time.
     """
 
     repairs: tuple[Repair, ...]
@@ -51,6 +52,7 @@ class Repaired:
     committers: tuple[Culprit, ...]
     lock_users: tuple[Culprit, ...]
     at: datetime
+    now: float
 
     def culprits(self, repair: Repair) -> tuple[Culprit, ...]:
         """Return who may have made a repair necessary. What was found in no generation is not in nf_tables."""
@@ -165,6 +167,7 @@ class FamilyReport:
     _verified_at: datetime | None = None  # when a pass last succeeded
     _writes: WriteHistory = field(default_factory=WriteHistory)
     _throttle: LogThrottle = field(default_factory=LogThrottle)
+    _drift_throttle: DriftThrottle = field(default_factory=DriftThrottle)
     _contention_logged: bool = False
     _not_healed: str = ""  # why connections could not be healed last; empty if they could
 
@@ -239,10 +242,11 @@ class FamilyReport:
             yield self._entry("mark-chosen", message, group=str(Group.MASQUERADE), reason=mark.why)
 
     def repaired(self, done: Repaired) -> Iterator[LogEntry]:
-        """Log and count each repair."""
+        """Log and count each repair. Of an author with too many, those beyond the rate limit are logged for debugging
+        alone."""
         for repair in done.repairs:
             culprits = done.culprits(repair)
-            yield self._repair_entry(repair, done.because, culprits)
+            yield self._repair_entry(repair, done, culprits)
             self._writes.add(
                 LastWrite(
                     time=done.at.isoformat(timespec="milliseconds"),
@@ -350,21 +354,26 @@ class FamilyReport:
         """Log rules that end with the daemon at a stop."""
         return self._entry("notice", f"{self.family}: rules end with the daemon: {error}", logging.ERROR)
 
-    def _repair_entry(self, repair: Repair, because: str, culprits: tuple[Culprit, ...]) -> LogEntry:
+    def _repair_entry(self, repair: Repair, done: Repaired, culprits: tuple[Culprit, ...]) -> LogEntry:
         what = "drift repaired" if repair.drift else "rules applied"
         by = f", by {' or '.join(map(str, culprits))}" if culprits else ""
         if repair.drift and repair.found_at is None and not culprits:
             by = "; the kernel does not tell by whom"
         message = (
             f"{self.family}: {what} with {repair.plan.backend} in {repair.duration_us / 1000:.1f} ms "
-            f"({because}): {describe(repair.plan.changes)}{by}"
+            f"({done.because}): {describe(repair.plan.changes)}{by}"
         )
+        level = logging.INFO
+        if repair.drift:
+            author = " or ".join(dict.fromkeys(culprit.name for culprit in culprits))
+            line = self._drift_throttle.line(message, author, done.now)
+            message, level = line or message, logging.WARNING if line else logging.DEBUG
         return self._entry(
             "drift-repaired" if repair.drift else "rules-applied",
             message,
-            logging.WARNING if repair.drift else logging.INFO,
+            level,
             backend=repair.plan.backend,
-            reason=because,
+            reason=done.because,
             duration_us=repair.duration_us,
             diff=diff_text(repair.plan),
             **_blame(culprits),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime, timezone
 
 import pytest
@@ -98,7 +99,7 @@ def test_mark_of_kube_proxy_is_logged_once_per_change(report: FamilyReport) -> N
 
 
 def test_a_repair_names_the_culprit_and_is_counted(report: FamilyReport) -> None:
-    (entry,) = report.repaired(Repaired((DRIFT,), "ruleset changed", (EVIL,), (), AT))
+    (entry,) = report.repaired(Repaired((DRIFT,), "ruleset changed", (EVIL,), (), AT, 0.0))
     assert (entry.event.culprit, entry.event.culprit_pid, entry.event.culprit_unit) == ("evil", 42, "evil.service")
     assert "by evil (pid 42, evil.service)" in entry.event.message
     status = report.status()
@@ -107,21 +108,33 @@ def test_a_repair_names_the_culprit_and_is_counted(report: FamilyReport) -> None
     assert (status.last_repair.time, status.last_repair.culprits) == ("2026-11-26T12:00:00.123+00:00", (EVIL,))
 
 
+def test_too_many_repairs_of_one_author_are_logged_for_debugging_alone(report: FamilyReport) -> None:
+    done = Repaired((DRIFT,), "ruleset changed", (EVIL,), (), AT, 0.0)
+    levels = [level for _ in range(30) for _, level, _ in lines(report.repaired(done))]
+    assert levels == [logging.WARNING] * 20 + [logging.DEBUG] * 10
+    assert report.status().repairs == 30
+    ((_, level, message),) = lines(report.repaired(replace(done, now=60.0)))
+    assert level == logging.WARNING
+    assert message.endswith(" (repairs of changes by evil before this one that were not logged: 10)")
+
+
 def test_the_first_write_is_no_drift(report: FamilyReport) -> None:
-    (entry,) = report.repaired(Repaired((Repair(PLAN, 1500, found_at=7),), "start", (EVIL,), (EVIL,), AT))
+    (entry,) = report.repaired(Repaired((Repair(PLAN, 1500, found_at=7),), "start", (EVIL,), (EVIL,), AT, 0.0))
     assert (entry.event.kind, entry.level, entry.event.culprit) == ("rules-applied", logging.INFO, "")
     assert report.status().repairs == 0
 
 
 def test_drift_without_a_generation_names_nobody(report: FamilyReport) -> None:
-    (entry,) = report.repaired(Repaired((Repair(PLAN, 1500, drift=True),), "legacy tables changed", (EVIL,), (), AT))
+    (entry,) = report.repaired(
+        Repaired((Repair(PLAN, 1500, drift=True),), "legacy tables changed", (EVIL,), (), AT, 0.0)
+    )
     assert entry.event.message.endswith("; the kernel does not tell by whom")
     assert entry.event.culprit == ""
 
 
 def test_drift_without_a_generation_names_the_users_of_the_lock(report: FamilyReport) -> None:
     legacy = Repair(PLAN, 1500, drift=True)
-    done = Repaired((legacy, DRIFT), "legacy tables changed", (), (EVIL,), AT)
+    done = Repaired((legacy, DRIFT), "legacy tables changed", (), (EVIL,), AT, 0.0)
     first, second = report.repaired(done)
     assert first.event.message.endswith(", by evil (pid 42, evil.service)")
     assert second.event.culprit == "", "nf_tables has an author of its own"
