@@ -67,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> None:
+    footprint.load_asyncio()
     import asyncio
     import faulthandler
 
@@ -196,6 +197,7 @@ def _of_flannel(item: Item) -> Change:
 
 def monitor(options: argparse.Namespace) -> int:
     """Follow the daemon until Ctrl-C."""
+    footprint.load_asyncio()
     try:
         from flanneld_masq.cli.monitor import follow
     except ImportError as error:

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from flanneld_masq import footprint  # noqa: F401  isort: skip  before what imports asyncio and hashlib
+from flanneld_masq import footprint  # noqa: F401  isort: skip  before what imports hashlib
 from flanneld_masq import __version__
 from flanneld_masq.cli import check as check_command
 from flanneld_masq.cli import commands, live_options, status

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from flanneld_masq import footprint
 from flanneld_masq.controller.status import Status, from_json
 from flanneld_masq.dbus import manager1
 from flanneld_masq.dbus.manager1 import MANAGER, NAME, PATH
@@ -79,6 +79,9 @@ async def _call(connection: Connection, method: str, seconds: float) -> tuple[An
 
 def _ask(instance: Instance, question: Callable[[Connection, Status], Awaitable[_Result]]) -> _Result | None:
     """Ask that daemon; the question gets its status. Raises BusError."""
+    footprint.load_asyncio()
+    import asyncio
+
     try:
         from flanneld_masq.dbus.connection import connect
     except ImportError:

@@ -1,0 +1,37 @@
+"""What a process loads: no OpenSSL at all, and asyncio only where it is needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from ..common import patience
+
+DAEMON = "from flanneld_masq import footprint; footprint.load_asyncio(); import flanneld_masq.service.daemon"
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import flanneld_masq.cli.main", "asyncio ssl _ssl _hashlib"),
+        (f"import flanneld_masq.cli.main; {DAEMON}", "ssl _ssl _hashlib"),
+        ("import flanneld_masq.cli.main; from flanneld_masq.dbus import client", "asyncio"),
+    ],
+    ids=["a command", "the daemon", "the client of the bus"],
+)
+def test_modules_that_are_not_needed_are_not_loaded(code: str, absent: str) -> None:
+    show = f"{code}; import sys; print(*(name for name in '{absent}'.split() if name in sys.modules))"
+    done = subprocess.run(
+        (sys.executable, "-c", show), capture_output=True, text=True, timeout=patience(30), check=True
+    )
+    assert done.stdout.split() == []
+
+
+def test_asyncio_works_without_openssl() -> None:
+    code = f"{DAEMON}; import asyncio; asyncio.run(asyncio.sleep(0)); import ssl; print(ssl.OPENSSL_VERSION)"
+    done = subprocess.run(
+        (sys.executable, "-c", code), capture_output=True, text=True, timeout=patience(30), check=True
+    )
+    assert done.stdout.startswith("OpenSSL"), "a plugin that needs it can still load it"
