@@ -28,7 +28,7 @@ from flanneld_masq.controller.schedule import (
     settle_seconds,
 )
 from flanneld_masq.controller.step_watch import Publisher, StepWatch
-from flanneld_masq.controller.surveyor import Surveyor
+from flanneld_masq.controller.surveyor import Found, Surveyor
 from flanneld_masq.controller.worker import Wakeup
 from flanneld_masq.errors import LockHeld, MasqError, RulesetError
 from flanneld_masq.inputs.processes import Process
@@ -70,6 +70,7 @@ class _Pass(NamedTuple):
     leaving: bool
     missed_drop: bool
     cpu: float
+    surveyed: Found | None  # by a resync, which so wakes the event loop once
 
 
 class FamilyLoop:
@@ -102,7 +103,7 @@ class FamilyLoop:
         self._poller = LegacyPoller(reconciler.detector.poll, lambda: self.mark(TABLES_CHANGED), ports)
         self._departure = Departure(lambda: self._filter.suspects.count, lambda: self.mark(DROP_GONE, urgent=False))
         self._worker = StepWatch(report, publisher, running)
-        self._surveyor = Surveyor(report.survey, reconciler, self._worker)
+        self._surveyor = Surveyor(report.survey, reconciler)
         self._healer = Healer(report, publisher)
         self._wakeup = Wakeup()
         self._asked: list[asyncio.Future[Outcome]] = []  # each waits for the next pass
@@ -242,8 +243,7 @@ class FamilyLoop:
         else:
             self._on_success(desired, done.outcome, begun)
             if changed or begun.is_resync:
-                self._publisher.emit(await self._surveyor.survey(desired, changed=changed, reloaded=begun.asked))
-                self._publisher.publish()
+                await self._survey(desired, done.surveyed, reloaded=begun.asked)
             self._healer.begin(desired)  # after the survey, which may have removed rules of flannel that masqueraded
             if done.leaving:
                 self._departure.wait()
@@ -257,6 +257,15 @@ class FamilyLoop:
         finally:
             self._schedule.end()
 
+    async def _survey(self, desired: DesiredState, found: Found | None, *, reloaded: bool) -> None:
+        """Survey foreign rules, unless the pass did. After a change the pass is reported first."""
+        if reloaded:
+            self._surveyor.reloaded()
+        if found is None:
+            found = await self._worker.call(partial(self._surveyor.read, desired, changed=True))
+        self._publisher.emit(self._surveyor.take(desired, found))
+        self._publisher.publish()
+
     async def _carry_out(self, desired: DesiredState, begun: Begun, *, report_flush: bool) -> _Pass:
         """Let another program end a flush before its rules are repaired: its next command may be `iptables -X`, which
         fails while a jump of ours leads to our chain."""
@@ -267,8 +276,9 @@ class FamilyLoop:
                 self._feed.drain()
             try:
                 heard, policy = self._feed.heard, hold.policy
+                survey = begun.is_resync and report_flush
                 return await self._worker.call(
-                    partial(self._reconcile, desired, begun, heard=heard, on_flush=policy, stay=stay)
+                    partial(self._reconcile, desired, begun, heard=heard, on_flush=policy, stay=stay, survey=survey)
                 )
             except FlushSeen as seen:
                 self._on_repairs(begun)  # of another backend, or of the masquerade group alone
@@ -281,7 +291,7 @@ class FamilyLoop:
                 await asyncio.sleep(hold.pause(seen.flush, suspects.count, patience, self._now()))
 
     def _reconcile(
-        self, desired: DesiredState, begun: Begun, *, heard: int | None, on_flush: FlushPolicy, stay: bool
+        self, desired: DesiredState, begun: Begun, *, heard: int | None, on_flush: FlushPolicy, stay: bool, survey: bool
     ) -> _Pass:
         """In the worker's thread."""
         if begun.reprobe:
@@ -292,7 +302,9 @@ class FamilyLoop:
         outcome = self._reconciler.reconcile(desired, heard, on_flush=on_flush, stay=stay)
         detector = self._reconciler.detector
         leaving = self._reconciler.selector.leaving
-        return _Pass(outcome, detector.polls(), leaving, detector.missed_drop(), cpu_seconds() - started)
+        polls, missed_drop, used = detector.polls(), detector.missed_drop(), cpu_seconds() - started
+        found = self._surveyor.read(desired, changed=False) if survey else None
+        return _Pass(outcome, polls, leaving, missed_drop, used, found)
 
     def _on_success(self, desired: DesiredState, outcome: Outcome, begun: Begun) -> None:
         masquerade, selector = self._desired.settings.masquerade, self._reconciler.selector

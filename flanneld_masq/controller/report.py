@@ -111,9 +111,9 @@ class SurveyReport:
     def cni_masquerade(self) -> tuple[str, ...]:
         return tuple(survey.cni_masquerade for survey in self._surveys.values() if survey.cni_masquerade)
 
-    def failed(self, error: MasqError) -> Iterator[LogEntry]:
+    def failed(self, failure: str) -> Iterator[LogEntry]:
         """Log once that the survey failed."""
-        message = f"{self.family}: what others keep cannot be seen, or flannel's of it not be removed: {error}"
+        message = f"{self.family}: {failure}; trying again at the next resync"
         if message != self.failure:
             yield _entry(self.family, "notice", message, logging.WARNING)
         self.failure = message

@@ -19,6 +19,7 @@ _CHANGES_BY_OTHERS = frozenset({RULESET_CHANGED, EVENTS_LOST, TABLES_CHANGED, RE
 
 MAX_HELD_BY_FAILURE = 5.0  # an event may come with the end of the trouble, so it waits no longer than this
 MAX_SETTLE_SECONDS = 0.05
+GRID_SECONDS = 5.0  # a resync falls on a multiple of this time, on which polls fall too
 MAX_STEP_SECONDS = 120.0  # one step of a pass: twice the time limit of the slowest tool
 # Programs that commit several times in a row, and the pause after which such a row has ended. firewalld flushes and
 # then rebuilds, and would flush our rules again. iptables-restore goes from table to table and fails if it has to read
@@ -128,8 +129,8 @@ class Schedule:
         """Return the seconds until the next pass if no event comes before."""
         if self.failures:
             return self.retry_delay
-        quiet = self.backoff.due(now)
-        return resync if quiet is None else min(quiet, resync)
+        quiet, turn = self.backoff.due(now), until_turn(now, resync)
+        return turn if quiet is None else min(quiet, turn)
 
     def held_until(self) -> float:
         """Return the time before which only an urgent reason begins a pass."""
@@ -150,6 +151,16 @@ class Schedule:
         A pass of many steps goes on with each of them: `moved` is when a tool of the family last started or ended.
         """
         return now > max(self._step_due, moved + MAX_STEP_SECONDS)
+
+
+def until_turn(now: float, seconds: float) -> float:
+    """Return the seconds until the last turn of GRID_SECONDS within `seconds`, or `seconds` if that is below two turns.
+
+    So families and polls wake the process together.
+    """
+    if seconds < 2 * GRID_SECONDS:
+        return seconds
+    return math.floor((now + seconds) / GRID_SECONDS) * GRID_SECONDS - now
 
 
 def settle_seconds(transactions: Iterable[Transaction]) -> float:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from flanneld_masq.controller.report import LogEntry, SurveyReport
-from flanneld_masq.controller.step_watch import StepWatch
 from flanneld_masq.errors import MasqError
 from flanneld_masq.model import Item, ItemKind
 from flanneld_masq.reconcile.reconciler import Reconciler
@@ -42,44 +42,51 @@ class Takeover:
         )
 
 
-class _Found(NamedTuple):
-    removed: Removed
-    surveys: Surveys
-    effects: Effects
+class Found(NamedTuple):
+    """The result of one survey. `failure` says what could not be done and why; the rest is empty then."""
+
+    removed: Removed = ()
+    surveys: Surveys = ()
+    effects: Effects = MappingProxyType({})
+    failure: str = ""
 
 
 class Surveyor:
-    """Surveys one family after a pass. The worker's thread reads the kernel."""
+    """Surveys one family after a pass: `read` in the worker's thread, `take` in that of the event loop."""
 
-    def __init__(self, report: SurveyReport, reconciler: Reconciler, worker: StepWatch) -> None:
+    def __init__(self, report: SurveyReport, reconciler: Reconciler) -> None:
         self._report = report
         self._reconciler = reconciler
-        self._worker = worker
         self._takeover = Takeover()
 
-    async def survey(self, desired: DesiredState, *, changed: bool, reloaded: bool) -> tuple[LogEntry, ...]:
+    def reloaded(self) -> None:
+        """Begin to count removals again."""
+        self._takeover = Takeover()
+
+    def read(self, desired: DesiredState, *, changed: bool) -> Found:
         """Look for rules of flannel and of the CNI plugin. Our rules are in place by now, so flannel's may go.
 
-        `changed` is True if the desired state is new. A removal that failed is not tried again before that. Return
-        what is to be logged.
+        `changed` is True if the desired state is new. A removal that failed is not tried again before that.
         """
-        if reloaded:
-            self._takeover = Takeover()
         wanted = desired.settings.takeover_remove_flannel_rules
         take_over = wanted and self._takeover.goes_on and (changed or not self._report.failure)
+        backends = self._reconciler.selector.usable()
         try:
-            found = await self._worker.call(lambda: self._read(desired, take_over))
+            removed = remove_flannel_rules(backends, desired.leases) if take_over else ()
         except MasqError as error:
-            return tuple(self._report.failed(error))
+            return Found(failure=f"cannot remove flannel's rules: {error}")
+        try:
+            surveys = survey_backends(backends, desired.leases)
+        except MasqError as error:
+            return Found(failure=f"cannot list foreign rules: {error}")
+        return Found(removed, surveys, flannel_effects(surveys, desired))
+
+    def take(self, desired: DesiredState, found: Found) -> tuple[LogEntry, ...]:
+        """Take a survey into the status; return what is to be logged."""
+        if found.failure:
+            return tuple(self._report.failed(found.failure))
         self._takeover.removals += 1 if found.removed else 0
         surveys = {backend.name: survey for backend, survey in found.surveys}
         self._takeover.found(item for survey in surveys.values() for item in survey.flannel)
-        stopped = self._takeover.stopped if wanted else ""
+        stopped = self._takeover.stopped if desired.settings.takeover_remove_flannel_rules else ""
         return tuple(self._report.surveyed(found.removed, surveys, found.effects, stopped))
-
-    def _read(self, desired: DesiredState, take_over: bool) -> _Found:
-        """In the worker's thread."""
-        backends = self._reconciler.selector.usable()
-        removed = remove_flannel_rules(backends, desired.leases) if take_over else ()
-        surveys = survey_backends(backends, desired.leases)
-        return _Found(removed, surveys, flannel_effects(surveys, desired))

@@ -802,7 +802,7 @@ def test_what_cannot_be_seen_of_others_is_told_once(play: Play, kernel: MemoryKe
             kernel.fail("survey", KernelError("reading", "no"))
             await asyncio.wait_for(stage.loop.look(schedule.RESYNC), DEADLINE)
         assert [event.message for event, _ in stage.around.events if event.kind == "notice"] == [
-            "ipv4: what others keep cannot be seen, or flannel's of it not be removed: reading: no"
+            "ipv4: cannot list foreign rules: reading: no; trying again at the next resync"
         ]
         await asyncio.wait_for(stage.loop.look(schedule.RESYNC), DEADLINE)
         kernel.fail("survey", KernelError("reading", "no"))

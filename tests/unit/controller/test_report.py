@@ -227,8 +227,10 @@ def test_a_survey_shows_in_the_status_and_in_the_log(report: FamilyReport) -> No
 
 
 def test_a_survey_that_fails_is_logged_until_one_succeeds(report: FamilyReport) -> None:
-    error = KernelError("reading", "no")
-    assert len(lines(report.survey.failed(error))) == 1
+    error = "cannot list foreign rules: no"
+    assert lines(report.survey.failed(error)) == [
+        ("notice", logging.WARNING, "ipv4: cannot list foreign rules: no; trying again at the next resync")
+    ]
     assert lines(report.survey.failed(error)) == [] and report.survey.failure
     assert lines(report.survey.surveyed((), {}, {})) == [] and not report.survey.failure
     assert len(lines(report.survey.failed(error))) == 1

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flanneld_masq.controller.backoff import LAST_DELAY, retry_delay
+from flanneld_masq.controller.legacy_poller import next_turn
 from flanneld_masq.controller.schedule import (
     EVENTS_LOST,
+    GRID_SECONDS,
     MAX_HELD_BY_FAILURE,
     MAX_STEP_SECONDS,
     RESYNC,
@@ -14,6 +20,7 @@ from flanneld_masq.controller.schedule import (
     TABLES_CHANGED,
     Schedule,
     settle_seconds,
+    until_turn,
 )
 from flanneld_masq.kernel.ruleset_events import Transaction
 
@@ -106,7 +113,18 @@ def test_a_contention_holds_repairs_and_ends_in_quiet() -> None:
         schedule.backoff.repaired(now)
     assert schedule.held_until() == now + LAST_DELAY
     assert schedule.backoff.in_order(now + LAST_DELAY)
-    assert schedule.next(now, RESYNC_SECONDS) == RESYNC_SECONDS
+    assert schedule.next(now, RESYNC_SECONDS) == until_turn(now, RESYNC_SECONDS)
+
+
+@given(st.floats(0, 1e7), st.floats(1, 86_400))
+def test_a_resync_falls_on_a_turn_that_polls_share(now: float, seconds: float) -> None:
+    wait = until_turn(now, seconds)
+    assert wait == pytest.approx(seconds, abs=GRID_SECONDS)
+    assert wait <= seconds + 1e-6
+    if seconds >= 2 * GRID_SECONDS:
+        turn = now + wait
+        assert turn == pytest.approx(round(turn / GRID_SECONDS) * GRID_SECONDS)
+        assert math.isclose(turn, next_turn(turn - 1.0, 0.0, GRID_SECONDS), abs_tol=1e-6)
 
 
 def test_a_loop_hangs_after_the_longest_step() -> None:
