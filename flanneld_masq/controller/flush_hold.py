@@ -30,7 +30,8 @@ class Patience:
         return Patience(*map(max, pairs))
 
 
-BY_COMMANDS = Patience(masquerade=0.2, forward=1.0, quiet=0.2)
+# firewalld with IndividualCalls=yes goes on for seconds, on a busy machine 2.5 s until its last rule of FORWARD.
+BY_COMMANDS = Patience(masquerade=0.2, forward=5.0, quiet=0.2)
 # As firewalld flushes, up to three times before it loads its rules. It begins with all tables.
 BY_RESTORE = Patience(masquerade=0.0, forward=2.0, quiet=0.8)
 # The kernel reports 15 characters of a name.
