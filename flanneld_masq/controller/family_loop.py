@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from flanneld_masq.controller.attribution import Culprit, EventFilter
 from flanneld_masq.controller.departure import Departure
-from flanneld_masq.controller.flush_hold import BY_COMMANDS, FlushHold, patience_with
+from flanneld_masq.controller.flush_hold import FlushHold, patience_with
 from flanneld_masq.controller.healer import Healer
 from flanneld_masq.controller.legacy_poller import LegacyPoller, cpu_seconds
 from flanneld_masq.controller.report import Failure, FamilyReport, Repaired
@@ -287,7 +287,7 @@ class FamilyLoop:
                 self._drain()
                 suspects = self._filter.suspects
                 names = {one.name for one in suspects.suspected()}
-                patience = patience_with(seen.flush, names) if seen.counted else BY_COMMANDS
+                patience = patience_with(seen.flush, names, counted=seen.counted)
                 await asyncio.sleep(hold.pause(seen.flush, suspects.count, patience, self._now()))
 
     def _reconcile(

@@ -32,6 +32,8 @@ class Patience:
 
 # firewalld with IndividualCalls=yes goes on for seconds, on a busy machine 2.5 s until its last rule of FORWARD.
 BY_COMMANDS = Patience(masquerade=0.2, forward=5.0, quiet=0.2)
+# A firewall script begins with a policy, which brings the forward group, and flushes next.
+BEFORE_FLUSH = Patience(masquerade=0.0, forward=0.2, quiet=0.05)
 # As firewalld flushes, up to three times before it loads its rules. It begins with all tables.
 BY_RESTORE = Patience(masquerade=0.0, forward=2.0, quiet=0.8)
 # The kernel reports 15 characters of a name.
@@ -40,13 +42,15 @@ _COMMANDS = frozenset(program[:15] for program in _PROGRAMS)
 _RESTORES = frozenset(f"{program}-restore"[:15] for program in _PROGRAMS) - _COMMANDS
 
 
-def patience_with(flush: Flush, names: Collection[str]) -> Patience | None:
+def patience_with(flush: Flush, names: Collection[str], *, counted: bool = True) -> Patience | None:
     """Return the patience with a flush by programs of these names; None if none of them flushes in several steps.
+    Without `counted` the kernel reports no names.
 
     iptables-restore does what it does at once. Only the program that starts it may have more to do, and that is certain
     if it has left no rule at all.
     """
-    found = [BY_COMMANDS] if _COMMANDS.intersection(names) else []
+    commands = not counted or _COMMANDS.intersection(names)
+    found = [BY_COMMANDS if flush.flushed else BEFORE_FLUSH] if commands else []
     found += [BY_RESTORE] if flush.whole and _RESTORES.intersection(names) else []
     return reduce(Patience.or_more, found) if found else None
 
@@ -60,7 +64,7 @@ class FlushHold:
     """
 
     policy: FlushPolicy
-    _patience: Patience | None = None  # that of the first report
+    _patience: Patience | None = None  # the most of all reports, if the first one has any
     _since: dict[Group, float] = field(default_factory=dict)  # when each group was first seen to be broken
     _moved: float = -math.inf
     _sign: Hashable = None
@@ -68,7 +72,9 @@ class FlushHold:
     def pause(self, flush: Flush, commits: int, patience: Patience | None, now: float) -> float:
         """Return the seconds until the next look, and set the policy of that look. `commits` counts those of all
         programs."""
-        self._patience = self._patience or patience
+        if self._patience is not None and patience is not None:
+            patience = self._patience.or_more(patience)
+        self._patience = patience or self._patience
         if self._patience is None:
             self.policy = FlushPolicy.REPAIR
             return 0.0

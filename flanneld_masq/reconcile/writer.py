@@ -94,15 +94,21 @@ class Writer:
             duration_us = round((self._clock() - started) * 1_000_000)
             return Repair(Plan(self._family, target.backend.name, differing), duration_us, found_at, drift)
 
-        if drift and on_flush is not FlushPolicy.REPAIR:
+        arrives = self._arrives(target)
+        if (drift or arrives) and on_flush is not FlushPolicy.REPAIR:
             found, counted = self._find_flush(target, observed, changes), found_at is not None
             if on_flush is FlushPolicy.FORWARD_WAITS and found.broken == frozenset(Group):
                 raise FlushSeen(found, counted=counted, repair=repair(*_without_forward(target, changes)))
-            if found.flushed or on_flush is not FlushPolicy.REPORT:
+            if found.flushed or arrives or on_flush is not FlushPolicy.REPORT:
                 raise FlushSeen(found, counted=counted)
         repaired = repair(target, changes)
         self._held[target.backend.name] = target
         return repaired
+
+    def _arrives(self, target: Target) -> bool:
+        """Return True if the forward group moves to this backend: a drop has begun there, and a flush may be next."""
+        held = self._held.get(target.backend.name)
+        return bool(self._held) and _has_forward(target) and not (held and _has_forward(held))
 
     def _hold(self, target: Target) -> int | None:
         """Protect what is as desired. Return the generation after that; None if nothing was committed, or if another
@@ -220,6 +226,10 @@ class Writer:
             self._store.remember(target.backend.name, self._family, verified_state)
         else:
             self._store.forget(target.backend.name, self._family)
+
+
+def _has_forward(target: Target) -> bool:
+    return any(group.group is Group.FORWARD for group in target.desired.groups)
 
 
 def _without_forward(target: Target, changes: tuple[Change, ...]) -> tuple[Target, tuple[Change, ...]]:

@@ -22,6 +22,7 @@ from .test_events import BY_EVENTS, BY_EVENTS_ALONE, repairs
 BY_COMMANDS = ("iptables-nft", "iptables-legacy")
 FLUSHES = 5
 FLUSHED_DAEMONS = round(lasting(2, 20))
+SCRIPTS = round(lasting(3, 20))
 PER_SECOND = 1000
 
 
@@ -95,6 +96,27 @@ def test_a_flush_by_single_commands_succeeds(node: Node, name: str, family: Fami
                 eventually(lambda daemon=daemon, turn=turn: repairs(daemon, family) > turn)  # type: ignore[misc]
                 eventually(lambda: whole(node, family))
     tell(f"{name}, {family}: {len(failed)} of {FLUSHED_DAEMONS * FLUSHES} flushes by single commands failed")
+    assert not failed
+
+
+@pytest.mark.timing
+def test_a_flush_after_a_policy_succeeds(node: Node, tell: Tell) -> None:
+    """As a firewall script begins. The policy moves the forward group into the chain that is flushed next."""
+    failed = []
+    with synced(node, "auto") as daemon:
+        for turn in range(SCRIPTS):
+            daemon.reached("synced")
+            node.tool("iptables-nft", "-w", "-A", "FORWARD", "-s", "203.0.113.9", "-j", "ACCEPT")
+            try:
+                for action in ("-P FORWARD DROP", "-F", "-t nat -F", "-X", "-t nat -X"):
+                    node.tool("iptables-nft", "-w", *action.split())
+            except CommandError as error:
+                failed.append(str(error))
+            accepts = "ipv4 forward: backend iptables-nft"
+            eventually(lambda turn=turn: len(daemon.lines(accepts)) > turn)  # type: ignore[misc]
+            node.tool("iptables-nft", "-w", "-P", "FORWARD", "ACCEPT")
+            eventually(lambda turn=turn: len(daemon.lines("ipv4 forward: backend nft")) > turn + 1)  # type: ignore[misc]
+    tell(f"{len(failed)} of {SCRIPTS} flushes after a policy failed")
     assert not failed
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from flanneld_masq.controller.flush_hold import (
+    BEFORE_FLUSH,
     BY_COMMANDS,
     BY_RESTORE,
     LOOK_SECONDS,
@@ -121,6 +122,21 @@ def test_nothing_waits_for_a_program_that_does_all_at_once() -> None:
 )
 def test_programs_are_known_by_the_fifteen_characters_of_the_kernel(names: list[str], patience: Patience) -> None:
     assert patience_with(WHOLE, names) == patience
+
+
+def test_forward_group_that_moves_waits_for_a_flush_to_begin() -> None:
+    """In a chain that a command made drop. Where the kernel reports no names it is as if it did."""
+    arrival = Flush(frozenset(), FILTER, ())
+    assert patience_with(arrival, ["iptables"]) == BEFORE_FLUSH == patience_with(arrival, [], counted=False)
+    assert patience_with(arrival, ["nft", "iptables-restor"]) is None
+
+
+def test_flush_that_begins_meanwhile_is_let_end() -> None:
+    begun = Flush(FILTER, FILTER, ())
+    hold, now = FlushHold(FlushPolicy.REPORT), START
+    hold.pause(Flush(frozenset(), FILTER, ()), 1, BEFORE_FLUSH, now)
+    hold.pause(begun, 2, BY_COMMANDS, now + 0.04)
+    assert hold.pause(begun, 2, BY_COMMANDS, now + 0.2) > 0
 
 
 def test_a_load_that_leaves_rules_is_over() -> None:

@@ -308,6 +308,15 @@ class TestFlush:
             repair.drift for repair in bench.reconciler.reconcile(DESIRED, on_flush=FlushPolicy.REPORT).repairs
         ] == [True]
 
+    def test_move_to_a_chain_that_drops_is_reported_first(self, bench: Bench) -> None:
+        bench.reconcile()
+        moved = desired_state(forward=TWO)
+        with pytest.raises(FlushSeen):
+            bench.reconciler.reconcile(moved, on_flush=FlushPolicy.REPORT)
+        assert bench.in_sync(), "it is where it was"
+        assert bench.reconciler.reconcile(moved).repairs
+        assert bench.in_sync(moved)
+
     def test_rules_that_were_never_there_are_no_flush(self, bench: Bench) -> None:
         assert [repair.drift for repair in bench.reconciler.reconcile(DESIRED, on_flush=FlushPolicy.WAIT).repairs] == [
             False
