@@ -64,7 +64,7 @@ class FileWatch:
         self._complain = complain
         self._hopeless: set[Directory] = set()
         self._observer = Observer()
-        self._watches: dict[Directory, ObservedWatch] = {}
+        self._watches: dict[Directory, tuple[ObservedWatch, _Handler]] = {}
         self._paths: tuple[str, ...] = ()
 
     def start(self, paths: tuple[str, ...]) -> None:
@@ -78,27 +78,46 @@ class FileWatch:
         self._hopeless.clear()
         self.refresh()
 
-    def refresh(self) -> None:
-        """Watch the directories that exist now. Repeats until none is new: a watch does not report the past."""
+    def refresh(self, *, prune: bool = True) -> None:
+        """Watch the directories that exist now. Repeats until none is new: a watch does not report the past.
+
+        The kernel takes 15 ms to end a watch. Without `prune`, up to MAX_DIRECTORIES watches that are of no use stay
+        until a later call.
+        """
         for _ in range(MAX_ROUNDS):
-            if not self._update():
+            if not self._update(prune):
                 break
 
     def stop(self) -> None:
         self._observer.stop()
         self._observer.join(JOIN_SECONDS)
 
-    def _update(self) -> bool:
+    def _update(self, prune: bool) -> bool:
         wanted = directories(path for entry in self._paths for path in _watched_paths(entry)) - self._hopeless
-        stale = [directory for directory in self._watches if directory not in wanted]
+        fresh = wanted - self._watches.keys()
+        adapted = {new for new in fresh for old in self._watches.keys() - wanted if self._adapt(old, new)}
+        stale, paths = self._watches.keys() - wanted, {directory.path for directory in wanted}
+        if not prune and len(stale) <= MAX_DIRECTORIES:
+            stale = {directory for directory in stale if directory.path in paths}
         for directory in stale:
-            self._observer.unschedule(self._watches.pop(directory))
-        fresh = [directory for directory in wanted if directory not in self._watches and self._schedule(directory)]
-        return bool(stale or fresh)
+            self._observer.unschedule(self._watches.pop(directory)[0])
+        scheduled = [directory for directory in fresh - adapted if self._schedule(directory)]
+        return bool(adapted or stale or scheduled)
+
+    def _adapt(self, old: Directory, new: Directory) -> bool:
+        """Return True if both are the same directory, and let its watch serve the other entries from now on."""
+        if (old.path, old.identity) != (new.path, new.identity) or old not in self._watches:
+            return False
+        watch, handler = self._watches.pop(old)
+        self._watches[new] = (watch, _Handler(new, self._changed))
+        self._observer.add_handler_for_watch(self._watches[new][1], watch)
+        self._observer.remove_handler_for_watch(handler, watch)
+        return True
 
     def _schedule(self, directory: Directory) -> bool:
+        handler = _Handler(directory, self._changed)
         try:
-            watch = self._observer.schedule(_Handler(directory, self._changed), directory.path)
+            watch = self._observer.schedule(handler, directory.path)
         except (OSError, RuntimeError) as error:  # RuntimeError: no more threads
             self._forget(directory)
             if isinstance(error, (FileNotFoundError, NotADirectoryError)):
@@ -108,7 +127,7 @@ class FileWatch:
             remedy = _REMEDIES.get(getattr(error, "errno", None) or 0, "")
             self._complain(f"{directory.path} cannot be watched: {reason}{_MEANWHILE}{remedy}")
             return False
-        self._watches[directory] = watch
+        self._watches[directory] = (watch, handler)
         return True
 
     def _forget(self, directory: Directory) -> None:

@@ -242,14 +242,14 @@ class Daemon:
             family_loop.receive()
 
     def _on_file_event(self) -> None:
-        self._watch_again()
+        self._watch_again(prune=False)
         self._publisher.emit(plugin_entries(self._desired.file_changed()))
         self._refresh("subnet file changed")
 
-    def _watch_again(self) -> None:
+    def _watch_again(self, *, prune: bool = True) -> None:
         """Watch the directories that are there now."""
         if self._watch is not None:
-            self._watch.refresh()
+            self._watch.refresh(prune=prune)
 
     def _on_unwatched(self, message: str) -> None:
         self._publisher.log(notice(message, logging.WARNING))

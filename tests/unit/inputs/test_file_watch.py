@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from watchdog.observers import Observer
+from watchdog.observers.api import ObservedWatch
 from watchdog.observers.inotify_c import Inotify
 
 from flanneld_masq.inputs.file_watch import MAX_DIRECTORIES, Directory, FileWatch, directories
@@ -416,6 +418,42 @@ class TestLinks:
         finally:
             watched.watch.stop()
 
+    def test_no_watch_ends_before_the_rules_follow(
+        self, watched_link: tuple[Watched, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The kernel takes 15 ms for each."""
+        watched, link, target = watched_link
+        other = mkdir(tmp_path / "other") / target.name
+        (shutil.copytree if target.is_dir() else shutil.copy)(target, other)
+        ended: list[ObservedWatch] = []
+        end: Callable[[Any, ObservedWatch], None] = Observer.unschedule
+
+        def noting(observer: Any, watch: ObservedWatch) -> None:
+            ended.append(watch)
+            end(observer, watch)
+
+        monkeypatch.setattr(Observer, "unschedule", noting)
+        link.with_name("new").symlink_to(other)
+        link.with_name("new").replace(link)
+        assert watched.called(SECONDS)
+        watched.watch.refresh(prune=False)
+        assert ended == []
+        Path(watched.paths[0]).write_text("in place")
+        assert watched.told(), "the new target is watched"
+        assert ended
+
+    def test_watches_that_are_kept_are_few(self, run: Path, tmp_path: Path) -> None:
+        (run / "flannel").symlink_to(mkdir(tmp_path / "first"))
+        watched = Watched(run / "flannel" / "subnet.env")
+        try:
+            for number in range(3 * MAX_DIRECTORIES):
+                (run / "new").symlink_to(mkdir(tmp_path / str(number)))
+                (run / "new").replace(run / "flannel")
+                watched.watch.refresh(prune=False)
+                assert len(watched.watch._watches) <= MAX_DIRECTORIES + 4
+        finally:
+            watched.watch.stop()
+
     def test_a_config_map_is_swapped(self, run: Path) -> None:
         """As the kubelet does: the file is a link through the link `..data`, which is replaced by rename."""
 
@@ -473,7 +511,7 @@ class TestLinks:
     def test_one_that_never_rests_does_not_hold_up(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         watched = Watched(run / "subnet.env")
         rounds = itertools.count()
-        monkeypatch.setattr(watched.watch, "_update", lambda: next(rounds) >= 0)
+        monkeypatch.setattr(watched.watch, "_update", lambda prune: next(rounds) >= 0)
         watched.watch.refresh()
         watched.watch.stop()
         assert 1 < next(rounds) < 100
