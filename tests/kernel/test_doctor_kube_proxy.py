@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,20 +13,9 @@ import pytest
 from flanneld_masq.model import Family
 from flanneld_masq.packet_path.flows import Flow, Judgement
 
+from ..kube_proxy import MODES, Rules
 from .conftest import Node
 from .test_packet_flows import evaluated
-
-RULES = Path(__file__).parent / "kube_proxy"
-MODES = ("iptables-nft", "iptables-legacy", "nftables")
-
-
-def load(node: Node, mode: str) -> None:
-    for family in Family:
-        if mode == "nftables":
-            node.tool("nft", "-f", str(RULES / f"nftables.v{family.data.version}.nft"))
-        else:
-            tool = mode.replace("iptables", family.data.tools)
-            node.tool(f"{tool}-restore", stdin=(RULES / f"iptables.v{family.data.version}.save").read_text())
 
 
 def problems(node: Node) -> list[dict[str, Any]]:
@@ -39,7 +27,9 @@ def problems(node: Node) -> list[dict[str, Any]]:
 @pytest.fixture(params=MODES)
 def proxied(request: pytest.FixtureRequest, lab_node: Node) -> Node:
     """A node with kube-proxy's rules of one mode."""
-    load(lab_node, request.param)
+    for family in Family:
+        with lab_node.entered():
+            Rules(request.param, family).load(lab_node.tool)
     return lab_node
 
 
