@@ -70,6 +70,14 @@ class PacketLab:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def pods(self, addresses: Sequence[Address]) -> None:
+        """Let the node reach more addresses at the local pod's host."""
+        host, device = self._hosts["cni0"]
+        with host.entered():
+            mac = _mac(device)
+        with self._node.entered():
+            batch(ProcessRunner(), [_neighbour(one, mac, "cni0") for one in addresses])
+
     def route(self, network: Network) -> None:
         """Let the outside host reach a network by the node."""
         with self._hosts["eth0"][0].entered():
@@ -196,7 +204,11 @@ def _fix_neighbours(topology: Topology, family: Family) -> None:
         ):
             mac = hardware(other, of_other)
             with owner.entered():
-                batch(run, [f"neigh replace {one} lladdr {mac} dev {of_owner} nud permanent" for one in known])
+                batch(run, [_neighbour(one, mac, of_owner) for one in known])
+
+
+def _neighbour(address: Address, mac: str, device: str) -> str:
+    return f"neigh replace {address} lladdr {mac} dev {device} nud permanent"
 
 
 def _mac(device: str) -> str:
