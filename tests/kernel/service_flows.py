@@ -134,14 +134,14 @@ def cases(of: Addresses, *, masquerade_all: bool = False, node_ports: bool = Tru
     return tuple(found)
 
 
-def changing(case: Case) -> Case:
+def changing(case: Case, *, lossy: bool) -> Case:
     """Return the case while endpoints come and go: others can take their place.
 
-    A packet in a chain of nftables is lost if the kernel commits before it looks into a map: the elements of a map that
-    goes are dead at once. So kube-proxy rejects it as one to a port that the service does not have.
+    `lossy` is for mode nftables, where one packet of many thousands was once lost. The likely reason, not proven: the
+    kernel committed before the packet looked into a map that went, and kube-proxy rejects what is not translated.
     """
     others = (ip_address(other_pod(str(one))) for one in case.endpoints if one not in _HOSTS[case.packet.src.version])
-    return replace(case, endpoints=case.endpoints.union(others), all_seen=False, lossy=True)
+    return replace(case, endpoints=case.endpoints.union(others), all_seen=False, lossy=lossy)
 
 
 _HOSTS = {of.family.data.version: {of.far, of.pod, of.remote_pod} for of in ADDRESSES.values()}
