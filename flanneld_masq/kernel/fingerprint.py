@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from flanneld_masq.kernel import uapi
-from flanneld_masq.kernel.netlink_wire import FIXED_SEQUENCE, message, nft_msg_type, string
+from flanneld_masq.kernel.netlink_wire import FIXED_SEQUENCE, attribute, attributes, message, nft_msg_type, string
 from flanneld_masq.kernel.objects import chain_key, rules_key, table_key
 from flanneld_masq.model import SLOTS, Family
 
 _CACHED_REQUESTS = 256
+_PLACE_OF_A_RULE = (uapi.NFTA_RULE_HANDLE, uapi.NFTA_RULE_POSITION)
 # NFTA_EXPR_NAME "counter", then NFTA_EXPR_DATA with two numbers of 64 bits
 _COUNTER = re.compile(re.escape(string(uapi.NFTA_EXPR_NAME, "counter")) + rb".{28}", re.DOTALL)
 
@@ -54,6 +55,19 @@ def fingerprint_of(replies: list[bytes]) -> bytes:
     """Return the replies without counters: equal bytes mean equal objects."""
     joined = b"\n".join(replies)
     return _COUNTER.sub(b"counter", joined) if b"counter" in joined else joined
+
+
+def contents_of(replies: list[bytes]) -> bytes:
+    """Return the rules of a dump without counters, handles and positions: equal bytes mean rules that do the same.
+
+    A program may have written them again. Raises KernelError if a reply is not made of attributes.
+    """
+    return fingerprint_of([_without_place(reply) for reply in replies])
+
+
+def _without_place(reply: bytes) -> bytes:
+    kept = (attribute(kind, value) for kind, value in attributes(reply) if kind not in _PLACE_OF_A_RULE)
+    return b"".join(kept)
 
 
 def _request(kind: int, family: Family, body: bytes, flags: int = 0) -> bytes:

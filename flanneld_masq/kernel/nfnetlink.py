@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from flanneld_masq.errors import KernelError
 from flanneld_masq.kernel import transactions, uapi
-from flanneld_masq.kernel.fingerprint import FingerprintRequest, fingerprint_of
+from flanneld_masq.kernel.fingerprint import FingerprintRequest, contents_of, fingerprint_of
 from flanneld_masq.kernel.netlink_socket import Interrupted, NetlinkSocket
 from flanneld_masq.kernel.netlink_wire import attributes, be32, nfnl_msg_type, nft_msg_type, string, u32
 from flanneld_masq.kernel.objects import (
@@ -131,6 +131,13 @@ class Nfnetlink:
         It takes a fraction of the time of `rules`. Raises KernelError if the ruleset changes meanwhile.
         """
         return fingerprint_of(self._netlink.replies("glancing at the ruleset", request))
+
+    def contents(self, request: FingerprintRequest) -> bytes:
+        """Return the same for dumps of rules, with handles and positions left out too.
+
+        Equal bytes mean rules that do the same. Raises KernelError if the ruleset changes meanwhile.
+        """
+        return contents_of(self._netlink.replies("glancing at the rules", request))
 
     def has_extension(self, family: Family, name: str, revision: int, *, target: bool) -> bool:
         """Return True if the kernel's nft_compat offers an xtables match or target of that revision."""

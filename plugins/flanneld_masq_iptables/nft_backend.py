@@ -115,11 +115,13 @@ class IptablesNft(IptablesBackend):
         forward = PLACES[Group.FORWARD]
         base = self._netlink.chain(self.family, forward.table, forward.base)
         requests = (self._request(PLACES[group]) for group in Group if group in groups)
-        dumped = self._followed if Group.FORWARD in groups else (forward.base, *self._followed)
+        dumped = () if Group.FORWARD in groups else (forward.base,)
         request = sum(requests, FingerprintRequest.of_table(self.family, forward.table, (), dumped))
+        # kube-proxy writes its chains again at every sync.
+        followed = self._netlink.contents(FingerprintRequest.of_rules(self.family, forward.table, self._followed))
         leftovers = b"".join(self._leftovers(PLACES[group]) for group in Group if group not in groups)
         evidence = (base and (base.hook, base.policy), self._mark.read(self._netlink))
-        return self._netlink.fingerprint(request) + repr(evidence).encode() + leftovers
+        return self._netlink.fingerprint(request) + followed + repr(evidence).encode() + leftovers
 
     def _leftovers(self, place: Place) -> bytes:
         """Return what differs when objects of the daemon appear in a place; b"" if there are none.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flanneld_masq.model import Family
+from flanneld_masq.model import BackendName, Family, Group
 from flanneld_masq.selftest.topology import families
 
 from ..common import every_time, lasting, patience
@@ -17,6 +17,7 @@ from .conftest import BACKENDS, Node
 from .service_flows import ADDRESSES, ServiceLab, cases, changing
 
 # Each mode beside the backend that a node with it has, and the commonest mixture.
+BY_EVENTS = ("nft", "iptables-nft")
 USUAL = (
     ("nft", "nftables"),
     ("nft", "iptables-nft"),
@@ -82,3 +83,21 @@ def writes(status: dict[str, Any]) -> list[object]:
     return [
         [family.get(key) for key in ("repairs", "last_repair", "last_write")] for family in status["families"].values()
     ]
+
+
+@pytest.mark.parametrize("groups", [frozenset(), frozenset(Group)], ids=["not in use", "in use"])
+@pytest.mark.parametrize("name", BY_EVENTS)
+def test_changing_endpoints_need_no_pass(node: Node, name: str, groups: frozenset[Group]) -> None:
+    """What a pass reads is the same, though kube-proxy writes the chains again that FORWARD jumps to."""
+    rules = load(node, "iptables-nft", 5)[0]
+    with node.entered():
+        node.reconciler(Family.IPV4).reconcile(node.desired_state())
+        backend = node.backends(Family.IPV4)[BackendName(name)]
+        backend.drops_forwarding()
+        before = backend.fingerprint(groups)
+        changes = rules.changes()
+        for _ in range(3):
+            rules.commit(node.tool, changes.next())
+            assert backend.fingerprint(groups) == before
+        rules.commit(node.tool, "*filter\n-A KUBE-FORWARD -j DROP\nCOMMIT\n")
+        assert (backend.fingerprint(groups) == before) is (name == "nft")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
+from flanneld_masq.errors import KernelError
 from flanneld_masq.kernel import uapi
-from flanneld_masq.kernel.fingerprint import FingerprintRequest, fingerprint_of
+from flanneld_masq.kernel.fingerprint import FingerprintRequest, contents_of, fingerprint_of
 from flanneld_masq.kernel.netlink_wire import FIXED_SEQUENCE, NLMSGHDR, attribute, nested, nft_msg_type, string
 from flanneld_masq.model import Family
 
@@ -23,6 +26,26 @@ class TestFingerprints:
         assert fingerprint_of([counter(1) + b"b"]) != fingerprint_of([counter(1) + b"c"])
         assert fingerprint_of([counter(1)]) != fingerprint_of([])
         assert fingerprint_of([b"a", b"b"]) != fingerprint_of([b"ab"])
+
+
+class TestContents:
+    @staticmethod
+    def rule(handle: int, position: int, expression: bytes) -> bytes:
+        place = attribute(uapi.NFTA_RULE_HANDLE, handle.to_bytes(8, "big"))
+        place += attribute(uapi.NFTA_RULE_POSITION, position.to_bytes(8, "big"))
+        return string(uapi.NFTA_RULE_CHAIN, "a") + place + nested(uapi.NFTA_RULE_EXPRESSIONS, expression)
+
+    def test_rules_that_were_written_again_are_the_same(self) -> None:
+        before, after = self.rule(1, 2, counter(1)), self.rule(3, 4, counter(5))
+        assert contents_of([before, b""]) == contents_of([after, b""])
+
+    def test_other_rules_are_not(self) -> None:
+        assert contents_of([self.rule(1, 2, b"drop")]) != contents_of([self.rule(1, 2, b"last")])
+        assert contents_of([self.rule(1, 2, b"drop")] * 2) != contents_of([self.rule(1, 2, b"drop")])
+
+    def test_a_reply_that_is_cut_short_is_an_error(self) -> None:
+        with pytest.raises(KernelError):
+            contents_of([self.rule(1, 2, b"drop")[:-1]])
 
 
 class TestRequests:
