@@ -54,7 +54,7 @@ coverage: setup ## which lines the unit and kernel tests run: a report, and page
 	$(bin)/python -m coverage html --quiet
 	$(bin)/python -m coverage report --skip-covered --sort=cover
 
-bench: setup ## measure how fast and small it is, beside flannel's way: 17 minutes, QUICK=1 for six, PUBLISH=1 for docs/bench
+bench: setup ## measure how fast and small it is, beside flannel's way: 23 minutes, QUICK=1 for eight, PUBLISH=1 for docs/bench
 	$(bin)/python -m tests.bench $(if $(QUICK),--quick) $(if $(PUBLISH),--publish)
 
 chaos: setup ## random actions against the daemon for SECONDS (300); SEED=n repeats those of an earlier run

@@ -19,7 +19,7 @@ from flanneld_masq.errors import MasqError
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.selftest import netns
 
-from . import clock, daemon, flannel, foreign, gaps, idle, machine, plots, repair, report, row, tables
+from . import clock, daemon, flannel, foreign, gaps, idle, kube_churn, machine, plots, repair, report, row, tables
 from .record import Record
 from .reflex import reflexes
 from .scale import FULL, QUICK, SIZES, Scale
@@ -28,7 +28,7 @@ from .watch import watch_of
 
 ROOT = Path(__file__).parents[2]
 OUTPUT, PUBLISHED = ROOT / "dist" / "bench", ROOT / "docs" / "bench"
-PARTS = ("start", "idle", "repair", "busy", "lease", "restart", "gaps", "verify", "tables", "flannel")
+PARTS = ("start", "idle", "repair", "busy", "lease", "restart", "gaps", "verify", "tables", "kube", "flannel")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -82,11 +82,13 @@ def _load_modules() -> None:
 def _measure(record: Record, scale: Scale, parts: frozenset[str], sizes: Sequence[int]) -> None:
     if "repair" in parts:
         _try(record, "reflex", lambda: reflexes(scale, record))
-    if parts - {"flannel", "tables"}:
+    if parts - {"flannel", "tables", "kube"}:
         with _sites(sizes) as sites:
             _measure_daemons(sites, record, scale, parts)
     if "tables" in parts:
         _try(record, "tables", lambda: tables.tables(row.BACKENDS, scale, record))
+    if "kube" in parts:
+        _try(record, "kube", lambda: kube_churn.kube_churn(scale, record))
     if "flannel" in parts:
         with flannel.replays(sizes) as (replays, nftables):
             for step in (

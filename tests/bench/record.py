@@ -14,7 +14,7 @@ from flanneld_masq.model import SLOTS
 @dataclass(frozen=True, **SLOTS)
 class Sample:
     """All values of one figure. `subject` is that of a site, or "flannel " and the flavour of its iptables. `foreign`
-    is a number of rules, or of tables in figures that end in "-tables"."""
+    is a number of rules, of tables in figures that end in "-tables", of services in figures that begin with "kube-"."""
 
     figure: str
     subject: str

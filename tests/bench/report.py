@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Optional
 
+from .kube_churn import churn_rows
 from .record import Record, Sample
 from .report_gaps import gap_rows
 from .report_idle import idle_rows
@@ -27,7 +28,7 @@ _FLANNEL_RESYNC = "0 to 5 s, mean 2.5 s by its resync; here "
 
 def rows(record: Record) -> Iterator[Row]:
     """None for what was not measured."""
-    for part in (_repairs, _named, gap_rows, idle_rows, _busy, _verify, _start, _restart, _memory, _lease):
+    for part in (_repairs, _named, gap_rows, idle_rows, _busy, churn_rows, _verify, _start, _restart, _memory, _lease):
         yield from part(record)
 
 

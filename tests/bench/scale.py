@@ -24,6 +24,8 @@ class Scale:
     traced_seconds: float
     beside_seconds: float
     busy_seconds: float
+    churn_seconds: float
+    churn_services: tuple[int, ...]
     passes: int
     legacy_passes: int
     starts: int
@@ -47,6 +49,8 @@ FULL = Scale(
     traced_seconds=45,
     beside_seconds=45,
     busy_seconds=15,
+    churn_seconds=4,
+    churn_services=(5, 500, 5_000),
     passes=300,
     legacy_passes=30,
     starts=5,
@@ -69,6 +73,8 @@ QUICK = Scale(
     traced_seconds=3,
     beside_seconds=5,
     busy_seconds=2,
+    churn_seconds=1,
+    churn_services=(5, 500),
     passes=50,
     legacy_passes=2,
     starts=1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...bench import report
+from ...bench.kube_churn import churn_rows
 from ...bench.record import Record
 from ...bench.report_gaps import gap_rows
 from ...bench.report_idle import idle_rows
@@ -48,6 +49,17 @@ def test_a_protected_table_has_no_wrong_flow_to_reach() -> None:
         record.add("gap a restore", subject, 0, "flows", [1.0])
     targets = {row.backend: row.target for row in gap_rows(record) if row.figure.startswith("new flows")}
     assert targets == {"nft": "0", UNPROTECTED: ""}
+
+
+def test_a_restore_beside_the_daemon_and_without_it() -> None:
+    record = Record()
+    for name, value in (("cpu", 1.5), ("rate", 20.0), ("beside", 0.021), ("alone", 0.02)):
+        record.add(f"kube-{name} nftables", "nft", 500, "", [value])
+    for name in ("beside-cpu", "alone-cpu"):
+        record.add(f"kube-{name} nftables", "nft", 500, "s", [0.015])
+    cpu, restore = churn_rows(record)
+    assert cpu.measured == "1.5 % of a core at 20 restores/s"
+    assert restore.measured == "21.0 ms (15.0 ms of CPU), without the daemon 20.0 ms (15.0 ms)"
 
 
 def test_wake_ups_beside_an_empty_timer() -> None:
