@@ -1,7 +1,7 @@
 """Reads `ipset save` and compiles the match "set" of xtables. Pure. Source: ipset(8).
 
 Sets of addresses, networks, ports and devices are known. A list of sets, hardware addresses, a bitmap of ports, a set
-that masks addresses, exceptions and wildcards of devices are not, and a match of such a set may hold.
+that masks addresses, exceptions, ports of bridges and wildcards of devices are not, and a match of such a set may hold.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class IpSet:
 _KNOWN = frozenset({"ip", "net", "port", "iface"})
 _MASKING = frozenset({"netmask", "bitmask"})  # options of a set that compares parts of addresses
 _ODD = frozenset({"nomatch", "wildcard"})  # options of an entry that is more than its value
+_BRIDGE_PORT = ",physdev:"  # before a device by which a bridge got the packet
 _FIELDS = {
     ("ip", Family.IPV4): (Field.SADDR4, Field.DADDR4),
     ("ip", Family.IPV6): (Field.SADDR6, Field.DADDR6),
@@ -56,7 +57,7 @@ class IpSets:
             elif len(words) > 2 and words[0] == "add" and words[1] in self._sets:
                 found = self._sets[words[1]]
                 found.entries.append(words[2])
-                found.known &= _ODD.isdisjoint(words)
+                found.known &= _ODD.isdisjoint(words) and _BRIDGE_PORT not in words[2]
 
     def tests(self, family: Family, options: Sequence[Option]) -> Iterator[Operation]:
         """Yield the tests of a match. Raises ValueError or IndexError for what cannot be read."""

@@ -78,10 +78,15 @@ class Selector:
 
 @dataclass(frozen=True, **SLOTS)
 class PolicyRule:
+    """A routing rule. A route with a prefix of `suppressed` bits or fewer does not count, -1 for none; `goto` is the
+    priority of the rule that follows, 0 for the next one."""
+
     selector: Selector
+    priority: int
     table: str
     action: str
-    suppressed: int  # a route with a prefix of this length, or shorter, does not count; -1 for none
+    suppressed: int
+    goto: int
 
 
 class RouteTable:
@@ -152,13 +157,18 @@ class Routing:
     def route(self, src: Optional[Address], dst: Address, iif: str, mark: int) -> tuple[Route, ...]:
         """Return every route that a packet may take, at least one. `iif` is empty for a packet of the node."""
         found: dict[Route, None] = {}
+        skipped = doubtful = 0  # priorities below which rules do not count, or only may
         for rule in self._rules:
             answer = rule.selector.holds(src, dst, iif, mark)
-            if answer is False:
+            if answer is False or rule.priority < skipped:
+                continue
+            certain = bool(answer) and rule.priority >= doubtful
+            if rule.goto:
+                skipped, doubtful = (rule.goto, doubtful) if certain else (skipped, max(doubtful, rule.goto))
                 continue
             routes = self._of(rule, dst)
             found.update(dict.fromkeys(routes))
-            if routes and answer:
+            if routes and certain:
                 break
         else:
             found[NO_ROUTE] = None
@@ -295,48 +305,64 @@ def _address(text: object) -> Optional[Address]:
 
 _KNOWN = frozenset(
     {"priority", "src", "srclen", "dst", "dstlen", "fwmark", "fwmask", "iif", "table", "not"}
-) | frozenset({"action", "suppress_prefixlen", "protocol"})
+) | frozenset({"action", "suppress_prefixlen", "protocol", "goto", "nop"})
 _ACTIONS = frozenset({"unreachable", "blackhole", "prohibit"})
 
 
 def _rules(content: Sequence[Any], family: Family) -> Iterator[PolicyRule]:
+    """Yield the rules in order. The kernel passes over one that leads to a rule that is not there ("unresolved")."""
     try:
-        yield from (_rule(rule, family) for rule in content)
+        for rule in content:
+            if "unresolved" not in rule:
+                yield _rule(rule, family)
     except _MALFORMED as error:
         raise SnapshotError(f"the routing rules cannot be read: {error}") from error
 
 
 def _rule(rule: Any, family: Family) -> PolicyRule:
-    mark = _mark(rule.get("fwmark", 0))
-    mask = _mark(rule.get("fwmask", 0xFFFFFFFF if "fwmark" in rule else 0))
-    selector = Selector(
-        _selected(rule, "src", family),
-        _selected(rule, "dst", family),
-        mark,
-        mask,
-        str(rule.get("iif", "")),
-        "not" in rule,
-        bool(rule.keys() - _KNOWN),
-    )
     action = str(rule.get("action", ""))
-    suppressed = rule.get("suppress_prefixlen", -1)
     return PolicyRule(
-        selector,
+        _selector(rule, family),
+        _integer(rule, "priority", 0),
         str(rule.get("table", "")),
         action if action in _ACTIONS else "",
-        suppressed if isinstance(suppressed, int) else -1,
+        _integer(rule, "suppress_prefixlen", -1),
+        _integer(rule, "goto", 0),
     )
+
+
+def _selector(rule: Any, family: Family) -> Selector:
+    """Return the packets that a rule is for; one that cannot be read is for any, and not for certain."""
+    try:
+        return Selector(
+            _selected(rule, "src", family),
+            _selected(rule, "dst", family),
+            _mark(rule.get("fwmark", 0)),
+            _mark(rule.get("fwmask", 0xFFFFFFFF if "fwmark" in rule else 0)),
+            str(rule.get("iif", "")),
+            "not" in rule,
+            bool(rule.keys() - _KNOWN),
+        )
+    except (TypeError, ValueError):
+        return Selector(None, None, 0, 0, "", "not" in rule, unknown=True)
+
+
+def _integer(rule: Any, name: str, default: int) -> int:
+    value = rule.get(name, default)
+    return value if isinstance(value, int) else default
 
 
 def _selected(rule: Any, name: str, family: Family) -> Optional[Network]:
+    """Return the addresses that a rule is for, None for all. Raises ValueError."""
     text = rule.get(name, "all")
     if text in ("all", "default"):
         return None
-    return _network(f"{text}/{rule[name + 'len']}" if name + "len" in rule else text, family)
+    found = _network(f"{text}/{rule[name + 'len']}" if name + "len" in rule else text, family)
+    if found is None:
+        raise ValueError("not a network of the family")
+    return found
 
 
 def _mark(value: object) -> int:
-    try:
-        return int(value, 0) if isinstance(value, str) else int(value)  # type: ignore[call-overload]
-    except (TypeError, ValueError):
-        return 0
+    """Return a number. Raises TypeError or ValueError."""
+    return int(value, 0) if isinstance(value, str) else int(value)  # type: ignore[call-overload]

@@ -9,11 +9,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from flanneld_masq.errors import SnapshotError
 from flanneld_masq.inputs.save_lines import logical_lines
 from flanneld_masq.model import SLOTS
 
 _CHAIN = re.compile(r":(\S+) (\S+)")
-_RULE = re.compile(r"(?:\[\d+:\d+\] )?-A (\S+)")
+_COUNTERS = re.compile(r"\[\d+:\d+\] ")
+_RULE = "-A "
 
 
 @dataclass(**SLOTS)
@@ -28,19 +30,35 @@ SavedTable = dict[str, SavedChain]
 
 
 def tables(text: str) -> dict[str, SavedTable]:
-    """Return the tables by name, each with its chains by name. Lines that fit no table are skipped."""
+    """Return the tables by name, each with its chains by name. Lines that fit no table are skipped.
+
+    Raises SnapshotError for a listing that ends before its table does.
+    """
     found: dict[str, SavedTable] = {}
-    table: SavedTable = {}
+    outside: SavedTable = {}
+    table = outside
     for line in logical_lines(text):
-        if line.startswith("*"):
+        if line.startswith("["):
+            line = _COUNTERS.sub("", line, count=1)
+        if line.startswith(_RULE):
+            _append(table, line)
+        elif line.startswith("*"):
             table = found.setdefault(line[1:].strip(), {})
         elif chain := _CHAIN.match(line):
             table[chain[1]] = SavedChain("" if chain[2] == "-" else chain[2])
-        elif rule := _RULE.match(line):
-            table.setdefault(rule[1], SavedChain()).lines.append(line[line.index("-A ") :])
         elif line.startswith("COMMIT"):
-            table = {}
+            table = outside
+    if table is not outside:
+        raise SnapshotError("the output of iptables-save was cut short")
     return found
+
+
+def _append(table: SavedTable, line: str) -> None:
+    name = line[len(_RULE) :].partition(" ")[0]
+    chain = table.get(name)
+    if chain is None:
+        chain = table[name] = SavedChain()
+    chain.lines.append(line)
 
 
 def words(line: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flanneld_masq.errors import SnapshotError
-from flanneld_masq.packet_path.evaluate import Fate, Node, evaluate
+from flanneld_masq.packet_path.evaluate import Fate, Node, Result, evaluate
 from flanneld_masq.packet_path.packet import Connection, CtState, Endpoint
 from flanneld_masq.packet_path.snapshot import Snapshot, from_json, to_json
 
@@ -294,6 +294,34 @@ def test_an_inverted_routing_rule_that_is_not_known(source: str, fate: Fate) -> 
     """It certainly holds for a packet that a known selector excludes."""
     rules = [{"priority": 5, "not": None, "src": source, "uidrange": "0-5", "action": "unreachable"}, *RULES]
     assert follow(Node(snapshot(rules=rules))).fate is fate
+
+
+def _to_world(**selector: object) -> Result:
+    """Follow a packet where a routing rule drops it, and one before it has this selector and leads behind that."""
+    before = [{"priority": 10, "goto": 30, **selector}, {"priority": 20, "src": "all", "action": "unreachable"}]
+    return follow(Node(snapshot(rules=[*RULES[:1], *before, {"priority": 30, "nop": None}, *RULES[1:]])))
+
+
+@pytest.mark.parametrize(
+    ("selector", "fate"),
+    [
+        ({"src": "all"}, Fate.DELIVERED),
+        ({"src": "10.244.0.0", "srclen": 16}, Fate.DELIVERED),
+        ({"src": "10.9.0.0", "srclen": 16}, Fate.DROPPED),
+        ({"src": "all", "dsfield": "0x10"}, Fate.MAY),
+        ({"src": "all", "unresolved": None}, Fate.DROPPED),
+    ],
+)
+def test_a_routing_rule_that_leads_to_another(selector: dict[str, object], fate: Fate) -> None:
+    assert _to_world(**selector).fate is fate
+
+
+@pytest.mark.parametrize(
+    "selector", [{"src": "of a later release"}, {"dst": "10.0.0.0", "dstlen": 99}, {"src": "all", "fwmark": "odd"}]
+)
+def test_a_selector_that_cannot_be_read_may_hold(selector: dict[str, object]) -> None:
+    rules = [*RULES[:1], {"priority": 10, "action": "unreachable", **selector}, *RULES[1:]]
+    assert follow(Node(snapshot(rules=rules))).fate is Fate.MAY
 
 
 def test_suppressed_default_route_and_inverted_rule() -> None:

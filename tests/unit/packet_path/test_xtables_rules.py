@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from flanneld_masq.errors import SnapshotError
 from flanneld_masq.model import Family
 from flanneld_masq.packet_path.evaluate import Fate, Node
 from flanneld_masq.packet_path.ipsets import IpSets
@@ -95,6 +96,7 @@ UNSURE = [
     "-m set --match-set halves src",
     "-m set --match-set masked src",
     "-m set --match-set wild src,src",
+    "-m set --match-set port src,src",
     "-m set --match-set odd dst,dst",
     "-m set --match-set except src",
     "-m owner ! --uid-owner 0",
@@ -121,6 +123,8 @@ create masked hash:ip family inet hashsize 1024 maxelem 65536 bitmask 255.255.25
 add masked 10.244.1.0
 create wild hash:net,iface family inet
 add wild 10.244.0.0/16,cni wildcard
+create port hash:net,iface family inet
+add port 10.244.0.0/16,physdev:veth0
 create odd hash:ip,port family inet
 add odd 198.51.100.7,unheard:443
 create except hash:net family inet
@@ -269,6 +273,14 @@ def test_a_packet_of_the_node_has_an_owner() -> None:
     assert output.evaluate(packet(src="192.0.2.1", iif="", uid=0)).fate is Fate.DROPPED
     assert output.evaluate(packet(src="192.0.2.1", iif="", uid=5)).fate is Fate.DELIVERED
     assert output.evaluate(packet(src="192.0.2.1", iif="")).fate is Fate.MAY
+
+
+def test_a_save_that_was_cut_off_is_an_error() -> None:
+    """Its last rule may lack what it matches."""
+    whole = '*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -m comment --comment "for one" -s 192.0.2.9 -j DROP\nCOMMIT\n'
+    for length in (whole.index(" one"), whole.index(" -s"), whole.index("COMMIT")):
+        with pytest.raises(SnapshotError, match="cut short"):
+            Node(snapshot(legacy=whole[:length]))
 
 
 def test_parts_keep_quoted_words_together() -> None:
