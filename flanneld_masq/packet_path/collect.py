@@ -6,7 +6,8 @@ table is listed only if it exists, for a listing creates it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -22,6 +23,7 @@ MANY_CHAINS = 1000  # beyond which nft takes seconds, and more memory than this 
 MAX_TABLES = 64  # that are listed one by one
 MAX_DEVICES = 4096  # whose sysctls are read
 MAX_BYTES = 4096  # of a file below /proc
+_OWN_TABLE = '"table": "flanneld-masq"'
 _OF_DEVICES = {
     "net/ipv4/conf": ("forwarding", "rp_filter", "accept_local", "src_valid_mark"),
     "net/ipv6/conf": ("forwarding", "disable_ipv6"),
@@ -72,18 +74,20 @@ class Collector:
         """Return the ruleset of nft; of many chains only the tables that iptables-nft-save does not show.
 
         nft needs 4 s and 370 MB for 43,000 rules of kube-proxy, iptables-nft-save 2 s and 44 MB. The handles of the
-        rules are missing then.
+        rules are missing then. Beside many rules, nft 1.0 ends by SIGABRT where it lists them together with a table
+        whose flags it garbles, as it does those of a protected table. So tables are listed one by one there, too.
         """
-        if nft_tables.count(chains) > MANY_CHAINS:
-            shown = {save.family.data.nft: save_format.tables(save.text) for save in saves if save.flavour == NFT}
+        many = nft_tables.count(chains) > MANY_CHAINS
+        if many or _OWN_TABLE in chains:
             try:
-                known, others = nft_tables.divided(chains, shown)
+                shown = {save.family.data.nft: save_format.tables(save.text) for save in saves if save.flavour == NFT}
+                known, others = nft_tables.divided(chains, shown if many else {})
             except SnapshotError as error:
                 self._unread.append(str(error))
                 return ""
             if len(others) <= MAX_TABLES:
                 listed = [self._output("nft", "-j", "list", "table", *names) for names in others]
-                return nft_tables.joined([known, *listed])
+                return self._with_flags(nft_tables.joined([known, *listed]))
         return self._with_flags(self._output("nft", "-j", "list", "ruleset")) if chains else ""
 
     def _with_flags(self, ruleset: str) -> str:
@@ -92,6 +96,11 @@ class Collector:
         listed = [(names, self._output("nft", "-t", "list", "table", *names, needed=False)) for names in found]
         said = [document for names, text in listed if (document := nft_tables.dormant(*names, text))]
         return nft_tables.joined([ruleset, *said]) if said else ruleset
+
+    def _at_once(self, argvs: Sequence[tuple[str, ...]], *, needed: bool) -> list[str]:
+        """Return what each program prints. Two run at a time: each takes seconds for many rules, and little memory."""
+        with ThreadPoolExecutor(2) as threads:
+            return list(threads.map(lambda argv: self._output(*argv, needed=needed), argvs))
 
     def _output(self, *argv: str, needed: bool = True) -> str:
         """Return what a program prints, empty if it fails; without what is needed, the snapshot lacks something."""
@@ -103,15 +112,13 @@ class Collector:
             return ""
 
     def _saves(self, chains: str) -> Iterator[Save]:
-        for family in Family:
-            if not chains or any(name in chains for name in _named_like_xtables(family)):
-                yield from self._nft_save(family, needed=not chains)
-            if self._legacy_tables(family):
-                yield Save(family, LEGACY, self._output(f"{family.data.tools}-legacy-save"))
-
-    def _nft_save(self, family: Family, *, needed: bool) -> Iterator[Save]:
-        """Yield the rules of iptables-nft. Without them the matches of the rules that nft lists are unknown."""
-        yield Save(family, NFT, self._output(f"{family.data.tools}-nft-save", needed=needed))
+        """Yield the rules of iptables. Without those of iptables-nft the matches of what nft lists are unknown."""
+        nft = [one for one in Family if not chains or any(name in chains for name in _named_like_xtables(one))]
+        legacy = [one for one in Family if self._legacy_tables(one)]
+        for flavour, families, needed in ((NFT, nft, not chains), (LEGACY, legacy, True)):
+            programs = [(f"{family.data.tools}-{flavour}-save",) for family in families]
+            for family, text in zip(families, self._at_once(programs, needed=needed)):
+                yield Save(family, flavour, text)
 
     def _legacy_tables(self, family: Family) -> bool:
         return bool(self._text(self._root / family.data.legacy_names).split())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,7 +61,7 @@ class RawTable:
 def tables(text: str) -> tuple[RawTable, ...]:
     """Return the tables in the order in which nft lists them. Raises SnapshotError for any other text."""
     found: dict[tuple[str, str], RawTable] = {}
-    try:
+    with _read():
         for kind, content, raw in _objects(text):
             if kind == "table":
                 table = _table(found, content["family"], content["name"])
@@ -68,9 +69,16 @@ def tables(text: str) -> tuple[RawTable, ...]:
                 table.dormant = _is_dormant(content.get("flags"))
             elif kind in _READERS:
                 _READERS[kind](_table(found, content["family"], content["table"]), content, raw)
+    return tuple(found.values())
+
+
+@contextmanager
+def _read() -> Iterator[None]:
+    """Raise SnapshotError for what reading wrong objects raises."""
+    try:
+        yield
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise SnapshotError(f"the output of nft cannot be read: {type(error).__name__}: {error}") from error
-    return tuple(found.values())
 
 
 def _objects(text: str) -> Iterator[tuple[str, Any, str]]:
@@ -172,14 +180,18 @@ def divided(
     `shown_elsewhere` has the chains of each table of each family ("ip"). Return the chains of the former as a document,
     and family and name of the others. Raises SnapshotError for any other text.
     """
-    known: list[RawTable] = []
-    others: list[RawTable] = []
-    for table in tables(chains):
-        shown_chains = shown_elsewhere.get(table.family, {}).get(table.name, ())
-        (known if table.chains.keys() <= set(shown_chains) else others).append(table)
-    kept = {(table.family, table.name) for table in known}
-    parts = [raw for _, content, raw in _objects(chains) if (content.get("family"), content.get("table")) in kept]
-    return _document(parts), tuple((table.family, table.name) for table in others)
+    listed: dict[tuple[str, str], dict[str, str]] = {}
+    with _read():
+        for kind, content, raw in _objects(chains):
+            if kind == "chain":
+                listed.setdefault((content["family"], content["table"]), {})[content["name"]] = raw
+    known = {
+        (family, name)
+        for (family, name), found in listed.items()
+        if found.keys() <= set(shown_elsewhere.get(family, {}).get(name, ()))
+    }
+    parts = (raw for table, found in listed.items() if table in known for raw in found.values())
+    return _document(parts), tuple(table for table in listed if table not in known)
 
 
 def joined(documents: Iterable[str]) -> str:

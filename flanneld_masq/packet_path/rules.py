@@ -7,14 +7,16 @@ hold, an action of it may end the packet.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Optional, Union
 
 from flanneld_masq.model import SLOTS
+from flanneld_masq.packet_path.rule_index import AddressKey, RuleIndex
 from flanneld_masq.packet_path.values import Element, Elements, Value
 from flanneld_masq.printable import printable
 
+_LONG = 64  # rules of a chain that is searched by address
 # What a parser raises for text that it does not understand.
 BEYOND = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError)
 
@@ -282,23 +284,37 @@ class Rule:
 class Chain:
     """A chain whose rules are parsed when they are first needed: a large node has many that no packet of a pod reaches.
 
-    `load` returns the rule of an index. It raises nothing.
+    `load` returns the rule of an index. It raises nothing. `texts` are the rules as a tool printed them.
     """
 
-    def __init__(self, name: str, length: int, load: Callable[[int], Rule]) -> None:
+    def __init__(self, name: str, texts: Sequence[str], load: Callable[[int], Rule]) -> None:
         self.name = name
-        self._length = length
+        self._texts = texts
         self._load = load
-        self._rules: Optional[tuple[Rule, ...]] = None
+        self._rules: dict[int, Rule] = {}
+        self._index: Optional[RuleIndex] = None
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._texts)
 
-    @property
-    def rules(self) -> tuple[Rule, ...]:
-        if self._rules is None:
-            self._rules = tuple(self._load(index) for index in range(self._length))
-        return self._rules
+    def __iter__(self) -> Iterator[Rule]:
+        return map(self.rule, range(len(self)))
+
+    def rule(self, position: int) -> Rule:
+        """Return the rule of a position, which begins at 0."""
+        if position not in self._rules:
+            self._rules[position] = self._load(position)
+        return self._rules[position]
+
+    def next(self, position: int, ends: Callable[[], Optional[Collection[AddressKey]]]) -> Optional[int]:
+        """Return the first position, from this one on, of a rule that may concern packets; None if there is no more.
+
+        `ends` returns the addresses of the packets, None if they are not known. Only a long chain asks.
+        """
+        if len(self) >= _LONG and (known := ends()) is not None:
+            self._index = self._index or RuleIndex(self._texts)
+            return self._index.next(position, known)
+        return position if position < len(self) else None
 
 
 class Hook(str, enum.Enum):

@@ -142,8 +142,9 @@ def _nft_chain(
     """Return a chain; of a table that nft was not asked for, with the rules of iptables-nft-save."""
     if saved is not None and saved.lines and not raw.rules:
         load = partial(_saved_rule, f"{table.family} {table.name}", raw.name, saved, xtables)
-        return Chain(raw.name, len(saved.lines), load)
-    return Chain(raw.name, len(raw.rules), partial(_nft_rule, table, raw, compiler, saved, xtables))
+        return Chain(raw.name, saved.lines, load)
+    texts = [rule.text for rule in raw.rules]
+    return Chain(raw.name, texts, partial(_nft_rule, table, raw, compiler, saved, xtables))
 
 
 def _nft_rule(
@@ -177,7 +178,7 @@ def _saved_bases(
         return
     where = f"{family.data.nft} {name}" if flavour == NFT else f"legacy {family.data.nft} {name}"
     loaded = {
-        chain: Chain(chain, len(saved.lines), partial(_saved_rule, where, chain, saved, xtables))
+        chain: Chain(chain, saved.lines, partial(_saved_rule, where, chain, saved, xtables))
         for chain, saved in chains.items()
     }
     for chain, priority in kind.priority.items():

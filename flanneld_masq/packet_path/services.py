@@ -21,7 +21,7 @@ def services(ruleset: Ruleset, family: Family) -> Iterator[Service]:
     seen: set[Service] = set()
     for base in ruleset.at(Hook.PREROUTING, family):
         for chain in _chains(base):
-            for rule in chain.rules:
+            for rule in chain:
                 for found in _of(rule):
                     if found not in seen and found[0].version == family.data.version:
                         seen.add(found)

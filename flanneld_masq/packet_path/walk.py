@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from ipaddress import ip_address
 from itertools import islice
 from typing import Optional, TypeVar, Union
 
 from flanneld_masq.model import SLOTS, Address, Family
 from flanneld_masq.packet_path.packet import Endpoint
+from flanneld_masq.packet_path.rule_index import AddressKey
 from flanneld_masq.packet_path.rules import (
     BaseChain,
     Chain,
@@ -185,16 +187,17 @@ class Walk:
         if len(jumps) > MAX_DEPTH:
             raise TooManyWays
         frame = _Frame(jumps, [], [])
-        for rule in chain.rules:
+        position = chain.next(0, partial(_ends_of, states))
+        while states and position is not None:
             self._budget -= 1
             if not self._budget:
                 raise TooManyWays
+            rule = chain.rule(position)
             for state in states:
                 self._rule(rule, state, frame)
             states = joined(frame.following)
             frame.following = []
-            if not states:
-                break
+            position = chain.next(position + 1, partial(_ends_of, states))
         return joined([*frame.back, *states])
 
     def _rule(self, rule: Rule, state: State, frame: _Frame) -> None:
@@ -304,6 +307,13 @@ class Walk:
         """Return the state with a step more."""
         noted = with_step(state, Step(self._scene.hook, rule.place, effect, detail, frame.jumps))
         return replace(noted, uncertain=True) if effect is Effect.MAY else noted
+
+
+def _ends_of(states: Sequence[State]) -> Optional[set[AddressKey]]:
+    """Return the addresses of packets; None if one is not known."""
+    if any(state.unknown_end for state in states):
+        return None
+    return {end for state in states for end in ((True, state.src.address.packed), (False, state.dst.address.packed))}
 
 
 _EFFECTS = {Verdict.ACCEPT: Effect.ACCEPTED, Verdict.DROP: Effect.DROPPED, Verdict.REJECT: Effect.REJECTED}

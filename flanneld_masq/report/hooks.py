@@ -80,7 +80,7 @@ def _column(node: Node, hook: Hook, family: Family, left: float) -> Column:
 
 
 def _owners(base: BaseChain) -> tuple[str, ...]:
-    rules = islice(base.chain.rules, _MAX_RULES)
+    rules = islice(base.chain, _MAX_RULES)
     places = (*(rule.place for rule in rules), base.policy_place)
     found = dict.fromkeys(owner_of(place, base.chains) for place in places[: len(base.chain) or 1])
     return tuple(found)

@@ -100,7 +100,7 @@ def test_many_chains_are_read_from_iptables_nft_save(tmp_path: Path, monkeypatch
         ("inet", "fw", 4),
     ]
     (base,) = ruleset(found).bases
-    assert base.chain.rules[0].place.text == "-A POSTROUTING -m set --match-set s src -j MASQUERADE"
+    assert base.chain.rule(0).place.text == "-A POSTROUTING -m set --match-set s src -j MASQUERADE"
 
 
 @pytest.mark.parametrize(("flags", "expected"), [("dormant", 0), ("owner", 1)])
@@ -122,6 +122,23 @@ def test_chains_that_cannot_be_divided_are_unread(tmp_path: Path, monkeypatch: p
     found = collect(Tools({"nft -j list chains": '{"nftables": [{"chain": {}}'}), tmp_path)
     assert found.ruleset == ""
     assert "output of nft" in found.unread[0]
+
+
+def test_tables_are_listed_one_by_one_beside_one_of_the_daemon(tmp_path: Path) -> None:
+    """nft 1.0.6 ends by SIGABRT where it lists 50,000 rules together with a protected table."""
+    chains = CHAINS.replace('"table": "nat"', '"table": "flanneld-masq"')
+    own = TABLE.replace("inet", "ip").replace("fw", "flanneld-masq")
+    tools = Tools(
+        {
+            "nft -j list chains": chains,
+            "nft -j list table inet fw": TABLE,
+            "nft -j list table ip flanneld-masq": own,
+        }
+    )
+    found = collect(tools, tmp_path)
+    assert "nft -j list ruleset" not in tools.called
+    assert [table.name for table in tables(found.ruleset)] == ["flanneld-masq", "fw"]
+    assert found.unread == ()
 
 
 def test_a_table_that_the_save_lacks_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -297,7 +297,7 @@ def test_text_of_other_programs_is_printable() -> None:
     node = forwarding([match(meta("iifname"), "cni0\x1b[1m"), DROP], [DROP], beside=[chain("c")])
     (step,) = follow(node).deciders
     assert step.place.number == 2
-    assert "\x1b" not in str(node.ruleset.bases[0].chain.rules[0].place)
+    assert "\x1b" not in str(node.ruleset.bases[0].chain.rule(0).place)
 
 
 def test_destination_is_of_the_node() -> None:

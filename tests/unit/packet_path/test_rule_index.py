@@ -1,0 +1,67 @@
+"""Rules of a long chain are found by address; what is found is what a walk over all of them finds."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import ip_address
+from typing import Optional
+
+import pytest
+
+from flanneld_masq.packet_path import rules
+from flanneld_masq.packet_path.evaluate import Node
+from flanneld_masq.packet_path.rule_index import AddressKey, RuleIndex, end_of
+
+from .nodes import follow, snapshot
+
+DST = (False, ip_address("10.96.0.1").packed)
+SRC = (True, ip_address("10.96.0.1").packed)
+
+
+def rule(op: str, field: str) -> str:
+    left = {"payload": {"protocol": "ip", "field": field}}
+    return json.dumps({"rule": {"expr": [{"match": {"op": op, "left": left, "right": "10.96.0.1"}}]}})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("-A C -d 10.96.0.1/32 -p tcp -j A", DST),
+        ("-A C -s 10.96.0.1/32 -j A", SRC),
+        ("-A C -s 10.0.0.0/8 -d 10.96.0.1/32 -j A", DST),
+        ("-A C -d fd00:96::1/128 -j A", (False, ip_address("fd00:96::1").packed)),
+        ("-A C ! -d 10.96.0.1/32 -j A", None),
+        ("-A C -s 10.0.0.0/8 ! -d 10.96.0.1/32 -j A", None),
+        ("-A C -d 10.96.0.0/16 -j A", None),
+        ("-A C -d 10.96.0.256/32 -j A", None),
+        ('-A C -m comment --comment " -d 10.96.0.1/32 " -j A', None),
+        (rule("==", "daddr"), DST),
+        (rule("==", "saddr"), SRC),
+        (rule("!=", "daddr"), None),
+        (json.dumps({"rule": {"comment": rule("==", "daddr")}}), None),
+    ],
+)
+def test_the_address_of_a_rule(text: str, expected: Optional[AddressKey]) -> None:
+    assert end_of(text) == expected
+
+
+def test_rules_of_other_addresses_are_left_out() -> None:
+    lines = [f"-A C -d 10.96.0.{number % 3}/32 -j A" for number in range(9)]
+    lines[4] = "-A C -j B"
+    index = RuleIndex(lines)
+    found, position = [], index.next(0, {DST})
+    while position is not None:
+        found.append(position)
+        position = index.next(position + 1, {DST})
+    assert found == [1, 4, 7]
+    assert index.next(0, set()) == 4
+    assert index.next(5, set()) is None
+
+
+def test_a_long_chain_decides_as_a_walk_over_all_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [f"-A FORWARD -d 198.51.100.{number}/32 -j DROP" for number in range(100)]
+    saved = "\n".join(["*filter", ":FORWARD ACCEPT [0:0]", *lines, "COMMIT", ""])
+    found = follow(Node(snapshot(legacy=saved)))
+    monkeypatch.setattr(rules, "_LONG", 1000)
+    assert found == follow(Node(snapshot(legacy=saved)))
+    assert [step.place.number for step in found.deciders] == [8]
