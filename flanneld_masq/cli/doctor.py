@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from flanneld_masq.cli import doctor_facts, doctor_snapshot
 from flanneld_masq.cli.output import in_colour, print_json
 from flanneld_masq.cli.session import Session
-from flanneld_masq.doctor.examine import examine, examine_flows
+from flanneld_masq.doctor.examine import examine, examine_saved
 from flanneld_masq.doctor.findings import Finding, data_of, exit_status, text_of
 from flanneld_masq.model import SLOTS
 from flanneld_masq.packet_path.snapshot import Snapshot
@@ -17,23 +17,27 @@ from flanneld_masq.service.desired_state import OnError
 
 @dataclass(frozen=True, **SLOTS)
 class Answer:
-    """The findings on a node, and the failures of plugins."""
+    """The findings on a node, and the failures of plugins. `lacking` says what a saved node does not tell."""
 
     findings: tuple[Finding, ...]
     failures: tuple[str, ...] = ()
+    lacking: str = ""
 
     def print(self, *, as_json: bool) -> None:
         if as_json:
-            print_json({"findings": list(map(data_of, self.findings)), "plugin_failures": self.failures})
+            lacking = {"not_in_archive": self.lacking} if self.lacking else {}
+            print_json({"findings": list(map(data_of, self.findings)), "plugin_failures": self.failures, **lacking})
         else:
             lines = list(text_of(self.findings, colour=in_colour()))
-            print("\n".join(lines or ["nothing found that breaks masquerading"]))
+            last = [f"not in the archive: {self.lacking}"] if self.lacking else []
+            print("\n".join([*(lines or ["nothing found that breaks masquerading"]), *last]))
 
 
 def doctor(options: argparse.Namespace) -> int:
     """Print the findings. Return 0 for a healthy node, 1 for a problem, 2 if something cannot be told."""
     if options.snapshot:
-        saved = Answer(tuple(examine_flows(doctor_snapshot.facts(options))))
+        facts, said, lacking = doctor_snapshot.read(options)
+        saved = Answer(tuple(examine_saved(facts, said)), lacking=lacking)
         saved.print(as_json=options.json)
         return exit_status(saved.findings)
     session = Session.despite(options)

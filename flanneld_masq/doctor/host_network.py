@@ -19,6 +19,7 @@ from flanneld_masq.model import SLOTS, Address, Family, Network, family_of
 
 _NAME = re.compile(r"(?!\.\.?$)[^/\s\x00-\x1f]{1,15}")  # dev_valid_name in net/core/dev.c
 _DEFAULT = {Family.IPV4: "0.0.0.0/0", Family.IPV6: "::/0"}
+_MAIN = "main"
 FLANNEL = "flannel"  # begins the name of each interface that flannel makes
 
 
@@ -119,8 +120,12 @@ def parse_links(text: str) -> tuple[Link, ...]:
 
 
 def parse_routes(text: str, family: Family) -> tuple[Route, ...]:
-    """Return the routes that `ip -j -4 route` (or -6) printed. Raises ValueError for anything else."""
-    return tuple(route for entry in _entries(text) for route in _routes(entry, family))
+    """Return the routes of the main table that `ip -j -4 route` (or -6) printed, with those of any other tables.
+
+    Raises ValueError for anything else.
+    """
+    main = (entry for entry in _entries(text) if entry.get("table", _MAIN) == _MAIN)
+    return tuple(route for entry in main for route in _routes(entry, family))
 
 
 def parse_way(text: str) -> str:
@@ -140,8 +145,12 @@ def parse_neighbours(text: str) -> tuple[Peer, ...]:
 
 
 def parse_ends(text: str, device: str) -> tuple[Peer, ...]:
-    """Return the other ends of a tunnel that `bridge -j fdb show dev` printed. Raises ValueError for anything else."""
-    return tuple(Peer(device, ip_address(_text(entry, "dst"))) for entry in _entries(text) if "dst" in entry)
+    """Return the other ends of a tunnel that `bridge -j fdb` printed, of all or of this interface alone.
+
+    Raises ValueError for anything else.
+    """
+    found = (entry for entry in _entries(text) if "dst" in entry and entry.get("ifname", device) == device)
+    return tuple(Peer(device, ip_address(_text(entry, "dst"))) for entry in found)
 
 
 def _entries(text: str) -> list[dict[str, Any]]:

@@ -1,10 +1,14 @@
-"""Reads the interfaces, routes and switches of the node, with ip(8) and from /proc/sys. Changes nothing."""
+"""Reads the interfaces, routes and switches of the node, with ip(8) and from /proc/sys, or from a node that was saved.
+
+Changes nothing.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Optional
@@ -14,12 +18,16 @@ from flanneld_masq.doctor.host_network import HostNetwork, Link, Peer, Route, Wa
 from flanneld_masq.doctor.interfaces import of_family, pod_links, remote_routes, uplinks
 from flanneld_masq.errors import CommandError
 from flanneld_masq.inputs.text import read_start
-from flanneld_masq.model import Family, Lease, Network
+from flanneld_masq.model import Address, Family, Lease, Network, family_of
+from flanneld_masq.packet_path.evaluate import Node
+from flanneld_masq.packet_path.routing import UNICAST
+from flanneld_masq.packet_path.snapshot import Snapshot
 from flanneld_masq.process import ProcessRunner
 
 _SECONDS = 5.0  # for each call of ip; 5,000 interfaces take 0.1 s
 MAX_WAYS = 8  # interfaces that the kernel is asked about, 3 ms each
 _MODULE = "sys/module/br_netfilter"
+_BRIDGED = "net.bridge.bridge-nf-call-"  # begins the switches of that module
 
 
 def read_network(run: ProcessRunner, root: Path, leases: tuple[Lease, ...]) -> HostNetwork:
@@ -31,12 +39,30 @@ def read_network(run: ProcessRunner, root: Path, leases: tuple[Lease, ...]) -> H
     routes = {family: _routes(run, family) for family in Family if of_family(leases, family)}
     neighbours = host_network.parse_neighbours(_ip(run, "neigh", "show", "nud", "permanent"))
     network = HostNetwork(links, routes, (), (root / _MODULE).exists(), neighbours, tuple(_ends(run, links)))
-    return replace(network, ways=tuple(_ways(run, network, leases)))
+    return replace(network, ways=tuple(_ways(partial(_way, run), network, leases)))
+
+
+def saved_network(snapshot: Snapshot, node: Node, leases: tuple[Lease, ...]) -> HostNetwork:
+    """Return what `read_network` would have returned. Raises ValueError, and SnapshotError for unreadable routes."""
+    links = host_network.parse_links(snapshot.addresses)
+    families = [family for family in Family if of_family(leases, family)]
+    routes = {one: host_network.parse_routes(snapshot.routes.get(one, ""), one) for one in families}
+    neighbours = host_network.parse_neighbours(snapshot.neighbours)
+    ends = (end for link in _tunnels(links) for end in host_network.parse_ends(snapshot.ends, link.name))
+    bridged = any(key.startswith(_BRIDGED) for key in snapshot.sysctls)
+    network = HostNetwork(links, routes, (), bridged, neighbours, tuple(ends))
+    return replace(network, ways=tuple(_ways(partial(_saved_way, node), network, leases)))
 
 
 def read_sysctls(root: Path, paths: Iterable[str]) -> Mapping[str, int]:
     """Return the switches below /proc/sys that are there."""
     values = ((path, _number(root / "proc/sys" / path)) for path in paths)
+    return {path: value for path, value in values if value is not None}
+
+
+def saved_sysctls(snapshot: Snapshot, paths: Iterable[str]) -> Mapping[str, int]:
+    """Return the switches that were saved."""
+    values = ((path, snapshot.sysctl(path.replace("/", "."))) for path in paths)
     return {path: value for path, value in values if value is not None}
 
 
@@ -59,27 +85,36 @@ def _routes(run: ProcessRunner, family: Family) -> tuple[Route, ...]:
 
 def _ends(run: ProcessRunner, links: tuple[Link, ...]) -> Iterator[Peer]:
     """Yield where flannel's tunnels lead; none of an interface that is gone by now."""
-    for link in links:
-        if link.is_flannel and link.vxlan is not None:
-            with contextlib.suppress(CommandError):
-                command = ("bridge", "-j", "fdb", "show", "dev", link.name)
-                yield from host_network.parse_ends(run(command, timeout=_SECONDS).stdout, link.name)
+    for link in _tunnels(links):
+        with contextlib.suppress(CommandError):
+            command = ("bridge", "-j", "fdb", "show", "dev", link.name)
+            yield from host_network.parse_ends(run(command, timeout=_SECONDS).stdout, link.name)
 
 
-def _ways(run: ProcessRunner, network: HostNetwork, leases: tuple[Lease, ...]) -> Iterator[Way]:
+def _tunnels(links: tuple[Link, ...]) -> Iterator[Link]:
+    return (link for link in links if link.is_flannel and link.vxlan is not None)
+
+
+def _ways(find: Callable[[Address], str], network: HostNetwork, leases: tuple[Lease, ...]) -> Iterator[Way]:
     """Ask the kernel by which interface it reaches a pod of each interface that has a route to any."""
     for target, device in islice(_targets(network, leases), MAX_WAYS):
         address = host_network.sample(target)
         if address is not None:
-            yield Way(target, address, device, _way(run, str(address)))
+            yield Way(target, address, device, find(address))
 
 
-def _way(run: ProcessRunner, address: str) -> str:
+def _way(run: ProcessRunner, address: Address) -> str:
     """Return the interface to an address; empty if there is none."""
     try:
-        return host_network.parse_way(_ip(run, "route", "get", address))
+        return host_network.parse_way(_ip(run, "route", "get", str(address)))
     except CommandError:
         return ""
+
+
+def _saved_way(node: Node, address: Address) -> str:
+    """Return the interface to an address by the routes that were saved; empty if there is none, or not for certain."""
+    found = node.routing[family_of(address)].route(None, address, "", 0)
+    return found[0].device if len(found) == 1 and found[0].kind == UNICAST else ""
 
 
 def _targets(network: HostNetwork, leases: tuple[Lease, ...]) -> Iterator[tuple[Network, str]]:

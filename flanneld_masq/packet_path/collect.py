@@ -26,7 +26,7 @@ MAX_BYTES = 4096  # of a file below /proc
 _OWN_TABLE = '"table": "flanneld-masq"'
 _OF_DEVICES = {
     "net/ipv4/conf": ("forwarding", "rp_filter", "accept_local", "src_valid_mark"),
-    "net/ipv6/conf": ("forwarding", "disable_ipv6"),
+    "net/ipv6/conf": ("forwarding", "disable_ipv6", "accept_ra"),
 }
 _OF_NODE = (
     "net/ipv4/ip_forward",
@@ -55,12 +55,14 @@ class Collector:
             ruleset=ruleset,
             saves=saves,
             links=self._output("ip", "-j", "-d", "link"),
-            addresses=self._output("ip", "-j", "addr"),
+            addresses=self._output("ip", "-j", "-d", "addr"),
             routes={
                 family: self._output("ip", "-j", flag, "route", "show", "table", "all")
                 for family, flag in families.items()
             },
             rules={family: self._output("ip", "-j", flag, "rule") for family, flag in families.items()},
+            neighbours=self._output("ip", "-j", "neigh", "show", "nud", "permanent", needed=False),
+            ends=self._output("bridge", "-j", "fdb", needed=False),
             ipsets=self._ipsets(saves),
             sysctls=dict(self._sysctls()),
             unread=tuple(self._unread),

@@ -28,8 +28,9 @@ class Save:
 class Snapshot:
     """The output of the tools, unchanged.
 
-    `ruleset` is that of `nft -j list ruleset`, `links` and `addresses` are `ip -j -d link` and `ip -j addr`, `routes`
-    and `rules` hold `ip -j route show table all` and `ip -j rule` of each family, `ipsets` is that of `ipset save`.
+    `ruleset` is that of `nft -j list ruleset`, `links` and `addresses` are `ip -j -d link` and `ip -j -d addr`,
+    `routes` and `rules` hold `ip -j route show table all` and `ip -j rule` of each family, `neighbours` and `ends` are
+    `ip -j neigh show nud permanent` and `bridge -j fdb`, `ipsets` is that of `ipset save`.
     `sysctls` are paths below /proc/sys with dots between their parts. `unread` says what could not be read, a line for
     each.
     """
@@ -43,6 +44,8 @@ class Snapshot:
     ipsets: str = ""
     sysctls: Mapping[str, str] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    neighbours: str = "[]"
+    ends: str = "[]"
 
     def sysctl(self, key: str) -> int | None:
         """Return a number; None if the node has no such key or it was not read."""
@@ -61,6 +64,8 @@ def to_json(snapshot: Snapshot) -> str:
         "addresses": snapshot.addresses,
         "routes": {str(family): text for family, text in snapshot.routes.items()},
         "rules": {str(family): text for family, text in snapshot.rules.items()},
+        "neighbours": snapshot.neighbours,
+        "ends": snapshot.ends,
         "ipsets": snapshot.ipsets,
         "sysctls": dict(snapshot.sysctls),
         "unread": list(snapshot.unread),
@@ -88,6 +93,8 @@ def _snapshot(content: Any) -> Snapshot:
         addresses=_text(content["addresses"]),
         routes={Family(name): _text(value) for name, value in content["routes"].items()},
         rules={Family(name): _text(value) for name, value in content["rules"].items()},
+        neighbours=_text(content.get("neighbours", "[]")),
+        ends=_text(content.get("ends", "[]")),
         ipsets=_text(content["ipsets"]),
         sysctls={_text(key): _text(value) for key, value in content["sysctls"].items()},
         unread=tuple(_text(line) for line in content["unread"]),

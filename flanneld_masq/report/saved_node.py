@@ -25,18 +25,19 @@ MAX_TEXT = 1024 * 1024  # of a configuration or subnet file
 MAX_BYTES = 1024 * 1024 * 1024  # of all members
 MAX_MEMBERS = 1000
 _GZIP = b"\x1f\x8b"
-SNAPSHOT = "snapshot.json"
+SNAPSHOT, FINDINGS = "snapshot.json", "doctor.json"
 _CONFIG, _DROP_INS, _SUBNETS = "config.toml", "config.d/", "subnet-files/"
 
 
 @dataclass(frozen=True, **SLOTS)
 class SavedNode:
     """A snapshot, and the texts of the node's files by their names in the archive: the configuration with its drop-ins
-    behind it, and the subnet files."""
+    behind it, and the subnet files. `findings` is what `doctor --json` printed there, empty if it is not known."""
 
     snapshot: Snapshot
     configuration: tuple[tuple[str, str], ...] = ()
     subnet_files: tuple[tuple[str, str], ...] = ()
+    findings: str = ""
 
 
 def read(path: Path) -> SavedNode:
@@ -65,7 +66,7 @@ def parse(file: IO[bytes]) -> SavedNode:
     drop_ins = [name for name in found if name.startswith(_DROP_INS)]
     configuration = tuple((name, found[name]) for name in (_CONFIG, *drop_ins) if name in found)
     subnets = tuple((name, text) for name, text in found.items() if name.startswith(_SUBNETS))
-    return SavedNode(from_json(found[SNAPSHOT]), configuration, subnets)
+    return SavedNode(from_json(found[SNAPSHOT]), configuration, subnets, found.get(FINDINGS, ""))
 
 
 def _members(file: IO[bytes]) -> Iterator[tuple[str, str]]:
@@ -79,7 +80,7 @@ def _members(file: IO[bytes]) -> Iterator[tuple[str, str]]:
                 raise ValueError("it is too large")
             name = member.name.partition("/")[2]
             limit = MAX_SNAPSHOT if name == SNAPSHOT else MAX_TEXT
-            needed = name in (SNAPSHOT, _CONFIG) or name.startswith((_DROP_INS, _SUBNETS))
+            needed = name in (SNAPSHOT, FINDINGS, _CONFIG) or name.startswith((_DROP_INS, _SUBNETS))
             content = archive.extractfile(member) if needed and member.isreg() else None
             if content is not None:
                 yield name, _text(content.read(limit + 1), name, limit)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ BROKEN = [
     chain("f", "forward", table="firewalld", family="inet"),
     rule("f", DROP, table="firewalld", family="inet"),
 ]
+VXLAN = {"local": "192.0.2.1", "link": "eth0", "port": 8472}
 IPV4 = "".join(line for line in SUBNET.splitlines(keepends=True) if "IPV6" not in line)
 LEASE = {"subnet-files/1.env": f"# /run/flannel/subnet.env\n{IPV4}"}
 
@@ -41,7 +44,63 @@ def saved(masq: Program, objects: Sequence[object], files: dict[str, str]) -> Pa
 
 def test_a_healthy_node(masq: Program) -> None:
     done = masq(f"doctor --snapshot {saved(masq, OWN, LEASE)}")
-    assert (done.status, done.out, done.err) == (0, "nothing found that breaks masquerading\n", "")
+    healthy, lacking = done.out.splitlines()
+    assert (done.status, healthy, done.err) == (0, "nothing found that breaks masquerading", "")
+    assert lacking.startswith("not in the archive: doctor.json,")
+
+
+def finding(kind: str, **more: str) -> dict[str, str]:
+    texts = dict.fromkeys(("what", "seen", "why", "remedy", "persist", "family", "owner"), "")
+    return {"id": kind, "severity": "problem", **texts, **more}
+
+
+def test_findings_on_what_is_not_saved_are_those_of_the_node(masq: Program) -> None:
+    """What can be examined again is: a forwarding that was off is on in the snapshot."""
+    said = [finding("service-failed", seen="exit status 1"), finding("forwarding-off"), finding("of-a-later-release")]
+    files = {**LEASE, "doctor.json": json.dumps({"findings": said, "plugin_failures": []})}
+    done = masq(f"doctor --json --snapshot {saved(masq, OWN, files)}")
+    (found,) = done.json["findings"]
+    assert (done.status, found["id"], found["seen"]) == (1, "service-failed", "exit status 1")
+    assert "not_in_archive" not in done.json
+
+
+def test_rules_that_the_daemon_lacks_explain_the_packets(masq: Program) -> None:
+    files = {**LEASE, "doctor.json": json.dumps({"findings": [finding("rules-differ", family="ipv4")]})}
+    assert [one["id"] for one in masq(f"doctor --json --snapshot {saved(masq, [], files)}").json["findings"]] == [
+        "rules-differ"
+    ]
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"findings": [{}]}', '{"findings": [{"id": "rules-differ"}]}'])
+def test_findings_that_cannot_be_read_are_lacking(text: str, masq: Program) -> None:
+    done = masq(f"doctor --json --snapshot {saved(masq, OWN, {**LEASE, 'doctor.json': text})}")
+    assert (done.status, done.json["findings"]) == (0, [])
+    assert done.json["not_in_archive"].startswith("doctor.json, so nothing is known")
+
+
+def test_interfaces_routes_and_switches_are_examined(masq: Program) -> None:
+    links = [{"ifname": "cni0", "mtu": 1450, "addr_info": [_inet("10.244.9.1", 24)], "flags": []}]
+    links += [{"ifname": "flannel.1", "mtu": 1450, "linkinfo": {"info_kind": "vxlan", "info_data": VXLAN}}]
+    links[1]["addr_info"] = [_inet("10.244.1.0", 32)]
+    node = replace(
+        snapshot(OWN, sysctls={"net.netfilter.nf_conntrack_count": "95", "net.netfilter.nf_conntrack_max": "100"}),
+        addresses=json.dumps([*links, {"ifname": "eth0", "mtu": 1500, "addr_info": [_inet("192.0.2.1", 24)]}]),
+        ends=json.dumps([{"ifname": "flannel.1", "dst": "192.0.2.1"}, {"ifname": "vxlan9", "dst": "192.0.2.1"}]),
+        neighbours=json.dumps([{"dst": "10.244.7.0", "dev": "flannel.1"}]),
+    )
+    path = masq.directory / "report.tar.gz"
+    path.write_bytes(archive({"snapshot.json": to_json(node), **LEASE}).getvalue())
+    found = {one["id"] for one in masq(f"doctor --json --snapshot {path}").json["findings"]}
+    assert {
+        "conntrack-nearly-full",
+        "pod-route-missing",
+        "subnet-file-of-another-node",
+        "tunnel-to-itself",
+    } <= found
+
+
+def _inet(address: str, length: int) -> dict[str, object]:
+    return {"family": "inet", "local": address, "prefixlen": length, "scope": "global"}
 
 
 def test_a_rule_that_drops(masq: Program) -> None:

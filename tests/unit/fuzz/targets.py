@@ -42,7 +42,7 @@ from flanneld_masq.dbus.manager1 import MANAGER, PATH
 from flanneld_masq.dbus.object_server import Message, Object
 from flanneld_masq.dbus.reload_signals import FIREWALLD, SYSTEMD, ReloadSignals
 from flanneld_masq.dbus.wire import Frame, Splitter, WireError
-from flanneld_masq.doctor import host_network, host_reader, unit_state
+from flanneld_masq.doctor import host_network, host_reader, saved_findings, unit_state
 from flanneld_masq.doctor.examine import examine
 from flanneld_masq.doctor.facts import Facts
 from flanneld_masq.doctor.host_network import HostNetwork, Link
@@ -870,7 +870,10 @@ TARGETS = (
         "iptables-save",
         _packet_path_iptables,
         (SnapshotError,),
-        tuple(f"flanneld_masq.packet_path.{name}" for name in ("save_format", "xtables_rules", "values", "owners")),
+        tuple(
+            f"flanneld_masq.packet_path.{name}"
+            for name in ("save_format", "xtables_rules", "values", "owners", "rule_index")
+        ),
         _RULE_WORDS,
     ),
     Target(
@@ -896,6 +899,14 @@ TARGETS = (
         (SnapshotError,),
         ("flanneld_masq.packet_path.snapshot",),
         _JSON_WORDS,
+    ),
+    Target(
+        "saved-findings",
+        "saved-findings",
+        lambda data: list(saved_findings.findings(_as_printed(data))),
+        (ValueError,),
+        ("flanneld_masq.doctor.saved_findings",),
+        (*_JSON_WORDS, b'"id": "rules-differ"', b'"severity": "notice"'),
     ),
     Target(
         "saved-node",

@@ -20,7 +20,7 @@ def _device(name: str, *addresses: tuple[str, int]) -> dict[str, object]:
         {"family": "inet" if ":" not in one else "inet6", "local": one, "prefixlen": length, "scope": "global"}
         for one, length in addresses
     ]
-    return {"ifname": name, "addr_info": infos}
+    return {"ifname": name, "mtu": 1500, "addr_info": infos}
 
 
 ADDRESSES = [
