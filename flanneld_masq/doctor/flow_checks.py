@@ -17,7 +17,7 @@ from flanneld_masq.doctor.findings import Finding, Kind
 from flanneld_masq.doctor.flow_remedies import NO_RULE, Remedy, Traffic
 from flanneld_masq.doctor.interfaces import of_family
 from flanneld_masq.model import SLOTS, Address, Family, FamilyLease
-from flanneld_masq.packet_path.flows import Cause, Fault, FlowResult, Judgement
+from flanneld_masq.packet_path.flows import KUBE_PROXY, Cause, Fault, FlowResult, Judgement
 from flanneld_masq.packet_path.packet import Packet
 from flanneld_masq.packet_path.state import Effect, Step
 
@@ -170,22 +170,35 @@ def _what(decision: _Decision) -> str:
     place = step.place
     handle = f", handle {place.handle}" if place.handle and place.number else ""
     which = str(place) if place.number else f"the policy of {place.chain} in {place.table}"
-    return f"{why}{step.effect.value} at {step.hook.value} by {which}{handle}"
+    return f"{why}{step.effect.value} at {step.hook.value} by {which}{handle}{_mark(decision)}"
+
+
+def _mark(decision: _Decision) -> str:
+    """Return which rule gave the packets the mark by which kube-proxy masquerades them."""
+    cause = _remediable(decision)
+    marks = cause is not None and cause is not decision.cause
+    return f"; marked at {cause.step.hook.value} by {cause.step.place}" if cause is not None and marks else ""
 
 
 # ---- remedies
 
 
 def _remedy(decision: _Decision, leases: tuple[FamilyLease, ...]) -> Remedy:
-    step = decision.step
-    if step is None:
+    cause = _remediable(decision)
+    if cause is None:
         return Remedy(
             "`flanneld-masq plan` says which of its own rules are missing, `flanneld-masq status` which group is off"
         )
-    if decision.kind is Kind.FLOW_NOT_MASQUERADED and step.effect in _OWN_REMEDIES:
-        return _OWN_REMEDIES[step.effect]
+    if decision.kind is Kind.FLOW_NOT_MASQUERADED and cause.step.effect in _OWN_REMEDIES:
+        return _OWN_REMEDIES[cause.step.effect]
     traffic = [found for one in decision.flows for found in _traffic(one, decision.kind, leases)]
-    return flow_remedies.remedy(step, decision.owner, decision.family, traffic, _device(decision))
+    return flow_remedies.remedy(cause.step, cause.owner, decision.family, traffic, _device(decision))
+
+
+def _remediable(decision: _Decision) -> Optional[Cause]:
+    """Return the rule that packets must pass: if it is kube-proxy's, which it makes again, the one that marks them."""
+    causes = decision.flows[0].causes
+    return causes[1] if decision.owner == KUBE_PROXY and len(causes) > 1 else decision.cause
 
 
 _OWN_REMEDIES: Mapping[Effect, Remedy] = {

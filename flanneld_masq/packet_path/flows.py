@@ -38,6 +38,7 @@ WORLD = {Family.IPV4: ip_address("8.8.8.8"), Family.IPV6: ip_address("2001:4860:
 OTHER_WORLD = {Family.IPV4: ip_address("93.184.216.34"), Family.IPV6: ip_address("2606:2800:220:1::1")}
 OTHER_PORT = 31234
 WORLD_PORT, POD_PORT, HOST_PORT, CLIENT_PORT, DNS_PORT = 443, 8080, 10250, 40000, 53
+KUBE_PROXY = "kube-proxy"  # masquerades packets with its mark, whoever gave it to them
 MAX_SERVICES = 32  # that are tried until one has a pod of this node
 _BRIDGE_KEYS = {
     Family.IPV4: "net.bridge.bridge-nf-call-iptables",
@@ -345,6 +346,9 @@ class _Flows:
         if judgement is Judgement.MAY:
             steps += [step for step in result.deciders if step not in steps]
         causes = tuple(Cause(step, self._node.owner(step)) for step in dict.fromkeys(steps))
+        if bad and causes and causes[0].owner == KUBE_PROXY:
+            marked = (Cause(step, self._node.owner(step)) for step in _marked(bad[0][0]))
+            causes += tuple(cause for cause in marked if cause.owner != KUBE_PROXY)[-1:]
         first = bad[0][1][0] if bad else None
         lost = judgement is Judgement.WRONG and first is Fault.LOST
         narrow = lost and self._is_narrow(original or case.packet, answer=answer)
@@ -428,8 +432,12 @@ def _cause(outcome: Outcome, fault: Fault) -> tuple[Step, ...]:
         return outcome.deciders[-1:]
     untracked = [step for step in outcome.steps if step.effect is Effect.UNTRACKED]
     ended = [step for step in outcome.steps if step.effect is Effect.ACCEPTED and step.hook is Hook.POSTROUTING]
-    marked = [step for step in outcome.steps if step.effect is Effect.MARKED]
-    return tuple((untracked or ended or marked)[-1:])
+    return tuple((untracked or ended or _marked(outcome))[-1:])
+
+
+def _marked(outcome: Outcome) -> list[Step]:
+    """Return the rules that changed the mark of a packet."""
+    return [step for step in outcome.steps if step.effect is Effect.MARKED]
 
 
 _NO_REMOTE = "the node has no route to pods of other nodes"

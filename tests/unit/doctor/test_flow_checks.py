@@ -218,3 +218,25 @@ def test_what_could_not_be_read_is_unknown() -> None:
     (found,) = examine(facts)
     assert (found.kind, found.seen) == (Kind.FLOWS_UNKNOWN, "`nft` could not be started")
     assert exit_status([found]) == 2
+
+
+def test_a_mark_of_kube_proxy_is_put_right_where_it_is_made() -> None:
+    """kube-proxy makes its chains again at each sync, so a rule there would not last."""
+    save = """*mangle
+:PREROUTING ACCEPT [0:0]
+-A PREROUTING -i cni0 -j MARK --set-xmark 0x4000/0x4000
+COMMIT
+*nat
+:POSTROUTING ACCEPT [0:0]
+:KUBE-POSTROUTING - [0:0]
+-A POSTROUTING -j KUBE-POSTROUTING
+-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+-A KUBE-POSTROUTING -j MARK --set-xmark 0x4000/0x0
+-A KUBE-POSTROUTING -j MASQUERADE --random-fully
+COMMIT
+"""
+    found = only([], legacy=save)
+    assert (found.kind, found.owner) == (Kind.FLOW_MASQUERADED, "kube-proxy")
+    assert found.seen.endswith("--set-xmark 0x4000/0x4000") and "marked at prerouting by rule 1" in found.seen
+    ends = "-s 10.244.0.0/16 -d 10.244.0.0/16"
+    assert found.remedy == f"iptables-legacy -t mangle -I PREROUTING 1 {ends} -j ACCEPT"
