@@ -57,7 +57,11 @@ def _any(command: str) -> Mapping[str, str]:
 
 
 _FIREWALLD = "firewall-cmd --zone=trusted --add-source={address}"
-_DOCKER_POLICY = Program(_any("{tool} -P FORWARD ACCEPT"), '`"ip-forward-no-drop": true` in /etc/docker/daemon.json')
+_DOCKER_POLICY = Program(
+    _any("{tool} -P FORWARD ACCEPT"),
+    '`"ip-forward-no-drop": true` in /etc/docker/daemon.json with docker 28 or later (an earlier one does not start '
+    "with it); otherwise forwarding in /etc/sysctl.d, for docker sets the policy only if it turns that on",
+)
 _DOCKER_NFT = Program(
     {},
     'docker makes its table again at each start: `"bridge-accept-fwmark": "0x100000/0x100000"` in '
@@ -65,13 +69,15 @@ _DOCKER_NFT = Program(
     "nftables service loads, which sets that mark for the same packets; or give docker a bridge other than flannel's",
 )
 _SHARED = "a connection with ipv4.method shared makes it: `nmcli connection modify NAME ipv4.method auto`"
+# ufw leaves a rule where it is that has the same ends, and what is added behind a deny does not help.
+_UFW = "ufw route delete {{denies}} {ends}; ufw route prepend allow {ends}"
 DROPS: Mapping[str, Program] = {
     "firewalld": Program(_any(_FIREWALLD), "the same with --permanent: `{command_permanent}`"),
     "ufw": Program(
         {
-            "from": "ufw route allow from {source}",
-            "to": "ufw route allow to {destination}",
-            "between": "ufw route allow from {source} to {destination}",
+            "from": _UFW.format(ends="from {source}"),
+            "to": _UFW.format(ends="to {destination}"),
+            "between": _UFW.format(ends="from {source} to {destination}"),
         },
         "",
     ),
@@ -107,7 +113,7 @@ MASQUERADES: Mapping[str, Program] = {
 }
 PORTS: Mapping[str, str] = {
     "firewalld": "firewall-cmd --add-port={port}/udp",
-    "ufw": "ufw allow {port}/udp",
+    "ufw": "ufw prepend allow {port}/udp",
 }
 _FILES = "the same in the file of the nftables service (/etc/nftables.conf, RHEL: /etc/sysconfig/nftables.conf)"
 _SAVED = "`netfilter-persistent save` (RHEL: `service {tools} save`), or the command in the script that makes the rules"
@@ -118,7 +124,7 @@ def remedy(step: Step, owner: str, family: Family, traffic: Iterable[Traffic], d
     traffic = tuple(dict.fromkeys(traffic))
     program = _program(step, owner)
     if program is not None and program.commands:
-        fields = [_fields(one, step.place, family, device) for one in traffic]
+        fields = [_fields(one, step, family, device) for one in traffic]
         commands = [program.commands[one.shape].format(**named) for one, named in zip(traffic, fields)]
         command = _joined(commands)
         return Remedy(command, program.persist.format(command_permanent=_permanent(command)))
@@ -153,12 +159,13 @@ def _permanent(command: str) -> str:
     return command.replace("firewall-cmd ", "firewall-cmd --permanent ")
 
 
-def _fields(one: Traffic, place: Place, family: Family, device: str) -> Mapping[str, str]:
+def _fields(one: Traffic, step: Step, family: Family, device: str) -> Mapping[str, str]:
     return {
+        "denies": "reject" if step.effect is Effect.REJECTED else "deny",
         "source": one.source,
         "destination": one.destination,
         "address": one.source or one.destination,
-        "tool": _tool(place, family),
+        "tool": _tool(step.place, family),
         "device": device,
     }
 

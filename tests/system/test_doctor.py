@@ -13,12 +13,13 @@ from flanneld_masq.model import Family, Packet
 from flanneld_masq.selftest import packets
 from flanneld_masq.selftest.packets import PacketError
 
-from ..common import eventually, patience
+from ..common import eventually, every_time, patience
 from .machine import UNIT, Machine
 
 pytestmark = pytest.mark.parametrize("release", ["firewalls-bookworm"], indirect=True)
 
 LOST_SECONDS = 0.3
+DENIED = ("from {subnet}", "to {network}", "from {network} to {network}")
 WITHOUT_FORWARD = "[forward]\nenabled = false"
 NETWORK = """<network><name>pods</name><forward mode='nat'/><bridge name='virbr9' stp='off'/><dns enable='no'/>
 <ip address='192.168.122.1' netmask='255.255.255.0'/></network>"""
@@ -82,6 +83,57 @@ def test_a_deny_of_ufw_is_found(machine: Machine) -> None:
     assert problems(machine) == []
     machine.site.assert_masqueraded()
     machine.run("ufw", "reload")
+    assert problems(machine) == []
+    machine.site.assert_masqueraded()
+
+
+@pytest.mark.parametrize("denied", DENIED if every_time() else DENIED[:1])
+def test_each_remedy_of_ufw_stands_ahead_of_its_denies(machine: Machine, denied: str) -> None:
+    """A rule that is added behind a deny does not help."""
+    start(machine)
+    machine.run("ufw", "--force", "enable")
+    for of in machine.site.topology.addresses:
+        ends = denied.format(subnet=of.subnet, network=of.networks[0])
+        machine.run("ufw", "route", "deny", *ends.split())
+    found = problems(machine)
+    assert {(one["id"], one["owner"]) for one in found} == {("flow-dropped", "ufw")}
+    remedy(machine, found)
+    assert problems(machine) == []
+    machine.site.assert_masqueraded()
+
+
+def test_a_deny_of_docker_is_passed_in_its_own_chain(machine: Machine) -> None:
+    """Docker keeps the chain of its users when it starts again."""
+    start(machine)
+    machine.systemctl("start", "docker")
+    of = machine.site.topology.of(Family.IPV4)
+    for end in ("-s", "-d"):
+        machine.run("iptables", "-I", "DOCKER-ISOLATION-STAGE-1", end, str(of.networks[0]), "-j", "DROP")
+    found = problems(machine)
+    assert named(found) == {("flow-dropped", "ipv4", "docker")}
+    assert is_lost(machine, Family.IPV4)
+    while found:
+        remedy(machine, found)
+        found = problems(machine)
+    machine.site.assert_masqueraded()
+    machine.systemctl("restart", "docker")
+    assert problems(machine) == []
+    assert "10.244.0.0/16" in machine.run("iptables", "-S", "DOCKER-USER").stdout
+    machine.site.assert_masqueraded()
+
+
+def test_the_policy_of_docker_is_opened_where_the_daemon_has_another_backend(machine: Machine) -> None:
+    """Docker leaves the policy alone where forwarding is on already, as with the setting that `persist` names."""
+    start(machine, '[forward]\nbackend = "nft"')
+    machine.systemctl("start", "docker")
+    machine.run("iptables", "-P", "FORWARD", "DROP")
+    found = problems(machine)
+    assert named(found) == {("flow-dropped", "ipv4", "docker")}
+    assert is_lost(machine, Family.IPV4)
+    remedy(machine, found)
+    assert problems(machine) == []
+    machine.site.assert_masqueraded()
+    machine.systemctl("restart", "docker")
     assert problems(machine) == []
     machine.site.assert_masqueraded()
 

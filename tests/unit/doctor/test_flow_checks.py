@@ -29,6 +29,7 @@ OWN = [
     rule("p", match(meta("oifname"), "eth0"), {"masquerade": None}, table="flanneld-masq"),
 ]
 POD_NETWORK = {"prefix": {"addr": "10.244.0.0", "len": 16}}
+UFW = "ufw route delete {} from 10.244.0.0/16; ufw route prepend allow from 10.244.0.0/16"
 CALICO = """*filter
 :FORWARD ACCEPT [0:0]
 :cali-FORWARD - [0:0]
@@ -122,7 +123,14 @@ def test_the_remedy_is_in_the_terms_of_the_owner(name: str, family: str, command
     ("line", "command"),
     [
         ("-A DOCKER -i cni0 -j DROP", "iptables-legacy -I DOCKER-USER -s 10.244.0.0/16 -j ACCEPT"),
-        ("-A ufw-user-forward -i cni0 -j DROP", "ufw route allow from 10.244.0.0/16"),
+        (
+            "-A ufw-user-forward -i cni0 -j DROP",
+            UFW.format("deny"),
+        ),
+        (
+            "-A ufw-user-forward -i cni0 -j REJECT",
+            UFW.format("reject"),
+        ),
         ("-A MYFW -i cni0 -j DROP", "iptables-legacy -I MYFW 1 -s 10.244.0.0/16 -j ACCEPT"),
     ],
 )

@@ -40,7 +40,7 @@ def found(place: Place, owner: str) -> Finding:
     ("place", "owner", "remedy"),
     [
         (RULE, "firewalld", "firewall-cmd --add-port=8472/udp"),
-        (RULE, "ufw", "ufw allow 8472/udp"),
+        (RULE, "ufw", "ufw prepend allow 8472/udp"),
         (RULE, "", "iptables-nft -I INPUT 3 -p udp --dport 8472 -j ACCEPT"),
         (POLICY, "", "nft add rule inet fw in udp dport 8472 accept"),
     ],
