@@ -52,7 +52,7 @@ _Identity = Optional[tuple[int, int]]  # inode and time of the last change of a 
 
 
 class _Failure(NamedTuple):
-    """Why a file cannot be used, and what helps."""
+    """Reason why a file cannot be used, and its remedy."""
 
     reason: str
     remedy: str
@@ -111,7 +111,7 @@ class StateDirectory:
 
     @property
     def trouble(self) -> str:
-        """Why the directory, or a file in it, cannot be used; empty if all is well."""
+        """Reason why the directory, or a file in it, cannot be used; empty if all is well."""
         return self._failures.text()
 
     def verified_state(self, backend: BackendName, family: Family) -> VerifiedState | None:

@@ -53,7 +53,7 @@ class Session:
 
     @classmethod
     def despite(cls, options: argparse.Namespace) -> Session:
-        """For commands that ask about the daemon, which may run with settings that the file no longer gives."""
+        """Return a session, with default settings if the file is wrong: the daemon may run with its previous ones."""
         try:
             return cls.of(options)
         except ConfigError as error:

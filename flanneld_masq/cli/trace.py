@@ -76,7 +76,7 @@ def _nothing(flow: Flow, seconds: float) -> str:
     return (
         f"no packet of {_text(flow)} was seen in {seconds:g} s: send some meanwhile, for example with ping in the pod; "
         "if you did, they do not reach this node's network stack: check the pod's own route and device with `ip "
-        f"route get {flow.dst}` in the pod, or whether an eBPF program forwards them (Cilium for one)"
+        f"route get {flow.dst}` in the pod, or whether an eBPF program forwards them (Cilium, for example)"
     )
 
 

@@ -293,7 +293,7 @@ class FamilyLoop:
     def _reconcile(
         self, desired: DesiredState, begun: Begun, *, heard: int | None, on_flush: FlushPolicy, stay: bool, survey: bool
     ) -> _Pass:
-        """In the worker's thread."""
+        """Do one pass. Runs in the worker's thread."""
         if begun.reprobe:
             self._reconciler.selector.reprobe()
         elif begun.is_resync:

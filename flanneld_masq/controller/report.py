@@ -67,7 +67,7 @@ class Repaired:
 
 @dataclass(frozen=True, **SLOTS)
 class Failure:
-    """How a pass failed. `culprits` may have put what is in the way there; the next try comes in `retry_seconds`."""
+    """Failure of a pass. `culprits` may have put the obstacle there; the next try comes in `retry_seconds`."""
 
     error: MasqError
     culprits: tuple[Culprit, ...]

@@ -130,7 +130,7 @@ class FamilyStatus:
 
 @dataclass(frozen=True, **SLOTS)
 class Since:
-    """When the state of the daemon and of each family began, as far as that is known."""
+    """Times when the state of the daemon and of each family began, as far as they are known."""
 
     daemon: Optional[datetime] = None
     families: Mapping[Family, datetime] = field(default_factory=dict)

@@ -14,7 +14,7 @@ _Result = TypeVar("_Result")
 
 
 class Publisher(Protocol):
-    """Where the log entries and the status go."""
+    """Receiver of log entries and status."""
 
     def emit(self, entries: Iterable[LogEntry]) -> None:
         """Log each entry and pass it to the plugins."""

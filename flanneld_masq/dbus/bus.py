@@ -91,7 +91,7 @@ class Bus(MessageBus):  # type: ignore[misc]  # the types of the library are not
         self._finalize()
 
     def _setup_socket(self) -> None:
-        """To the first address that answers. One that is busy is as good as gone: nothing here may wait."""
+        """Connect to the first address that answers. Skip one that is busy, because nothing here may wait."""
         problem: Exception = ValueError("no address of a Unix socket")
         for transport, options in self._bus_address:
             path = options.get("path") or "\0" + options.get("abstract", "")

@@ -38,7 +38,7 @@ _Result = TypeVar("_Result")
 
 
 class Connection:
-    """To the system bus, while it lasts.
+    """A connection to the system bus, while the bus lasts.
 
     Any local user may send calls. They wait in a queue that is bounded and fair to each sender, and are answered a few
     in each turn of the event loop. `on_excess` gets the sender of a call that is too large or one too many.
@@ -245,7 +245,7 @@ def _why(error: BaseException) -> str:
 
 
 def _ignore(_: str) -> None:
-    """For connections of commands, which serve nothing."""
+    """Do nothing. Commands use it, because they serve no calls."""
 
 
 def _header(frame: Frame, fields: wire.Fields) -> Message:
@@ -300,7 +300,7 @@ def _from_bus(value: Any) -> Any:
 
 
 def _to_bus(value: Any) -> Any:
-    """As the library wants it, and strings as the bus accepts them: UTF-8 without NUL."""
+    """Return a value in the types of the library. Strings become what the bus accepts: UTF-8 without NUL."""
     if isinstance(value, Variant):
         return _Variant(value.signature, _to_bus(value.value))
     if isinstance(value, str):

@@ -38,7 +38,7 @@ WORLD = {Family.IPV4: ip_address("8.8.8.8"), Family.IPV6: ip_address("2001:4860:
 OTHER_WORLD = {Family.IPV4: ip_address("93.184.216.34"), Family.IPV6: ip_address("2606:2800:220:1::1")}
 OTHER_PORT = 31234
 WORLD_PORT, POD_PORT, HOST_PORT, CLIENT_PORT, DNS_PORT = 443, 8080, 10250, 40000, 53
-KUBE_PROXY = "kube-proxy"  # masquerades packets with its mark, whoever gave it to them
+KUBE_PROXY = "kube-proxy"  # masquerades packets with its mark, from any program
 MAX_SERVICES = 32  # that are tried until one has a pod of this node
 _BRIDGE_KEYS = {
     Family.IPV4: "net.bridge.bridge-nf-call-iptables",

@@ -29,28 +29,28 @@ class Limits:
 
     @property
     def wait(self) -> float:
-        """For every wait without a limit of its own."""
+        """Limit of every wait without one of its own."""
         return 10.0 * self.factor
 
     @property
     def packet(self) -> float:
-        """For a packet to arrive; many more than one needs on a busy machine."""
+        """Limit until a packet arrives; a packet needs much less even on a busy machine."""
         return 10.0 * self.factor
 
     @property
     def repair(self) -> float:
-        """For damaged rules to be right again."""
+        """Limit until damaged rules are right again."""
         return 3.0 * self.factor
 
     @property
     def stop(self) -> float:
-        """For the daemon to end after SIGTERM."""
+        """Limit until the daemon ends after SIGTERM."""
         return 1.0 * self.factor
 
 
 @dataclass(frozen=True, **SLOTS)
 class Speed:
-    """How many seconds this program and a tool take to start and end, the slowest of some tries."""
+    """Seconds that this program and a tool take to start and end, the slowest of some tries."""
 
     program_seconds: float
     tool_seconds: float

@@ -72,7 +72,7 @@ def failed(error: Exception) -> None:
 
 
 def set_up(level: str, environ: Mapping[str, str] = os.environ) -> bool:
-    """To the journal when systemd reads our standard error, else to standard error. Whether it is the journal."""
+    """Log to the journal if systemd reads standard error, else to standard error. Return True for the journal."""
     to_journal = _stderr_is_journal(environ)
     LOGGER.handlers[:] = [_journal_handler() if to_journal else _stream_handler()]
     LOGGER.propagate = False

@@ -142,7 +142,7 @@ def _family(name: Family, family: FamilyStatus, leases: tuple[Lease, ...]) -> st
 
 
 def _watchdog_seconds(environ: Mapping[str, str]) -> Optional[float]:
-    """How often the watchdog wants to be fed at the least; None for never."""
+    """Return the longest time in seconds between two messages to the watchdog; None without a watchdog."""
     try:
         wanted = int(environ.get("WATCHDOG_USEC", "0"))
         for_us = int(environ.get("WATCHDOG_PID", os.getpid())) == os.getpid()

@@ -79,7 +79,7 @@ class StatusFiles:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Why a file could not be written last, or why the state directory cannot be used."""
+        """Reasons why the last write of a file failed, or why the state directory cannot be used."""
         return tuple(filter(None, (self._metrics_failure, self._directory.trouble)))
 
     def is_due(self, status: Status, resync_seconds: float) -> bool:

@@ -1,4 +1,4 @@
-"""For authors of plugins: a correct backend in memory, and the conformance suite that every backend must pass.
+"""Tools for authors of plugins: a correct backend in memory, and the conformance suite that every backend must pass.
 
 docs/plugins.md shows how to use both. Nothing here imports pytest, or anything else that a node lacks.
 """
