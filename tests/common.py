@@ -1,4 +1,4 @@
-"""What more than one layer of tests needs."""
+"""Helpers for more than one layer of tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What others do to the rules: begun here, and not waited for, since the rules are looked at meanwhile."""
+"""Changes that other programs make to the rules. A call starts one and returns, because a `Watch` runs meanwhile."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def committed(commit: Callable[[], object]) -> bool:
 
 
 def content(site: Site, watch: Watch) -> list[Damage]:
-    """What the chain holds is removed, all of it or a rule, by a process that goes on running."""
+    """Return changes that remove a rule or all rules of the chain, made by a process that goes on running."""
     if not isinstance(watch, NftWatch):
         return []
     table, chain = ("flanneld-masq", "postrouting") if site.backend == "nft" else ("nat", "FLANNELD-MASQ")
@@ -142,7 +142,7 @@ def everything(site: Site) -> Damage:
 
 
 def gaps(site: Site) -> list[Damage]:
-    """What administrators and other programs do to all rules of a node. No foreign rules are left."""
+    """Return what administrators and other programs do to all rules of a node. Each leaves no foreign rules."""
     flavour = site.flavour
     flush = _fixed(site, "iptables -t nat -F", f"iptables-{flavour} -w -t nat -F")
     if flavour == "legacy":

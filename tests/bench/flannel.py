@@ -53,7 +53,7 @@ class Replay:
             self._process.wait()
 
     def cycles(self) -> list[dict[str, Any]]:
-        """What it did since it was started: see flannel_replay."""
+        """Return the cycles of the process since its start, as flannel_replay prints them."""
         return [json.loads(line) for line in self._lines.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
     def close(self) -> None:
@@ -158,7 +158,7 @@ def restarts(found: Sequence[Replay], scale: Scale, record: Record) -> None:
 
 
 def never(found: Sequence[Replay], nftables: Replay, scale: Scale, record: Record) -> None:
-    """What stays broken for as long as we watch: the figure is the share of that time that it was broken."""
+    """Record damage that flannel leaves for `scale.watch_seconds`. The value is that time in seconds."""
     progress(f"flannel: watch what is never repaired, for {scale.watch_seconds:g} s")
     doubled = [replay for replay in found if not replay.foreign]
     broken = [(damage.flannel_nftables(nftables.site), nftables, "content-exit")]

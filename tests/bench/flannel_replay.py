@@ -77,7 +77,7 @@ class Replay:
             self._write(table, chain, rules)
 
     def resync(self) -> bool:
-        """Whether it wrote."""
+        """Check each rule as flannel does. Return True if one was missing, so that the rules were written."""
         wrote = False
         for table, chain, rules in TABLES:
             if not all(self._exists(table, chain, *rule) for rule in rules):

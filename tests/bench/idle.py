@@ -1,4 +1,4 @@
-"""What the daemons cost while nothing changes: CPU, wake-ups and processes, alone and beside a flannel that asks."""
+"""Cost of the daemons while nothing changes: CPU, wake-ups and processes, alone and beside a flannel that asks."""
 
 from __future__ import annotations
 

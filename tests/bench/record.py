@@ -1,4 +1,4 @@
-"""What was measured: samples by figure, subject and number of foreign rules."""
+"""Measured values: samples by figure, subject and number of foreign rules."""
 
 from __future__ import annotations
 

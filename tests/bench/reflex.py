@@ -1,4 +1,4 @@
-"""What any daemon races against: no look, no thought, known rules written at the event of the damage."""
+"""Lower bound for any daemon: a program that writes known rules at the event, without reading or comparing."""
 
 from __future__ import annotations
 

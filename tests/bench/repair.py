@@ -101,7 +101,7 @@ def _transactions(site: Site, watch: Watch, number: int) -> tuple[int, int]:
 
 
 def _plan(site: Site, watch: Watch, scale: Scale) -> Iterator[tuple[str, Damage]]:
-    """What is done to one site: (figure, damage), mixed."""
+    """Yield the damage for one site, as (figure, damage), the kinds in turn."""
     number = scale.repairs
     if site.flavour == "legacy":
         number = scale.legacy_repairs_beside_foreign if site.foreign else scale.legacy_repairs

@@ -1,4 +1,4 @@
-"""What was measured, against what is to be reached: rows for a table."""
+"""Table of the measured values beside their targets."""
 
 from __future__ import annotations
 

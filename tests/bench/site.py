@@ -120,7 +120,7 @@ class Site:
         return self._running().pid
 
     def status(self) -> dict[str, Any]:
-        """What the daemon that runs now says of IPv4; empty while it says nothing yet."""
+        """Return the IPv4 status of the running daemon; empty before its first one. Raises BenchError if it ended."""
         process = self._running()
         if process.poll() is not None:
             raise BenchError(f"{self}: the daemon ended with status {process.returncode}: {self.said()}")

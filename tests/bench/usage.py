@@ -1,4 +1,4 @@
-"""What the kernel has counted for a process."""
+"""Counters of the kernel for a process."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class Usage:
 
     @property
     def share(self) -> float:
-        """Of one core, with what its children used."""
+        """CPU time of the process and its children, as a share of one core."""
         return (self.cpu + self.children) / self.moment
 
     @property
     def alone(self) -> bool:
-        """Whether no child process lives, and none ended in the time between."""
+        """True if no child process lives, and none ended in the time between."""
         return self.faults == 0 and self.living == 0
 
 

@@ -45,7 +45,7 @@ class Watch(ABC):
         return 0
 
     def accept(self) -> None:
-        """What is there now is what is wanted."""
+        """Take the present rules as the wanted ones."""
         self.wanted = self.look()
 
     def whole(self) -> bool:

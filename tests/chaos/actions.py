@@ -1,4 +1,4 @@
-"""What a run does: an action of the plan, on a site. Raises Fault where the daemon does not answer as it must."""
+"""Perform the actions of a plan on a site. Raises Fault if the daemon gives a wrong answer."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Actor:
         return mutation.name
 
     def _stale(self, action: Action) -> str:
-        """What a dump of ours holds from a time with another lease, perhaps with another backend."""
+        """Restore an old dump of our rules: of another lease, perhaps of another backend."""
         name, lease = BACKENDS[action.choice % len(BACKENDS)], tuple(LEASES.values())[action.choice // 3 % len(LEASES)]
         node, found = self.site.node, subnet_env.parse(lease.encode(), "old.env")
         desired = policy.desired(node.settings, (found,), action.family, frozenset(Group))
@@ -134,7 +134,7 @@ class Actor:
             return []
 
     def _undone(self, mutation: Mutation) -> bool:
-        """What a damage leaves to others cannot be removed before the daemon has removed its own from it."""
+        """Undo the foreign part of a mutation. Return False until the daemon has removed its own part."""
         with self.site.node.entered():
             try:
                 mutation.undo()

@@ -1,4 +1,4 @@
-"""What must hold once things are quiet."""
+"""Checks that a site must pass once all actions have ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What listings of the kernel's rules say: the rules of others in a form to compare, and the copies of ours. Pure."""
+"""Read listings of the kernel's rules: foreign rules in a form to compare, and each copy of ours. Pure."""
 
 from __future__ import annotations
 

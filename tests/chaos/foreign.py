@@ -1,4 +1,4 @@
-"""What other programs do to the rules. Each is done twice: beside the daemon, and in a namespace without one."""
+"""Actions of other programs. Each is done twice: beside the daemon, and in a namespace without one."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def firewalld(shell: Shell, action: Action) -> None:
 
 
 def flush_by_commands(shell: Shell, action: Action) -> None:
-    """What scripts do: each table flushed, and its chains deleted."""
+    """Flush each table and delete its chains, one command after the other, as scripts do."""
     for table in _TABLES:
         shell.iptables(action, table, "-F")
         # A repair waits 200 ms for the next command of a flush. On a machine that is busy enough this one comes later,

@@ -1,4 +1,4 @@
-"""Whether a daemon grows: memory, descriptors and threads over the time of a run. Pure."""
+"""Find growth of a daemon: its memory, descriptors and threads over the time of a run. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SLACK = {"megabytes": 4.0, "descriptors": 6, "threads": 2}
 
 @dataclass(frozen=True, **SLOTS)
 class Sample:
-    """What one process holds at a quiet moment, `seconds` after the start of the run."""
+    """Resources of one process at a quiet moment, `seconds` after the start of the run."""
 
     seconds: float
     pid: int

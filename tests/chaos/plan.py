@@ -1,4 +1,4 @@
-"""What a run does: rounds of actions. Pure: the plan follows from the seed, and nothing else.
+"""Plan of a run: rounds of actions. Pure: the plan follows from the seed alone.
 
 Actions are dealt from decks with each kind in it, so that a short run has all of them. The kinds of a long deck, which
 replace the process, come once in several decks: a process must grow old before a leak shows.

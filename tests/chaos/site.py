@@ -87,7 +87,7 @@ class Site:
         """Repairs that the process now running has counted."""
         return sum(int(family.get("repairs") or 0) for family in self.daemon.status().get("families", {}).values())
 
-    # ---- what it is told, and what follows
+    # ---- its settings, and the rules that follow from them
 
     @property
     def settings_text(self) -> str:

@@ -228,7 +228,7 @@ class Daemon:
         self._store = store
 
     def lines(self, *words: str) -> list[str]:
-        """What it logged so far: the lines with all of these words."""
+        """Return the logged lines that contain all of these words."""
         return [line for line in self._log.read_text().splitlines() if all(word in line for word in words)]
 
     def status(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Every single step away from what we own in the kernel, generated from what is there.
 
 A `Subject` is one backend of one family in the namespace of the calling thread. `mutations` goes over its
-objects as they were just observed; each mutation looks its object up anew when it is done, so that all
+objects as they were just observed; each mutation looks its object up again when it is done, so that all
 of them hold after any number of repairs.
 """
 
@@ -72,7 +72,7 @@ class Mutation:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a kernel interface holds for one family: ours without counters and handles, the rest with them."""
+    """Rules of one family in a kernel interface: ours without counters and handles, foreign ones with them."""
 
     ours: tuple[str, ...] = ()
     foreign: tuple[str, ...] = ()
@@ -105,7 +105,7 @@ def alterations(rule: Rule, family: Family, group: Group) -> Iterator[tuple[str,
 
 
 class Nft:
-    """What nft does and sees, without a process: ending one waits for the kernel's grace period."""
+    """nft as a library. It starts no process, because the end of one waits for the kernel's grace period."""
 
     def __init__(self, family: Family) -> None:
         self.family = family
@@ -153,10 +153,10 @@ class Subject(ABC):
 
     @abstractmethod
     def mutations(self, desired: Desired) -> Iterator[Mutation]:
-        """All that somebody may do to it."""
+        """Yield every change that another program may make to it."""
 
     def settle(self) -> bool:
-        """Have rules of others before and behind our jumps, where there are jumps. Whether it did anything."""
+        """Put foreign rules before and behind our jumps, where there are jumps. Return True if it changed anything."""
         return False
 
     def observed(self, place: str) -> list[Item]:
@@ -206,7 +206,7 @@ class NftSubject(Subject):
         return f'insert rule {{place}} position {{handle}} {foreign} accept comment "{rule.comment}"'
 
     def _reworded(self, text: str) -> Iterator[tuple[str, str]]:
-        """What a `Rule` has no field for."""
+        """Yield changes of what a `Rule` has no field for, as (name, text)."""
         body, _, quoted = text.partition(" comment ")
         matches, _, verdict = body.rpartition(" masquerade" if " masquerade" in body else " ")
         yield "comment gone", body
@@ -234,7 +234,7 @@ class NftSubject(Subject):
         def step(name: str, naming: Iterable[str], *commands: str) -> Mutation:
             return Mutation(f"{place}: {name}", place, tuple(naming), lambda: self.nft(*commands))
 
-        def anew(name: str, new: str, rules: Iterable[str]) -> Mutation:
+        def replaced(name: str, new: str, rules: Iterable[str]) -> Mutation:
             added = (f"add rule {place} {text}" for text in rules)
             return step(name, [declaration], f"delete chain {place}", f"add chain {place} {{ {new} }}", *added)
 
@@ -242,12 +242,12 @@ class NftSubject(Subject):
         yield step("deleted", [declaration], f"delete chain {place}")
         yield step("renamed", [declaration], f"rename chain {place} elsewhere")
         yield step("policy drop", [declaration], f"add chain {place} {{ policy drop; }}")
-        yield anew("other priority", declaration.replace(str(chain.priority), str(chain.priority + 1), 1), texts)
-        yield anew("other hook", declaration.replace(f"hook {chain.hook}", "hook input"), elsewhere)
+        yield replaced("other priority", declaration.replace(str(chain.priority), str(chain.priority + 1), 1), texts)
+        yield replaced("other hook", declaration.replace(f"hook {chain.hook}", "hook input"), elsewhere)
         if chain.type == "nat":
-            yield anew("other type", declaration.replace("type nat", "type filter"), elsewhere)
+            yield replaced("other type", declaration.replace("type nat", "type filter"), elsewhere)
         yield step("no base chain", [declaration], f"delete chain {place}", f"add chain {place}")
-        yield anew("with a comment", f'comment "{FOREIGN_COMMENT}"; {declaration}', texts)
+        yield replaced("with a comment", f'comment "{FOREIGN_COMMENT}"; {declaration}', texts)
         yield step("foreign at the beginning", [foreign], f"insert rule {place} {foreign} accept")
         yield step("foreign at the end", [foreign], f"add rule {place} {foreign} accept")
         yield step(
@@ -349,7 +349,7 @@ class IptablesSubject(Subject):
             yield step(name, [line], f"-R {chain} {number} {new}")
 
     def _reworded(self, body: str, place: Place) -> Iterator[tuple[str, str]]:
-        """What a `Rule` has no field for."""
+        """Yield changes of what a `Rule` has no field for, as (name, text)."""
         yield "comment gone", re.sub(r'-m comment --comment "[^"]*" ', "", body)
         yield "comment of others", re.sub(r'--comment "[^"]*"', f'--comment "{FOREIGN_COMMENT}"', body)
         yield "comment longer", re.sub(r'(--comment "[^"]*)"', r'\g<1>0"', body)
@@ -494,7 +494,7 @@ class IptablesSubject(Subject):
             yield Mutation(f"table {place.table} restored empty", *own, empty, foreign_stays=False)
 
     def _jump_number(self, place: Place) -> int:
-        """Of our jump in the built-in chain, from 1 on."""
+        """Return the number of our jump in the built-in chain, from 1 on."""
         return next(len(found.before) + 1 for found in self._neighbours() if found.place == place.jump)
 
     def _neighbours(self) -> tuple[Neighbours, ...]:

@@ -21,7 +21,7 @@ MAX_RULES = 6
 
 @dataclass(frozen=True)
 class RandomRuleset:
-    """What each tool loads, in order, and the sysctls below /proc/sys/net."""
+    """Input of each tool, in the order of loading, and sysctls below /proc/sys/net."""
 
     inputs: tuple[tuple[tuple[str, ...], str], ...]
     sysctls: dict[str, int]
@@ -86,7 +86,7 @@ def _packet(source: Random, of: Addresses, sport: int) -> Packet:
 
 
 class _Words:
-    """What both kinds of ruleset draw."""
+    """Random values for both kinds of ruleset."""
 
     def __init__(self, source: Random, of: Addresses) -> None:
         self.source = source

@@ -114,7 +114,7 @@ def test_a_renamed_subnet_file_brings_the_rules_of_the_new_subnet(node: Node, ba
         assert not daemon.lines("drift")
 
 
-def test_a_directory_removed_and_made_anew_is_followed(node: Node) -> None:
+def test_a_directory_removed_and_made_again_is_followed(node: Node) -> None:
     with in_sync(node) as daemon:
         before = rules(node)
         for subnet_env, subnet in ((OTHER_SUBNET, "10.244.9.0/24"), (SUBNET_ENV, "10.244.1.0/24")):
@@ -294,7 +294,7 @@ def test_sigterm_while_it_waits_ends_it_too(node: Node) -> None:
 
 def test_a_restart_with_nothing_changed_writes_nothing(node: Node, backend_name: BackendName) -> None:
     def written() -> list[tuple[str, int, int]]:
-        """What each write leaves: a new file with what was observed after it."""
+        """Return name, inode and time of each read-back on disk; every write replaces its file."""
         files = [path for path in node.state.glob("*.json") if path.name not in ("status.json", "authors.json")]
         return [(path.name, path.stat().st_ino, path.stat().st_mtime_ns) for path in sorted(files)]
 
@@ -403,7 +403,7 @@ def install_counter(site: Path) -> Path:
     return count
 
 
-def test_a_metrics_file_that_cannot_be_written_is_told_once_and_so_is_its_end(node: Node) -> None:
+def test_an_unwritable_metrics_file_and_its_end_are_logged_once(node: Node) -> None:
     metrics = node.directory / "collector" / "metrics.prom"
     text = f'[reconcile]\nresync_seconds = 1\n[metrics]\ntextfile = "{metrics}"'
     with in_sync(node, "nft", text) as daemon:

@@ -44,7 +44,7 @@ def manager(bus: Bus, member: str) -> Any:
 
 
 def state(bus: Bus) -> str:
-    """What the daemon says on the bus of its state; empty while it is not there."""
+    """Return the daemon's state as `busctl` prints it; empty while the daemon is not on the bus."""
     return bus.ctl("get-property", NAME, PATH, MANAGER.name, "State").stdout.strip()
 
 
@@ -215,7 +215,7 @@ def test_systemd_s_word_has_it_look(node: Node, bus: Bus) -> None:
         connected(story)
 
 
-def test_a_bus_that_is_killed_is_joined_again_and_what_was_missed_is_looked_for(node: Node, bus: Bus) -> None:
+def test_a_killed_bus_is_joined_again_and_missed_damage_repaired(node: Node, bus: Bus) -> None:
     with present_with_legacy(node, bus) as daemon:
         bus.stop()
         daemon.logged("the system bus is lost")

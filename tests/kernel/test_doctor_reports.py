@@ -14,8 +14,10 @@ LLADDR = "02:00:00:00:00:02"
 
 @dataclass(frozen=True)
 class Report:
-    """What is done to a healthy node, the finding, and words of its text. `after` is what follows its remedy, `remedy`
-    what is done if the remedy is not one command."""
+    """Commands that break a healthy node, the id of the finding, and words of its text.
+
+    `remedy` stands for a remedy that is not one command. `after` are the commands that follow it.
+    """
 
     public: str
     breaks: tuple[str, ...]

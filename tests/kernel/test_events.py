@@ -1,4 +1,4 @@
-"""What others do to our rules is heard and undone at once, they are named, and nobody is fought."""
+"""The daemon undoes every change to its rules at once and names the author. Against a persistent one it backs off."""
 
 from __future__ import annotations
 
@@ -528,7 +528,7 @@ MEDDLING = {
 MEDDLING_SECONDS = lasting(6, 60)
 
 
-def test_who_keeps_undoing_our_rules_is_named_and_met_with_patience(make_node: Callable[[], Node]) -> None:
+def test_contention_names_the_author_and_bounds_the_repairs(make_node: Callable[[], Node]) -> None:
     """All backends at once, for it takes the time that it takes."""
     with contextlib.ExitStack() as stack:
         daemons: dict[str, Daemon] = {}

@@ -1,4 +1,4 @@
-"""What flannel and the CNI plugins leave in the kernel: told from all else, removed when asked, else left alone."""
+"""Rules of flannel and the CNI plugins: the daemon recognises them, and removes flannel's only when asked."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ def lines_of(family: Family, table: str) -> list[str]:
 
 
 def check(node: Node, flavour: str) -> None:
-    """What flanneld does every five seconds: ask for each rule."""
+    """Ask for each rule, as flanneld does every five seconds."""
     for family in Family:
         for table in ("nat", "filter"):
             for line in lines_of(family, table):
@@ -296,7 +296,7 @@ def check(node: Node, flavour: str) -> None:
 
 
 def rewrite(node: Node, flavour: str, tables: tuple[str, ...] = ("nat", "filter")) -> None:
-    """What it does where it believes one to be missing: delete and append them all."""
+    """Delete and append all rules, as flanneld does when it believes that one is missing."""
     for family in Family:
         for table in tables:
             lines = lines_of(family, table)
@@ -496,7 +496,7 @@ def test_cleanup_beside_the_daemon_removes_flannels_rules_alone(node: Node, gene
 
 
 def bridge(family: Family) -> str:
-    """What the bridge plugin writes for one pod when `ipMasq` is on."""
+    """Return the rules that the bridge plugin writes for one pod when `ipMasq` is on."""
     pod, pods = PODS[family].replace("0/24", "5").replace("::/64", "::5"), PODS[family]
     comment = '-m comment --comment "name: \\"cbr0\\" id: \\"0123456789abcdef\\""'
     chain = "CNI-1f2e3d4c5b6a79881706f5e4"
@@ -511,7 +511,7 @@ COMMIT
 
 
 def host_ports(family: Family) -> str:
-    """What the portmap plugin writes, which has nothing to do with it."""
+    """Return rules of the portmap plugin, which the bridge plugin does not write."""
     return """\
 *nat
 :CNI-HOSTPORT-MASQ - [0:0]
@@ -536,8 +536,8 @@ FOUND = {
 
 @pytest.mark.parametrize("look", ["reload", "resync"])
 @pytest.mark.parametrize("where", FOUND)
-def test_the_masquerade_of_the_bridge_plugin_is_reported_and_that_it_is_gone(node: Node, where: str, look: str) -> None:
-    """Of pods that come later: at boot there are none."""
+def test_masquerade_of_the_bridge_plugin_is_shown_until_its_end(node: Node, where: str, look: str) -> None:
+    """The pods come after the daemon: at boot there are none."""
     node.configure(BY_EVENTS_ALONE if look == "reload" else "[reconcile]\nresync_seconds = 1", backend="nft")
     for flavour in FLAVOURS:
         restore(node, flavour, host_ports)

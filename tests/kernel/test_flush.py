@@ -1,4 +1,4 @@
-"""What leaves a node with a pod's address while somebody flushes the whole ruleset, and what becomes of who flushes."""
+"""Another program flushes the whole ruleset: few packets leave with a pod's address, and its commands succeed."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_pod_traffic_crosses_a_node_whose_forward_chain_drops(topology: Topology
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_the_choice_is_made_anew_when_the_evidence_comes_and_goes(topology: Topology, node: Node, flavour: str) -> None:
+def test_the_choice_follows_evidence_that_comes_and_goes(topology: Topology, node: Node, flavour: str) -> None:
     node.configure(BY_EVENTS_ALONE if flavour == "iptables-nft" else BY_RESYNC, backend="nft")
     if flavour == "iptables-legacy":
         set_policy(node, flavour, "ACCEPT")

@@ -79,7 +79,7 @@ def test_changing_endpoints_are_no_drift(node: Node, lab: ServiceLab, backend: s
 
 
 def writes(status: dict[str, Any]) -> list[object]:
-    """What the daemon wrote so far, by family."""
+    """Return the numbers and times of what the daemon wrote so far, one list for each family."""
     return [
         [family.get(key) for key in ("repairs", "last_repair", "last_write")] for family in status["families"].values()
     ]
@@ -88,7 +88,7 @@ def writes(status: dict[str, Any]) -> list[object]:
 @pytest.mark.parametrize("groups", [frozenset(), frozenset(Group)], ids=["not in use", "in use"])
 @pytest.mark.parametrize("name", BY_EVENTS)
 def test_changing_endpoints_need_no_pass(node: Node, name: str, groups: frozenset[Group]) -> None:
-    """What a pass reads is the same, though kube-proxy writes the chains again that FORWARD jumps to."""
+    """The fingerprint stays the same when kube-proxy writes the chains again that FORWARD jumps to."""
     rules = load(node, "iptables-nft", 5)[0]
     with node.entered():
         node.reconciler(Family.IPV4).reconcile(node.desired_state())

@@ -15,7 +15,7 @@ PAIRS = [(used, other) for used in BACKENDS for other in BACKENDS if used != oth
 
 
 def old_dump(node: Node, topology: Topology, family: Family, name: str) -> str:
-    """What the backend held when this node had another subnet."""
+    """Return a dump of the backend from the time when this node had another subnet."""
     of = topology.of(family)
     file = node.directory / "old.env"
     file.write_text(of.subnet_lines(of.next_subnet))

@@ -108,7 +108,7 @@ def _difference(before: tuple[str, ...], after: tuple[str, ...]) -> str:
 
 
 def _survey(make_node: Callable[[], Node], name: BackendName, position: str = "last") -> list[str]:
-    """What failed, in both families at once: the tools spend most of their time waiting for the kernel."""
+    """Return the failures. Both families run at once, because the tools mostly wait for the kernel."""
 
     def survey(family: Family, node: Node) -> list[str]:
         node.configure(f'[masquerade]\nposition = "{position}"', backend=name)
@@ -131,7 +131,7 @@ def test_every_mutation_is_named_by_plan_and_undone_and_foreign_rules_stay(
 
 
 @pytest.mark.parametrize("backend_name", ["iptables-nft", "iptables-legacy"], indirect=True)
-def test_every_mutation_of_a_jump_that_shall_be_first_is_named_and_undone(
+def test_every_mutation_of_a_first_jump_is_named_and_undone(
     make_node: Callable[[], Node], backend_name: BackendName
 ) -> None:
     failures = _survey(make_node, backend_name, position="first")

@@ -50,7 +50,7 @@ Seen = Mapping[tuple[str, str], str]
 
 
 def flannel_rules(of: Addresses) -> str:
-    """What flannel's iptables mode feeds to iptables-restore, its nat part (pkg/trafficmngr/iptables)."""
+    """Return the nat table that flannel's iptables mode feeds to iptables-restore (pkg/trafficmngr/iptables)."""
     (cluster,), pods, multicast = of.networks, of.subnet, of.family.data.multicast
     comment = '-m comment --comment "flanneld masq"'
     return f"""\

@@ -236,7 +236,7 @@ def test_a_daemon_beside_another_owner_is_degraded_and_recovers(guarded: Node) -
 
 
 class Stored:
-    """What systemd keeps, in this process."""
+    """Substitute for the file descriptor store of systemd, within this process."""
 
     def __init__(self) -> None:
         self.sockets: dict[str, socket.socket] = {}

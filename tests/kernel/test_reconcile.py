@@ -131,7 +131,7 @@ def test_a_legacy_table_that_always_changes_while_it_is_asked_for_is_listed(
         assert not tuple(diff.moved(PLACES[Group.FORWARD].jump, wanted, (), observed)), "the jump stays where it is"
 
 
-def test_a_legacy_table_that_changes_while_a_look_is_made_counts_as_changed_until_the_next(
+def test_poll_reports_a_legacy_table_that_changed_during_a_pass(
     node: Node, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node.configure("", backend="iptables-legacy")

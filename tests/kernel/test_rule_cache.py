@@ -68,10 +68,10 @@ def test_a_repair_writes_no_chain_that_is_in_order(node: Node, family: Family, n
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_what_changes_between_the_look_and_the_write_is_not_taken_for_ours(
+def test_a_rule_forged_before_the_write_is_not_taken_for_ours(
     node: Node, family: Family, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One chain is flushed, and before it is written somebody forges a rule of the other one."""
+    """One chain is flushed. Before the daemon writes it, another program forges a rule of the other chain."""
     node.configure("", backend=name)
     verified_state = StateDirectory.verified_state
     with node.entered():
@@ -140,7 +140,7 @@ def test_a_repair_of_hundreds_of_rules_leaves_the_socket_in_order(node: Node, fa
             assert node.ruleset() == before
 
 
-def test_of_a_transaction_that_is_refused_nothing_is_done_or_left_to_read(node: Node, family: Family) -> None:
+def test_a_refused_transaction_changes_nothing_leaves_no_reply(node: Node, family: Family) -> None:
     with node.entered():
         node.tool("nft", f"add table {family.data.nft} t; add chain {family.data.nft} t c")
         netlink, before = Nfnetlink(), node.ruleset()
@@ -204,7 +204,7 @@ def test_a_base_chain_of_another_priority_is_left_to_the_tool(node: Node, family
         assert node.ruleset() == before
 
 
-def test_nothing_is_learnt_of_a_ruleset_that_somebody_else_wrote_to_as_well(node: Node, family: Family) -> None:
+def test_cache_learns_nothing_if_another_program_commits_too(node: Node, family: Family) -> None:
     name = "iptables-nft"
     node.configure("", backend=name)
     with node.entered():

@@ -1,4 +1,4 @@
-"""What the daemon encodes is what libnftables makes of the same words, and nft prints these words."""
+"""The daemon and libnftables encode the same text alike, and nft prints that text."""
 
 from __future__ import annotations
 

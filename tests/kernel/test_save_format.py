@@ -1,4 +1,4 @@
-"""What the real iptables programs print of any text is read back as it was put in."""
+"""The parser reads any text back from the output of the real iptables programs."""
 
 from __future__ import annotations
 

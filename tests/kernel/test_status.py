@@ -1,4 +1,4 @@
-"""What `status`, `status --check`, `doctor` and the metrics say of a real daemon, while it runs and after its end."""
+"""`status`, `status --check`, `doctor` and the metrics report on a real daemon, while it runs and after its end."""
 
 from __future__ import annotations
 

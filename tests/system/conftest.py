@@ -151,7 +151,7 @@ def deb(packages: PackageStore) -> Path:
 
 @pytest.fixture(scope="session")
 def installed(deb: Path, workshop: Path) -> Callable[[str], Path]:
-    """What the package adds to a release, by its name."""
+    """Return a function that maps a release to the files that the package adds to it."""
 
     @cache
     def install_into(release: str) -> Path:

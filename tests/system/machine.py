@@ -8,7 +8,7 @@
     machine.journal("-u", "flanneld-masq")[-1]["MESSAGE"]
     machine.site.assert_masqueraded()     # real packets from the pod, as the outside sees them
 
-Its network namespace is the lab's node, made anew at each boot, so rules end with the machine. Its processes have
+Its network namespace is the lab's node, made again at each boot, so rules end with the machine. Its processes have
 pids of their own: `machine.outer_pid` tells the one that this side knows, which is also the one that the kernel
 names as who committed to nf_tables.
 """
@@ -151,7 +151,7 @@ class Machine:
         return process
 
     def systemctl(self, *arguments: str, check: bool = True, timeout: float = TIMEOUT) -> str:
-        """What `systemctl` prints. With the machine off it can only enable, disable and mask."""
+        """Return the output of `systemctl`. With the machine off it can only enable, disable and mask."""
         if not self._pid:
             return self._run(("systemctl", f"--root={self._overlay.root}", *arguments)).stdout
         return self.run("systemctl", "--no-pager", *arguments, check=check, timeout=timeout).stdout
@@ -165,7 +165,7 @@ class Machine:
         return self.run("flanneld-masq", *arguments, check=check, user=user)
 
     def status(self) -> dict[str, Any]:
-        """What `flanneld-masq status --json` prints."""
+        """Return the output of `flanneld-masq status --json`."""
         found: dict[str, Any] = json.loads(self.masq("status", "--json").stdout)
         return found
 
@@ -212,7 +212,7 @@ class Machine:
         self.write("/etc/flanneld-masq/config.toml", f'backend = "{backend}"\n{text}\n{nft}')
 
     def write_subnet(self) -> None:
-        """What flannel would write for the subnets of the site."""
+        """Write the subnet file that flannel would write for the subnets of the site."""
         self.write(SUBNET_FILE, subnet_file_text())
 
     # ---- its journal

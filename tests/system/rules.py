@@ -42,7 +42,7 @@ class NftRules:
         return tuple(self._rules(family) for family in self._families)
 
     def handles(self) -> tuple[int, ...]:
-        """New ones say that the rules were written anew."""
+        """Return the handles of our rules. A rule that is written again has another one."""
         return tuple(rule.handle for family in self._families for rule in self._netlink.rules(family, *self._own))
 
     def generation(self) -> int:
@@ -106,7 +106,7 @@ class Outages:
 
     @property
     def milliseconds(self) -> tuple[float, ...]:
-        """Of each outage of a family, from the last look before it, so at most two looks too long."""
+        """Length of each outage of a family, from the last read before it, so at most two reads too long."""
         return tuple(seconds * 1000 for seconds in self._seconds)
 
     def _watch(self) -> None:

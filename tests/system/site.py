@@ -17,7 +17,7 @@ SUBNET_FILE = "/run/flannel/subnet.env"
 
 
 def subnet_file_text() -> str:
-    """What flannel's subnet file says on every machine."""
+    """Return the text of flannel's subnet file; it is the same on every machine."""
     lines = [each.subnet_lines() for each in default_addresses()]
     return "".join(lines) + "FLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
 
@@ -30,7 +30,7 @@ class Site:
 
     @property
     def node_name(self) -> str:
-        """Of the machine's network namespace."""
+        """Name of the machine's network namespace."""
         return self.topology.node.name
 
     def outside_sees(self, family: Family, *, deadline: float = packets.DEADLINE) -> Address:

@@ -1,4 +1,4 @@
-"""What an unprivileged user of the node can do to the daemon by D-Bus: not much."""
+"""An unprivileged user of the node cannot harm the daemon by D-Bus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The D-Bus service of the unit, on the machine's own bus: who may do what, what is told, and a bus that goes."""
+"""The D-Bus service of the unit, on the machine's own bus: its policy, its signals, and a bus that ends."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ JOINED = f"on the system bus as {NAME}"
 
 
 def on_bus(machine: Machine) -> str:
-    """What the daemon says there of its state; empty while it is not there."""
+    """Return the daemon's state as `busctl` prints it; empty while the daemon is not on the bus."""
     done = machine.run("busctl", "get-property", NAME, PATH, MANAGER.name, "State", check=False)
     return done.stdout.strip()
 
@@ -93,11 +93,11 @@ def test_the_bus_has_no_complaint_of_our_policy(present: Machine) -> None:
     assert [line for line in said if "flanneld" in line] == []
 
 
-# ---- what is told
+# ---- its signals
 
 
 class Output:
-    """Of a program that goes on: its lines, JSON."""
+    """Lines of JSON from a program that goes on running."""
 
     def __init__(self, machine: Machine, *argv: str, user: str = "") -> None:
         self._path = machine.path("/run/output")

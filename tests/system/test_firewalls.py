@@ -1,4 +1,4 @@
-"""Firewalls that start, reload and stop beside the daemon: the rules are back at once, whoever flushed them."""
+"""Firewalls that start, reload and stop beside the daemon: after each flush the daemon restores its rules at once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def backend(request: pytest.FixtureRequest) -> BackendName:
 
 
 def use_flavour(machine: Machine, backend: BackendName) -> None:
-    """What the alternatives of a Debian say of plain `iptables`, on or off."""
+    """Point plain `iptables` at the flavour of the backend, as Debian's alternatives do. The machine may be off."""
     if backend == "iptables-legacy":
         for tools, program in itertools.product(("iptables", "ip6tables"), ("", "-restore", "-save")):
             link = machine.path(f"/etc/alternatives/{tools}{program}")
@@ -140,7 +140,7 @@ def test_the_nftables_service_starts_reloads_and_stops(synced: Machine, backend:
     assert watched.repairs() or backend == "iptables-legacy"
 
 
-def test_netfilter_persistent_loads_rules_saved_without_us_and_with_old_ones_of_ours(
+def test_netfilter_persistent_loads_rules_with_and_without_ours(
     synced: Machine, backend: BackendName, tell: Tell
 ) -> None:
     rule = f"*{{}}\n-A {{}} -d {FOREIGN} -j ACCEPT\nCOMMIT\n"
@@ -155,11 +155,11 @@ def test_netfilter_persistent_loads_rules_saved_without_us_and_with_old_ones_of_
     synced.systemctl("reload", UNIT)
     eventually(lambda: synced.masq("plan", check=False).returncode == 0)
     repairs = watched.repairs()
-    anew = Watched(synced, backend)
-    anew.run("systemctl", "restart", "netfilter-persistent")
+    second = Watched(synced, backend)
+    second.run("systemctl", "restart", "netfilter-persistent")
     tell(watched.finish())
-    tell(anew.finish())
-    assert 0 < repairs < anew.repairs() or backend == "nft"
+    tell(second.finish())
+    assert 0 < repairs < second.repairs() or backend == "nft"
 
 
 def findings(machine: Machine) -> list[dict[str, Any]]:

@@ -1,5 +1,4 @@
-"""What an administrator reads in the journal: ids, fields, priorities, explanations; and that nothing is there to
-read while nothing happens."""
+"""The journal has ids, fields, priorities and explanations. While nothing happens, the daemon logs nothing."""
 
 from __future__ import annotations
 
@@ -203,7 +202,7 @@ def test_idle_is_silent(machine: Machine, state: str) -> None:
 
 
 def test_a_failure_is_told_once_and_so_is_its_end(machine: Machine) -> None:
-    """The lock of legacy made anew by somebody who knows nothing of us: for root alone."""
+    """Another program makes the legacy lock file again, with access for root alone."""
     machine.path(LOCK).unlink()
     machine.configure("[reconcile]\nresync_seconds = 1\n", backend="iptables-legacy")
     machine.write_subnet()
@@ -230,7 +229,7 @@ def fields_text(entry: dict[str, Any]) -> str:
     return str(fields(entry))
 
 
-def test_somebody_who_does_not_stop_is_named_once(machine: Machine) -> None:
+def test_a_program_that_does_not_stop_is_named_once(machine: Machine) -> None:
     start(machine)
     machine.write("/opt/fight", "#!/bin/sh\nwhile nft delete table ip flanneld-masq || :; do sleep 0.02; done\n").chmod(
         0o755

@@ -202,7 +202,7 @@ def test_a_stop_leaves_the_rules_or_removes_them_as_configured(machine: Machine,
 
 
 @pytest.mark.timing
-def test_a_daemon_that_hangs_is_killed_by_the_watchdog_and_started_anew(machine: Machine) -> None:
+def test_the_watchdog_restarts_a_daemon_that_hangs(machine: Machine) -> None:
     drop_in(machine, "[Service]\nWatchdogSec=1\nTimeoutAbortSec=1\nRestartSec=0\n")
     started(machine)
     pid = machine.show("MainPID")
@@ -233,7 +233,7 @@ def test_the_watchdog_is_fed_while_the_daemon_works(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV], ids=lambda number: number.name)
-def test_a_daemon_that_crashes_is_started_anew_and_the_rules_stay(machine: Machine, number: signal.Signals) -> None:
+def test_a_daemon_that_crashes_is_restarted_and_its_rules_stay(machine: Machine, number: signal.Signals) -> None:
     drop_in(machine, "[Service]\nRestartSec=3600\n")
     started(machine)
     machine.run("kill", f"-{number.name}", machine.show("MainPID"))

@@ -30,7 +30,7 @@ from .traffic import Traffic
 
 NEXT = "`systemctl enable --now flanneld-masq` starts it"
 CONFIGURATION = "/etc/flanneld-masq/config.toml"
-# What the machine itself, its package managers and whoever looks something up write.
+# Paths that the machine itself, its package managers and its caches change.
 _VOLATILE = (
     *("/proc", "/sys", "/dev", "/run", "/tmp", "/root"),
     *("/var/log", "/var/cache", "/var/tmp", "/var/lib/apt", "/var/lib/rpm", "/var/lib/systemd"),
@@ -90,7 +90,7 @@ def rpm(machine: Machine, *arguments: str) -> str:
 
 
 def rpm_changed(machine: Machine) -> list[str]:
-    """What `rpm --verify` says of each file that is not as it was installed."""
+    """Return the flags of `rpm --verify` for each file that changed since its installation."""
     done = machine.run("rpm", "--verify", "--nodeps", "flanneld-masq", check=False)
     return [line.split()[0] for line in done.stdout.splitlines()]
 
@@ -372,7 +372,7 @@ def test_both_packages_have_the_same_files(deb: Path, rpms: Packages) -> None:
 
 
 def common_name(path: str) -> str:
-    """What is at another place, or described by another file, in each of the distributions."""
+    """Return one name for a file that deb and rpm install at different paths."""
     for pattern, name in (
         (r"^/lib/", "/usr/lib/"),
         (r"^/usr/(lib/python3/dist-packages|share/flanneld-masq)/flanneld_masq", "MODULES"),
@@ -411,7 +411,7 @@ def test_rpmlint_finds_nothing(rpms: Packages) -> None:
 
 def prepared(machine: Machine, backend: BackendName) -> tuple[set[str], str]:
     """The files and the ruleset before anything of ours came, with rules of others among them."""
-    if backend == "iptables-legacy":  # its tables stay for ever once somebody has asked for them
+    if backend == "iptables-legacy":  # its tables stay for ever once a program has listed them
         for tool, table in itertools.product(("iptables", "ip6tables"), ("nat", "filter")):
             machine.run(f"{tool}-legacy", "-t", table, "-S")
     machine.run("nft", "add table inet others { chain c { type filter hook forward priority 0 ; } ; }")

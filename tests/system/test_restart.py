@@ -14,7 +14,7 @@ from .traffic import Traffic
 
 
 def written(machine: Machine) -> list[tuple[str, int, int]]:
-    """What each write leaves: a new file with what was observed after it."""
+    """Return name, inode and time of each read-back on disk; every write replaces its file."""
     files = [
         path
         for path in machine.path("/run/flanneld-masq").glob("*.json")
@@ -49,5 +49,5 @@ def test_a_restart_under_traffic_loses_nothing_and_writes_nothing(machine: Machi
 
 
 def numbers(rules: object) -> tuple[object, ...]:
-    """What the kernel counts anew with each write; it does not count for legacy."""
+    """Return the numbers that the kernel changes with each write; it has none for legacy."""
     return (rules.handles(), rules.generation()) if isinstance(rules, NftRules) else ()

@@ -61,7 +61,7 @@ def drop_in(machine: Machine, text: str, unit: str = UNIT) -> None:
 
 
 def prove(machine: Machine, command: str, more: str = "") -> str:
-    """What a command prints that is run in the sandbox of the unit."""
+    """Run a command in the sandbox of the unit, and return its output."""
     machine.write("/etc/systemd/system/proof.service", machine.path(f"/usr/lib/systemd/system/{UNIT}").read_text())
     drop_in(machine, _PROOF.format(command=command) + more, "proof.service")
     done = machine.run("systemctl", "start", "proof.service", check=False, timeout=SELFTEST_SECONDS)

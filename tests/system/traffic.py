@@ -24,7 +24,7 @@ _PACKET_OUTGOING = 4
 
 
 class Traffic:
-    """Of one family, a hundred times a second: a datagram of one long flow, one of a new flow, and 16 KB over TCP.
+    """Traffic of one family, a hundred times a second: datagrams of a long flow and of a new one, and 16 KB of TCP.
 
     A long flow keeps the source that its first packet got; a new one shows what the rules say now.
     """
@@ -69,7 +69,7 @@ class Traffic:
                 eventually(self._all_there, 3.0)
 
     def missing(self) -> tuple[str, ...]:
-        """What was sent and did not arrive as it was."""
+        """Return descriptions of the data that was lost or arrived changed."""
         stream = (_PATTERN * (self.streamed // len(_PATTERN) + 1))[: self.streamed]
         datagrams = len(self.sent - self.received)
         return (
@@ -122,7 +122,7 @@ class Traffic:
 
 
 def _if_there(receive: Callable[[], Any]) -> Any:
-    """What it returns; None where it would have to wait, or where a connection broke, which shows in `missing`."""
+    """Return what a non-blocking call returns. None: it would wait, or the connection broke, which `missing` shows."""
     try:
         return receive()
     except (BlockingIOError, ConnectionError):

@@ -1,4 +1,4 @@
-"""What the shells offer is what the program takes. bash is asked itself; the files of the others are read."""
+"""The shells offer what the program takes. The tests run bash, and read the files of zsh and fish."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ COMMANDS = dict(parsers())
 
 
 def bash(*words: str) -> list[str]:
-    """What it offers for the last of the words, which may be empty."""
+    """Return what bash offers for the last of the words, which may be empty."""
     script = (
         f"source {COMPLETIONS}/flanneld-masq; COMP_WORDS=(flanneld-masq {shlex.join(words)}); "
         f'COMP_CWORD={len(words)}; _flanneld_masq; printf "%s\\n" "${{COMPREPLY[@]}}"'

@@ -1,4 +1,4 @@
-"""What a process loads: no OpenSSL at all, and asyncio only where it is needed."""
+"""A process never loads OpenSSL, and loads asyncio only where it is needed."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def section(text: str, title: str) -> str:
 
 
 def terms(text: str) -> list[str]:
-    """What a definition list defines, without the words of several lines."""
+    """Return the terms of a definition list, except those that take several lines."""
     return re.findall(r"^(\S.*)\n {2}\S", text, re.MULTILINE)
 
 

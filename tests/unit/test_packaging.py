@@ -49,7 +49,7 @@ def checked_version(root: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """What the versions are read from, to be changed."""
+    """Return a copy of the files that name a version, for tests that change them."""
     for name in (*VERSIONED, "packaging/common.sh"):
         target = tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def test_the_rpm_makes_the_user_that_sysusers_d_describes() -> None:
 
 
 def test_neither_package_loads_modules_from_a_home_directory_or_pythonpath(tmp_path: Path) -> None:
-    """Of the deb, tests/system starts the script that its build makes."""
+    """This test runs the script of the rpm; tests/system runs the one that the build of the deb makes."""
     script = (ROOT / "packaging/rpm/flanneld-masq").read_text()
     first = script.splitlines()[0]
     assert first == "#!/usr/bin/python3 -I"

@@ -45,7 +45,7 @@ class Offers:
 
 
 class Answers:
-    """A plugin that returns what it is told to, or raises it, whichever hook is called."""
+    """A plugin whose hooks return or raise the given answers, one for each call."""
 
     def __init__(self, *answers: object) -> None:
         self.answers = list(answers)

@@ -181,7 +181,7 @@ def test_what_runs_is_known_meanwhile(tmp_path: Path) -> None:
 
 
 def test_output_that_is_not_text() -> None:
-    """A comment of somebody's rule may hold any bytes; they come out as they went in."""
+    """A comment of a foreign rule may hold any bytes; they come out as they went in."""
     printed = run(("printf", "\\377")).stdout
     assert printed.encode("utf-8", "surrogateescape") == b"\xff"
 
@@ -207,7 +207,7 @@ def test_stop_ends_what_runs_and_refuses_what_comes(tmp_path: Path) -> None:
 
 
 def test_no_child_is_left_behind() -> None:
-    """Of this very process: neither running nor a zombie."""
+    """This process has no child afterwards, neither running nor a zombie."""
     script = """
 import os, sys
 from flanneld_masq.errors import CommandError

@@ -1,4 +1,4 @@
-"""What survives in the state directory, what does not, and who may hold it."""
+"""The state directory keeps good files, refuses others, and has one holder."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class TestGolden:
         assert [file.name for file in directory.iterdir()] == ["nft-ipv4.json"], "no half-written file is left"
 
     @pytest.mark.skipif(not is_root(), reason="needs root to give a file away")
-    def test_a_file_of_somebody_else_is_not_believed(self, directory: Path) -> None:
+    def test_a_file_of_another_user_is_not_believed(self, directory: Path) -> None:
         StateDirectory(directory).remember(NFT, Family.IPV4, GOLDEN)
         os.chown(directory / "nft-ipv4.json", 65534, 65534)
         assert StateDirectory(directory).verified_state(NFT, Family.IPV4) is None
@@ -184,7 +184,7 @@ class TestDirectory:
         assert list(directory.iterdir()) == []
 
     @pytest.mark.skipif(not is_root(), reason="needs root to give a directory away")
-    def test_one_that_belongs_to_somebody_else_is_refused(self, directory: Path) -> None:
+    def test_one_that_belongs_to_another_user_is_refused(self, directory: Path) -> None:
         directory.mkdir(parents=True)
         os.chown(directory, 65534, 65534)
         with pytest.raises(StateError, match="can be written by others than root"):
@@ -251,7 +251,7 @@ class TestDirectory:
 class TestADirectoryThatIsFull:
     @pytest.fixture
     def full(self, monkeypatch: pytest.MonkeyPatch) -> list[OSError]:
-        """What writing fails with, as long as it is in here."""
+        """Return a list. While it holds an error, writing fails with it."""
         errors: list[OSError] = [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))]
         usual = {name: getattr(os, name) for name in ("fchmod", "pwrite")}
 
@@ -373,7 +373,7 @@ class TestTheLockOfAnInstanceThatCouldNotMakeIt:
 
 class TestLocks:
     def test_are_for_their_owner_alone(self, directory: Path) -> None:
-        """Whoever can open one can hold it."""
+        """A user who can open a lock can hold it."""
         kept = StateDirectory(directory)
         with kept.instance(), kept.exclusive(Family.IPV4):
             assert {stat.S_IMODE(lock.stat().st_mode) for lock in directory.iterdir()} == {0o600}
@@ -381,7 +381,7 @@ class TestLocks:
 
 @pytest.mark.skipif(not is_root(), reason="needs root to give files away")
 class TestUserOfTheService:
-    """What root, with its commands, and the daemon, as a user of its own, are to each other. Nobody plays the user."""
+    """Commands of root and the daemon, a user of its own, share the files. The user nobody stands for that user."""
 
     @pytest.fixture(autouse=True)
     def nobody(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -394,7 +394,7 @@ class TestUserOfTheService:
         os.chown(directory / "nft-ipv4.json", 65534, 65534)
         assert StateDirectory(directory).verified_state(NFT, Family.IPV4) == GOLDEN
 
-    def test_what_somebody_else_wrote_is_not(self, directory: Path) -> None:
+    def test_what_another_user_wrote_is_not(self, directory: Path) -> None:
         StateDirectory(directory).remember(NFT, Family.IPV4, GOLDEN)
         os.chown(directory / "nft-ipv4.json", 1, 1)
         assert StateDirectory(directory).verified_state(NFT, Family.IPV4) is None
@@ -405,7 +405,7 @@ class TestUserOfTheService:
             assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (65534, 65534, 0o600)
 
     def test_a_file_that_it_found_elsewhere_is_not(self, directory: Path, tmp_path: Path) -> None:
-        """A link would have root give it somebody's file."""
+        """With a link, root would give it the file of another user."""
         write(tmp_path / "precious", "precious")
         os.link(tmp_path / "precious", directory / "ipv4.lock")
         with StateDirectory(directory).exclusive(Family.IPV4):
@@ -531,7 +531,7 @@ class TestALockForRootAlone:
         assert StateDirectory(directory).holder().runs is False
 
     @pytest.mark.skipif(not is_root(), reason="needs root to start a process of another user")
-    def test_its_pid_is_somebody_else_s_now(self, directory: Path) -> None:
+    def test_its_pid_belongs_to_another_user_now(self, directory: Path) -> None:
         with subprocess.Popen(("sleep", "60"), user=65534) as stranger:
             try:
                 StateDirectory(directory).write_status({"state": "synced", "pid": stranger.pid})

@@ -1,4 +1,4 @@
-"""What counts as growth, and what as a state that differs."""
+"""Growth counts after the first minute of a run; a restart hides none."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def finding(kind: str, **more: str) -> dict[str, str]:
 
 
 def test_findings_on_what_is_not_saved_are_those_of_the_node(masq: Program) -> None:
-    """What can be examined again is: a forwarding that was off is on in the snapshot."""
+    """doctor examines again what the snapshot holds. The saved finding says off, the snapshot says on."""
     said = [finding("service-failed", seen="exit status 1"), finding("forwarding-off"), finding("of-a-later-release")]
     files = {**LEASE, "doctor.json": json.dumps({"findings": said, "plugin_failures": []})}
     done = masq(f"doctor --json --snapshot {saved(masq, OWN, files)}")

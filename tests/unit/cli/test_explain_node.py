@@ -1,4 +1,4 @@
-"""What `explain` says of a packet on the node as it is."""
+"""`explain` follows a packet through the node as it is."""
 
 from __future__ import annotations
 

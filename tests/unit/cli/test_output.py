@@ -1,4 +1,4 @@
-"""What commands print: lines for people, with colour on a terminal alone, and JSON for machines."""
+"""Output of commands: lines for people, with colour on a terminal alone, and JSON for machines."""
 
 from __future__ import annotations
 

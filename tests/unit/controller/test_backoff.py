@@ -1,4 +1,4 @@
-"""Repairs are free while they are few; whoever goes on undoing them is met ever more slowly."""
+"""A few repairs come without delay. If a program goes on undoing them, each delay is longer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def spent(now: float = START) -> RepairBackoff:
 
 
 def fight(until: float, pause: float = 0.0) -> list[float]:
-    """The moments of our repairs, against somebody who undoes each at once, or after a pause."""
+    """Return the moments of our repairs, in seconds, against a program that undoes each one `pause` seconds later."""
     backoff, now, moments = RepairBackoff(), START, []
     while now < START + until:
         backoff.repaired(now)
@@ -97,7 +97,7 @@ def test_nothing_ends_where_nothing_began() -> None:
     assert not RepairBackoff().in_order(START)
 
 
-def test_a_repair_in_between_begins_the_quiet_period_anew() -> None:
+def test_a_repair_in_between_restarts_the_quiet_period() -> None:
     backoff = spent()
     backoff.repaired(START + QUIET_SECONDS - 1)
     assert not backoff.in_order(START + QUIET_SECONDS)
@@ -139,7 +139,7 @@ def test_a_fight_of_an_hour_is_a_bounded_number_of_writes() -> None:
 
 
 @given(st.floats(0.0, 1.0))
-def test_whatever_the_pace_of_who_undoes_us_the_writes_are_bounded(pause: float) -> None:
+def test_writes_are_bounded_at_any_pace_of_the_other_program(pause: float) -> None:
     moments = fight(120.0, pause)
     assert len(moments) <= BURST + 120 * REFILL_PER_SECOND + 1
     assert moments == sorted(moments)

@@ -178,7 +178,7 @@ def test_a_failure_that_lasts_is_told_once(play: Play, kernel: MemoryKernel) -> 
     play(scene)
 
 
-def test_a_line_that_tells_of_a_state_comes_when_the_status_says_the_same(
+def test_a_state_is_logged_when_the_status_shows_it(
     play: Play, kernel: MemoryKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backoff, "QUIET_SECONDS", 0.0)
@@ -205,7 +205,7 @@ def commits(stage: Stage, name: str) -> None:
 
 
 @pytest.mark.parametrize("failures", [0, 1])
-def test_what_comes_behind_the_back_of_a_first_pass_or_of_the_one_that_ends_a_failure_is_repaired(
+def test_commit_during_a_first_or_recovering_pass_is_repaired(
     play: Play, kernel: MemoryKernel, monkeypatch: pytest.MonkeyPatch, failures: int
 ) -> None:
     kernel.fail("observe", *(KernelError("reading", "no"),) * failures)
@@ -260,7 +260,7 @@ def test_who_commits_after_the_rules_were_broken_is_not_blamed(play: Play) -> No
     play(scene)
 
 
-def test_who_breaks_them_after_a_harmless_change_in_what_we_look_at_is_named(play: Play) -> None:
+def test_author_after_a_harmless_change_beside_our_jump_is_named(play: Play) -> None:
     """A rule behind our jump: a look is needed to tell that it does no harm, and it may have to wait."""
 
     async def scene(stage: Stage) -> None:
@@ -277,7 +277,7 @@ def test_who_breaks_them_after_a_harmless_change_in_what_we_look_at_is_named(pla
     play(scene)
 
 
-def test_who_breaks_them_between_the_event_of_another_and_the_look_is_named(
+def test_author_between_another_event_and_the_check_is_named(
     play: Play, kernel: MemoryKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its event comes during the pass that finds what it did."""
@@ -300,7 +300,7 @@ def test_who_breaks_them_between_the_event_of_another_and_the_look_is_named(
     play(scene)
 
 
-def test_who_breaks_them_before_the_event_of_another_is_looked_into_is_named(play: Play) -> None:
+def test_author_before_another_event_is_checked_is_named(play: Play) -> None:
     """Two events, and what the later one tells of is seen after the earlier one."""
 
     async def scene(stage: Stage) -> None:
@@ -316,7 +316,7 @@ def test_who_breaks_them_before_the_event_of_another_is_looked_into_is_named(pla
     play(scene)
 
 
-def test_who_breaks_them_first_is_blamed_whoever_changes_what_we_look_at_later(play: Play) -> None:
+def test_the_first_program_that_breaks_the_rules_is_blamed(play: Play) -> None:
     async def scene(stage: Stage) -> None:
         await at_rest(stage)
         stage.kernel.flush(V4, OURS)
@@ -330,7 +330,7 @@ def test_who_breaks_them_first_is_blamed_whoever_changes_what_we_look_at_later(p
     play(scene)
 
 
-def test_who_breaks_them_while_they_are_broken_is_not_taken_for_harmless(play: Play) -> None:
+def test_author_who_repeats_the_damage_is_not_taken_for_harmless(play: Play) -> None:
     async def scene(stage: Stage) -> None:
         await at_rest(stage)
         for _ in range(2):
@@ -349,7 +349,7 @@ def test_who_breaks_them_while_they_are_broken_is_not_taken_for_harmless(play: P
 
 @pytest.mark.parametrize("generation", [(1 << 31) + 100, 0])
 def test_a_break_of_long_ago_does_not_hide_another(play: Play, generation: int) -> None:
-    """The kernel counts in 32 bits, and anew if nf_tables is loaded anew."""
+    """The kernel counts in 32 bits, and from the beginning if nf_tables is loaded again."""
 
     async def scene(stage: Stage) -> None:
         stage.kernel.generation = 50
@@ -366,7 +366,7 @@ def test_a_break_of_long_ago_does_not_hide_another(play: Play, generation: int) 
     play(scene)
 
 
-def test_what_is_broken_again_before_the_other_backend_is_repaired_comes_back(
+def test_rules_broken_again_during_a_pass_are_repaired_again(
     play_two: Play, kernel: MemoryKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel.drops[OTHER] = "docker drops"
@@ -396,7 +396,7 @@ def test_what_is_broken_again_before_the_other_backend_is_repaired_comes_back(
     play_two(scene)
 
 
-def test_of_several_who_may_have_done_it_one_that_was_harmless_before_is_not_blamed(play: Play) -> None:
+def test_among_suspects_the_one_that_was_harmless_is_not_blamed(play: Play) -> None:
     async def scene(stage: Stage) -> None:
         await at_rest(stage)
         stage.kernel.append(V4, "elsewhere", "rule")
@@ -685,9 +685,7 @@ def test_a_drop_behind_the_evidence_of_a_pass_is_not_missed(
     play_two(scene)
 
 
-def test_what_was_repaired_in_a_pass_that_failed_in_the_end_is_told_and_counted(
-    play_two: Play, kernel: MemoryKernel
-) -> None:
+def test_repair_in_a_pass_that_fails_later_is_logged_and_counted(play_two: Play, kernel: MemoryKernel) -> None:
     kernel.drops[OTHER] = "docker drops"
 
     async def scene(stage: Stage) -> None:
@@ -1007,7 +1005,7 @@ def test_a_hint_waits_for_the_end_of_a_contention(play: Play) -> None:
 
 
 def test_the_daemon_tells_of_all_families_that_failed(tmp_path: Path) -> None:
-    """Of one error as it is, of several in one."""
+    """The daemon raises a single error as it is, and joins several into one."""
 
     async def answers(*errors: MasqError) -> MasqError:
         daemon = Daemon(lambda: Settings(state_directory=str(tmp_path)), plugin_loader.load())

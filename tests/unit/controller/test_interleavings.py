@@ -56,7 +56,7 @@ BASES = ("postrouting", "forward")
 
 @dataclass(frozen=True)
 class Step:
-    """What another program does with a chain, in the call of a backend that comes after so many others.
+    """Change of a chain by another program, during the call of a backend that comes after `calls` others.
 
     The kernel counts the transaction then, shows its rules `lag` calls later, and reports it last. The event is heard
     as soon as may be, before that call goes on, or never, because it is one of too many.
@@ -159,10 +159,10 @@ class Kernel(MemoryKernel):
         if self._losing:
             self._lost = True
         else:
-            self._events.append(Transaction(self.generation, 4_000_000, "somebody"))
+            self._events.append(Transaction(self.generation, 4_000_000, "another"))
 
     def ours(self, family: Family) -> list[tuple[str, ...]]:
-        """What must be as it was: our chains, the first rule of postrouting and the last one of forward."""
+        """Return what a repair must restore: our chains, the first rule of postrouting and the last one of forward."""
         found = self.chains(family)
         return [*(found.get(name, ()) for name in OURS), found["postrouting"][:1], found["forward"][-1:]]
 
@@ -274,5 +274,5 @@ class Stage:
 def test_whatever_others_commit_and_whenever_the_rules_come_back(steps: list[Step], before: int) -> None:
     with tempfile.TemporaryDirectory() as directory:
         stage = Stage(Path(directory))
-        stage.kernel.generation = following(0, -before)  # it begins anew somewhere in between
+        stage.kernel.generation = following(0, -before)  # it overflows somewhere in between
         asyncio.run(stage.play(steps))

@@ -25,7 +25,7 @@ EVIL, FLANNEL, OURS = Process(42, b"evil\n", b"evil\0-F\0"), Process(43, b"iptab
 
 
 class Tables:
-    """What a poll answers, and what follows from it."""
+    """Answers for the polls, with a count of polls and one of the changes that they reported."""
 
     def __init__(self) -> None:
         self.changed = False

@@ -40,7 +40,7 @@ def test_failures_that_come_and_go_are_not_told_for_ever() -> None:
     said = []
     for half_second in range(7200):
         said.append(found.line("no", half_second / 2))
-        assert found.over() == (said[-1] is not None), "who is told of a failure is told of its end, and nobody else"
+        assert found.over() == (said[-1] is not None), "the end is logged exactly if the failure was"
     lines = [line for line in said if line is not None]
     assert len(lines) <= FAILURE_BURST + 3600 * REFILL_PER_SECOND
     assert lines[:5] == ["no"] * 5

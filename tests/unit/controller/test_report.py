@@ -1,4 +1,4 @@
-"""What a family reports: outcomes and failures in, log entries and status out."""
+"""Report of a family: outcomes and failures in, log entries and status out."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def test_a_step_that_does_not_end_shows_until_it_does(report: FamilyReport) -> N
     assert (report.status().state, report.status().last_error) == (State.SYNCED, "")
 
 
-def test_a_step_that_does_not_end_hides_the_error_before_it_but_not_the_one_after(report: FamilyReport) -> None:
+def test_a_step_that_hangs_hides_the_last_error_until_it_ends(report: FamilyReport) -> None:
     list(report.failed(failure("no")))
     list(report.step_is_stuck(5.0, ()))
     assert report.status().last_error.startswith("a pass has been running for 5 s")

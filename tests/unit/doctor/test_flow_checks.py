@@ -1,4 +1,4 @@
-"""What becomes of the packets of pods as findings: one for each rule, with the remedy of its owner."""
+"""doctor makes one finding for each rule that harms packets of pods, with the remedy of its owner."""
 
 from __future__ import annotations
 

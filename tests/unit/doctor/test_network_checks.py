@@ -1,4 +1,4 @@
-"""What interfaces, addresses, routes and switches mean for pods."""
+"""doctor finds interfaces, addresses, routes and sysctls that harm pods."""
 
 from __future__ import annotations
 

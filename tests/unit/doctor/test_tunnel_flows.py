@@ -56,7 +56,7 @@ def test_what_firewalld_keeps() -> None:
 
 
 def dropped(*rules: Sequence[object]) -> list[TunnelDrop]:
-    """What drops the packets of two other nodes, with these rules at the hook input and then a drop of their port."""
+    """Return the drops of packets from two other nodes. The hook input has these rules, then a drop of their port."""
     tunnel = match(payload("udp", "dport"), 8472), DROP
     objects = [table(), chain("in", "input"), *(rule("in", *one) for one in (*rules, tunnel))]
     ends = tuple(Peer("flannel.1", ip_address(address)) for address in OTHERS)

@@ -586,7 +586,7 @@ def _dbus_calls(data: bytes) -> None:
 
 
 def _dbus_answers(data: bytes) -> None:
-    """What a daemon of any release answers to a command, or signals to it."""
+    """Read answers and signals that a daemon of any release sends to a command."""
     for frame in _frames(data, client.MAX_ANSWER):
         message = message_of(parse(frame))
         with contextlib.suppress(ValueError):  # it is of another release

@@ -1,4 +1,4 @@
-"""What of a configuration is read, and what is refused."""
+"""Configurations that are accepted, and those that are refused."""
 
 from __future__ import annotations
 
@@ -478,7 +478,7 @@ class TestDropIns:
 
 
 class TestStateDirectory:
-    """Of a file that is wrong elsewhere."""
+    """The state directory is found in a file that is wrong elsewhere."""
 
     @pytest.mark.parametrize(
         ("text", "expected"),

@@ -27,7 +27,7 @@ QUIET = 0.02
 class Watched:
     """A file that is watched for, as the daemon does it: each call is followed by `refresh`.
 
-    One change is told several times; what is told within QUIET seconds of each other is one.
+    The kernel reports one change several times; reports within QUIET seconds of each other are one.
     """
 
     def __init__(self, *paths: Path) -> None:
@@ -264,7 +264,7 @@ class TestWhatCannotBeWatched:
 
     @pytest.fixture
     def limit(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[OSError]]:
-        """What inotify fails with, as long as it is in here."""
+        """Return a list. While it holds an error, inotify fails with it."""
         errors: list[OSError] = []
         usual: Callable[..., Any] = Inotify._add_watch
 
@@ -334,7 +334,7 @@ class TestWhatCannotBeWatched:
 
 
 class TestLinks:
-    """Symbolic links on the way to the file: whatever changes what they lead to is told."""
+    """Symbolic links on the way to the file: each change of where they lead is reported."""
 
     @pytest.fixture
     def target(self, tmp_path: Path) -> Path:
@@ -595,7 +595,7 @@ class TestDirectories:
             str(run.parent): frozenset((str(run),)),
         }
 
-    def test_a_directory_made_anew_is_another(self, run: Path) -> None:
+    def test_a_directory_made_again_is_another(self, run: Path) -> None:
         before = directories([str(run / "x")])
         run.rename(run.with_name("old"))
         run.mkdir()

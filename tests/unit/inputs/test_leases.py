@@ -1,4 +1,4 @@
-"""What is kept of a subnet file that changes, is refused, or goes."""
+"""Leases follow the changes of their subnet files. While a file is refused or gone, its last good lease stays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What programs do with a lock file that exists, or is made later."""
+"""Opens and closes of a lock file that exists, or is made later."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What /proc tells of processes."""
+"""Processes are found in /proc."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a subnet file is read, and what is refused."""
+"""Subnet files that are accepted, and those that are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the messages of the kernel say about the commits to nf_tables."""
+"""The kernel's messages about commits to nf_tables are read as transactions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the kernel says about traced packets, as values."""
+"""The kernel's messages about traced packets are read as values."""
 
 from __future__ import annotations
 

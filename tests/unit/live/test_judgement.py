@@ -1,4 +1,4 @@
-"""What became of a packet, and which rule decided it."""
+"""The judgement of a packet names its fate and the rule that decided it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked of the tools, and what becomes of their failures."""
+"""The collector asks the tools for the ruleset; what it cannot list or read is marked as unread."""
 
 from __future__ import annotations
 

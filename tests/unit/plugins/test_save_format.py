@@ -125,7 +125,7 @@ def rule_lines(draw: st.DrawFn, escaped: str = '"\\') -> tuple[str, dict[str, st
 
 
 class TestEveryString:
-    """What iptables-save prints of any comment, log prefix, string match and name is read back as it was put in."""
+    """The parser reads back any comment, log prefix, string match and name that iptables-save prints."""
 
     @given(st.lists(rule_lines(), max_size=6))
     def test_values_are_read_back_as_they_were_put_in(self, drawn: list[tuple[str, dict[str, str]]]) -> None:

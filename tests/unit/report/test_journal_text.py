@@ -1,4 +1,4 @@
-"""What lines are made of the journal, and which fields they hold."""
+"""Each entry of the journal becomes a line with its time, message and own fields."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def test_packets_of_no_connection_are_dropped_first_if_asked_for() -> None:
         ("host to multicast", "192.0.2.10", "224.0.0.1", 0, None),
         ("pod to link-local, by default", "10.244.1.5", "169.254.169.254", 0, "6"),
         ("marked by kube-proxy", "10.244.1.5", "1.1.1.1", 0x4000, "1"),
-        ("marked by kube-proxy and somebody else", "10.244.1.5", "1.1.1.1", 0x4001 | 0x4000, "1"),
+        ("marked by kube-proxy and another program", "10.244.1.5", "1.1.1.1", 0x4001 | 0x4000, "1"),
         ("all marks there are", "10.244.1.5", "1.1.1.1", 0xFFFFFFFF, "1"),
         ("to be dropped, says kube-proxy", "10.244.1.5", "1.1.1.1", 0x8000, "6"),
         ("all marks but kube-proxy's", "10.244.1.5", "1.1.1.1", 0xFFFFFFFF ^ 0x4000, "6"),

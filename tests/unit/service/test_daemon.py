@@ -1,4 +1,4 @@
-"""What the daemon says of troubles of its own: each by the kind of entry whose explanation fits."""
+"""The daemon logs each trouble of its own as the kind of entry whose explanation fits."""
 
 from __future__ import annotations
 
@@ -74,9 +74,7 @@ def test_rules_that_another_instance_keeps_from_being_removed(
     assert told == [("rules-left", logging.ERROR, "ipv4: rules not removed: ipv4.lock was held")]
 
 
-def test_a_file_that_cannot_be_written_is_told_once_and_so_is_its_end(
-    tmp_path: Path, plugins: Plugins, told: Told
-) -> None:
+def test_an_unwritable_file_and_its_end_are_logged_once(tmp_path: Path, plugins: Plugins, told: Told) -> None:
     metrics = tmp_path / "collector" / "metrics"
     publisher = daemon(tmp_path / "state", plugins, str(metrics))._publisher
     publisher._bus._tried = True

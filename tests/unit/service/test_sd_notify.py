@@ -1,4 +1,4 @@
-"""What systemd hears, on a socket like its own, and when it hears nothing more."""
+"""Notifications to systemd, on a socket like its own, and to a systemd that no longer reads."""
 
 from __future__ import annotations
 
