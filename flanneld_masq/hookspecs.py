@@ -12,6 +12,7 @@ stops the daemon: the log, ``backends`` and ``status`` name the plugin, and its 
 
 from __future__ import annotations
 
+import enum
 import socket
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from flanneld_masq.model import (
     Probe,
     Settings,
     Survey,
+    Traffic,
     make_printable,
 )
 from flanneld_masq.printable import one_line, printable
@@ -159,6 +161,15 @@ class Protector(Protocol):
         """Let the rules stay in force when this process ends. Called at a clean stop."""
 
 
+@runtime_checkable
+class Meter(Protocol):
+    """A backend may have this method beside those of `Backend`, if the kernel counts the packets of its rules."""
+
+    def traffic(self, tags: Collection[str]) -> Traffic:
+        """Return the sum of what the daemon's rules with these tags have counted. Called at a resync, if metrics are
+        exported: start no process."""
+
+
 @dataclass(frozen=True, **SLOTS)
 class BackendType:
     """A backend as a plugin offers it. `create` is called once per family and starts nothing.
@@ -199,6 +210,34 @@ class Event:
         object.__setattr__(self, "diff", "\n".join(map(printable, self.diff.split("\n"))))
 
 
+class MetricKind(str, enum.Enum):
+    """The type of a metric, as Prometheus names it. A counter only grows, until the daemon starts again."""
+
+    GAUGE = "gauge"
+    COUNTER = "counter"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True, **SLOTS)
+class Sample:
+    """A value, and the names and values of its labels."""
+
+    value: float
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, **SLOTS)
+class Metric:
+    """A metric of the daemon. All samples have the same label names. The name of a counter ends in _total."""
+
+    name: str
+    kind: MetricKind
+    help: str
+    samples: tuple[Sample, ...] = ()
+
+
 class HookSpecs:
     """The hooks. pluggy passes only those arguments that an implementation names."""
 
@@ -235,3 +274,16 @@ class HookSpecs:
         Called after the event, in the daemon's event loop: return at once. The result is not used. If the hook raises,
         the log names the plugin and the daemon goes on.
         """
+
+    @hookspec
+    def flanneld_masq_export(self, settings: Settings, metrics: Callable[[], Sequence[Metric]]) -> None:
+        """Export the daemon's metrics, if the settings ask this plugin to; if they no longer do, end that.
+
+        Called in the daemon's event loop whenever it publishes its status: return at once. The first call comes when
+        the first pass is over, so that no rule waits for it. `metrics` returns the metrics of that moment; any thread
+        may call it. The result is not used. If the hook raises, the status has the error until it succeeds.
+        """
+
+    @hookspec
+    def flanneld_masq_stop(self) -> None:
+        """The daemon ends: release what `flanneld_masq_export` holds. The result is not used."""

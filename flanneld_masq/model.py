@@ -18,6 +18,7 @@ from flanneld_masq.printable import printable
 SLOTS: dict[str, bool] = {"slots": True} if sys.version_info >= (3, 10) else {}
 
 Address = Union[IPv4Address, IPv6Address]
+LOOPBACK: Address = IPv4Address("127.0.0.1")
 Network = Union[IPv4Network, IPv6Network]
 BackendName = NewType("BackendName", str)
 
@@ -349,7 +350,14 @@ class Settings:
     stop_remove_rules: bool = False
     dbus_enabled: bool = True
     metrics_textfile: str = ""
+    metrics_address: Address = LOOPBACK
+    metrics_port: int = 0
     log_level: str = "info"
+
+    @property
+    def exports_metrics(self) -> bool:
+        """True if metrics go to a file or to a port."""
+        return bool(self.metrics_textfile or self.metrics_port)
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -479,6 +487,18 @@ class Survey:
 
     def __post_init__(self) -> None:
         make_printable(self, "cni_masquerade")
+
+
+@dataclass(frozen=True, **SLOTS)
+class Traffic:
+    """The packets and bytes that rules have counted since they were written. A nat rule sees the first packet of each
+    connection alone, so `packets` are connections."""
+
+    packets: int
+    bytes: int
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(self.packets + other.packets, self.bytes + other.bytes)
 
 
 @dataclass(frozen=True, **SLOTS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Callable, Optional, TypeVar
@@ -13,7 +13,7 @@ import pluggy
 
 from flanneld_masq import hookspecs
 from flanneld_masq.errors import MasqError, PluginError
-from flanneld_masq.hookspecs import ENTRY_POINT_GROUP, Backend, BackendType, Event, Host, Protector
+from flanneld_masq.hookspecs import ENTRY_POINT_GROUP, Backend, BackendType, Event, Host, Meter, Metric, Protector
 from flanneld_masq.model import (
     AUTO,
     BackendName,
@@ -29,6 +29,7 @@ from flanneld_masq.model import (
     Probe,
     Settings,
     Survey,
+    Traffic,
 )
 
 Result = TypeVar("Result")
@@ -50,6 +51,7 @@ _ANSWERS: Mapping[str, tuple[type, ...]] = {
     "poll": (bool, _NONE),
     "hold": (int,),
     "release": (_NONE,),
+    "traffic": (Traffic, _NONE),
 }
 
 
@@ -100,6 +102,15 @@ class Plugins:
         """Pass an event to all observers; return the errors of those that failed."""
         answers = self._call("flanneld_masq_event", event=event)
         return tuple(answer for _, answer in answers if isinstance(answer, PluginError))
+
+    def export(self, settings: Settings, metrics: Callable[[], Sequence[Metric]]) -> tuple[PluginError, ...]:
+        """Let the plugins export metrics; return the errors."""
+        answers = self._call("flanneld_masq_export", settings=settings, metrics=metrics)
+        return tuple(answer for _, answer in answers if isinstance(answer, PluginError))
+
+    def stop(self) -> tuple[PluginError, ...]:
+        """Tell the plugins that the daemon ends; return the errors."""
+        return tuple(answer for _, answer in self._call("flanneld_masq_stop") if isinstance(answer, PluginError))
 
     def _call(self, hook: str, **arguments: Any) -> Iterator[tuple[str, Any]]:
         """Call each implementation by itself, so that the name of one that raises is known."""
@@ -257,6 +268,10 @@ class GuardedBackend:
         """Release a backend that was used."""
         if self._backend is not None:
             self._guard("release", lambda backend: backend.release() if isinstance(backend, Protector) else None)
+
+    def traffic(self, tags: Collection[str]) -> Optional[Traffic]:
+        """Return None for a backend whose rules count nothing."""
+        return self._guard("traffic", lambda backend: backend.traffic(tags) if isinstance(backend, Meter) else None)
 
     def _guard(self, method: str, call: Callable[[Backend], Result]) -> Result:
         try:

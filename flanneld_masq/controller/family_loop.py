@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
@@ -18,6 +18,7 @@ from flanneld_masq.controller.healer import Healer
 from flanneld_masq.controller.legacy_poller import LegacyPoller, cpu_seconds
 from flanneld_masq.controller.report import Failure, FamilyReport, Repaired
 from flanneld_masq.controller.schedule import (
+    CHANGES_BY_OTHERS,
     EVENTS_LOST,
     MAX_SETTLE_SECONDS,
     RESYNC,
@@ -33,7 +34,7 @@ from flanneld_masq.controller.worker import Wakeup
 from flanneld_masq.errors import LockHeld, MasqError, RulesetError
 from flanneld_masq.inputs.processes import Process
 from flanneld_masq.kernel.ruleset_events import Transaction
-from flanneld_masq.model import Family, Group, Protection, Settings
+from flanneld_masq.model import BackendName, Family, Group, Protection, Settings, Traffic
 from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.reconcile.values import DesiredState, FlushSeen, Outcome
 from flanneld_masq.ruleset.flush import FlushPolicy
@@ -71,6 +72,7 @@ class _Pass(NamedTuple):
     missed_drop: bool
     cpu: float
     surveyed: Found | None  # by a resync, which so wakes the event loop once
+    traffic: Mapping[BackendName, Traffic] | None  # None if it was not read
 
 
 class FamilyLoop:
@@ -122,6 +124,8 @@ class FamilyLoop:
     def mark(self, reason: str, *, reprobe: bool = False, urgent: bool = True) -> None:
         """Have a pass begin at once, or if it is not urgent as soon as a contention allows."""
         self._schedule.mark(reason, reprobe=reprobe, urgent=urgent)
+        if reason in CHANGES_BY_OTHERS:
+            self._schedule.gap.noticed(self._now())
         self.report.settled = self.report.settled and not reprobe
         self._wakeup.notify()
 
@@ -221,14 +225,17 @@ class FamilyLoop:
     async def _pass(self) -> None:
         desired, reasons, outcome = self._desired.current(), self._schedule.take(), self.report.outcome
         if desired is None:
+            self._schedule.gap.dropped()
             self._filter.suspects.forget(None)
             return
         if outcome is not None and not self._schedule.failures:
             self._filter.suspects.forget(outcome.generation)
             if reasons == (RULESET_CHANGED,) and self._filter.can_be_dropped():
+                self._schedule.gap.dropped()
                 return
         self._poller.stop()
         begun = self._schedule.begin(reasons)
+        self._schedule.gap.begin(self._now())
         changed = begun.asked or desired != self.report.held
         self._healer.due = self._healer.due or desired != self.report.held
         lacking = outcome is not None and bool(outcome.unhelped)  # a program that may have been installed meanwhile
@@ -241,6 +248,7 @@ class FamilyLoop:
             if self._on_failure(MasqError(f"internal error: {error!r}"), begun):
                 _LOGGER.exception("%s: internal error", self.family)
         else:
+            self.report.traffic = self.report.traffic if done.traffic is None else done.traffic
             self._on_success(desired, done.outcome, begun)
             if changed or begun.is_resync:
                 await self._survey(desired, done.surveyed, reloaded=begun.asked)
@@ -303,8 +311,17 @@ class FamilyLoop:
         detector = self._reconciler.detector
         leaving = self._reconciler.selector.leaving
         polls, missed_drop, used = detector.polls(), detector.missed_drop(), cpu_seconds() - started
+        counts = desired.settings.exports_metrics and (begun.is_resync or self.report.outcome is None)
+        traffic = self._traffic() if counts else None
         found = self._surveyor.read(desired, changed=False) if survey else None
-        return _Pass(outcome, polls, leaving, missed_drop, used, found)
+        return _Pass(outcome, polls, leaving, missed_drop, used, found, traffic)
+
+    def _traffic(self) -> Mapping[BackendName, Traffic] | None:
+        """Return what masquerade rules have counted; None if that cannot be read. In the worker's thread."""
+        try:
+            return self._reconciler.traffic()
+        except MasqError:
+            return None
 
     def _on_success(self, desired: DesiredState, outcome: Outcome, begun: Begun) -> None:
         masquerade, selector = self._desired.settings.masquerade, self._reconciler.selector
@@ -315,6 +332,7 @@ class FamilyLoop:
         self._publisher.emit(self.report.protected(outcome, wanted=desired.settings.nft_protect is True))
         self._publisher.emit(self.report.mark_entries(outcome))
         culprits = self._on_repairs(begun)
+        self.report.gap(self._schedule.gap.end(self._now()))
         self._filter.verified(outcome.generation, outcome.fingerprint)
         self._publisher.emit(self.report.verified(outcome))
         quiet = not outcome.repairs and self._schedule.backoff.in_order(self._now())
@@ -363,6 +381,7 @@ class FamilyLoop:
         self._healer.due = self._healer.due or bool(repairs)
         if any(repair.drift for repair in repairs):
             self._schedule.backoff.repaired(self._now())
+            self._schedule.gap.drifted()
         return done.all_culprits
 
     def _drift_seen_in(self) -> int | None:

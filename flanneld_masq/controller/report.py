@@ -12,10 +12,11 @@ from flanneld_masq.controller.attribution import Culprit
 from flanneld_masq.controller.backoff import LAST_DELAY
 from flanneld_masq.controller.log_throttle import DriftThrottle, LogThrottle
 from flanneld_masq.controller.status import FamilyStatus, FlannelStatus, GroupStatus, LastWrite, MarkStatus, State
+from flanneld_masq.controller.tally import Tally
 from flanneld_masq.errors import LockHeld, MasqError
 from flanneld_masq.hookspecs import Event
 from flanneld_masq.inputs.text import shown
-from flanneld_masq.model import SLOTS, BackendName, Family, Group, Protection, Survey
+from flanneld_masq.model import SLOTS, BackendName, Family, Group, Protection, Survey, Traffic
 from flanneld_masq.reconcile.healing import Healed
 from flanneld_masq.reconcile.values import DesiredState, Effects, Outcome, Removed, Repair
 from flanneld_masq.reconcile.wording import describe, describe_healed
@@ -80,14 +81,15 @@ class WriteHistory:
     """The writes for one family since the daemon's start: how often drift was repaired, how many connections were
     healed, and the last write of each kind. A new lease does not hide who removed rules."""
 
-    repairs: int = 0
+    tally: Tally = field(default_factory=Tally)
     healed_flows: int = 0
     last_repair: LastWrite | None = None
     last_write: LastWrite | None = None
 
     def add(self, write: LastWrite) -> None:
         if write.drift:
-            self.repairs, self.last_repair = self.repairs + 1, write
+            self.tally.add(write)
+            self.last_repair = write
         else:
             self.last_write = write
 
@@ -163,6 +165,7 @@ class FamilyReport:
     held: DesiredState | None = None  # what that pass made the kernel hold
     error: MasqError | None = None  # of the last pass
     stuck: str = ""  # what a step that does not end waits for
+    traffic: Mapping[BackendName, Traffic] = field(default_factory=dict)  # at the last resync
     survey: SurveyReport = field(init=False)
     _verified_at: datetime | None = None  # when a pass last succeeded
     _writes: WriteHistory = field(default_factory=WriteHistory)
@@ -188,7 +191,7 @@ class FamilyReport:
             State.WAITING if self.shown_state is State.SYNCED and not named else self.shown_state,
             last_error=self.stuck or ("; ".join(self._dropped) if self.error is None else str(self.error)),
             groups={group: GroupStatus.of(chosen, rules.get(group, 0)) for group, chosen in choices.items()},
-            repairs=self._writes.repairs,
+            repairs=self._writes.tally.repairs,
             last_repair=self._writes.last_repair,
             last_write=self._writes.last_write,
             verified=self._verified_at,
@@ -197,6 +200,8 @@ class FamilyReport:
             flannel=FlannelStatus(self.survey.flannel, self.survey.takeover_stopped, self.survey.flannel_rules),
             kube_proxy_mark=None if mark is None else MarkStatus(str(mark.mark or ""), mark.why),
             protection=self.outcome.protection if self.outcome else None,
+            totals=self._writes.tally.totals,
+            traffic=self.traffic,
         )
 
     def chosen(self, outcome: Outcome, without_random: Collection[BackendName]) -> Iterator[LogEntry]:
@@ -259,6 +264,10 @@ class FamilyReport:
                 )
             )
 
+    def gap(self, seconds: float) -> None:
+        """Count the time that rules were not as wanted."""
+        self._writes.tally.gap_us += round(seconds * 1_000_000)
+
     def healed(self, healed: Healed) -> Iterator[LogEntry]:
         """Log and count the connections that were healed after a pass."""
         self._writes.healed_flows += healed.flows
@@ -312,6 +321,7 @@ class FamilyReport:
                 f"{self.family}: {names} keeps undoing our rules; they are put back ever more slowly, at least every "
                 f"{LAST_DELAY:.0f} s, until it stops"
             )
+            self._writes.tally.contentions += 1
             yield self._entry("contended", message, logging.WARNING, **_blame(culprits))
         elif recovered and not contended and not self._dropped:
             yield self._entry("recovered", f"{self.family}: in sync again", reason=because)

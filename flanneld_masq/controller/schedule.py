@@ -15,7 +15,7 @@ from flanneld_masq.model import SLOTS
 
 RULESET_CHANGED, EVENTS_LOST, TABLES_CHANGED = "ruleset changed", "ruleset events lost", "legacy tables changed"
 RESYNC, RETRY = "resync", "retry"
-_CHANGES_BY_OTHERS = frozenset({RULESET_CHANGED, EVENTS_LOST, TABLES_CHANGED, RESYNC})
+CHANGES_BY_OTHERS = frozenset({RULESET_CHANGED, EVENTS_LOST, TABLES_CHANGED, RESYNC})
 
 MAX_HELD_BY_FAILURE = 5.0  # an event may come with the end of the trouble, so it waits no longer than this
 MAX_SETTLE_SECONDS = 0.05
@@ -53,6 +53,41 @@ class Begun:
 
 
 @dataclass
+class GapClock:
+    """Measures how long rules are not as wanted: from the first notice of a change to the end of its repair.
+
+    A change that no event announces, which only a resync finds, counts from the beginning of that pass.
+    """
+
+    _pending: float = math.inf  # the first notice since the last pass began
+    _since: float = math.inf  # the first notice that a pass took up
+    _drifted: bool = False
+
+    def noticed(self, now: float) -> None:
+        """Another program may have changed the rules."""
+        self._pending = min(self._pending, now)
+
+    def dropped(self) -> None:
+        """The pending notices need no pass."""
+        self._pending = math.inf
+
+    def begin(self, now: float) -> None:
+        """A pass begins. One that failed before it may have left the rules broken."""
+        self._since = min(self._since, self._pending, now)
+        self._pending = math.inf
+
+    def drifted(self) -> None:
+        """The pass repaired a change by another program."""
+        self._drifted = True
+
+    def end(self, now: float) -> float:
+        """The rules are as wanted. Return the seconds that they were not."""
+        seconds = max(0.0, now - self._since) if self._drifted else 0.0
+        self._since, self._drifted = math.inf, False
+        return seconds
+
+
+@dataclass
 class Schedule:
     """Collects the reasons for the next pass of one family, and knows how long each pass has to wait.
 
@@ -62,6 +97,7 @@ class Schedule:
     passing: bool = False  # between `begin` and `end`
     failures: int = 0  # in a row
     backoff: RepairBackoff = field(default_factory=RepairBackoff)
+    gap: GapClock = field(default_factory=GapClock)
     _reasons: dict[str, None] = field(default_factory=dict)
     _urgent: bool = False
     _reprobe: bool = False
@@ -88,7 +124,7 @@ class Schedule:
         """Note a reason for a pass. Changes by other programs are never urgent."""
         self._reasons[reason] = None
         self._reprobe = self._reprobe or reprobe
-        self._urgent = self._urgent or (urgent and reason not in _CHANGES_BY_OTHERS)
+        self._urgent = self._urgent or (urgent and reason not in CHANGES_BY_OTHERS)
 
     def take(self) -> tuple[str, ...]:
         """Return the reasons up to now, and start to collect those of the next pass."""

@@ -24,6 +24,7 @@ from flanneld_masq.model import (
     ItemKind,
     Lease,
     Protection,
+    Traffic,
     family_of,
 )
 from flanneld_masq.ruleset.backend_choice import Choice
@@ -99,6 +100,30 @@ class FlannelStatus:
 
 
 @dataclass(frozen=True, **SLOTS)
+class RepairCount:
+    """The number of repairs in one backend that one program made necessary. `cause` is the worst damage of each, and
+    `author` the name of the program; "unknown" if none is known, "others" for programs beyond the first 20."""
+
+    backend: BackendName
+    cause: ChangeKind
+    author: str
+    count: int
+
+
+@dataclass(frozen=True, **SLOTS)
+class Totals:
+    """What a daemon has counted for one family since its start.
+
+    `gap_us` is the time from the first notice of each change by another program to the end of the pass that repaired
+    it, in microseconds.
+    """
+
+    repairs: tuple[RepairCount, ...] = ()
+    contentions: int = 0
+    gap_us: int = 0
+
+
+@dataclass(frozen=True, **SLOTS)
 class FamilyStatus:
     """The status of one family.
 
@@ -108,7 +133,8 @@ class FamilyStatus:
     succeeded; a status that differs in nothing else is not new. `cni_masquerade` are the places where the CNI bridge
     plugin masquerades. `kube_proxy_mark` is None without masquerade rules. `protection` is that of the daemon's own
     nft tables, None if it has none. `kernel` is what a command found in the kernel; empty in the status of a running
-    daemon.
+    daemon. `traffic` is what the masquerade rules of each backend that counts had counted at the last resync; a status
+    that differs in nothing else is not new.
 
     It is one class because it is one object of the JSON.
     """
@@ -126,6 +152,8 @@ class FamilyStatus:
     kube_proxy_mark: Optional[MarkStatus] = None
     kernel: str = ""
     protection: Optional[Protection] = None
+    totals: Totals = Totals()
+    traffic: Mapping[BackendName, Traffic] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -229,6 +257,8 @@ def _family_to_json(family: FamilyStatus) -> dict[str, Any]:
         "kube_proxy_mark": None if mark is None else dataclasses.asdict(mark),
         "kernel": family.kernel or None,
         "protection": None if family.protection is None else family.protection.value,
+        "traffic": {name: dataclasses.asdict(one) for name, one in family.traffic.items()} or None,
+        "totals": None if family.totals == Totals() else _totals_to_json(family.totals),
     }
     return {
         "state": family.state.value,
@@ -241,6 +271,11 @@ def _family_to_json(family: FamilyStatus) -> dict[str, Any]:
         "cni_masquerade": list(family.cni_masquerade),
         **_without_none(optional),
     }
+
+
+def _totals_to_json(totals: Totals) -> dict[str, Any]:
+    counts = [{**dataclasses.asdict(count), "cause": count.cause.value} for count in totals.repairs]
+    return {"repairs": counts, "contentions": totals.contentions, "gap_us": totals.gap_us}
 
 
 def group_json(group: GroupStatus) -> dict[str, Any]:
@@ -353,7 +388,31 @@ def _family(content: object) -> FamilyStatus:
         kube_proxy_mark=None if mark is None else _mark(mark),
         kernel=reader.text("kernel", ""),
         protection=None if protection is None else Protection(protection),
+        totals=_totals(reader.mapping("totals")),
+        traffic={BackendName(name): _traffic(one) for name, one in reader.mapping("traffic").items()},
     )
+
+
+def _totals(content: dict[str, Any]) -> Totals:
+    if not content:
+        return Totals()
+    reader = _Reader(content)
+    return Totals(reader.read("repairs", _repair_count), reader.get("contentions", int), reader.get("gap_us", int))
+
+
+def _repair_count(content: object) -> RepairCount:
+    reader = _Reader(content)
+    return RepairCount(
+        BackendName(reader.text("backend")),
+        ChangeKind(reader.text("cause")),
+        reader.text("author"),
+        reader.get("count", int),
+    )
+
+
+def _traffic(content: object) -> Traffic:
+    reader = _Reader(content)
+    return Traffic(reader.get("packets", int), reader.get("bytes", int))
 
 
 def _group(content: object) -> GroupStatus:

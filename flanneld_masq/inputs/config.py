@@ -201,7 +201,7 @@ _TABLES: dict[str, dict[str, Check]] = {
     "takeover": {"remove_flannel_rules": accept.boolean},
     "stop": {"remove_rules": accept.boolean},
     "dbus": {"enabled": accept.boolean},
-    "metrics": {"textfile": accept.path_or_none},
+    "metrics": {"textfile": accept.path_or_none, "address": accept.address, "port": accept.port},
     "log": {"level": accept.one_of("debug", "info", "warning", "error")},
 }
 _SUBTABLES = [table for table in _TABLES if table != _TOP]

@@ -5,15 +5,17 @@ Each raises Refused with what is accepted; `config` adds the file and the key.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import re
 from collections.abc import Iterable
+from ipaddress import ip_address
 from pathlib import PurePosixPath
 from typing import Any, Callable, Literal
 
 from flanneld_masq.inputs.text import parse_cidr
-from flanneld_masq.model import BackendName, Family, Mark, Network, Position
+from flanneld_masq.model import Address, BackendName, Family, Mark, Network, Position
 
 Check = Callable[[object], Any]
 
@@ -123,6 +125,20 @@ def families(value: object) -> tuple[Family, ...]:
     if not named:
         raise Refused("expected at least one family; try masquerade.enabled = false")
     return tuple(family for family in Family if family.value in named)
+
+
+def address(value: object) -> Address:
+    """Accept an IP address, without a zone."""
+    if isinstance(value, str) and "%" not in value:
+        with contextlib.suppress(ValueError):
+            return ip_address(value)
+    raise _expected('an IP address such as "127.0.0.1" or "::1"', value)
+
+
+def port(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= 65535:  # True is an int too
+        raise _expected("a port from 1 to 65535, or 0 for none", value)
+    return value
 
 
 def networks(value: object) -> tuple[Network, ...]:

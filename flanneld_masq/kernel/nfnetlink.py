@@ -21,13 +21,14 @@ from flanneld_masq.kernel.objects import (
     Table,
     chain_key,
     parse_chain,
+    parse_counter,
     parse_rule,
     parse_table,
     rules_key,
     table_key,
 )
 from flanneld_masq.kernel.transactions import Message
-from flanneld_masq.model import SLOTS, Family
+from flanneld_masq.model import SLOTS, Family, Traffic
 
 _GETTABLE, _GETCHAIN = nft_msg_type(uapi.NFT_MSG_GETTABLE), nft_msg_type(uapi.NFT_MSG_GETCHAIN)
 _GETRULE, _GETGEN = nft_msg_type(uapi.NFT_MSG_GETRULE), nft_msg_type(uapi.NFT_MSG_GETGEN)
@@ -94,7 +95,15 @@ class Nfnetlink:
         """Return the rules of a table of the family inet; none if it does not exist."""
         return self._rules("inet", uapi.NFPROTO_INET, table, None)
 
+    def counted(self, family: Family, table: str, chain: str) -> tuple[tuple[KernelRule, Traffic], ...]:
+        """Return the rules of one chain, and what each has counted; none if it does not exist."""
+        replies = self._rule_replies(family.data.nft, family.data.nfproto, table, chain)
+        return tuple((parse_rule(reply)[1], parse_counter(reply)) for reply in replies)
+
     def _rules(self, family: str, nfproto: int, table: str, chain: str | None) -> tuple[KernelRule, ...]:
+        return tuple(parse_rule(reply)[1] for reply in self._rule_replies(family, nfproto, table, chain))
+
+    def _rule_replies(self, family: str, nfproto: int, table: str, chain: str | None) -> list[bytes]:
         place = f"{family} {table} {chain or ''}".rstrip()
         attempt, body = f"listing the rules of {place}", rules_key(table, chain)
         for _ in range(_DUMP_TRIES):
@@ -104,11 +113,10 @@ class Nfnetlink:
                 continue
             except KernelError as error:
                 if error.errno == errno.ENOENT:
-                    return ()
+                    return []
                 raise
-            rules = map(parse_rule, replies)
             # kernels that do not filter by table answer with more than was asked for
-            return tuple(rule for its_table, rule in rules if its_table == table and chain in (None, rule.chain))
+            return [reply for reply in replies if _is_of(reply, table, chain)]
         raise KernelError(attempt, f"the ruleset changed during each of {_DUMP_TRIES} dumps")
 
     def holds_rules(self, family: Family, table: str) -> bool:
@@ -231,3 +239,8 @@ class Nfnetlink:
         if len(replies) != 1:
             raise KernelError(attempt, f"the kernel gave {len(replies)} answers")
         return replies[0]
+
+
+def _is_of(reply: bytes, table: str, chain: str | None) -> bool:
+    its_table, rule = parse_rule(reply)
+    return its_table == table and chain in (None, rule.chain)

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from flanneld_masq.kernel import uapi
 from flanneld_masq.kernel.netlink_wire import attributes, string, text, u32, u64
-from flanneld_masq.model import SLOTS
+from flanneld_masq.model import SLOTS, Traffic
 
 CACHED_RULES = 256  # the same few rules are decoded again and again
 _VOLATILE = frozenset({"counter", "quota", "last"})  # expressions whose data change with every packet
@@ -116,6 +116,17 @@ def parse_rule(reply: bytes) -> tuple[str, KernelRule]:
         tuple(expressions),
         rule.get(uapi.NFTA_RULE_USERDATA, b""),
     )
+
+
+def parse_counter(reply: bytes) -> Traffic:
+    """Decode the counters in an NFT_MSG_NEWRULE reply; zeros for a rule without any."""
+    total = Traffic(0, 0)
+    for _, element in attributes(dict(attributes(reply)).get(uapi.NFTA_RULE_EXPRESSIONS, b"")):
+        expression = dict(attributes(element))
+        if text(expression.get(uapi.NFTA_EXPR_NAME)) == "counter":
+            data = dict(attributes(expression.get(uapi.NFTA_EXPR_DATA, b"")))
+            total += Traffic(u64(data.get(uapi.NFTA_COUNTER_PACKETS)), u64(data.get(uapi.NFTA_COUNTER_BYTES)))
+    return total
 
 
 def table_key(table: str) -> bytes:

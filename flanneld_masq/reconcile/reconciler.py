@@ -56,6 +56,7 @@ class Reconciler:
         self._backends = backends
         self._store = store
         self._writer = Writer(family, store, commits, clock)
+        self.traffic = self._writer.traffic
         # most passes have the desired state and the assignment of the one before, and so its targets
         self._targets: tuple[_TargetsKey, tuple[Target, ...]] | None = None
         self._cleared: dict[BackendName, bytes | None] = {}  # the fingerprint of each that holds nothing of ours

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from flanneld_masq.errors import RulesetError
-from flanneld_masq.hookspecs import Protector
+from flanneld_masq.hookspecs import Meter, Protector
 from flanneld_masq.kernel.objects import following, is_after
-from flanneld_masq.model import BackendName, Change, ChangeKind, Family, Group, Observation, Plan
+from flanneld_masq.model import BackendName, Change, ChangeKind, Family, Group, Observation, Plan, Traffic, Verdict
 from flanneld_masq.reconcile.values import FlushSeen, Repair, Target
 from flanneld_masq.ruleset import diff, flush, ownership
 from flanneld_masq.ruleset.flush import Flush, FlushPolicy
@@ -124,6 +124,17 @@ class Writer:
                 return None
             self._commits.note(before, transactions)
             return after
+
+    def traffic(self) -> dict[BackendName, Traffic]:
+        """Return what the masquerade rules of each backend that counts have counted. Raise MasqError."""
+        found = {}
+        for name, target in self._held.items():
+            group = target.desired.rules_of(Group.MASQUERADE)
+            tags = [rule.tag for rule in group.rules if rule.verdict is Verdict.MASQUERADE] if group else []
+            counted = target.backend.traffic(tags) if tags and isinstance(target.backend, Meter) else None
+            if counted is not None:
+                found[name] = counted
+        return found
 
     def compare(self, target: Target) -> tuple[Observation, tuple[Change, ...]]:
         """Read the backend and return what is there and what must change. Raise RulesetError at an obstacle."""

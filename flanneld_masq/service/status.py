@@ -17,6 +17,7 @@ from flanneld_masq.plugin_loader import Plugins
 from flanneld_masq.service import journal
 from flanneld_masq.service.bus_service import BusService
 from flanneld_masq.service.desired_state import DesiredStateBuilder
+from flanneld_masq.service.exporter import Exporter
 from flanneld_masq.service.sd_notify import Notifier
 from flanneld_masq.service.state_times import StateTimes
 from flanneld_masq.service.status_files import StatusFiles
@@ -48,7 +49,7 @@ class StatusPublisher:
         self._times = StateTimes()
         self._loaded = datetime.now(timezone.utc)  # when the settings in force were read
         self._files = StatusFiles(directory)
-        self._failures: tuple[str, ...] = ()  # those of the files that were logged last
+        self._exporter = Exporter(plugins)
         self._logged_once: set[str] = set()
 
     def emit(self, entries: Iterable[LogEntry]) -> None:
@@ -81,7 +82,10 @@ class StatusPublisher:
             config_loaded=self._loaded,
             reload_refused=bool(self.refused),
             leases=leases,
-            troubles=(*self._desired.troubles, *filter(None, (self.refused, *self._files.failures))),
+            troubles=(
+                *self._desired.troubles,
+                *filter(None, (self.refused, *self._files.failures, *self._exporter.failures)),
+            ),
             plugin_failures=tuple(map(str, self._plugins.failures)),
             families=families,
         )
@@ -89,8 +93,11 @@ class StatusPublisher:
 
     def publish(self, *, stopped: bool = False) -> None:
         """Give the status to systemd and D-Bus, and write it if anything in it is new."""
+        settled = not self._desired.leases.good or all(report.settled for report in self._reports.values())
+        if settled or any(report.stuck for report in self._reports.values()):
+            self.emit(self._exporter.follow(self._desired.settings))
         status = self._write(stopped=stopped)
-        settled = not status.leases or all(report.settled for report in self._reports.values())
+        self._exporter.publish(status)
         self._notifier.publish(status, settled=settled)
         self._bus.publish(status, settled=settled, enabled=self._desired.settings.dbus_enabled)
 
@@ -100,7 +107,8 @@ class StatusPublisher:
         self._files.write_again()
 
     def close(self) -> None:
-        """Leave the files as they are when the process ends."""
+        """Leave the files as they are when the process ends, and end the export of metrics."""
+        self.emit(self._exporter.stop())
         self._files.close()
 
     def _write(self, *, stopped: bool) -> Status:
@@ -118,11 +126,10 @@ class StatusPublisher:
         return status
 
     def _log_failures(self) -> None:
-        before, self._failures = self._failures, self._files.failures
-        for failure in self._failures:
-            if failure not in before:
-                self.log(LogEntry(Event("unwritable", failure), logging.ERROR))
-        if before and not self._failures:
+        new, over = self._files.news()
+        for failure in new:
+            self.log(LogEntry(Event("unwritable", failure), logging.ERROR))
+        if over:
             self.log(notice("state directory, status and metrics are written again"))
 
 

@@ -76,11 +76,17 @@ class StatusFiles:
         self._metrics = MetricsFile()
         self._metrics_failure = ""
         self._written: Status | None = None
+        self._told: tuple[str, ...] = ()  # the failures at the last call of `news`
 
     @property
     def failures(self) -> tuple[str, ...]:
         """Reasons why the last write of a file failed, or why the state directory cannot be used."""
         return tuple(filter(None, (self._metrics_failure, self._directory.trouble)))
+
+    def news(self) -> tuple[tuple[str, ...], bool]:
+        """Return the failures that are new since the last call, and whether all have passed meanwhile."""
+        before, self._told = self._told, self.failures
+        return tuple(failure for failure in self._told if failure not in before), bool(before) and not self._told
 
     def is_due(self, status: Status, resync_seconds: float) -> bool:
         """Return True if the status must be written. What could not be written is always due."""

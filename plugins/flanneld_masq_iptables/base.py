@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -15,6 +15,7 @@ from flanneld_masq.model import (
     Change,
     Desired,
     Family,
+    Group,
     GroupRules,
     Item,
     ItemKind,
@@ -22,6 +23,7 @@ from flanneld_masq.model import (
     Observation,
     Probe,
     Stranger,
+    Traffic,
 )
 from flanneld_masq_iptables import binaries, rules
 from flanneld_masq_iptables.rules import PLACES, Jumps, Place
@@ -97,6 +99,14 @@ class IptablesBackend(abc.ABC):
             there = [item for item in items if item.place.startswith(f"{place.table} ")]
             chains = [item.place.split(" ", 1)[1] for item in there if item.kind is ItemKind.CHAIN]
             self._delete(place, tuple(item for item in there if item.kind is ItemKind.RULE), next(iter(chains), None))
+
+    def traffic(self, tags: Collection[str]) -> Traffic:
+        counted = self._counted(PLACES[Group.MASQUERADE])
+        return sum((traffic for tag, traffic in counted if tag in tags), Traffic(0, 0))
+
+    @abc.abstractmethod
+    def _counted(self, place: Place) -> Iterable[tuple[str, Traffic]]:
+        """Return the tag, empty for none, and the counters of each rule in the daemon's chain of a place."""
 
     @abc.abstractmethod
     def _forget(self) -> None:

@@ -32,6 +32,7 @@ from flanneld_masq.model import (
     Observation,
     Probe,
     Survey,
+    Traffic,
     tag_of,
 )
 from flanneld_masq.ruleset import flannel_rules
@@ -121,6 +122,11 @@ class IptablesLegacy(IptablesBackend):
         if PLACES[Group.MASQUERADE].table not in self._tables.existing():
             return None
         return self._mark.last if self._mark.known and self._lock.busy() else self._mark.read()
+
+    def _counted(self, place: Place) -> Iterator[tuple[str, Traffic]]:
+        if place.table in self._tables.existing():
+            with self._info.entries(place.table) as entries:
+                yield from entries.counted(place.chain)
 
     def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
         """Return the last survey as long as no chain has changed that flannel or the CNI plugin would have written to:

@@ -37,6 +37,7 @@ from flanneld_masq.model import (
     Position,
     Probe,
     Survey,
+    Traffic,
     tag_of,
 )
 from flanneld_masq.ruleset import flannel_rules
@@ -102,6 +103,10 @@ class IptablesNft(IptablesBackend):
     def kube_proxy_mark(self) -> MarkEvidence | None:
         return self._mark.read(self._netlink)
 
+    def _counted(self, place: Place) -> Iterator[tuple[str, Traffic]]:
+        for rule, traffic in self._netlink.counted(self.family, place.table, place.chain):
+            yield tag_of(comment(rule)), traffic
+
     def survey(self, leases: tuple[FamilyLease, ...]) -> Survey:
         flannel = [item for group in Group for item in self._flannel(group, leases)]
         place = PLACES[Group.MASQUERADE]
@@ -150,11 +155,10 @@ class IptablesNft(IptablesBackend):
 
     def _probe(self, program: binaries.Program) -> Probe:
         self._netlink.generation()
-        versions = (str(program),)
         if self._netlink.has_extension(self.family, "MASQUERADE", 0, target=True):
-            return Probe(True, versions=versions, random_fully=program.random_fully)
+            return Probe(True, versions=(str(program),), random_fully=program.random_fully)
         remedy = "the kernel needs nft_compat and xt_MASQUERADE (modprobe nft_compat)"
-        return Probe(False, "the kernel's nft_compat does not offer MASQUERADE", remedy, versions)
+        return Probe(False, "the kernel's nft_compat does not offer MASQUERADE", remedy, (str(program),))
 
     def _write(self, desired: Desired, observed: Observation, jumps: Mapping[Place, Jumps]) -> int:
         """Add new jumps before the stale ones are deleted: at no time is there none."""
@@ -280,8 +284,7 @@ class IptablesNft(IptablesBackend):
 
     def _drop(self, place: Place, base: tuple[KernelRule, ...], *, policy: bool) -> Drop | None:
         analysis = Analysis(lambda chain: self._steps(place, chain), own=place.chain)
-        drop = analysis.drop(map(_base_step, base), policy=policy)
-        self._followed = tuple(map(str, analysis.followed))
+        drop, self._followed = analysis.drop(map(_base_step, base), policy=policy), tuple(map(str, analysis.followed))
         return drop
 
     def _steps(self, place: Place, chain: Hashable) -> tuple[Step, ...]:
@@ -296,9 +299,8 @@ class IptablesNft(IptablesBackend):
 
     def _flannel(self, group: Group, leases: tuple[FamilyLease, ...]) -> Iterator[Item]:
         place, chain = PLACES[group], flannel_rules.CHAINS[group]
-        flat = {
-            rule.nft(self.family) for lease in leases for rule in flannel_rules.flat_rules(group, self.family, lease)
-        }
+        flat_rules = (flannel_rules.flat_rules(group, self.family, lease) for lease in leases)
+        flat = {rule.nft(self.family) for of_lease in flat_rules for rule in of_lease}
         for rule in self._netlink.rules(self.family, place.table, place.base):
             marked = comment(rule) == flannel_rules.COMMENTS[group] or jump_target(rule) == chain
             if marked or describe(rule, self.family) in flat:
@@ -309,8 +311,7 @@ class IptablesNft(IptablesBackend):
             yield Item(ItemKind.CHAIN, f"{place.table} {chain}", f"chain {chain}")
 
     def _item(self, kind: ItemKind, place: Place, rule: KernelRule) -> Item:
-        tag = tag_of(comment(rule))
-        text = describe(rule, self.family)
+        tag, text = tag_of(comment(rule)), describe(rule, self.family)
         if kind is ItemKind.JUMP and jump_target(rule) == place.chain and _is_plain_jump(rule):
             text = rules.jump_line(place, GroupRules(Group.MASQUERADE, (), tag))
         return Item(kind, f"{place.table} {rule.chain}", text, raw=rule.raw, tag=tag, handle=rule.handle)

@@ -18,7 +18,7 @@ from typing import Any
 
 from flanneld_masq.errors import KernelError
 from flanneld_masq.kernel import uapi
-from flanneld_masq.model import COMMENT_PREFIX, SLOTS, Family
+from flanneld_masq.model import COMMENT_PREFIX, SLOTS, Family, Traffic, tag_of
 from flanneld_masq_iptables import rules
 from flanneld_masq_iptables.forward_chain import OURS, Action, Analysis, Drop, Step
 
@@ -29,6 +29,7 @@ _TARGET = struct.Struct(f"=H{XT_EXTENSION_MAXNAMELEN}sB")  # size, name, revisio
 _TARGET_SIZE = _TARGET.size
 _VERDICT = struct.Struct("=i")  # of the standard target: the offset to go on at, or a negative verdict
 _MARK, _MARK_REVISION = struct.Struct("=II"), 2  # struct xt_mark_tginfo2: mark, mask
+_XT_COUNTERS = struct.Struct("=QQ")  # struct xt_counters: packets, bytes
 _PACKETS = struct.Struct("=Q")  # the first number of struct xt_counters
 _COUNTERS = bytes(16)  # struct xt_counters, of zeros
 _ERROR_SIZE, _STANDARD_SIZE = 64, 40  # of these targets in bytes, as the kernel aligns them
@@ -138,6 +139,13 @@ class Entries:
         rules = (offset for offset, _ in self._built_in(hook) if offset != self.policy[hook])
         return tuple(self._unpack(_PACKETS, offset + _LAYOUTS[self.family].counters)[0] for offset in rules)
 
+    def counted(self, chain: str) -> Iterator[tuple[str, Traffic]]:
+        """Yield the daemon's tag, empty for none, and the counters of each rule of a user-defined chain."""
+        start = self._start(chain)
+        for offset, _ in self._user_chain(start) if start is not None else ():
+            counters = self._unpack(_XT_COUNTERS, offset + _LAYOUTS[self.family].counters)
+            yield self._tag(offset), Traffic(*counters)
+
     def mask(self) -> bytes:
         """Return a mask as long as the entries, with zeros in place of counters."""
         counters = _LAYOUTS[self.family].counters
@@ -175,8 +183,13 @@ class Entries:
 
     def _is_tagged(self, offset: int) -> bool:
         """Return True if the comment of an entry is a tag of the daemon's."""
+        return bool(self._tag(offset))
+
+    def _tag(self, offset: int) -> str:
+        """Return the daemon's tag in the comment of an entry; empty for none."""
         comments = (self.begin + match + _MATCH.size for match, name in self._matches(offset) if name == _COMMENT)
-        return any(rules.TAG.match(self.memory, comment) for comment in comments)
+        tags = (tag_of(match[0].decode()) for at in comments if (match := rules.TAG.match(self.memory, at)))
+        return next(tags, "")
 
     def _matches(self, offset: int) -> Iterator[tuple[int, bytes]]:
         """Yield the offset and the name of each match of an entry."""

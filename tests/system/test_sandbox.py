@@ -12,7 +12,7 @@ import pytest
 
 from flanneld_masq.model import BackendName, Family
 
-from ..common import Tell, eventually
+from ..common import Tell, eventually, every_time
 from .machine import UNIT, Machine
 from .rules import BACKENDS
 from .site import SUBNET_FILE, subnet_file_text
@@ -169,6 +169,34 @@ def test_metrics_where_a_drop_in_opens_a_directory(machine: Machine) -> None:
     eventually(lambda: machine.show("ActiveState") == "activating")
     text = machine.path("/var/lib/metrics/masq.prom").read_text()
     assert 'flanneld_masq_state{state="stopped"} 1' in text and "in_sync" in text
+
+
+_SCRAPE = """\
+import urllib.request
+print(urllib.request.urlopen("http://127.0.0.1:9817/metrics", timeout=1).read().decode())
+"""
+
+
+@pytest.mark.skipif(not every_time(), reason="takes 6 s; LONG=1 runs it")
+def test_metrics_over_http_where_a_drop_in_lets_scrapers_in(machine: Machine, tell: Tell) -> None:
+    """The library is copied from this machine: it is no part of the roots."""
+    packages = Path("/usr/lib/python3/dist-packages")
+    shutil.copytree(packages / "prometheus_client", machine.path(f"{packages}/prometheus_client"))
+    shutil.copy(packages / "decorator.py", machine.path(f"{packages}/decorator.py"))
+    machine.write("/opt/scrape.py", _SCRAPE)
+
+    def scrape() -> str:
+        return machine.run("python3", "/opt/scrape.py", user="nobody", check=False).stdout
+
+    start(machine, text="[metrics]\nport = 9817")
+    eventually(lambda: ":9817" in machine.run("ss", "-Hltn").stdout)
+    if scrape():
+        tell(f"{machine.release}: systemd cannot filter by address here, so IPAddressDeny=any lets scrapers in")
+    drop_in(machine, "[Service]\nIPAddressAllow=localhost\n")
+    machine.systemctl("restart", UNIT)
+    eventually(lambda: 'flanneld_masq_state{state="synced"} 1.0\n' in scrape())
+    assert machine.status()["troubles"] == []
+    assert "\nprocess_resident_memory_bytes " in scrape()
 
 
 def test_root_in_a_drop_in_works_as_well(machine: Machine, backend: BackendName) -> None:

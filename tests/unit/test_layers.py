@@ -24,6 +24,7 @@ LAYERS = (
         "flanneld_masq_nft",
         "flanneld_masq_iptables",
         "flanneld_masq_ipmasqagent",
+        "flanneld_masq_prometheus",
         "testing",
         "plugin_loader",
         "selftest",

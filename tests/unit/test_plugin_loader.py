@@ -17,7 +17,7 @@ import pytest
 
 from flanneld_masq import hookspecs, plugin_loader
 from flanneld_masq.errors import ConfigError, KernelError, PluginError
-from flanneld_masq.hookspecs import Backend, BackendType, Event, Host, hookimpl
+from flanneld_masq.hookspecs import Backend, BackendType, Event, Host, Metric, MetricKind, hookimpl
 from flanneld_masq.model import BackendName, Desired, Family, Network, Observation, Probe, Settings
 from flanneld_masq.plugin_loader import Plugins
 from flanneld_masq.process import ProcessRunner
@@ -273,6 +273,36 @@ def test_events_reach_everybody_and_failures_come_back() -> None:
     (failure,) = plugins.tell(event)
     assert (failure.plugin, failure.hook) == ("bad", "flanneld_masq_event")
     assert seen == [event, event]
+
+
+def test_metrics_are_exported_by_everybody_and_failures_come_back() -> None:
+    seen: list[object] = []
+
+    class Exports:
+        @hookimpl
+        def flanneld_masq_export(self, metrics: Callable[[], Sequence[Metric]]) -> None:
+            seen.append(metrics())
+
+        @hookimpl
+        def flanneld_masq_stop(self) -> None:
+            seen.append("stop")
+
+    class Fails:
+        @hookimpl
+        def flanneld_masq_export(self, settings: Settings) -> None:
+            raise KernelError("binding", str(settings.metrics_port))
+
+        @hookimpl
+        def flanneld_masq_stop(self) -> None:
+            raise RuntimeError("no luck")
+
+    metric = Metric("x", MetricKind.GAUGE, "An x.")
+    plugins = load(bad=Fails(), one=Exports(), two=Exports())
+    (failure,) = plugins.export(Settings(metrics_port=7), lambda: (metric,))
+    assert (failure.plugin, failure.hook, failure.reason) == ("bad", "flanneld_masq_export", "binding: 7")
+    (failure,) = plugins.stop()
+    assert (failure.plugin, failure.hook) == ("bad", "flanneld_masq_stop")
+    assert seen == [(metric,), (metric,), "stop", "stop"]
 
 
 class TestGuardedBackend:

@@ -18,6 +18,7 @@ from flanneld_masq.controller.schedule import (
     RESYNC,
     RULESET_CHANGED,
     TABLES_CHANGED,
+    GapClock,
     Schedule,
     settle_seconds,
     until_turn,
@@ -151,3 +152,45 @@ def test_a_loop_hangs_after_the_longest_step() -> None:
 )
 def test_a_row_of_commits_is_waited_for(names: tuple[str, ...], seconds: float) -> None:
     assert settle_seconds(Transaction(number, 1, name) for number, name in enumerate(names)) == seconds
+
+
+class TestGapClock:
+    """The time from the first notice of a change to the end of its repair."""
+
+    def test_a_repair_counts_from_the_first_notice(self) -> None:
+        gap = GapClock()
+        for notice in (NOW, NOW + 1):
+            gap.noticed(notice)
+        gap.begin(NOW + 2)
+        gap.drifted()
+        assert gap.end(NOW + 3) == 3
+        gap.begin(NOW + 4)
+        assert gap.end(NOW + 5) == 0
+
+    def test_a_notice_without_drift_counts_nothing(self) -> None:
+        gap = GapClock()
+        gap.noticed(NOW)
+        gap.begin(NOW)
+        assert gap.end(NOW + 1) == 0
+        gap.noticed(NOW + 2)
+        gap.dropped()
+        gap.begin(NOW + 5)
+        gap.drifted()
+        assert gap.end(NOW + 6) == 1, "nothing announced that change, so it counts from the pass"
+
+    def test_a_notice_during_a_pass_counts_for_the_next(self) -> None:
+        gap = GapClock()
+        gap.begin(NOW)
+        gap.noticed(NOW + 1)
+        assert gap.end(NOW + 2) == 0
+        gap.begin(NOW + 3)
+        gap.drifted()
+        assert gap.end(NOW + 4) == 3
+
+    def test_a_repair_after_failures_counts_from_before_them(self) -> None:
+        gap = GapClock()
+        gap.noticed(NOW)
+        for attempt in (1, 2, 3):
+            gap.begin(NOW + attempt)
+        gap.drifted()
+        assert gap.end(NOW + 4) == 4

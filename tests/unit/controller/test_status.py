@@ -22,9 +22,11 @@ from flanneld_masq.controller.status import (
     GroupStatus,
     LastWrite,
     MarkStatus,
+    RepairCount,
     Since,
     State,
     Status,
+    Totals,
     from_json,
     stopped,
     to_json,
@@ -40,6 +42,7 @@ from flanneld_masq.model import (
     Lease,
     Network,
     Protection,
+    Traffic,
 )
 from flanneld_masq.printable import printable
 
@@ -114,6 +117,10 @@ FAMILIES = st.builds(
     kube_proxy_mark=st.none() | st.builds(MarkStatus, TEXT, TEXT),
     kernel=TEXT,
     protection=st.none() | st.sampled_from(Protection),
+    totals=st.builds(
+        Totals, tuples(st.builds(RepairCount, BACKEND, st.sampled_from(ChangeKind), TEXT, NUMBER)), NUMBER, NUMBER
+    ),
+    traffic=st.dictionaries(BACKEND, st.builds(Traffic, NUMBER, NUMBER), max_size=2),
 )
 STATUSES = st.builds(
     Status,
@@ -175,6 +182,12 @@ DOCUMENT: Mapping[str, Any] = {
             "healed_flows": 2,
             "kernel": "holds what is wanted",
             "protection": "owner and persist",
+            "traffic": {"iptables-nft": {"packets": 7, "bytes": 420}},
+            "totals": {
+                "repairs": [{"backend": "nft", "cause": "missing", "author": "nft", "count": 3}],
+                "contentions": 1,
+                "gap_us": 5678,
+            },
         }
     },
 }

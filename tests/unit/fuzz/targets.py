@@ -29,6 +29,7 @@ from flanneld_masq_iptables.nft_backend import IptablesNft
 from flanneld_masq_iptables.sockopt import TableInfo
 from flanneld_masq_iptables.xtables_lock import XtablesLock
 from flanneld_masq_nft.backend import NftBackend
+from flanneld_masq_prometheus import requests
 
 from flanneld_masq.cli import monitor
 from flanneld_masq.cli.live_output import trace_json, trace_lines
@@ -202,6 +203,7 @@ def _netlink_rule(data: bytes) -> None:
     for family in Family:
         expressions.describe(rule, family)
     expressions.comment(rule)
+    objects.parse_counter(data)
     expressions.jump_target(rule)
     expressions.decision(rule)
     kube_proxy.mark_of([rule])
@@ -307,6 +309,7 @@ def _xt_entries(family: Family) -> Callable[[bytes], None]:
                     partial(entries.fingerprint, "FLANNELD-MASQ", hook),
                     partial(entries.contents, "FLANNEL-POSTRTG", hook),
                     partial(entries.packets, hook),
+                    lambda: tuple(entries.counted("FLANNELD-MASQ")),
                 ):
                     with contextlib.suppress(KernelError):
                         ask()
@@ -467,6 +470,11 @@ def _ip_masq_agent(data: bytes) -> None:
     path = _directory("agent") / "ip-masq-agent"
     path.write_bytes(data)
     files.networks((str(path),))
+
+
+def _http_request(data: bytes) -> None:
+    requests.is_whole(data, 1)
+    requests.parse(data)
 
 
 def _cidr(data: bytes) -> None:
@@ -778,6 +786,14 @@ TARGETS = (
         (),
         ("flanneld_masq.controller.attribution", "flanneld_masq.inputs.processes"),
         (_PART, b".service", b":", b"/"),
+    ),
+    Target(
+        "http-request",
+        "http-request",
+        _http_request,
+        (requests.Refused,),
+        ("flanneld_masq_prometheus.requests",),
+        (b"GET ", b"/metrics", b" HTTP/1.1", b"\r\n", b"\r\n\r\n", b"Accept: ", b"HEAD "),
     ),
     Target(
         "ip-masq-agent",

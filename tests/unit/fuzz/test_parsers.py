@@ -93,7 +93,13 @@ def test_the_corpus_is_small_and_in_use() -> None:
 
 def parsing_modules() -> Iterator[str]:
     """Yield the modules of the project that call a function of SIGNS."""
-    for package in ("flanneld_masq", "flanneld_masq_iptables", "flanneld_masq_ipmasqagent", "flanneld_masq_nft"):
+    for package in (
+        "flanneld_masq",
+        "flanneld_masq_iptables",
+        "flanneld_masq_ipmasqagent",
+        "flanneld_masq_nft",
+        "flanneld_masq_prometheus",
+    ):
         top = Path(str(importlib.import_module(package).__file__)).parent
         for path in sorted(top.rglob("*.py")):
             called = {

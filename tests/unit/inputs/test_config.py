@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ remove_rules = false
 enabled = true
 [metrics]
 textfile = ""
+address = "127.0.0.1"
+port = 0
 [log]
 level = "info"
 """
@@ -133,6 +135,8 @@ def test_seconds_are_floats_however_written() -> None:
         ("stop.remove_rules = true", "stop_remove_rules", True),
         ("dbus.enabled = false", "dbus_enabled", False),
         ('metrics.textfile = "/var/lib/node/x.prom"', "metrics_textfile", "/var/lib/node/x.prom"),
+        ('metrics.address = "::"', "metrics_address", ip_address("::")),
+        ("metrics.port = 9817", "metrics_port", 9817),
         ('log.level = "debug"', "log_level", "debug"),
     ],
 )
@@ -228,6 +232,14 @@ def test_switches_are_true_or_false(key: str, value: str, described: str) -> Non
         ("net_conf = true", "net_conf", "expected an absolute path, found true"),
         ('state_directory = "run"', "state_directory", "expected an absolute path"),
         ('state_directory = "//"', "state_directory", "other than /"),
+        ("metrics.port = 65536", "metrics.port", "expected a port from 1 to 65535, or 0 for none, found"),
+        ("metrics.port = -1", "metrics.port", "expected a port"),
+        ("metrics.port = true", "metrics.port", "expected a port from 1 to 65535, or 0 for none, found true"),
+        ('metrics.port = "9817"', "metrics.port", "expected a port"),
+        ('metrics.address = ""', "metrics.address", "expected an IP address"),
+        ('metrics.address = "localhost"', "metrics.address", 'expected an IP address such as "127.0.0.1" or "::1"'),
+        ('metrics.address = "fe80::1%eth0"', "metrics.address", "expected an IP address"),
+        ("metrics.address = 1", "metrics.address", "expected an IP address"),
         ("metrics.textfile = false", "metrics.textfile", 'expected an absolute path, or "" for none, found false'),
         ('metrics.textfile = "x.prom"', "metrics.textfile", 'expected an absolute path, or "" for none'),
         # Networks

@@ -10,8 +10,17 @@ from ipaddress import ip_address, ip_network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flanneld_masq.controller.status import FamilyStatus, GroupStatus, State, Status, stopped
-from flanneld_masq.model import BackendName, Family, FamilyLease, Group, Lease
+from flanneld_masq.controller.status import (
+    FamilyStatus,
+    GroupStatus,
+    RepairCount,
+    State,
+    Status,
+    Totals,
+    stopped,
+)
+from flanneld_masq.hookspecs import MetricKind
+from flanneld_masq.model import BackendName, ChangeKind, Family, FamilyLease, Group, Lease, Traffic
 from flanneld_masq.service import prometheus
 
 AT = datetime(2026, 11, 26, 12, 0, 0, 123000, tzinfo=timezone.utc)
@@ -27,8 +36,17 @@ STATUS = Status(
     config_loaded=AT,
     leases=(LEASE,),
     families={
-        Family.IPV4: FamilyStatus(State.SYNCED, groups=GROUPS, repairs=3, healed_flows=2, verified=AT),
-        Family.IPV6: FamilyStatus(State.DEGRADED),
+        Family.IPV4: FamilyStatus(
+            State.SYNCED,
+            groups=GROUPS,
+            repairs=3,
+            healed_flows=2,
+            verified=AT,
+            totals=Totals((RepairCount(BackendName("nft"), ChangeKind.MISSING, "iptables", 3),), 1, 1_500_000),
+            traffic={BackendName("iptables-nft"): Traffic(7, 420)},
+            cni_masquerade=("chain CNI-x",),
+        ),
+        Family.IPV6: FamilyStatus(State.DEGRADED, last_error="nft said no"),
     },
 )
 _SAMPLE = re.compile(r'(\w+)(?:\{((?:\w+="(?:[^"\\\n]|\\[\\"n])*",?)*)\})? (\S+)')
@@ -71,6 +89,33 @@ def test_each_state_and_each_family_has_its_sample() -> None:
     assert of(STATUS, "healed_flows_total") == {"ipv4": 2, "ipv6": 0}
     labels = frozenset({("family", "ipv4"), ("group", "masquerade"), ("backend", "nft")})
     assert samples(STATUS)["flanneld_masq_rules", labels] == 5
+
+
+def test_repairs_gaps_and_contentions() -> None:
+    labels = {("family", "ipv4"), ("backend", "nft"), ("cause", "missing"), ("author", "iptables")}
+    assert samples(STATUS)["flanneld_masq_repairs_by_author_total", frozenset(labels)] == 3
+    assert of(STATUS, "gap_seconds_total") == {"ipv4": 1.5, "ipv6": 0}
+    assert of(STATUS, "contentions_total") == {"ipv4": 1, "ipv6": 0}
+
+
+def test_traffic_of_backends_that_count() -> None:
+    labels = frozenset({("family", "ipv4"), ("backend", "iptables-nft")})
+    assert samples(STATUS)["flanneld_masq_masqueraded_packets_total", labels] == 7
+    assert samples(STATUS)["flanneld_masq_masqueraded_bytes_total", labels] == 420
+
+
+def test_problems_by_their_kind() -> None:
+    status = replace(STATUS, troubles=("one", "two"), plugin_failures=("three",))
+    problems = {"family": 1, "input": 2, "plugin": 1, "cni_masquerade": 1, "flannel_rules": 0}
+    assert of(status, "problems") == problems
+
+
+def test_names_and_types_follow_the_conventions() -> None:
+    for metric in prometheus.metrics(STATUS):
+        assert re.fullmatch(r"flanneld_masq_[a-z_]+", metric.name)
+        assert metric.name.endswith("_total") == (metric.kind is MetricKind.COUNTER)
+        assert metric.help.endswith(".") or metric.name.endswith("build_info")
+        assert len({tuple(name for name, _ in sample.labels) for sample in metric.samples}) <= 1
 
 
 def test_a_stopped_daemon_holds_nothing_in_sync() -> None:
