@@ -10,7 +10,7 @@ JOBS ?= $(shell echo $$((2 * $(cores))))
 # Each process takes the next test when it has done one. Tests that need the machine to themselves come last, one by one.
 at_once = -n $(JOBS) --dist loadgroup -m "not timing"
 
-.PHONY: help setup demo lint check test test-one fuzz coverage bench chaos man deb rpm clean
+.PHONY: help setup demo lint check test test-one fuzz coverage bench monitoring chaos man deb rpm clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## */\1 /p' $(MAKEFILE_LIST) | while read -r target text; do \
@@ -56,6 +56,10 @@ coverage: setup ## which lines the unit and kernel tests run: a report, and page
 
 bench: setup ## measure how fast and small it is, beside flannel's way: 23 minutes, QUICK=1 for eight, PUBLISH=1 for docs/bench
 	$(bin)/python -m tests.bench $(if $(QUICK),--quick) $(if $(PUBLISH),--publish)
+
+monitoring: setup ## check the alerts by promtool, and ask a real Prometheus what the dashboard asks: 3 minutes, PUBLISH=1 for docs
+	@scripts/setup-packaging monitoring
+	$(bin)/python -m tests.monitoring $(if $(PUBLISH),--publish)
 
 chaos: setup ## random actions against the daemon for SECONDS (300); SEED=n repeats those of an earlier run
 	$(bin)/python -m tests.chaos --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED))

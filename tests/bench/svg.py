@@ -68,21 +68,21 @@ class Chart:
         return HEIGHT - BOTTOM - (math.log10(value) - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
     def _frame(self) -> Iterator[str]:
-        yield _text(LEFT, 26, self.title, "title")
+        yield text_element(LEFT, 26, self.title, "title")
         for number, line in enumerate(self.notes):
-            yield _text(LEFT, 46 + 16 * number, line, "note")
+            yield text_element(LEFT, 46 + 16 * number, line, "note")
         low, high = self._decades()
         for decade in range(low, high + 1):
             y = self._y(10.0**decade)
-            yield _line(LEFT, y, WIDTH - RIGHT, y, 'class="grid"')
-            yield _text(LEFT - 8, y + 4, self.ticks(10.0**decade), anchor="end")
+            yield line_element(LEFT, y, WIDTH - RIGHT, y, 'class="grid"')
+            yield text_element(LEFT - 8, y + 4, self.ticks(10.0**decade), anchor="end")
         bottom = HEIGHT - BOTTOM
-        yield _line(LEFT, bottom, WIDTH - RIGHT, bottom, 'class="axis"')
-        yield _line(LEFT, TOP, LEFT, bottom, 'class="axis"')
+        yield line_element(LEFT, bottom, WIDTH - RIGHT, bottom, 'class="axis"')
+        yield line_element(LEFT, TOP, LEFT, bottom, 'class="axis"')
         for place, name in enumerate(self.places):
-            yield _line(self._x(place), bottom, self._x(place), bottom + 5, 'class="axis"')
-            yield _text(self._x(place), bottom + 20, name, anchor="middle")
-        yield _text(self._x(len(self.places) / 2 - 0.5), bottom + 46, self.x_label, anchor="middle")
+            yield line_element(self._x(place), bottom, self._x(place), bottom + 5, 'class="axis"')
+            yield text_element(self._x(place), bottom + 20, name, anchor="middle")
+        yield text_element(self._x(len(self.places) / 2 - 0.5), bottom + 46, self.x_label, anchor="middle")
         middle = (TOP + bottom) / 2
         turned = f'transform="rotate(-90 20 {middle:.1f})" text-anchor="middle"'
         yield f'<text x="20" y="{middle:.1f}" {turned}>{escape(self.y_label)}</text>'
@@ -102,8 +102,8 @@ class Chart:
         if point.high is not None:
             end = self._y(point.high)
             stroke = f'stroke="{of.colour}" stroke-width="2"'
-            yield _line(x, y, x, end, stroke)
-            yield _line(x - half_width, end, x + half_width, end, stroke)
+            yield line_element(x, y, x, end, stroke)
+            yield line_element(x - half_width, end, x + half_width, end, stroke)
         yield _mark(x, y, of)
 
     def _legend(self) -> Iterator[str]:
@@ -111,9 +111,9 @@ class Chart:
         for number, each in enumerate(self.series):
             y = TOP + 10 + number * _STEP
             dashes = ' stroke-dasharray="6 4"' if each.dashed else ""
-            yield _line(x, y, x + 30, y, f'stroke="{each.colour}" stroke-width="1.5"{dashes}')
+            yield line_element(x, y, x + 30, y, f'stroke="{each.colour}" stroke-width="1.5"{dashes}')
             yield _mark(x + 15, y, each)
-            yield _text(x + 38, y + 4, each.name)
+            yield text_element(x + 38, y + 4, each.name)
 
 
 def _ends(point: Point) -> tuple[float, ...]:
@@ -126,10 +126,10 @@ def _mark(x: float, y: float, of: Series) -> str:
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{of.colour}"/>'
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, more: str) -> str:
+def line_element(x1: float, y1: float, x2: float, y2: float, more: str) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" {more}/>'
 
 
-def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
+def text_element(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
     named = f' class="{kind}"' if kind else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{named}>{escape(text)}</text>'
