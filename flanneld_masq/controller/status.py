@@ -112,7 +112,7 @@ class RepairCount:
 
 @dataclass(frozen=True, **SLOTS)
 class Totals:
-    """What a daemon has counted for one family since its start.
+    """The counts of a daemon for one family since its start.
 
     `gap_us` is the time from the first notice of each change by another program to the end of the pass that repaired
     it, in microseconds.

@@ -57,7 +57,7 @@ def progress(text: str) -> None:
 
 
 class Scene:
-    """What happens, second by second."""
+    """The events, second by second."""
 
     def __init__(self, site: Site, wire: Wire) -> None:
         self._site, self._wire = site, wire

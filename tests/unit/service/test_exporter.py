@@ -16,7 +16,7 @@ from flanneld_masq.service.exporter import Exporter
 
 
 class Plugin:
-    """Keeps what it is given, and raises what it is told to."""
+    """Keeps its arguments, and raises the error that a test sets."""
 
     def __init__(self) -> None:
         self.error: Exception | None = None
