@@ -94,9 +94,10 @@ class FileWatch:
 
     def _update(self, prune: bool) -> bool:
         wanted = directories(path for entry in self._paths for path in _watched_paths(entry)) - self._hopeless
-        fresh = wanted - self._watches.keys()
-        adapted = {new for new in fresh for old in self._watches.keys() - wanted if self._adapt(old, new)}
-        stale, paths = self._watches.keys() - wanted, {directory.path for directory in wanted}
+        ended = {directory for directory, (_, handler) in self._watches.items() if handler.ended}
+        fresh = wanted - (self._watches.keys() - ended)
+        adapted = {new for new in fresh for old in self._watches.keys() - wanted - ended if self._adapt(old, new)}
+        stale, paths = self._watches.keys() - (wanted - ended), {directory.path for directory in wanted}
         if not prune and len(stale) <= MAX_DIRECTORIES:
             stale = {directory for directory in stale if directory.path in paths}
         for directory in stale:
@@ -172,12 +173,18 @@ def _watched_steps(path: str) -> Iterator[Step]:
 
 
 class _Handler(FileSystemEventHandler):
+    """`ended` is True once the directory was removed. The kernel ends the watch then, and may give the inode to the
+    next directory of that name."""
+
     def __init__(self, directory: Directory, changed: Callable[[], None]) -> None:
         super().__init__()
+        self.ended = False
         self._directory = directory
         self._changed = changed
 
     def on_any_event(self, event: FileSystemEvent) -> None:
+        if event.event_type == "deleted" and os.fsdecode(event.src_path) == self._directory.path:
+            self.ended = True
         if event.event_type not in _READS and self._concerns(event):
             self._changed()
 

@@ -8,7 +8,8 @@ import os
 import queue
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from watchdog.observers import Observer
 from watchdog.observers.api import ObservedWatch
 from watchdog.observers.inotify_c import Inotify
 
+from flanneld_masq.inputs import file_watch
 from flanneld_masq.inputs.file_watch import MAX_DIRECTORIES, Directory, FileWatch, directories
 from flanneld_masq.inputs.path_steps import MAX_LINKS
 
@@ -255,6 +257,36 @@ class TestPatterns:
         try:
             target.write_text("in place")
             assert watched.told()
+        finally:
+            watched.watch.stop()
+
+
+class TestSameInode:
+    """A file system may give a new directory the inode of the one that was removed just before."""
+
+    @pytest.fixture(autouse=True)
+    def one_inode(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def same(paths: Iterable[str]) -> frozenset[Directory]:
+            return frozenset(replace(found, identity=(0, 0)) for found in directories(paths))
+
+        monkeypatch.setattr(file_watch, "directories", same)
+
+    @pytest.mark.parametrize("prune", [True, False])
+    def test_a_directory_made_again_is_watched(self, prune: bool, file: Path) -> None:
+        file.parent.mkdir(parents=True)
+        watched = Watched(file)
+        try:
+            for text in "abc":
+                file.write_text(text)
+                assert watched.called(SECONDS)
+                shutil.rmtree(file.parent)
+                file.parent.mkdir()
+                while watched.called(0.1):
+                    watched.watch.refresh(prune=prune)
+                file.write_text("again")
+                assert watched.called(SECONDS), "the kernel ended the watch with the directory"
+                while watched.called():
+                    watched.watch.refresh(prune=prune)
         finally:
             watched.watch.stop()
 
