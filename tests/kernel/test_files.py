@@ -167,7 +167,7 @@ def test_a_full_state_directory_stops_no_repair(node: Node, backend_name: str) -
         filling = fill(node.state)
         with node.running() as daemon:
             daemon.logged("ERROR", f"state directory {node.state} cannot be used", "No space left on device")
-            eventually(lambda: daemon.lines("ipv6: rules applied"))
+            eventually(lambda: all(daemon.lines(f"{family}: rules applied") for family in Family))
             for family in Family:
                 repaired(node, daemon, family)
             assert len(daemon.lines("ERROR")) == 1, "said once"
