@@ -5,22 +5,6 @@ say() {
     echo "$(basename "$0"): $*" >&2
 }
 
-# The one place of the version is flanneld_masq/__init__.py. Prints it; stops where a package would say another.
-checked_version() {
-    version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' flanneld_masq/__init__.py)
-    changelog=$(sed -n '1s/^flanneld-masq (\(.*\)-[0-9]*) .*/\1/p' packaging/debian/changelog)
-    spec=$(sed -n 's/^Version: *//p' packaging/rpm/flanneld-masq.spec)
-    newest=$(sed -n '/^%changelog/{n;s/.* - \(.*\)-[0-9]*$/\1/p}' packaging/rpm/flanneld-masq.spec)
-    for found in "$changelog" "$spec" "$newest"; do
-        if [ -z "$version" ] || [ "$found" != "$version" ]; then
-            say "the versions disagree: flanneld_masq/__init__.py says '$version', debian/changelog '$changelog'," \
-                "the spec '$spec' and its newest changelog entry '$newest'"
-            return 1
-        fi
-    done
-    echo "$version"
-}
-
 # Names the files of the project, each ended by NUL: what git knows, with uncommitted changes and new files; without
 # git everything but what is made here.
 project_files() {

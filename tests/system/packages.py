@@ -19,7 +19,7 @@ TREE = Path(__file__).parents[2]
 OLD = "0.0.9"
 BUILD_SECONDS = 120.0
 _KEPT = TREE / "build" / "tests"
-_VERSIONED = ("flanneld_masq/__init__.py", "packaging/debian/changelog", "packaging/rpm/flanneld-masq.spec")
+_VERSIONED = ("flanneld_masq/__init__.py", "CHANGELOG.md")
 Say = Callable[[str], None]
 
 
