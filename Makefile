@@ -10,11 +10,12 @@ JOBS ?= $(shell echo $$((2 * $(cores))))
 # Each process takes the next test when it has done one. Tests that need the machine to themselves come last, one by one.
 at_once = -n $(JOBS) --dist loadgroup -m "not timing"
 
-.PHONY: help setup demo lint check test test-one fuzz coverage bench monitoring chaos man deb rpm clean
+.PHONY: help setup demo lint check test test-one fuzz coverage bench monitoring chaos man docs recording deb rpm apt-repo \
+	dnf-repo test-repositories release clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## */\1 /p' $(MAKEFILE_LIST) | while read -r target text; do \
-		printf '  make %-9s %s\n' "$$target" "$$text"; done
+		printf '  make %-17s %s\n' "$$target" "$$text"; done
 
 setup: ## install missing packages, make .venv with the tools and this project in it
 	@scripts/setup
@@ -71,6 +72,17 @@ build/man/%: docs/man/%.rst flanneld_masq/__init__.py
 	@mkdir -p build/man
 	sed "s/@VERSION@/$$(sed -n 's/^__version__ = "\(.*\)"$$/\1/p' flanneld_masq/__init__.py)/" $< | rst2man - $@
 
+docs: ## build the documentation site in build/site; a warning or a link that leads nowhere is an error
+	@scripts/setup-packaging docs
+	/usr/bin/python3 scripts/site.py assemble build/docs
+	@rm -rf build/site
+	/usr/bin/python3 -m sphinx -q -W --keep-going -n -c docs build/docs build/site
+	/usr/bin/python3 scripts/site.py check build/site
+
+recording: setup ## record a terminal in which the ruleset is flushed, on a booted Debian: docs/recording.svg
+	@scripts/setup-packaging deb
+	$(bin)/python -m tests.recording docs/recording.svg
+
 deb: ## build dist/flanneld-masq_VERSION-1_all.deb
 	@scripts/setup-packaging deb
 	packaging/build-deb build/deb
@@ -82,6 +94,21 @@ rpm: ## build dist/flanneld-masq-VERSION-1.noarch.rpm
 	packaging/build-rpm build/rpm
 	@mkdir -p dist
 	cp build/rpm/*.noarch.rpm dist/
+
+apt-repo: deb ## add the deb to a signed apt repository, dist/apt: KEY=the key of gpg, URL=where it will be
+	@scripts/setup-packaging repositories
+	packaging/apt-repo dist/apt "$(or $(KEY),$(error KEY is empty: the secret key of gpg that signs the repository))" dist/*_all.deb
+
+dnf-repo: rpm ## add the rpm to a dnf repository, dist/dnf: KEY=the key of gpg, unsigned without; URL=where it will be
+	@scripts/setup-packaging repositories
+	packaging/dnf-repo dist/dnf "$(KEY)" dist/*.noarch.rpm
+
+test-repositories: setup ## install from both repositories, upgrade from the previous release, and have changed packages refused
+	@scripts/setup-packaging deb rpm repositories
+	LONG=1 $(bin)/python -m pytest -v tests/system/test_repositories.py
+
+release: ## check and build a release in dist/, with both repositories: KEY=the key of gpg; TAG=1 makes the tag too
+	scripts/release
 
 clean: ## remove all that was made here, .venv too
 	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
