@@ -1,4 +1,4 @@
-# What both builds share; sourced by them in the top directory of the project.
+# What the scripts here share; sourced by them in the top directory of the project.
 # shellcheck shell=bash
 
 say() {
@@ -22,4 +22,9 @@ copy_project() {
     project_files | while IFS= read -r -d '' file; do
         [ -e "$file" ] && printf '%s\0' "$file"
     done | tar --create --null --files-from=- | tar --extract --directory "$1"
+}
+
+# sign KEY OPTION...: has gpg sign with that key and no other, and without asking.
+sign() {
+    gpg --batch --yes --quiet --local-user "$1" --digest-algo SHA512 "${@:2}"
 }

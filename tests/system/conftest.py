@@ -44,7 +44,7 @@ from ..common import every_time, is_root, say, unable
 from . import cgroups
 from .layers import Overlay, install
 from .machine import Machine
-from .packages import PackageStore
+from .packages import Packages, PackageStore
 from .roots import RECIPES, RELEASES, Recipe, RootError, make
 from .turns import left_out_in_turns
 
@@ -150,6 +150,18 @@ def deb(packages: PackageStore) -> Path:
 
 
 @pytest.fixture(scope="session")
+def debs(deb: Path, packages: PackageStore) -> Packages:
+    return Packages(deb, packages.old("deb"))
+
+
+@pytest.fixture(scope="session")
+def rpms(packages: PackageStore) -> Packages:
+    if not shutil.which("rpmbuild"):
+        unable("rpmbuild is missing; `scripts/setup-packaging rpm` installs it")
+    return Packages(packages.new("rpm"), packages.old("rpm"))
+
+
+@pytest.fixture(scope="session")
 def installed(deb: Path, workshop: Path) -> Callable[[str], Path]:
     """Return a function that maps a release to the files that the package adds to it."""
 
@@ -192,3 +204,11 @@ def machine(make_machine: MakeMachine) -> Machine:
     found = make_machine()
     found.boot()
     return found
+
+
+@pytest.fixture
+def bare(make_machine: MakeMachine) -> Machine:
+    """A machine without the project, booted."""
+    machine = make_machine(bare=True)
+    machine.boot()
+    return machine

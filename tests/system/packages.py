@@ -5,21 +5,30 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 from flanneld_masq import __version__
+from flanneld_masq.model import SLOTS
 
 from ..common import patience
 from .kept import locked, remove_unused, use
 
 TREE = Path(__file__).parents[2]
 OLD = "0.0.9"
+UNTAGGED_RELEASE = "02a2e5f"  # 0.1.0
 BUILD_SECONDS = 120.0
 _KEPT = TREE / "build" / "tests"
-_VERSIONED = ("flanneld_masq/__init__.py", "CHANGELOG.md")
+_VERSIONED = (
+    "flanneld_masq/__init__.py",
+    "CHANGELOG.md",
+    "packaging/debian/changelog",
+    "packaging/rpm/flanneld-masq.spec",
+)
 Say = Callable[[str], None]
 
 
@@ -50,6 +59,30 @@ def copy_tree(directory: Path) -> Path:
     return directory
 
 
+def previous_release() -> str:
+    """Return the revision of the newest release: a tag, or where 0.1.0 was. Empty without a history."""
+    described = _git("describe", "--tags", "--abbrev=0", "--match=v[0-9]*", "HEAD").stdout.strip()
+    return described or _git("rev-parse", "--verify", "--quiet", f"{UNTAGGED_RELEASE}^{{commit}}").stdout.strip()
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ("git", "-c", f"safe.directory={TREE}", *arguments),
+        cwd=TREE,
+        capture_output=True,
+        text=True,
+        timeout=patience(30),
+    )
+
+
+@dataclass(frozen=True, **SLOTS)
+class Packages:
+    """The package of the tree, and one of the same files that says it is older."""
+
+    new: Path
+    old: Path
+
+
 class PackageStore:
     """Builds each package for the first process that asks; the others wait for it. `say` takes a line of progress."""
 
@@ -71,6 +104,10 @@ class PackageStore:
         """Return a package of the same files that says it is older."""
         return self._built(kind, OLD, lambda out: build(kind, self._old_tree(kind), out))
 
+    def previous(self, kind: str, revision: str) -> Path:
+        """Return a package of an earlier revision's files, with the version of `old` so that it can be upgraded."""
+        return self._built(kind, f"of-{revision}", lambda out: build(kind, self._revision(revision), out))
+
     def _built(self, kind: str, version: str, make: Callable[[Path], object]) -> Path:
         directory = self._kept / f"{kind}-{version}"
         partial = directory.with_name(f"{directory.name}.partial")
@@ -83,10 +120,23 @@ class PackageStore:
 
     def _old_tree(self, kind: str) -> Path:
         tree = copy_tree(self._directory / f"older-{kind}")
-        for name in _VERSIONED:
-            file = tree / name
-            file.write_text(file.read_text().replace(__version__, OLD))
+        _say_old(tree, __version__)
         return tree
+
+    def _revision(self, revision: str) -> Path:
+        tree = self._directory / f"tree-{revision}"
+        tree.mkdir()
+        archive = f"git -c safe.directory={TREE} archive {revision} | tar --extract --directory {tree}"
+        subprocess.run(("bash", "-o", "pipefail", "-c", archive), cwd=TREE, check=True, timeout=patience(BUILD_SECONDS))
+        (version,) = re.findall(r'^__version__ = "(.*)"$', (tree / _VERSIONED[0]).read_text(), re.MULTILINE)
+        _say_old(tree, version)
+        return tree
+
+
+def _say_old(tree: Path, version: str) -> None:
+    """Replace the version of a tree by OLD, wherever a release has it."""
+    for file in filter(Path.exists, map(tree.joinpath, _VERSIONED)):
+        file.write_text(file.read_text().replace(version, OLD))
 
 
 def _key() -> str:

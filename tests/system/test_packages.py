@@ -8,7 +8,6 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ from flanneld_masq.service import journal
 from ..common import eventually, patience, unable
 from .layers import Overlay
 from .machine import UNIT, Machine
-from .packages import BUILD_SECONDS, OLD, TREE, PackageStore, build, copy_tree
+from .packages import BUILD_SECONDS, OLD, TREE, Packages, build, copy_tree
 from .roots import RECIPES
 from .rules import BACKENDS, NftRules, rules_of
 from .site import subnet_file_text
@@ -37,34 +36,6 @@ _VOLATILE = (
 )
 _OF_BOTH = ("/usr/share/fish/", "/usr/share/zsh/", "/usr/share/licenses/")
 _LIST_FILES = r"""find / -xdev \( {prune} \) -prune -o \( -type d -printf '%p/\n' -o -printf '%p\n' \)"""
-
-
-@dataclass(frozen=True)
-class Packages:
-    """The package of the tree, and one of the same files that says it is older."""
-
-    new: Path
-    old: Path
-
-
-@pytest.fixture(scope="session")
-def debs(deb: Path, packages: PackageStore) -> Packages:
-    return Packages(deb, packages.old("deb"))
-
-
-@pytest.fixture(scope="session")
-def rpms(packages: PackageStore) -> Packages:
-    if not shutil.which("rpmbuild"):
-        unable("rpmbuild is missing; `scripts/setup-packaging rpm` installs it")
-    return Packages(packages.new("rpm"), packages.old("rpm"))
-
-
-@pytest.fixture
-def bare(make_machine: Callable[..., Machine]) -> Machine:
-    """A machine without the project, booted."""
-    machine = make_machine(bare=True)
-    machine.boot()
-    return machine
 
 
 def brought(machine: Machine, package: Path) -> str:
