@@ -80,8 +80,8 @@ class ProcessRunner:
         """Run a program to its end; `timeout` is in seconds. Raises CommandError unless it exits with status 0."""
         self.moved = time.monotonic()
         process = self._start(argv, executable)
-        self.running = argv
         try:
+            self.running = argv
             stdout, stderr = _Exchange(process, stdin.encode(*_ENCODING)).run(timeout)
         except subprocess.TimeoutExpired:
             _kill(process)
@@ -89,6 +89,9 @@ class ProcessRunner:
         except _TooMuch:
             _kill(process)
             raise CommandError(argv, f"printed more than {MAX_STDOUT >> 20} MiB and was ended") from None
+        except BaseException:  # Ctrl-C, or the time limit of a command
+            _kill(process)
+            raise
         finally:
             with self._lock:
                 self._running.discard(process)

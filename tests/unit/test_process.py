@@ -109,6 +109,25 @@ def test_timeout() -> None:
     assert (error.status, error.reason) == (None, "gave no answer within 0.05 s and was ended")
 
 
+def test_an_interrupt_ends_the_program() -> None:
+    runner = ProcessRunner()
+
+    def interrupt() -> None:
+        eventually(lambda: runner.running)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            runner(("sleep", "60"))
+    finally:
+        thread.join()
+        signal.signal(signal.SIGALRM, before)
+    assert not Path(f"/proc/{runner.started_pids[-1]}").exists()
+
+
 def test_a_program_that_closes_its_output_and_goes_on() -> None:
     error = failed("sh", "-c", "exec >&- 2>&-; exec sleep 60", timeout=0.2)
     assert error.reason == "gave no answer within 0.2 s and was ended"
