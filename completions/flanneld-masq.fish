@@ -40,11 +40,12 @@ complete -c flanneld-masq -n '__fish_seen_subcommand_from explain' -l mark -x -d
 complete -c flanneld-masq -n '__fish_seen_subcommand_from explain' -l from -x -a '(__fish_print_interfaces)' -d 'Interface'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from explain' -l ours -d 'Answer by the policy alone'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from doctor' -l snapshot -r -F -d 'Examine a saved node'
+complete -c flanneld-masq -n '__fish_seen_subcommand_from doctor' -l brief -d 'One line for node-problem-detector'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from explain' -l html -r -F -d 'Also write a page'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from report' -F
 complete -c flanneld-masq -n '__fish_seen_subcommand_from status' -l check -d 'Exit status 0 healthy, 1 not, 2 not running'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from wait' -l for -x -a 'synced waiting degraded contended stopped' -d 'State'
-complete -c flanneld-masq -n '__fish_seen_subcommand_from wait' -l timeout -x -d 'Give up after so many seconds'
+complete -c flanneld-masq -n '__fish_seen_subcommand_from wait doctor' -l timeout -x -d 'Give up after so many seconds'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from check' -F
 complete -c flanneld-masq -n '__fish_seen_subcommand_from status' -l watch -d 'Show it again whenever it changes'
 complete -c flanneld-masq -n '__fish_seen_subcommand_from metrics' -l write -d 'Write metrics.textfile if no daemon runs'

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flanneld_masq.cli import doctor_facts, doctor_snapshot
+from flanneld_masq.cli.doctor_brief import examine_briefly
 from flanneld_masq.cli.output import in_colour, print_json
 from flanneld_masq.cli.session import Session
 from flanneld_masq.doctor.examine import examine, examine_saved
@@ -17,11 +18,13 @@ from flanneld_masq.service.desired_state import OnError
 
 @dataclass(frozen=True, **SLOTS)
 class Answer:
-    """The findings on a node, and the failures of plugins. `lacking` says what a saved node does not tell."""
+    """The findings on a node, and the failures of plugins. `lacking` says what a saved node does not tell. `wrong` is
+    the exit status of an invalid configuration."""
 
     findings: tuple[Finding, ...]
     failures: tuple[str, ...] = ()
     lacking: str = ""
+    wrong: int = 0
 
     def print(self, *, as_json: bool) -> None:
         if as_json:
@@ -34,16 +37,32 @@ class Answer:
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Print the findings. Return 0 for a healthy node, 1 for a problem, 2 if something cannot be told."""
+    """Print the findings, or one line with --brief. Return 0 for a healthy node, 1 for a problem, 2 if something cannot
+    be told."""
+    if options.brief:
+        return _brief(options)
+    answer = _answer(options)
+    answer.print(as_json=options.json)
+    return answer.wrong or exit_status(answer.findings)
+
+
+def _brief(options: argparse.Namespace) -> int:
+    status, line = examine_briefly(lambda: _answer(options).findings, options.timeout)
+    if options.json:
+        print_json({"status": status, "message": line})
+    else:
+        print(line)
+    return status
+
+
+def _answer(options: argparse.Namespace) -> Answer:
+    """Return the findings on this node, or on a saved one."""
     if options.snapshot:
         facts, said, lacking = doctor_snapshot.read(options)
-        saved = Answer(tuple(examine_saved(facts, said)), lacking=lacking)
-        saved.print(as_json=options.json)
-        return exit_status(saved.findings)
+        return Answer(tuple(examine_saved(facts, said)), lacking=lacking)
     session = Session.despite(options)
     answer = examined(session, options)
-    answer.print(as_json=options.json)
-    return session.wrong.exit_code if session.wrong is not None else exit_status(answer.findings)
+    return answer if session.wrong is None else replace(answer, wrong=session.wrong.exit_code)
 
 
 def examined(session: Session, options: argparse.Namespace, snapshot: Snapshot | None = None) -> Answer:

@@ -1,4 +1,4 @@
-"""The options of `explain`, `trace` and `probe`. Their code is imported when they run: the daemon has none."""
+"""The options of `doctor`, `explain`, `trace` and `probe`. The daemon imports none of their code."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ CLASSES = ("world", "remote-pod", "node", "pod")
 _WITH_PORTS = frozenset(PROTOCOLS[name] for name in ("tcp", "udp", "sctp"))
 _MAX_SECONDS = 3600.0
 _MAX_PACKETS = 1000
+_BRIEF_SECONDS = 4.0  # node-problem-detector ends a program after 5 s
 
 
 def trace(options: argparse.Namespace) -> int:
@@ -58,6 +59,29 @@ def add_probe(command: argparse.ArgumentParser) -> None:
         default=None,
         metavar="CLASS",
         help=f"send to this class of destinations alone: {', '.join(CLASSES)}; may be given more than once",
+    )
+
+
+def add_doctor(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--snapshot",
+        default=None,
+        metavar="FILE",
+        help="examine the packets of pods on a saved node instead: an archive of report, or its snapshot.json with "
+        "--subnet-file; needs no root",
+    )
+    command.add_argument(
+        "--brief",
+        action="store_true",
+        help="print one line of at most 80 bytes with the ids of the worst findings, for node-problem-detector; exit "
+        "status 2 after any error",
+    )
+    command.add_argument(
+        "--timeout",
+        type=partial(seconds, most=_MAX_SECONDS),
+        default=_BRIEF_SECONDS,
+        metavar="S",
+        help=f"with --brief, give up after so many seconds (default {_BRIEF_SECONDS:g})",
     )
 
 

@@ -114,18 +114,13 @@ def parser() -> argparse.ArgumentParser:
         commands.selftest,
         "prove the backends on this kernel with these tools, by real packets in throwaway network namespaces",
     )
-    doctor = add(
-        "doctor",
-        commands.doctor,
-        "look over the node for what breaks the traffic of pods, each finding with its remedy; exit status 1 for a "
-        "problem, 2 if something cannot be told",
-    )
-    doctor.add_argument(
-        "--snapshot",
-        default=None,
-        metavar="FILE",
-        help="examine the packets of pods on a saved node instead: an archive of report, or its snapshot.json with "
-        "--subnet-file; needs no root",
+    live_options.add_doctor(
+        add(
+            "doctor",
+            commands.doctor,
+            "look over the node for what breaks the traffic of pods, each finding with its remedy; exit status 1 for a "
+            "problem, 2 if something cannot be told",
+        )
     )
     live_options.add_trace(
         add(
