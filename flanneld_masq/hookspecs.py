@@ -69,13 +69,15 @@ class Host:
     """The machine, as a backend uses it: `run` starts programs, `root` is the root directory of all files.
 
     `daemon` is the pid of the daemon that keeps the rules, which may be this process; 0 if none runs. `sockets` outlive
-    this process; None where nothing stores any.
+    this process; None where nothing stores any. `daemon_elsewhere` is True if the daemon runs in another pid namespace,
+    where it has a pid that is not known here; then `daemon` is 0.
     """
 
     run: ProcessRunner
     root: Path = Path("/")
     daemon: int = 0
     sockets: Optional[SocketStore] = None
+    daemon_elsewhere: bool = False
 
 
 class Backend(Protocol):

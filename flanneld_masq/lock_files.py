@@ -12,7 +12,8 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
-_MAX_PID_BYTES = 32
+_MAX_PID_BYTES = 64
+_PID_NAMESPACE = Path("/proc/self/ns/pid")
 _MAX_LOCKS = 1 << 20  # bytes of /proc/locks: some 18,000 locks
 _CHUNK = 1 << 16
 
@@ -82,18 +83,44 @@ def open_or_make(path: Path) -> int:
     return descriptor
 
 
+def write_pid(lock: int) -> None:
+    """Write the pid of this process into its lock, and the pid namespace in which it counts."""
+    text = f"{os.getpid()}\n{_pid_namespace()}\n".encode()
+    os.ftruncate(lock, os.pwrite(lock, text, 0))
+
+
 def text_in(lock: int) -> str:
-    """Return the pid that a daemon wrote into its lock, as text."""
-    try:
-        return os.pread(lock, _MAX_PID_BYTES, 0).decode(errors="replace").strip()
-    except OSError:
-        return ""
+    """Return the pid that a daemon wrote into its lock, as text; it says so if that is one of another pid namespace."""
+    text, *namespace = _lines(lock)
+    return f"{text} in another pid namespace" if _differs(namespace) else text
 
 
 def pid_in(lock: int) -> int:
-    """Return the pid that a daemon wrote into its lock; 0 if there is none."""
-    text = text_in(lock)
-    return int(text) if text.isascii() and text.isdigit() else 0
+    """Return the pid that a daemon wrote into its lock; 0 if there is none, or if the daemon runs in another pid
+    namespace, as in a container: its pid in the namespace of this process is not known."""
+    text, *namespace = _lines(lock)
+    return int(text) if text.isascii() and text.isdigit() and not _differs(namespace) else 0
+
+
+def _lines(lock: int) -> list[str]:
+    """Return the lines of a lock, at least one."""
+    try:
+        return os.pread(lock, _MAX_PID_BYTES, 0).decode(errors="replace").strip().split("\n")
+    except OSError:
+        return [""]
+
+
+def _differs(namespace: list[str]) -> bool:
+    """Return True if a daemon wrote the name of another pid namespace. Earlier releases wrote none."""
+    return namespace[:1] not in ([], [_pid_namespace()])
+
+
+def _pid_namespace() -> str:
+    """Return the kernel's name of this process's pid namespace; empty without /proc."""
+    try:
+        return str(_PID_NAMESPACE.readlink())
+    except OSError:
+        return ""
 
 
 def _regular(descriptor: int) -> int:

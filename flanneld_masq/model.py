@@ -559,3 +559,8 @@ class Holder:
     runs: Optional[bool]
     pid: int
     why: str
+
+    @property
+    def elsewhere(self) -> bool:
+        """True if the daemon runs in another pid namespace, as in a container: its pid is not known here."""
+        return bool(self.runs) and not self.pid

@@ -1,6 +1,6 @@
 """Keeps the state directory: the verified states, the status of the daemon, and the locks.
 
-    lock                  the instance lock; its text is the pid of the daemon that holds it
+    lock                  the instance lock; its text is the pid of the daemon that holds it, and its pid namespace
     FAMILY.lock           held during a reconcile pass, by the daemon or a command
     BACKEND-FAMILY.json   the verified state: the read-back of the last write
     status.json           the status that the daemon reports
@@ -33,7 +33,7 @@ from typing import Any, NamedTuple, Optional
 from flanneld_masq.errors import AlreadyRunning, StateError
 from flanneld_masq.inputs.json_values import decode, parse
 from flanneld_masq.inputs.text import read_regular, read_start
-from flanneld_masq.lock_files import open_or_make, pid_in, text_in, try_lock
+from flanneld_masq.lock_files import open_or_make, pid_in, text_in, try_lock, write_pid
 from flanneld_masq.model import BackendName, Family, Holder, VerifiedState
 from flanneld_masq.printable import printable
 
@@ -231,9 +231,8 @@ class StateDirectory:
         self._write_pid(descriptor)
 
     def _write_pid(self, lock: int) -> None:
-        pid = f"{os.getpid()}\n".encode()
         with self._failures.noting(_INSTANCE_LOCK, go_on=True):
-            os.ftruncate(lock, os.pwrite(lock, pid, 0))
+            write_pid(lock)
 
     def _wait_for_instance(self, descriptor: int, seconds: float) -> None:
         pause, deadline = threading.Event(), time.monotonic() + seconds

@@ -12,7 +12,6 @@ from flanneld_masq.cli.output import print_json
 from flanneld_masq.cli.session import Session
 from flanneld_masq.cli.status import written_status
 from flanneld_masq.errors import ConfigError, MasqError
-from flanneld_masq.hookspecs import Host
 from flanneld_masq.inputs import config_values
 from flanneld_masq.model import (
     DEFAULT_KUBE_PROXY_MARK,
@@ -26,7 +25,6 @@ from flanneld_masq.model import (
     Verdict,
     family_of,
 )
-from flanneld_masq.process import ProcessRunner
 from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.reconcile.survey import survey_backends
 from flanneld_masq.reconcile.values import DesiredState
@@ -136,7 +134,7 @@ def _mark(session: Session, reconciler: Reconciler, desired_state: DesiredState)
 def _flannel(session: Session, family: Family, desired_state: DesiredState, packet: Packet) -> Flannel:
     """Look for a rule of flannel that masquerades the packet, in every backend that can be read."""
     unread = ""
-    host = Host(ProcessRunner(), session.root, session.directory.holder().pid)
+    host = session.host()
     for backend in session.plugins.create(family, host).values():
         try:
             ((_, survey),) = survey_backends([backend], desired_state.leases)

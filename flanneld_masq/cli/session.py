@@ -81,9 +81,14 @@ class Session:
         warn(builder.refresh().net_conf)
         return builder.required()
 
+    def host(self) -> Host:
+        """Return this machine, with the daemon that runs on it."""
+        holder = self.directory.holder()
+        return Host(ProcessRunner(), self.root, holder.pid, daemon_elsewhere=holder.elsewhere)
+
     def reconcilers(self) -> Iterator[Reconciler]:
         """Yield a reconciler for each family, in the order of `Family`."""
-        host = Host(ProcessRunner(), self.root, self.directory.holder().pid)
+        host = self.host()
         for family in Family:
             yield self._reconciler(family, host)
 

@@ -75,7 +75,8 @@ class Ownership:
 
     def feasible(self, protection: Protection) -> Protection:
         """Return the protection that can be had: where no daemon stays, a table with an owner alone would end."""
-        return Protection.NONE if protection is Protection.OWNER and not self._host.daemon else protection
+        daemon = self._host.daemon or self._host.daemon_elsewhere
+        return Protection.NONE if protection is Protection.OWNER and not daemon else protection
 
     def flags(self, protection: Protection) -> int:
         """Return the flags of a new table. A command leaves it to the daemon to own one, as does another command that
@@ -109,6 +110,7 @@ class Ownership:
         place = f"{self._family.data.nft} {table}"
         if self._is_ours(netlink, held.owner):
             daemon = f"pid {self._host.daemon}" if self._host.daemon else "systemd keeps its socket"
+            daemon = "in another pid namespace" if self._host.daemon_elsewhere else daemon
             return RulesetError(
                 f"table {place} is owned by the daemon ({daemon}), and the kernel lets nobody else change it; stop the "
                 f"daemon first, for instance with `systemctl stop flanneld-masq`"
@@ -117,8 +119,9 @@ class Ownership:
 
     def _is_ours(self, netlink: Nfnetlink, port: int) -> bool:
         """Return True for a port of this process. In a command, return True also for a port of the daemon, or of the
-        service manager: it keeps the daemon's socket while the service restarts."""
-        if port == netlink.port:
+        service manager: it keeps the daemon's socket while the service restarts. Of a daemon in another pid namespace
+        the ports cannot be found out; it reports itself if the table is another program's."""
+        if port == netlink.port or self._host.daemon_elsewhere:
             return True
         holders = () if self.resident else (self._host.daemon or _SERVICE_MANAGER, _SERVICE_MANAGER)
         return any(netlink_ports.holds(self._host.root, pid, port) for pid in holders)

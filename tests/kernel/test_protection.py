@@ -144,6 +144,21 @@ def test_commands_beside_the_daemon(guarded: Node) -> None:
                 backend.replace(Desired(Family.IPV4), backend.observe(tuple(Group)), ())
 
 
+def test_a_command_in_another_pid_namespace(guarded: Node) -> None:
+    """The pid of the daemon is not known there, and the kernel does not say whose process owns a table."""
+    elsewhere = ("unshare", "--pid", "--fork", "--mount-proc")
+    with guarded.running() as daemon:
+        daemon.reached("synced")
+        with guarded.entered():
+            for arguments in (("plan",), ("status", "--check")):
+                argv = (*elsewhere, *guarded.argv(*arguments))
+                done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+                assert (done.returncode, done.stderr) == (0, "")
+            with pytest.raises(RulesetError, match=r"owned by the daemon \(in another pid namespace\)"):
+                backend = NftBackend(Family.IPV4, Host(guarded.run, daemon_elsewhere=True))
+                backend.replace(Desired(Family.IPV4), backend.observe(tuple(Group)), ())
+
+
 def test_commands_without_a_daemon(guarded: Node) -> None:
     with guarded.entered():
         assert guarded.masq("apply").returncode == 0

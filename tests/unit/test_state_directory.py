@@ -446,6 +446,9 @@ class TestAuthors:
         assert store.trouble == ""
 
 
+LOCK_TEXT = f"{os.getpid()}\n{Path('/proc/self/ns/pid').readlink()}\n"
+
+
 class TestInstance:
     def test_the_second_is_refused_and_the_first_is_named(self, directory: Path) -> None:
         with StateDirectory(directory).instance():
@@ -473,14 +476,14 @@ class TestInstance:
     def test_the_next_is_welcome(self, directory: Path) -> None:
         for _ in range(2):
             with StateDirectory(directory).instance():
-                assert (directory / "lock").read_text() == f"{os.getpid()}\n"
+                assert (directory / "lock").read_text() == LOCK_TEXT
         assert StateDirectory(directory).holder().runs is False
 
     def test_a_pid_that_was_left_behind_is_no_daemon(self, directory: Path) -> None:
         write(directory / "lock", "1\n")
         assert StateDirectory(directory).holder().runs is False
         with StateDirectory(directory).instance():
-            assert (directory / "lock").read_text() == f"{os.getpid()}\n"
+            assert (directory / "lock").read_text() == LOCK_TEXT
 
     @pytest.mark.parametrize(("text", "shown"), [("", "pid "), ("nonsense", "pid nonsense"), ("99999999", "99999999")])
     def test_a_holder_that_cannot_be_named(self, text: str, shown: str, directory: Path) -> None:
@@ -489,6 +492,20 @@ class TestInstance:
                 pass
             holder = StateDirectory(directory).holder()
             assert (holder.runs, str(holder.pid)) == (True, text if text.isdigit() else "0")
+
+    def test_a_holder_in_another_pid_namespace(self, directory: Path) -> None:
+        """Its pid is that of another process here, or of none."""
+        with held(directory / "lock", f"{os.getpid()}\npid:[1]\n"):
+            holder = StateDirectory(directory).holder()
+            named = f"pid {os.getpid()} in another pid namespace; stop it first"
+            with pytest.raises(AlreadyRunning, match=named), StateDirectory(directory).instance():
+                pass
+        assert (holder.runs, holder.pid, holder.elsewhere) == (True, 0, True)
+
+    def test_a_holder_of_an_earlier_release(self, directory: Path) -> None:
+        with held(directory / "lock", f"{os.getpid()}\n"):
+            holder = StateDirectory(directory).holder()
+        assert (holder.pid, holder.elsewhere) == (os.getpid(), False)
 
     def test_no_directory_no_daemon(self, directory: Path) -> None:
         assert StateDirectory(directory).holder().runs is False
