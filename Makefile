@@ -10,7 +10,7 @@ JOBS ?= $(shell echo $$((2 * $(cores))))
 # Each process takes the next test when it has done one. Tests that need the machine to themselves come last, one by one.
 at_once = -n $(JOBS) --dist loadgroup -m "not timing"
 
-.PHONY: help setup demo lint check test test-one fuzz coverage bench monitoring chaos man docs recording deb rpm apt-repo \
+.PHONY: help setup demo lint check test test-one fuzz coverage bench monitoring chaos man docs recording deb rpm image apt-repo \
 	dnf-repo test-repositories release clean
 
 help: ## this list
@@ -94,6 +94,10 @@ rpm: ## build dist/flanneld-masq-VERSION-1.noarch.rpm
 	packaging/build-rpm build/rpm
 	@mkdir -p dist
 	cp build/rpm/*.noarch.rpm dist/
+
+image: deb ## build dist/flanneld-masq-image.tar, a container image of Debian with the package, without a registry
+	@scripts/setup-packaging image
+	packaging/build-image build/deb/*.deb dist
 
 apt-repo: deb ## add the deb to a signed apt repository, dist/apt: KEY=the key of gpg, URL=where it will be
 	@scripts/setup-packaging repositories
