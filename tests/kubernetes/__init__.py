@@ -1,0 +1,1 @@
+"""Checks manifests and chart with packages that no other test needs: `make kubernetes-check`."""
