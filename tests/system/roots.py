@@ -91,7 +91,14 @@ FIREWALLS = Recipe(
     ("ufw", "ferm", "shorewall", "containerd", "docker", "docker.socket", "libvirtd", "libvirtd.socket"),
     "bookworm",
 )
-RECIPES = {recipe.name: recipe for recipe in (*map(Recipe, RELEASES), FIREWALLS)}
+# Runs the image of `make image` (container_image.py).
+CONTAINERS = Recipe(
+    "containers-trixie",
+    (*_BASE, "locales", "podman", "crun"),
+    ("podman.socket", "podman.service", "podman-auto-update.timer", "podman-restart.service"),
+    "trixie",
+)
+RECIPES = {recipe.name: recipe for recipe in (*map(Recipe, RELEASES), FIREWALLS, CONTAINERS)}
 
 
 def cache() -> Path:
