@@ -130,14 +130,18 @@ def test_each_path_in_a_document_exists(name: str) -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("name", [*ENTRY_DOCUMENTS, "README.md", "docs/install.md", "tests/bench/README.md"])
+@pytest.mark.parametrize(
+    "name", [*ENTRY_DOCUMENTS, "README.md", "docs/install.md", "docs/kubernetes.md", "tests/bench/README.md"]
+)
 def test_each_make_target_in_a_document_exists(name: str) -> None:
     targets = set(re.findall(r"^([a-z-]+):", document("Makefile"), re.MULTILINE))
     named = {target for span in code_spans(document(name)) for target in re.findall(r"\bmake ([a-z-]+)", span)}
     assert named - targets == set()
 
 
-@pytest.mark.parametrize("name", [*ENTRY_DOCUMENTS, "README.md", "CHANGELOG.md", "docs/plugins.md"])
+@pytest.mark.parametrize(
+    "name", [*ENTRY_DOCUMENTS, "README.md", "CHANGELOG.md", "docs/kubernetes.md", "docs/plugins.md"]
+)
 def test_each_link_in_a_document_leads_to_a_file(name: str) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", document(name))
     assert [link for link in links if not (ROOT / name).parent.joinpath(link).exists()] == []
