@@ -42,7 +42,7 @@ PROGRAMS = {
     "make": Proof.TARGET,
     "python3": Proof.PLUGINS,
     "promtool": Proof.MONITORING,
-    **dict.fromkeys(("busctl", "grep", "journalctl", "nft", "systemctl", "systemd-tmpfiles"), Proof.NODE),
+    **dict.fromkeys(("busctl", "grep", "iptables", "journalctl", "nft", "systemctl", "systemd-tmpfiles"), Proof.NODE),
     # They need a network, a cluster or a key. tests/system/test_repositories.py does the same with apt, dnf and gpg.
     **dict.fromkeys(("apt", "cd", "curl", "dnf", "git", "gpg", "kubectl", "rsync"), Proof.ILLUSTRATION),
     **dict.fromkeys(("scripts/release", "sha256sum"), Proof.ILLUSTRATION),  # tests/unit/scripts/test_release.py
