@@ -19,12 +19,13 @@ from typing import Union
 
 from flanneld_masq.errors import KernelError
 from flanneld_masq.model import Family
-from flanneld_masq_iptables.xt_entries import Entries
+from flanneld_masq_iptables.xt_entries import Entries, aligned
 
 IPT_SO_GET_INFO, IPT_SO_GET_ENTRIES = 64, 65  # IP6T_SO_* have the same numbers
 XT_TABLE_MAXNAMELEN = 32
 _GETINFO = struct.Struct("=I5I5III")  # after the name: valid hooks, entry and underflow by hook, entries, size
-_GET_ENTRIES = struct.Struct(f"={XT_TABLE_MAXNAMELEN}sI4x")  # name and size, before the entries
+_PADDING = aligned(XT_TABLE_MAXNAMELEN + 4) - (XT_TABLE_MAXNAMELEN + 4)
+_GET_ENTRIES = struct.Struct(f"={XT_TABLE_MAXNAMELEN}sI{_PADDING}x")  # name and size, before the entries
 _MAX_TRIES = 10
 _SMALL = 1 << 16  # bytes, some 150 rules: 0.1 ms
 _DOMAINS = {

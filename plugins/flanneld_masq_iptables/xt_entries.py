@@ -4,6 +4,9 @@ Formats: struct ipt_entry in include/uapi/linux/netfilter_ipv4/ip_tables.h of th
 netfilter_ipv6/ip6_tables.h, and struct xt_entry_target, xt_standard_target and xt_error_target in
 netfilter/x_tables.h. A built-in chain ends with its policy. A user-defined chain begins with an entry whose target is
 ERROR and has the name of the chain, and ends with a return; the next entry with the target ERROR is not part of it.
+
+The alignment of a 64-bit number is part of the formats: 4 bytes for a process of i386, 8 for all others. A kernel of 64
+bits translates its tables for a process of 32 bits (struct compat_ipt_entry), so the process decides, not the kernel.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import mmap
 import re
 import struct
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flanneld_masq.errors import KernelError
@@ -32,11 +35,12 @@ _MARK, _MARK_REVISION = struct.Struct("=II"), 2  # struct xt_mark_tginfo2: mark,
 _XT_COUNTERS = struct.Struct("=QQ")  # struct xt_counters: packets, bytes
 _PACKETS = struct.Struct("=Q")  # the first number of struct xt_counters
 _COUNTERS = bytes(16)  # struct xt_counters, of zeros
-_ERROR_SIZE, _STANDARD_SIZE = 64, 40  # of these targets in bytes, as the kernel aligns them
+_ERROR_SIZE = 64  # of this target in bytes, as the kernel aligns it
+_STANDARD_BYTES = 36  # of the standard target, before the kernel aligns it
 _DROP = -uapi.NF_DROP - 1
+ALIGNMENT = struct.calcsize("@BQ") - struct.calcsize("@Q")  # of a 64-bit number in this process, in bytes
 XT_RETURN = -5  # -NF_REPEAT - 1
 _ERROR = _TARGET.pack(_ERROR_SIZE, b"ERROR", 0)
-_STANDARD = _TARGET.pack(_STANDARD_SIZE, b"", 0)
 _ATTEMPT = "reading an ip_tables table"
 _MATCH = struct.Struct(f"=H{XT_EXTENSION_MAXNAMELEN}sB")  # size, name, revision
 _COMMENT = b"comment"
@@ -59,17 +63,27 @@ class Layout:
     matches: int
 
 
-_LAYOUTS = {
+def aligned(size: int, alignment: int = ALIGNMENT) -> int:
+    """Return the multiple of the alignment that holds so many bytes."""
+    return -(-size // alignment) * alignment
+
+
+def _layouts(alignment: int) -> dict[Family, Layout]:
     # `protocol` is read as one number: proto (2 bytes), flags, invflags; in IPv6 proto (2), tos, flags, invflags
-    Family.IPV4: Layout(slice(8, 16), slice(48, 80), slice(80, 84), 0x02 << 16, 88, 96, 112),
-    Family.IPV6: Layout(slice(32, 64), slice(96, 128), slice(128, 133), 0x04 << 24, 140, 152, 168),
-}
+    four, six = (aligned(end, alignment) for end in (96, 148))  # of what stands before the counters
+    return {
+        Family.IPV4: Layout(slice(8, 16), slice(48, 80), slice(80, 84), 0x02 << 16, 88, four, four + len(_COUNTERS)),
+        Family.IPV6: Layout(slice(32, 64), slice(96, 128), slice(128, 133), 0x04 << 24, 140, six, six + len(_COUNTERS)),
+    }
+
+
+_LAYOUTS = {alignment: _layouts(alignment) for alignment in (4, 8)}
 
 
 @dataclass(frozen=True, **SLOTS)
 class Entries:
     """A table. `first` and `policy` are the offsets, by hook (NF_INET_*), of the first and the last entry of each
-    built-in chain.
+    built-in chain. `alignment` is that of a 64-bit number in the process that read them, in bytes.
 
     Offsets are in bytes from the first entry, which `memory` has at `begin`. Methods raise KernelError if the entries
     are inconsistent.
@@ -80,6 +94,11 @@ class Entries:
     policy: tuple[int, ...]
     memory: mmap.mmap
     begin: int
+    alignment: int = ALIGNMENT
+    layout: Layout = field(init=False)  # a lookup for each entry would take a fifth of the time
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layout", _LAYOUTS[self.alignment][self.family])
 
     def drop(self, hook: int, own: str) -> Drop | None:
         """Return what in the built-in chain of the hook drops every packet that reaches it. `own` is the daemon's
@@ -137,18 +156,18 @@ class Entries:
     def packets(self, hook: int) -> tuple[int, ...]:
         """Return how many packets each rule of the built-in chain of the hook has counted, without the policy."""
         rules = (offset for offset, _ in self._built_in(hook) if offset != self.policy[hook])
-        return tuple(self._unpack(_PACKETS, offset + _LAYOUTS[self.family].counters)[0] for offset in rules)
+        return tuple(self._unpack(_PACKETS, offset + self.layout.counters)[0] for offset in rules)
 
     def counted(self, chain: str) -> Iterator[tuple[str, Traffic]]:
         """Yield the daemon's tag, empty for none, and the counters of each rule of a user-defined chain."""
         start = self._start(chain)
         for offset, _ in self._user_chain(start) if start is not None else ():
-            counters = self._unpack(_XT_COUNTERS, offset + _LAYOUTS[self.family].counters)
+            counters = self._unpack(_XT_COUNTERS, offset + self.layout.counters)
             yield self._tag(offset), Traffic(*counters)
 
     def mask(self) -> bytes:
         """Return a mask as long as the entries, with zeros in place of counters."""
-        counters = _LAYOUTS[self.family].counters
+        counters = self.layout.counters
         mask = bytearray(b"\xff" * (len(self.memory) - self.begin))
         offset = 0
         while offset < len(mask):
@@ -156,6 +175,11 @@ class Entries:
             mask[offset + counters : offset + counters + len(_COUNTERS)] = _COUNTERS
             offset = after
         return bytes(mask)
+
+    @property
+    def _standard_size(self) -> int:
+        """Return the size of the standard target in bytes."""
+        return aligned(_STANDARD_BYTES, self.alignment)
 
     def _chain(self, start: Hashable) -> tuple[Step, ...]:
         return tuple(self._step(*entry) for entry in self._user_chain(int(str(start))))
@@ -169,12 +193,12 @@ class Entries:
             return Step(_VERDICTS.get(verdict, Action.OTHER), always)
         if verdict == after:
             return Step(Action.NOTHING, always)
-        goto = self._number(offset, _LAYOUTS[self.family].protocol) & _LAYOUTS[self.family].goto
+        goto = self._number(offset, self.layout.protocol) & self.layout.goto
         return Step(Action.GOTO if goto else Action.JUMP, always, verdict)
 
     def _matches_all(self, offset: int) -> bool:
         """Return True if an entry matches every packet: all masks are empty, and no match but a comment is there."""
-        layout = _LAYOUTS[self.family]
+        layout = self.layout
         if self._number(offset, layout.addresses) or self._number(offset, layout.interfaces):
             return False
         if self._number(offset, layout.protocol) & ~layout.goto:
@@ -194,7 +218,7 @@ class Entries:
     def _matches(self, offset: int) -> Iterator[tuple[int, bytes]]:
         """Yield the offset and the name of each match of an entry."""
         target, _ = self._bounds(offset)
-        position = offset + _LAYOUTS[self.family].matches
+        position = offset + self.layout.matches
         while position < offset + target:
             size, name, _ = self._unpack(_MATCH, position)
             if size < _MATCH.size:
@@ -230,7 +254,7 @@ class Entries:
 
     def _referred(self, start: int) -> int:
         """Return the number of rules of the table that jump or go to the chain that begins there."""
-        return len(self._find(_STANDARD + _VERDICT.pack(start)))
+        return len(self._find(_TARGET.pack(self._standard_size, b"", 0) + _VERDICT.pack(start)))
 
     def _has_tag(self) -> bool:
         at = self.memory.find(COMMENT_PREFIX.encode(), self.begin)
@@ -256,7 +280,7 @@ class Entries:
 
     def _form(self, offset: int, after: int) -> tuple[bytes, bytes]:
         """Return an entry without its position in the table, and the name of the chain that it goes to."""
-        layout = _LAYOUTS[self.family]
+        layout = self.layout
         data = bytearray(self.memory[self.begin + offset : self.begin + after])
         data[layout.counters : layout.counters + len(_COUNTERS)] = _COUNTERS
         name, verdict = self._target(offset)
@@ -282,7 +306,7 @@ class Entries:
         """Return the name of the target of an entry, and if that is the standard one (no name) its verdict."""
         target, length = self._bounds(offset)
         name = self._unpack(_TARGET, offset + target)[1].split(b"\0", 1)[0]
-        if not name and target + _STANDARD_SIZE > length:
+        if not name and target + self._standard_size > length:
             raise KernelError(_ATTEMPT, f"the entry at offset {offset} has no verdict")
         return name, 0 if name else self._unpack(_VERDICT, offset + target + _TARGET.size)[0]
 
@@ -292,7 +316,7 @@ class Entries:
 
     def _bounds(self, offset: int) -> tuple[int, int]:
         """Return where the target of an entry begins and where the entry ends, from its start."""
-        layout, start = _LAYOUTS[self.family], self.begin + offset
+        layout, start = self.layout, self.begin + offset
         try:
             target, length = _OFFSETS.unpack_from(self.memory, start + layout.offsets)
         except struct.error as error:
