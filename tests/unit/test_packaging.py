@@ -95,3 +95,11 @@ def test_each_package_of_the_tree_is_installed() -> None:
         for path in (top / name).rglob("__init__.py")
     }
     assert set(re.findall(r'"(.*)"', block)) == found
+
+
+def test_a_machine_at_a_hundredth_of_the_speed_starts_the_service() -> None:
+    """It takes two minutes there until the daemon can ask systemd for more time. The usual limit is 90 s."""
+    unit = (ROOT / "systemd" / "flanneld-masq.service").read_text()
+    limit = re.search(r"^TimeoutStartSec=(\d+)$", unit, re.MULTILINE)
+    assert limit is not None
+    assert int(limit[1]) >= 300
