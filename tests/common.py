@@ -14,8 +14,12 @@ from typing import NoReturn, Optional, TypeVar
 
 import pytest
 
+from flanneld_masq.selftest.speed import Speed
+
 # A limit ends only tests that hang and costs nothing while they pass, so it suits a machine that is six times as slow.
-_PATIENCE = float(os.environ.get("PATIENCE", "6"))
+_USUAL_PATIENCE = 6.0
+_SLOW_PATIENCE = 3.0  # times how slow this machine was found to be
+_VARIABLE = "PATIENCE"
 FIGURE = "figure"  # the property of a test that is shown at the end
 _PAUSE_SECONDS = 0.005
 _TURN_SECONDS = 0.001
@@ -47,7 +51,12 @@ def unable(reason: str) -> NoReturn:
 
 def patience(seconds: float) -> float:
     """Return the limit for something that takes less than `seconds` on an idle machine. PATIENCE is the factor."""
-    return seconds * _PATIENCE
+    return seconds * float(os.environ.get(_VARIABLE, _USUAL_PATIENCE))
+
+
+def set_patience(speed: Speed) -> None:
+    """Have the limits of this process and of those that it starts suit a slow machine, unless PATIENCE is given."""
+    os.environ.setdefault(_VARIABLE, f"{max(_USUAL_PATIENCE, _SLOW_PATIENCE * speed.limits.factor):g}")
 
 
 def is_root() -> bool:

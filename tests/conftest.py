@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -11,7 +12,18 @@ from typing import Any
 
 import pytest
 
-from .common import FIGURE, Tell
+from flanneld_masq.errors import CommandError
+from flanneld_masq.process import ProcessRunner
+from flanneld_masq.selftest.daemon import program
+from flanneld_masq.selftest.speed import measure
+
+from .common import FIGURE, Tell, set_patience
+
+
+def pytest_configure() -> None:
+    """Measure the machine before anything else loads it; the processes of pytest-xdist inherit the result."""
+    with contextlib.suppress(CommandError):  # there is no `ip`
+        set_patience(measure(program(), ProcessRunner(), samples=1))
 
 
 @pytest.hookimpl(optionalhook=True)
