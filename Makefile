@@ -10,7 +10,7 @@ JOBS ?= $(shell echo $$((2 * $(cores))))
 # Each process takes the next test when it has done one. Tests that need the machine to themselves come last, one by one.
 at_once = -n $(JOBS) --dist loadgroup -m "not timing"
 
-.PHONY: help setup demo lint check test test-one fuzz coverage bench monitoring chaos man docs recording deb rpm image apt-repo \
+.PHONY: help setup demo lint check test test-one fuzz coverage bench monitoring chaos matrix man docs recording deb rpm image apt-repo \
 	dnf-repo test-repositories kubernetes-check image-test release clean
 
 help: ## this list
@@ -64,6 +64,10 @@ monitoring: setup ## check the alerts by promtool, and ask a real Prometheus wha
 
 chaos: setup ## random actions against the daemon for SECONDS (300); SEED=n repeats those of an earlier run
 	$(bin)/python -m tests.chaos --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED))
+
+matrix: setup ## boot Debian 11 to 13 and other machines by qemu, do what has no result yet, write docs/compatibility.md; MACHINE=name CELL=name repeat
+	@scripts/setup-packaging deb matrix
+	$(bin)/python -m tests.matrix --publish $(if $(MACHINE),--machine $(MACHINE)) $(if $(CELL),--cell $(CELL))
 
 # rst2man of docutils makes the manual pages. The packages call this too, without setup.
 man: build/man/flanneld-masq.8 build/man/flanneld-masq.toml.5

@@ -29,10 +29,11 @@ SECTIONS: Mapping[str, Sequence[str]] = {
     "For administrators": ("docs/install.md", "docs/takeover.md", "docs/troubleshooting.md"),
     "Reference": (
         *("docs/man/flanneld-masq.8.rst", "docs/man/flanneld-masq.toml.5.rst", "docs/plugins.md"),
-        *("docs/bench/results.md", "CHANGELOG.md", "SECURITY.md"),
+        *("docs/compatibility.md", "docs/bench/results.md", "CHANGELOG.md", "SECURITY.md"),
     ),
     "For contributors": (
-        *("CONTRIBUTING.md", "ARCHITECTURE.md", "docs/releasing.md", "tests/bench/README.md", "tests/chaos/README.md"),
+        *("CONTRIBUTING.md", "ARCHITECTURE.md", "docs/releasing.md"),
+        *("tests/bench/README.md", "tests/chaos/README.md", "tests/matrix/README.md"),
     ),
 }
 _IMAGES = (".svg", ".png")

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from flanneld_masq.model import SLOTS
 
@@ -54,6 +55,18 @@ class RootError(Exception):
     """There is no root, and none can be made here."""
 
 
+class Root(Protocol):
+    """The parts of a root, and the place where it is kept."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def directory(self) -> Path: ...  # its name begins with that of the root and changes with its parts
+
+    def argv(self, target: Path) -> tuple[str, ...]: ...  # of the program that makes it
+
+
 @dataclass(frozen=True, **SLOTS)
 class Recipe:
     """All that goes into a root. `suite` is the release if the name is not. `off` are the units that do not start at
@@ -66,7 +79,7 @@ class Recipe:
 
     @property
     def directory(self) -> Path:
-        return cache() / f"{self.name}-{self._key()}"
+        return cache() / f"{self.name}-{key_of(self.argv(Path('/')))}"
 
     def argv(self, target: Path) -> tuple[str, ...]:
         answers = f"chroot \"$1\" debconf-set-selections <<'END'\n{_ANSWERS}END\n"
@@ -78,9 +91,6 @@ class Recipe:
             f"--customize-hook={_FINISH.format(units=' '.join(self.off))}",
             *(self.suite or self.name, str(target)),
         )
-
-    def _key(self) -> str:
-        return hashlib.sha256("\0".join(self.argv(Path("/"))).encode()).hexdigest()[:12]
 
 
 RELEASES = ("bookworm", "trixie")
@@ -101,13 +111,18 @@ CONTAINERS = Recipe(
 RECIPES = {recipe.name: recipe for recipe in (*map(Recipe, RELEASES), FIREWALLS, CONTAINERS)}
 
 
+def key_of(argv: tuple[str, ...]) -> str:
+    """Name a command line briefly."""
+    return hashlib.sha256("\0".join(argv).encode()).hexdigest()[:12]
+
+
 def cache() -> Path:
     """Where the roots are kept."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "flanneld-masq" / "roots"
 
 
-def make(recipe: Recipe, say: Callable[[str], None]) -> Path:
+def make(recipe: Root, say: Callable[[str], None]) -> Path:
     """The directory of the root, built now if it is not there yet. It stays until this process ends. Raises RootError.
 
     `say` takes lines of progress, from any thread. A build needs the network and the mounts of the machine, so it comes
@@ -123,7 +138,7 @@ def make(recipe: Recipe, say: Callable[[str], None]) -> Path:
     return recipe.directory
 
 
-def _build(recipe: Recipe, say: Callable[[str], None]) -> None:
+def _build(recipe: Root, say: Callable[[str], None]) -> None:
     partial = recipe.directory.with_name(f"{recipe.directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     started = time.monotonic()

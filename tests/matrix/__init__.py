@@ -1,0 +1,1 @@
+"""The package on the kernels and machines that people run, each emulated. `README.md` explains."""
