@@ -108,7 +108,9 @@ CONTAINERS = Recipe(
     ("podman.socket", "podman.service", "podman-auto-update.timer", "podman-restart.service"),
     "trixie",
 )
-RECIPES = {recipe.name: recipe for recipe in (*map(Recipe, RELEASES), FIREWALLS, CONTAINERS)}
+# A node that Ansible manages: what ssh, and its modules for packages, need there.
+MANAGED = Recipe("managed-bookworm", (*_BASE, "locales", "openssh-server", "python3-apt"), ("ssh",), "bookworm")
+RECIPES = {recipe.name: recipe for recipe in (*map(Recipe, RELEASES), FIREWALLS, CONTAINERS, MANAGED)}
 
 
 def key_of(argv: tuple[str, ...]) -> str:
