@@ -13,7 +13,7 @@ import pytest
 from flanneld_masq.model import BackendName, Family
 from flanneld_masq.service.journal import MESSAGE_IDS
 
-from ..common import eventually, patience
+from ..common import Tell, eventually, patience
 from .machine import UNIT, Machine
 from .rules import BACKENDS
 from .site import SUBNET_FILE
@@ -243,3 +243,17 @@ def test_a_program_that_does_not_stop_is_named_once(machine: Machine) -> None:
         "nft",
     )
     assert len(of_kind(machine, "contended")) == 1
+
+
+@pytest.mark.parametrize("release", ["bookworm"], indirect=True)
+def test_bad_configuration_leaves_few_entries_in_the_journal(machine: Machine, tell: Tell) -> None:
+    """With systemd's own entries: what a fleet's journals get when it reaches every node."""
+    start(machine)
+    machine.configure('[masquerade]\nposition = "middle"\n')
+    for verb in ("reload", "restart"):
+        cursor = machine.cursor()
+        machine.systemctl(verb, UNIT, check=False)
+        entries = machine.journal("--after-cursor", cursor)
+        size = sum(len(key) + len(str(value)) for entry in entries for key, value in entry.items())
+        tell(f"{verb} with a bad configuration: {len(entries)} entries, {size} bytes with the fields of journald")
+        assert len(entries) <= 12, [entry["MESSAGE"] for entry in entries]
