@@ -10,7 +10,7 @@ JOBS ?= $(shell echo $$((2 * $(cores))))
 # Each process takes the next test when it has done one. Tests that need the machine to themselves come last, one by one.
 at_once = -n $(JOBS) --dist loadgroup -m "not timing"
 
-.PHONY: help setup demo lint check test test-one fuzz coverage bench monitoring chaos matrix man docs recording deb rpm image apt-repo \
+.PHONY: help setup demo lint check test test-one fuzz coverage bench monitoring chaos fleet ansible matrix man docs recording deb rpm image apt-repo \
 	dnf-repo test-repositories kubernetes-check image-test release clean
 
 help: ## this list
@@ -68,6 +68,13 @@ chaos: setup ## random actions against the daemon for SECONDS (300); SEED=n repe
 matrix: setup ## boot Debian 11 to 13 and other machines by qemu, do what has no result yet, write docs/compatibility.md; MACHINE=name CELL=name repeat
 	@scripts/setup-packaging deb matrix
 	$(bin)/python -m tests.matrix --publish $(if $(MACHINE),--machine $(MACHINE)) $(if $(CELL),--cell $(CELL))
+
+fleet: setup ## what a rollout, a bad configuration and others cost on NODES (5,000): measures one daemon; PUBLISH=1 for docs/fleet.md
+	$(bin)/python -m tests.fleet $(if $(NODES),--nodes $(NODES)) $(if $(PUBLISH),--publish)
+
+ansible: setup ## run the Ansible role by real Ansible against booted nodes, as root: ten minutes
+	@scripts/setup-packaging deb ansible
+	$(bin)/python -m pytest tests/system/ansible_rollout.py
 
 # rst2man of docutils makes the manual pages. The packages call this too, without setup.
 man: build/man/flanneld-masq.8 build/man/flanneld-masq.toml.5
