@@ -10,8 +10,8 @@ JOBS ?= $(shell echo $$((2 * $(cores))))
 # Each process takes the next test when it has done one. Tests that need the machine to themselves come last, one by one.
 at_once = -n $(JOBS) --dist loadgroup -m "not timing"
 
-.PHONY: help setup demo lint check test test-one fuzz coverage bench monitoring chaos fleet ansible matrix man docs recording deb rpm image apt-repo \
-	dnf-repo test-repositories kubernetes-check image-test release clean
+.PHONY: help setup demo lint check test test-one fuzz coverage bench monitoring chaos fleet ansible matrix man \
+	docs recording deb rpm image apt-repo dnf-repo test-repositories kubernetes-check image-test release clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## */\1 /p' $(MAKEFILE_LIST) | while read -r target text; do \
