@@ -31,9 +31,9 @@ def probe(options: argparse.Namespace) -> int:
 
 
 def add_trace(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--src", type=address, required=True, metavar="POD", help="source address, as the pod has it")
+    command.add_argument("--src", type=address, required=True, metavar="POD", help="source address, as the pod uses it")
     command.add_argument(
-        "--dst", type=address, required=True, metavar="ADDRESS", help="destination address, as the pod sends to it"
+        "--dst", type=address, required=True, metavar="ADDRESS", help="destination address, as the pod uses it"
     )
     command.add_argument(
         "--proto", type=_protocol, default=0, metavar="PROTOCOL", help="tcp, udp, sctp, icmp, icmpv6 or a number"
@@ -89,7 +89,11 @@ def add_explain(command: argparse.ArgumentParser) -> None:
     command.add_argument("--src", type=address, required=True, metavar="ADDRESS", help="source address of the packet")
     command.add_argument("--dst", type=address, required=True, metavar="ADDRESS", help="destination address")
     command.add_argument(
-        "--mark", type=_mark, default=0, metavar="MARK", help="its mark, 0x4000 or decimal (default 0)"
+        "--mark",
+        type=_mark,
+        default=0,
+        metavar="MARK",
+        help="mark of the packet, hexadecimal (0x4000) or decimal (default 0)",
     )
     command.add_argument(
         "--proto",
@@ -104,7 +108,7 @@ def add_explain(command: argparse.ArgumentParser) -> None:
         dest="iif",
         default="",
         metavar="IFACE",
-        help="interface by which it comes (default: the one to its source)",
+        help="interface by which the packet comes in (default: the one that leads to its source)",
     )
     command.add_argument(
         "--ours",

@@ -23,18 +23,18 @@ exit status:
   0  done, or in sync
   1  failed
   2  wrong usage or configuration
-  3  plan: the kernel differs from what is wanted
-  doctor: 0 healthy, 1 a problem, 2 something cannot be told
+  3  plan: the rules in the kernel differ from the wanted rules
+  doctor: 0 healthy, 1 a problem, 2 a check could not be made
   status --check: 0 in sync, or waiting for a first subnet file; 1 degraded, contended or starting; 2 not running
 
 files:
   /etc/flanneld-masq/config.toml   configuration; everything has a default
-  /etc/flanneld-masq/config.d/     drop-ins, *.toml; the last one that names a key counts
+  /etc/flanneld-masq/config.d/     drop-ins, *.toml; the last file that names a key counts
   /run/flannel/subnet.env          the node's subnet, written by flannel
-  /run/flanneld-masq/              what was written last, and what the daemon says of itself
+  /run/flanneld-masq/              the rules that were written last, and the daemon's status
 
-A node usually needs no more than `systemctl enable --now flanneld-masq`; `flanneld-masq plan` says what is
-wrong, `flanneld-masq apply` fixes it once, `flanneld-masq selftest` proves this kernel and these tools.
+A node usually needs no more than `systemctl enable --now flanneld-masq`; `flanneld-masq plan` shows what is
+wrong, `flanneld-masq apply` fixes it once, `flanneld-masq selftest` tests this kernel and these tools.
 """
 
 
@@ -78,24 +78,26 @@ def parser() -> argparse.ArgumentParser:
     add(
         "run",
         commands.run,
-        "the daemon: keep the rules right until SIGTERM; SIGHUP reloads the configuration",
+        "run the daemon, which keeps the rules right until SIGTERM; SIGHUP reloads the configuration",
         json=False,
     )
-    add("plan", commands.plan, "show what a reconcile would change, and change nothing; exit status 3 if anything")
+    add(
+        "plan",
+        commands.plan,
+        "show what a reconcile would change, without changing it; exit status 3 if there is a difference",
+    )
     add("apply", commands.apply, "reconcile once")
     shown = add("status", status.status, "show the state of the daemon, the backends, the lease and the last repair")
     how = shown.add_mutually_exclusive_group()
-    how.add_argument("--watch", action="store_true", help="show it again whenever it changes, until Ctrl-C")
+    how.add_argument("--watch", action="store_true", help="print the status again after each change, until Ctrl-C")
     how.add_argument(
         "--check",
         action="store_true",
-        help="exit status 0 if the rules are in sync or a first subnet file is waited for, 1 if degraded or contended, "
-        "2 if no daemon runs",
+        help="exit status 0 if the rules are in sync or the daemon waits for a first subnet file, 1 if degraded or "
+        "contended, 2 if no daemon runs",
     )
     wait_command.add_options(
-        add(
-            "wait", wait_command.wait, "wait until the daemon has a state; exit status 1 if it does not have it in time"
-        )
+        add("wait", wait_command.wait, "wait until the daemon reports a state; exit status 1 after the timeout")
     )
     check_command.add_options(
         add("check", check_command.check, "validate the configuration; needs neither a kernel nor root")
@@ -105,28 +107,28 @@ def parser() -> argparse.ArgumentParser:
         add(
             "explain",
             explain_command.explain,
-            "say what becomes of a packet on this node, which rule of which program decides it, and why",
+            "show what this node does with a packet, and which rule of which program decides that",
         )
     )
-    add("backends", commands.backends, "list every backend, usable or not and why, and which one is chosen")
+    add("backends", commands.backends, "list every backend, if it can be used or why not, and the chosen one")
     add(
         "selftest",
         commands.selftest,
-        "prove the backends on this kernel with these tools, by real packets in throwaway network namespaces",
+        "test the backends on this kernel with real packets, in throwaway network namespaces",
     )
     live_options.add_doctor(
         add(
             "doctor",
             commands.doctor,
-            "look over the node for what breaks the traffic of pods, each finding with its remedy; exit status 1 for a "
-            "problem, 2 if something cannot be told",
+            "check the node for faults that break the traffic of pods, and name each remedy; exit status 1 for a "
+            "problem, 2 if a check could not be made",
         )
     )
     live_options.add_trace(
         add(
             "trace",
             live_options.trace,
-            "follow real packets of a flow through the rules of every program, live; exit status 1 if none was seen",
+            "follow real packets of a flow live through the rules of every program; exit status 1 if it saw none",
         )
     )
     live_options.add_probe(
@@ -134,7 +136,7 @@ def parser() -> argparse.ArgumentParser:
             "probe",
             live_options.probe,
             "send packets from a throwaway pod through the node's own rules; exit status 1 if one does not arrive as "
-            "wanted, 2 if that cannot be told",
+            "required, 2 if the result is not known",
         )
     )
     report = add(
@@ -147,13 +149,13 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         default=None,
         metavar="FILE",
-        help="where to write it (default flanneld-masq-report-HOST-DATE.tar.gz); a file that exists is not replaced",
+        help="file to write (default flanneld-masq-report-HOST-DATE.tar.gz); an existing file is not replaced",
     )
     add(
         "monitor",
         commands.monitor,
-        "follow live what the daemon says on D-Bus: repairs and who made them needed, changes of state, lease and "
-        "backends; a line each, until Ctrl-C",
+        "print the daemon's D-Bus signals as they arrive, one per line, until Ctrl-C: repairs with the program that "
+        "caused them, changes of state, lease and backends",
     )
     metrics = add(
         "metrics",
@@ -164,13 +166,13 @@ def parser() -> argparse.ArgumentParser:
     metrics.add_argument(
         "--write",
         action="store_true",
-        help="write metrics.textfile instead, if no daemon runs that does; the service does so after its end",
+        help="replace the file of metrics.textfile, if no daemon runs; the service does so after the daemon has ended",
     )
-    cleanup = add("cleanup", commands.cleanup, "remove everything of ours from every backend, and nothing else")
+    cleanup = add("cleanup", commands.cleanup, "remove the rules of flanneld-masq from every backend, and nothing else")
     cleanup.add_argument(
         "--flannel",
         action="store_true",
-        help="also remove the rules that flannel itself left, of any release; while the daemon runs, these alone",
+        help="also remove the rules that any release of flannel left; while the daemon runs, remove only these",
     )
     return top
 
@@ -184,7 +186,7 @@ def _add_common(target: argparse.ArgumentParser, *, top_level: bool) -> None:
         "--config",
         metavar="FILE",
         default=default(DEFAULT_CONFIG),
-        help=f"configuration file (default {DEFAULT_CONFIG}; a missing one is an empty one); the drop-ins "
+        help=f"configuration file (default {DEFAULT_CONFIG}; a missing file counts as empty); the drop-ins "
         "config.d/*.toml beside it are read too",
     )
     group.add_argument(
