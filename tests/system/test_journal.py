@@ -149,7 +149,7 @@ def test_what_was_written_first_is_shown_too(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("language", "words"),
     [
-        ("C.UTF-8", {"Another program changed our rules of ipv4; they were put back", "with\nnft", "Now and then"}),
+        ("C.UTF-8", {"Another program changed the rules of ipv4; they were put back", "with\nnft", "An occasional repair"}),
         ("zh_CN.UTF-8", {"ipv4 规则曾被其他程序改动", "通过 nft 写入", "偶尔出现属于正常情况"}),
     ],
 )
