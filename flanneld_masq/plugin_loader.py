@@ -77,7 +77,7 @@ class Plugins:
             if isinstance(answer, PluginError):
                 failures.append(answer)
             elif not _is_networks(answer):
-                reason = f"it returned {answer!r}, which is no sequence of networks"
+                reason = f"it returned {answer!r}, which is not a sequence of networks"
                 failures.append(PluginError(name, "flanneld_masq_non_masquerade_cidrs", reason))
             else:
                 self._last_networks[name] = tuple(answer)
@@ -92,7 +92,7 @@ class Plugins:
             if isinstance(answer, PluginError):
                 failures.append(answer)
             elif not _is_paths(answer):
-                reason = f"it returned {answer!r}, which is no sequence of absolute paths"
+                reason = f"it returned {answer!r}, which is not a sequence of absolute paths"
                 failures.append(PluginError(name, "flanneld_masq_watched_files", reason))
             else:
                 files += answer
@@ -157,7 +157,7 @@ def _entry_points() -> Iterator[importlib.metadata.EntryPoint]:
 
 def _register(plugins: Plugins, name: str, plugin: object) -> None:
     if plugins.manager.has_plugin(name):
-        plugins.failures.append(PluginError(name, "registration", "another plugin of that name was there first"))
+        plugins.failures.append(PluginError(name, "registration", "another plugin has the same name"))
         return
     try:
         plugins.manager.register(plugin, name)
@@ -183,7 +183,7 @@ def _add_backends(plugins: Plugins, name: str, answer: Any) -> None:
 def _objection(plugins: Plugins, kind: object) -> str:
     """Return the reason why a plugin's backend is refused; empty if it is accepted."""
     if not isinstance(kind, BackendType):
-        return f"it returned {kind!r}, which is no BackendType"
+        return f"it returned {kind!r}, which is not a BackendType"
     if not _NAME.fullmatch(str(kind.name)) or kind.name == AUTO:
         return f"no configuration can name a backend {kind.name!r}; a name is a to z, 0 to 9 and -, a letter first"
     if kind.name in plugins.backends:

@@ -93,8 +93,8 @@ class _Failures:
         if not reasons:
             return ""
         return (
-            f"state directory {self._directory} cannot be used; repairs go on, with what is not written kept in memory "
-            f"and without the locks that cannot be opened: {'; '.join(reasons.values())}"
+            f"state directory {self._directory} cannot be used; repairs go on, but the daemon keeps its state in "
+            f"memory, and locks that cannot be opened have no effect: {'; '.join(reasons.values())}"
         )
 
 
@@ -168,7 +168,7 @@ class StateDirectory:
         try:
             descriptor = os.open(lock, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
-            return self._without_lock(Holder(False, 0, f"there is no {lock}, so nobody holds it"))
+            return self._without_lock(Holder(False, 0, f"there is no {lock}, so no process holds it"))
         except OSError as error:
             return self._by_status(f"{lock} cannot be opened: {error.strerror}")
         try:
@@ -369,7 +369,7 @@ def _remedy(error: OSError) -> str:
             f"leave state_directory at its default, or make a directory that the user {SERVICE_USER} may write, and "
             f"name it in ReadWritePaths= of a drop-in (`systemctl edit flanneld-masq`)"
         )
-    return "look at what is there, or name another state_directory" if os.geteuid() == 0 else "run as root"
+    return "check the files there, or name another state_directory" if os.geteuid() == 0 else "run as root"
 
 
 def _is_trusted(uid: int) -> bool:

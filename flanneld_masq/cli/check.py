@@ -40,7 +40,9 @@ def check(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"valid": wrong is None, "files": list(map(str, files)), "error": wrong and _as_data(wrong)})
     else:
-        print("\n".join(f"{file}: valid" for file in files) or f"{options.config}: not there, so all has its default")
+        print(
+            "\n".join(f"{file}: valid" for file in files) or f"{options.config}: missing, so every key has its default"
+        )
     return wrong.exit_code if wrong else 0
 
 

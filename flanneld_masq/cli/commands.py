@@ -134,8 +134,8 @@ def _insist_on_no_daemon(directory: StateDirectory, config: str) -> None:
     holder = directory.holder()
     if holder.runs:
         raise MasqError(
-            f"nothing was changed: the daemon runs (pid {holder.pid}) and would at once undo what --backend or "
-            f"--subnet-file asks for; set it in {config} and `systemctl reload flanneld-masq`, or stop the daemon first"
+            f"nothing was changed: the daemon runs (pid {holder.pid}) and would undo --backend and --subnet-file at "
+            f"once; set them in {config} and `systemctl reload flanneld-masq`, or stop the daemon first"
         )
 
 
@@ -156,7 +156,7 @@ def cleanup(options: argparse.Namespace) -> int:
     if holder.runs and options.flannel:
         print(f"the daemon runs (pid {holder.pid}), so its rules stay; only flannel's are removed", file=sys.stderr)
         removed, refused = _remove_flannel_rules(session)
-        return print_repairs(removed, refused, options.json, "nothing was there to remove")
+        return print_repairs(removed, refused, options.json, "there was nothing to remove")
     if holder.runs:
         raise MasqError(
             f"the daemon runs (pid {holder.pid}) and would put the rules back; stop it first, for instance with "
@@ -169,7 +169,7 @@ def cleanup(options: argparse.Namespace) -> int:
     print_errors(failures)
     repairs = [repair for done, _ in results for repair in done]
     flannel, refused = _remove_flannel_rules(session) if options.flannel else ([], [])
-    return print_repairs([*repairs, *flannel], failures + refused, options.json, "nothing was there to remove")
+    return print_repairs([*repairs, *flannel], failures + refused, options.json, "there was nothing to remove")
 
 
 def _remove_flannel_rules(session: Session) -> tuple[list[Repair], list[MasqError]]:
@@ -180,7 +180,7 @@ def _remove_flannel_rules(session: Session) -> tuple[list[Repair], list[MasqErro
         builder.read_leases()
         leases = builder.required().leases
     except MasqError as error:
-        print(f"flanneld-masq: rules of old flannel releases are not looked for: {error}", file=sys.stderr)
+        print(f"flanneld-masq: cannot search for rules of old flannel releases: {error}", file=sys.stderr)
     found, errors = session.each(lambda each: (each.family, remove_flannel_rules(each.selector.usable(), leases)))
     repairs = [
         Repair(Plan(family, name, tuple(map(_of_flannel, items))), 0)

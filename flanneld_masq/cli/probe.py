@@ -111,7 +111,7 @@ def _what(result: Result) -> str:
     if result.arrived is not None:
         return f"{result.outcome.value}: arrived from {result.arrived} (wanted: {wanted})"
     if result.outcome is Outcome.REFUSED:
-        return "no connection, which the node's firewall may intend"
+        return "no connection; the node's firewall may intend that"
     return f"{result.outcome.value}: {result.failure}"
 
 

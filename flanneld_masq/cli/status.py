@@ -99,8 +99,8 @@ def _unreported(session: Session) -> Status:
     found = _kernel_status(session, last_known(session))
     if holder.runs is False:
         return replace(found, troubles=(*map(str, session.unreadable()), *found.troubles))
-    what = "the daemon says nothing of itself" if holder.runs else "whether the daemon runs cannot be told"
-    trouble = f"{what}: {holder.why}; `systemctl status flanneld-masq` may tell, or this command as root"
+    what = "the daemon reports no status" if holder.runs else "it is not known whether the daemon runs"
+    trouble = f"{what}: {holder.why}; run `systemctl status flanneld-masq`, or this command as root"
     return replace(found, troubles=(trouble, *found.troubles))
 
 

@@ -74,8 +74,9 @@ def _flow_json(flow: Flow) -> dict[str, object]:
 
 def _nothing(flow: Flow, seconds: float) -> str:
     return (
-        f"no packet of {_text(flow)} was seen in {seconds:g} s: send some meanwhile, for example with ping in the pod; "
-        "if you did, they do not reach this node's network stack: check the pod's own route and device with `ip "
+        f"no packet of {_text(flow)} was seen in {seconds:g} s: send packets during the trace, for example with "
+        "ping in the pod; if you did, they do not reach this node's network stack: check the pod's own route and "
+        "device with `ip "
         f"route get {flow.dst}` in the pod, or whether an eBPF program forwards them (Cilium, for example)"
     )
 

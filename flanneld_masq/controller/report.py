@@ -237,7 +237,9 @@ class FamilyReport:
                 message = f"{self.family}: {drop}"
                 yield self._entry("forward-dropped", message, logging.WARNING, group=str(Group.FORWARD))
         if before and not outcome.unhelped:
-            yield self._entry("recovered", f"{self.family}: nothing drops pods' packets out of our reach any more")
+            yield self._entry(
+                "recovered", f"{self.family}: no FORWARD chain without the daemon's accept drops pods' packets any more"
+            )
 
     def mark_entries(self, outcome: Outcome) -> Iterator[LogEntry]:
         """Log a mark that was read from kube-proxy's rules, once per change, and the return to the default."""
@@ -278,11 +280,11 @@ class FamilyReport:
             self._not_healed = ""
         else:
             seconds = healed.duration_us / 1_000_000
-            yield from self._cannot_heal(f"the search was ended after {seconds:.0f} s, for there are too many")
+            yield from self._cannot_heal(f"the search ended after {seconds:.0f} s, because there are too many")
 
     def not_healed(self, error: MasqError) -> Iterator[LogEntry]:
         """Log that connections cannot be healed; no more until they could be, or the reason is another one."""
-        yield from self._cannot_heal(f"{error}; is the kernel module nf_conntrack_netlink there?")
+        yield from self._cannot_heal(f"{error}; check that the kernel module nf_conntrack_netlink is loaded")
 
     def _cannot_heal(self, why: str) -> Iterator[LogEntry]:
         if why != self._not_healed:
@@ -316,9 +318,10 @@ class FamilyReport:
         recovered = self._throttle.over() or quiet
         contended = self.state is State.CONTENDED
         if contended and not self._contention_logged:
-            names = " or ".join(map(str, culprits)) or "something that the kernel does not name"
+            names = " or ".join(map(str, culprits)) or "a program that the kernel does not name"
             message = (
-                f"{self.family}: {names} keeps undoing our rules; they are put back ever more slowly, at least every "
+                f"{self.family}: {names} keeps undoing the daemon's rules; the daemon repairs them after growing "
+                "delays, at least every "
                 f"{LAST_DELAY:.0f} s, until it stops"
             )
             self._writes.tally.contentions += 1
@@ -338,7 +341,7 @@ class FamilyReport:
         elif line is not None:
             names = " or ".join(map(str, failure.culprits))
             by = f"; meanwhile changed by {names}" if names else ""
-            retry = f"; next try in {failure.retry_seconds:.1f} s, then ever more slowly"
+            retry = f"; next try in {failure.retry_seconds:.1f} s, then after growing delays"
             message = f"{self.family}: {line}{by}{retry}"
             yield self._entry("degraded", message, logging.ERROR, **_blame(failure.culprits))
 
@@ -348,13 +351,13 @@ class FamilyReport:
         program = shown(" ".join(argv), MAX_SHOWN_COMMAND) if argv else "it waits for the kernel or for a lock"
         self.stuck = f"a pass has been running for {seconds:.0f} s: {program}"
         if not logged:
-            message = f"{self.family}: {self.stuck}; until it ends, rules that are missing are not put back"
+            message = f"{self.family}: {self.stuck}; until it ends, the daemon cannot restore missing rules"
             yield self._entry("stuck", message, logging.WARNING)
 
     def step_ended(self, seconds: float) -> Iterator[LogEntry]:
         """Log that the step goes on; its result is the state now."""
         self.stuck = ""
-        yield self._entry("notice", f"{self.family}: the pass that was held up has gone on, after {seconds:.0f} s")
+        yield self._entry("notice", f"{self.family}: the delayed pass has continued after {seconds:.0f} s")
 
     def rules_left(self, error: MasqError) -> LogEntry:
         """Log rules that could not be removed at a stop."""
@@ -368,7 +371,7 @@ class FamilyReport:
         what = "drift repaired" if repair.drift else "rules applied"
         by = f", by {' or '.join(map(str, culprits))}" if culprits else ""
         if repair.drift and repair.found_at is None and not culprits:
-            by = "; the kernel does not tell by whom"
+            by = "; the kernel does not report by which program"
         message = (
             f"{self.family}: {what} with {repair.plan.backend} in {repair.duration_us / 1000:.1f} ms "
             f"({done.because}): {describe(repair.plan.changes)}{by}"

@@ -37,8 +37,8 @@ class Takeover:
             return
         flags = " and ".join(flag for table, flag in FLAGS.items() if table in tables or "" in tables)
         self.stopped = (
-            f"flannel's rules came back after each of {self.removals} removals, so a flanneld still writes them; they "
-            f"are not removed any more: start flanneld with {flags}, then reload flanneld-masq"
+            f"flannel's rules came back after each of {self.removals} removals: flanneld still writes them, so the "
+            f"daemon stops removing them; start flanneld with {flags}, then reload flanneld-masq"
         )
 
 

@@ -41,6 +41,6 @@ class ExcessReport:
         except BusError:
             who = "a process that has left the bus"
         self._say(
-            f"D-Bus: {who} sends more than is answered: {MAX_OF_ONE} calls at a time, {MAX_BODY} bytes each; what is "
-            "more is dropped"
+            f"D-Bus: {who} exceeds the limit: {MAX_OF_ONE} calls at a time, {MAX_BODY} bytes each; the daemon drops "
+            "the excess"
         )

@@ -116,7 +116,7 @@ class BusPublisher:
         try:
             connection = await connect()
         except BusError as error:
-            self._lack("bus", f"{error}; no D-Bus service until there is one")
+            self._lack("bus", f"{error}; no D-Bus service until the bus is available")
             return
         began = asyncio.get_running_loop().time()
         signals = ReloadSignals(connection, self._owner.on_external_hint)
@@ -155,12 +155,15 @@ class BusPublisher:
             try:
                 if not await connection.own(NAME):
                     (pid,) = await connection.ask_bus("GetConnectionUnixProcessID", NAME)
-                    self._lack("name", f"pid {pid} has the D-Bus name {NAME}; it is ours once that process leaves it")
+                    self._lack(
+                        "name",
+                        f"pid {pid} has the D-Bus name {NAME}; the daemon takes it when that process releases it",
+                    )
                 return
             except BusError as error:
                 if error.name != _DENIED:
                     raise
-                self._lack("name", f"{error}; {NAME}.conf among the policies of D-Bus would allow it")
+                self._lack("name", f"{error}; {NAME}.conf in the policies of D-Bus would allow it")
             await asyncio.sleep(retry_delay(tries))
 
     def _signal(self, connection: Connection, signals: ReloadSignals, signal: Message) -> None:

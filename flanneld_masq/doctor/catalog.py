@@ -32,15 +32,16 @@ class Text:
 TEXTS: Mapping[Kind, Text] = {
     Kind.CONFIGURATION_INVALID: Text(
         PROBLEM,
-        "the configuration is wrong: a daemon that runs keeps the one before, and none starts with it",
-        "after the next start of the service nothing keeps the rules, and pods lose the world with the first flush",
+        "the configuration file is invalid; a running daemon keeps its previous settings, a new one will not start",
+        "the next start of the service fails; then nothing repairs the rules, and the first flush cuts the pods off",
         "correct the file, then `systemctl reload-or-restart flanneld-masq`, and run doctor again for the rest",
     ),
     Kind.SUBNET_UNKNOWN: Text(
         PROBLEM,
         "no subnet is known for this node's pods",
-        "without a subnet nothing says which packets to masquerade, so pods of a new node do not reach the world",
-        "look at flannel's log: it writes the file when it starts; `subnet_files` names another",
+        "without a subnet it is not known which packets to masquerade, so pods of a new node do not reach the world",
+        "read flannel's log: flannel writes the file when it starts; if it writes another file, name that in "
+        "`subnet_files`",
     ),
     Kind.RULES_WITHOUT_SUBNET: Text(
         NOTICE,
@@ -52,22 +53,22 @@ TEXTS: Mapping[Kind, Text] = {
     Kind.SUBNET_FILES_OVERLAP: Text(
         PROBLEM,
         "two subnet files name overlapping networks, and different subnets for this node",
-        "packets to the subnet that is not this node's are taken for those of local pods and keep their source address",
+        "the rules treat the subnet that is not this node's as local pods, so packets to it keep their source address",
         "keep the file that flannel writes now in `subnet_files` and no other, then `systemctl reload flanneld-masq`",
     ),
     Kind.SUBNET_FILE_OF_ANOTHER_NODE: Text(
         PROBLEM,
         "the subnet file is not that of the pods on this node: it is another node's, another cluster's, or an old one",
-        "packets of these pods are not those that the rules masquerade, so the pods do not reach the world, or their "
+        "the rules do not match the packets of these pods, so the pods do not reach the world, or their "
         "packets to other pods are masqueraded",
         "compare with flannel's log and `ip route`; name the right file in `subnet_files`, or delete the copied file "
         "and restart flannel; if the file is right and {bridge} old: `ip link delete {bridge}`, then make new pods",
-        "the file is made by flannel at each start: remove whatever copies another one over it",
+        "flannel writes the file at each start: remove the program or script that overwrites it",
     ),
     Kind.BRIDGE_ADDRESS_DIFFERS: Text(
         PROBLEM,
         "the bridge of the pods has the prefix length of another network",
-        "the node takes pods of other nodes for neighbours on the bridge, and its packets to them are lost",
+        "the node treats pods of other nodes as neighbours on the bridge, and its packets to them are lost",
         "`ip link delete {bridge}`, then make the pods again: the CNI plugin makes the bridge as the subnet file says",
         'the delegate of the flannel CNI configuration must not set "subnet" or a gateway itself',
     ),
@@ -81,7 +82,8 @@ TEXTS: Mapping[Kind, Text] = {
     Kind.POD_NETWORK_ON_NODE: Text(
         PROBLEM,
         "the node has a network of its own inside flannel's pod network",
-        "hosts of that network are taken for pods: packets of pods to them are not masqueraded and their answers are "
+        "the rules treat hosts of that network as pods: packets of pods to them are not masqueraded and their "
+        "answers are "
         "lost, or they never leave the node",
         "move {device} to addresses outside {network}, or give flannel another Network in net-conf.json (ConfigMap "
         "kube-flannel-cfg), which needs new pods on all nodes; an address that nobody needs: `ip address delete "
@@ -193,18 +195,18 @@ TEXTS: Mapping[Kind, Text] = {
     Kind.NET_CONF_UNUSABLE: Text(
         PROBLEM,
         "flannel's net-conf.json cannot be used, and flannel may refuse it too",
-        "a flannel that refuses it gives the node no subnet, and which rules it writes cannot be told",
-        "correct it where it comes from, usually the ConfigMap kube-flannel-cfg; `net_conf` names another file",
+        "if flannel refuses it, the node gets no subnet, and it is not known which rules flannel writes",
+        "correct its source, usually the ConfigMap kube-flannel-cfg; `net_conf` names another file",
     ),
     Kind.DAEMON_UNKNOWN: Text(
         UNKNOWN,
-        "whether the daemon runs cannot be told",
+        "it is not known whether the daemon runs",
         "without it nothing repairs the rules after another program changed them",
         "run this as root, or systemctl status flanneld-masq",
     ),
     Kind.DAEMON_NOT_RUNNING: Text(
         PROBLEM,
-        "the daemon does not run, so nobody repairs the rules",
+        "the daemon does not run, so nothing repairs the rules",
         "the next program that flushes or reorders rules cuts the pods off",
         "systemctl start flanneld-masq",
         "systemctl enable flanneld-masq",
@@ -306,9 +308,9 @@ TEXTS: Mapping[Kind, Text] = {
     ),
     Kind.NETWORK_UNREADABLE: Text(
         UNKNOWN,
-        "the interfaces and routes of the node cannot be told",
+        "the interfaces and routes of the node cannot be read",
         "the bridge of the pods, routes into the pod network and switches of interfaces are not examined",
-        "install iproute2, and see what `ip -j -d address` prints",
+        "install iproute2, and check the output of `ip -j -d address`",
     ),
     Kind.BACKEND_UNUSABLE: Text(
         PROBLEM,
@@ -318,14 +320,14 @@ TEXTS: Mapping[Kind, Text] = {
     ),
     Kind.RULES_DIFFER: Text(
         PROBLEM,
-        "the kernel does not hold the rules that are wanted",
+        "the rules in the kernel differ from the wanted rules",
         "packets of pods keep their source address, or get one where they must not",
         "{remedy}",
     ),
     Kind.RULES_UNREADABLE: Text(
         UNKNOWN,
-        "whether the kernel holds the rules that are wanted cannot be told, nor which rules other programs have",
-        "only root may read the kernel's rules, and an answer that cannot be read says nothing",
+        "the rules in the kernel cannot be read, neither the daemon's nor those of other programs",
+        "only root may read the kernel's rules; without them most checks cannot be made",
         "{remedy}",
     ),
     Kind.CNI_MASQUERADES: Text(
@@ -352,7 +354,7 @@ TEXTS: Mapping[Kind, Text] = {
     Kind.FLOW_DROPPED: Text(
         PROBLEM,
         "a rule {verb} packets of pods{by}",
-        "another table cannot accept what one drops, so these packets are lost whatever rules flanneld-masq has",
+        "a packet that one table drops is lost, and an accept in another table, such as flanneld-masq's, cannot help",
         "{remedy}",
         "{persist}",
     ),
@@ -385,7 +387,7 @@ TEXTS: Mapping[Kind, Text] = {
     ),
     Kind.FLOW_MISROUTED: Text(
         PROBLEM,
-        "a route or a setting of the kernel leads packets of pods astray",
+        "a route or a setting of the kernel misroutes packets of pods",
         "they do not arrive, although no rule drops them",
         "compare `ip rule`, `ip route get {dst} from {src} iif DEVICE` and the setting that is named with a node that "
         "works; `flanneld-masq trace` follows real packets",
@@ -393,9 +395,9 @@ TEXTS: Mapping[Kind, Text] = {
     ),
     Kind.FLOWS_UNKNOWN: Text(
         UNKNOWN,
-        "what becomes of the packets of pods cannot be told",
-        "without all rules and routes nothing says which packets other programs drop or masquerade",
-        "do what the message says, for example install the program that is named, and run doctor again",
+        "the packets of pods cannot be evaluated",
+        "without all rules and routes it is not known which packets other programs drop or masquerade",
+        "apply the remedy in the message, for example install the program that is named, and run doctor again",
     ),
     Kind.IPTABLES_FLAVOURS_MIXED: Text(
         NOTICE,
@@ -420,12 +422,13 @@ TEXTS: Mapping[Kind, Text] = {
         PROBLEM,
         "FORWARD drops pods' packets, and nothing here can accept them",
         "only an accept in the same table helps against a drop",
-        "do what is said there, then `systemctl reload flanneld-masq`; or accept the pods' traffic there yourself",
+        "apply the remedy in the message, then `systemctl reload flanneld-masq`; or accept the pods' traffic there "
+        "yourself",
     ),
     Kind.KUBE_PROXY_MARK_DIFFERS: Text(
         PROBLEM,
         "masquerade.kube_proxy_mark is not the mark that kube-proxy gives to packets",
-        "packets that kube-proxy masquerades are taken for packets of pods: a service answers from some pods only",
+        "the rules treat packets that kube-proxy masquerades as packets of pods: a service answers from some pods only",
         'set masquerade.kube_proxy_mark = "auto" (or "{mark}"), then `systemctl reload flanneld-masq`',
     ),
     Kind.KUBE_PROXY_MARK_UNUSUAL: Text(

@@ -13,7 +13,7 @@ from flanneld_masq.ruleset import policy
 from flanneld_masq.ruleset.flannel_effect import Effect
 
 _SERVICE = "systemctl reload flanneld-masq"
-_JOURNAL = "do what the message says, or see `flanneld-masq plan` and `flanneld-masq backends`"
+_JOURNAL = "apply the remedy in the message, or see `flanneld-masq plan` and `flanneld-masq backends`"
 
 
 def unread(facts: Facts) -> Iterator[Finding]:

@@ -208,7 +208,7 @@ def _network(value: object) -> Network:
     except ValueError as error:
         raise Refused(f'expected a network such as "10.0.0.0/8" or "fd00::/8": {error}') from None
     if interface.network.prefixlen == 0:
-        raise Refused(f"{quoted(value)} is every address there is; try masquerade.enabled = false")
+        raise Refused(f"{quoted(value)} covers every address; try masquerade.enabled = false")
     if interface.ip != interface.network.network_address:
         raise Refused(f"{quoted(value)} has host bits set; the network is {quoted(str(interface.network))}")
     return interface.network
@@ -220,7 +220,7 @@ def _checked_mark(value_text: str, mask_text: str) -> Mark:
         raise Refused(f"a mark and its mask have 32 bits, at most {_MARK_MAX:#x}")
     value, mask = int(value_text, 0), int(mask_text, 0)
     if mask == 0:
-        raise Refused('a mask of 0 looks at no bit; "" for no mark')
+        raise Refused('a mask of 0 compares no bit; "" for no mark')
     if value & ~mask:
         raise Refused(f"no packet has it: {value:#x} has bits that the mask {mask:#x} takes away")
     if value == 0:

@@ -184,7 +184,7 @@ def _says_no_ipv6(interfaces: tuple[Interface, ...]) -> bool:
 def _checked_network(entry: _Entry, interface: Interface) -> Network:
     network = interface.network
     if network.prefixlen == 0:
-        raise entry.refused(f"{interface} is every address there is, not a network of pods")
+        raise entry.refused(f"{interface} covers every address and is not a network of pods")
     multicast = family_of(network).data.multicast
     if multicast.overlaps(network):
         raise entry.refused(f"{network} overlaps multicast ({multicast}), which must not be masqueraded")

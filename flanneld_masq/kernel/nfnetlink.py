@@ -125,7 +125,7 @@ class Nfnetlink:
         asker = NetlinkSocket()
         try:
             body = rules_key(table)
-            return asker.begins(f"looking for rules of table {table}", _GETRULE, family.data.nfproto, body)
+            return asker.begins(f"searching for rules of table {table}", _GETRULE, family.data.nfproto, body)
         except KernelError as error:
             if error.errno == errno.ENOENT:
                 return False
@@ -138,14 +138,14 @@ class Nfnetlink:
 
         It takes a fraction of the time of `rules`. Raises KernelError if the ruleset changes meanwhile.
         """
-        return fingerprint_of(self._netlink.replies("glancing at the ruleset", request))
+        return fingerprint_of(self._netlink.replies("fingerprinting the ruleset", request))
 
     def contents(self, request: FingerprintRequest) -> bytes:
         """Return the same for dumps of rules, with handles and positions left out too.
 
         Equal bytes mean rules that do the same. Raises KernelError if the ruleset changes meanwhile.
         """
-        return contents_of(self._netlink.replies("glancing at the rules", request))
+        return contents_of(self._netlink.replies("fingerprinting the rules", request))
 
     def has_extension(self, family: Family, name: str, revision: int, *, target: bool) -> bool:
         """Return True if the kernel's nft_compat offers an xtables match or target of that revision."""

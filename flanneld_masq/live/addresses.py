@@ -53,7 +53,7 @@ def unused_remote_pod(
         other = _subnet_of(network, subnet.prefixlen, chance)
         if not other.overlaps(subnet) and not any(_covers(route, other) for route in routes):
             return other[min(5, other.num_addresses - 1)]
-    raise MasqError(f"routes of this node lead to all of {network}, so an address of no node cannot be told")
+    raise MasqError(f"routes of this node lead to all of {network}, so no address is left that belongs to no node")
 
 
 def _covers(route: Network, other: Network) -> bool:

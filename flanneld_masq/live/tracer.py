@@ -108,8 +108,8 @@ class Tracer:
             return
         except MasqError as error:
             self._blind.append(
-                f"legacy iptables reports no single packet here ({error}); counters of its rules count other flows "
-                "too, and do not tell the order or the packet"
+                f"legacy iptables reports no single packet here ({error}); the counters of its rules also count "
+                "other flows, and show neither the order nor the packet"
             )
         try:
             self._before = Counters(self._run, self._family, self._tables)

@@ -81,7 +81,8 @@ class BackendSelector:
     def unhelped(self) -> tuple[str, ...]:
         """The drops of forwarded packets where no accept can be put, each with the reason and the remedy."""
         return tuple(
-            f"{evidence}, where only an accept helps pods, but {name} cannot be used ({probe.reason}); {probe.remedy}"
+            f"{evidence}, where only an accept lets pods' packets pass, but {name} cannot be used ({probe.reason}); "
+            f"{probe.remedy}"
             for name, evidence in self.evidence.items()
             if evidence and not (probe := self.probe(name)).usable
         )

@@ -218,8 +218,8 @@ class Writer:
                 self.confirm(before, after if trusted and unmixed else before)
                 return
         raise RulesetError(
-            f"{self._family}: {target.backend.name} wrote the rules {WRITE_TRIES} times, and each time the kernel held "
-            f"something else at once: {problem}; see `flanneld-masq plan`"
+            f"{self._family}: {target.backend.name} wrote the rules {WRITE_TRIES} times, but each read-back "
+            f"differed: {problem}; see `flanneld-masq plan`"
         )
 
     def _replace(self, target: Target, observed: Observation, changes: tuple[Change, ...]) -> int:

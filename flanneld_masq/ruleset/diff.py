@@ -88,15 +88,19 @@ def moved(
 def _misplaced(position: Position, around: Neighbours) -> Iterator[Change]:
     """Yield a jump that does not stand exactly where it belongs, whichever rule came first."""
     ahead, others = len(around.before), len(around.before) + len(around.after)
-    right, where = others, "our jump behind all other rules"
+    right, where = others, "the daemon's jump after all other rules"
     if position is Position.FIRST:
-        right, where = 0, "our jump before all other rules"
+        right, where = 0, "the daemon's jump before all other rules"
     elif position is Position.AUTO and around.blocker is not None:
-        right, where = around.blocker.index, "our jump right before the first rule that drops every packet"
+        right, where = around.blocker.index, "the daemon's jump directly before the first rule that drops every packet"
     if ahead > right:
-        yield Change(ChangeKind.MOVED, around.place, where, f"our jump behind {_others(ahead - right)}", ItemKind.JUMP)
+        yield Change(
+            ChangeKind.MOVED, around.place, where, f"the daemon's jump after {_others(ahead - right)}", ItemKind.JUMP
+        )
     elif ahead < right:
-        yield Change(ChangeKind.MOVED, around.place, where, f"our jump before {_others(right - ahead)}", ItemKind.JUMP)
+        yield Change(
+            ChangeKind.MOVED, around.place, where, f"the daemon's jump before {_others(right - ahead)}", ItemKind.JUMP
+        )
 
 
 def _overtaken(then: Neighbours, now: Neighbours) -> Iterator[Change]:
@@ -104,9 +108,9 @@ def _overtaken(then: Neighbours, now: Neighbours) -> Iterator[Change]:
     move their own ones behind it."""
     passed = _passed(then, now)
     if passed:
-        where = f"our jump before {len(passed)} of the rules that it was behind"
+        where = f"the daemon's jump before {len(passed)} of the rules that it came after"
         yield Change(
-            ChangeKind.MOVED, now.place, "our jump behind the rules that were there first", where, ItemKind.JUMP
+            ChangeKind.MOVED, now.place, "the daemon's jump after the rules that were there first", where, ItemKind.JUMP
         )
 
 

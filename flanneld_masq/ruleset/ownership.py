@@ -33,6 +33,7 @@ def _claimed(needed: set[str], known: set[str], strangers: tuple[Stranger, ...])
             yield from stranger.items
         elif head.place in needed:
             raise RulesetError(
-                f"{head.kind} {head.place} has the name of ours, and another program made it: nothing in it has a tag "
-                f"of ours, so it is left alone; rename it, or remove it if nobody needs it"
+                f"{head.kind} {head.place} has a name of flanneld-masq, but another program made it: no rule in it "
+                "has the daemon's tag, so the daemon leaves it alone; rename it, or remove it if no program needs "
+                "it"
             )

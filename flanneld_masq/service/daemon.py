@@ -268,7 +268,7 @@ class Daemon:
 
     def _on_hung(self, families: str) -> None:
         seconds = self._notifier.watchdog_seconds or 0
-        message = f"{families}: a pass hangs; unless it goes on, systemd's watchdog ends the daemon in {seconds:.0f} s"
+        message = f"{families}: a pass hangs; if that lasts, systemd's watchdog kills the daemon in {seconds:.0f} s"
         self._publisher.log(LogEntry(Event("hanging", message), logging.ERROR))
 
     async def _wind_down(self, tasks: list[asyncio.Task[None]]) -> None:

@@ -184,7 +184,7 @@ class IptablesLegacy(IptablesBackend):
         if self._kernel_has_it():
             return Probe(True, versions=versions, random_fully=program.random_fully)
         module = self._module
-        remedy = f"load it with `modprobe {module}`, or choose another backend: recent kernels come without"
+        remedy = f"load it with `modprobe {module}`, or choose another backend: recent kernels do not have it"
         return Probe(False, f"the kernel has no {module}, nor a module of that name", remedy, versions)
 
     def _write(self, desired: Desired, observed: Observation, jumps: Mapping[Place, Jumps]) -> int:
@@ -261,7 +261,9 @@ class IptablesLegacy(IptablesBackend):
         try:
             return self._lines(place)
         except BackendUnavailable as error:
-            what = f"legacy table {place.table} holds rules of ours, which {self.name} alone can read and remove"
+            what = (
+                f"legacy table {place.table} holds rules of flanneld-masq, which only {self.name} can read and remove"
+            )
             raise RulesetError(f"{what}: {error}") from error
 
     def _observe(self, place: Place) -> PlaceItems:

@@ -152,7 +152,7 @@ def jumps_to_replace(
 def still_referenced(place: Place, table: str, listing: str) -> str:
     """Return why the daemon's chain cannot be removed. `listing` is a command that shows the cause."""
     return (
-        f"chain {place.chain} in table {table} is empty now but stays, because a rule that is not ours jumps to it; "
+        f"chain {place.chain} in table {table} is empty now but stays, because a rule of another program jumps to it; "
         f"find it with `{listing}`"
     )
 

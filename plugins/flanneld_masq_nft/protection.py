@@ -97,7 +97,7 @@ class Ownership:
         who = netlink_ports.owner(self._host.root, port)
         return (
             f"table {place} is owned by another program ({f'{who}, ' if who else ''}netlink port {port}), "
-            f"and the kernel lets nobody else change it; end that program"
+            f"and no other program can change it; end that program"
         )
 
     def explained(self, netlink: Nfnetlink, error: KernelError, table: str) -> MasqError:
@@ -112,7 +112,7 @@ class Ownership:
             daemon = f"pid {self._host.daemon}" if self._host.daemon else "systemd keeps its socket"
             daemon = "in another pid namespace" if self._host.daemon_elsewhere else daemon
             return RulesetError(
-                f"table {place} is owned by the daemon ({daemon}), and the kernel lets nobody else change it; stop the "
+                f"table {place} is owned by the daemon ({daemon}), and no other program can change it; stop the "
                 f"daemon first, for instance with `systemctl stop flanneld-masq`"
             )
         return RulesetError(self.obstacle(place, held.owner))

@@ -40,7 +40,7 @@ def test_what_breaks_masquerading_is_found(lab_node: Node, family: Family) -> No
         ("", "the daemon does not run"),
         (str(family), "the kernel forwards no packets"),
         (str(family), "the CNI bridge plugin masquerades too"),
-        (str(family), "the kernel does not hold the rules that are wanted"),
+        (str(family), "the rules in the kernel differ from the wanted rules"),
     ):
         assert any(found == family_of and text.startswith(what) for found, text in told), told
     assert lab_node.ruleset() == before

@@ -262,5 +262,5 @@ def test_an_ip_that_cannot_be_read(flannel_node: Node, monkeypatch: pytest.Monke
         running.reached("synced")
         done = flannel_node.masq("doctor", environ={"PATH": f"{broken}:/usr/sbin:/usr/bin:/sbin:/bin"})
     assert done.returncode == 2
-    assert done.stdout.startswith("unknown: the interfaces and routes of the node cannot be told [network-unreadable]")
+    assert done.stdout.startswith("unknown: the interfaces and routes of the node cannot be read [network-unreadable]")
     assert "\033" not in done.stdout

@@ -554,9 +554,9 @@ def test_contention_names_the_author_and_bounds_the_repairs(make_node: Callable[
             assert daemon.status()["state"] == "synced"
             assert repairs(daemon, Family.IPV4) <= BURST + (lasted + QUIET_SECONDS) * REFILL_PER_SECOND
             assert repairs(daemon, Family.IPV6) == 0
-            (line,) = daemon.lines("keeps undoing our rules")
+            (line,) = daemon.lines("keeps undoing the daemon's rules")
             named = f" ipv4: {MEDDLING[name].split()[0]} (pid " in line
-            assert named or (name == "iptables-legacy" and "something that the kernel does not name" in line)
+            assert named or (name == "iptables-legacy" and "a program that the kernel does not name" in line)
             assert nodes[name].masq("--backend", name, "plan").returncode == 0
 
 

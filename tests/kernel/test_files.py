@@ -262,5 +262,5 @@ def test_a_tool_that_hangs_is_seen_in_the_status_until_it_goes_on(node: Node) ->
         assert daemon.status()["families"]["ipv6"]["state"] == "synced"
         os.kill(tool, signal.SIGCONT)
         daemon.reached("synced")
-        daemon.logged("INFO", "ipv4: the pass that was held up has gone on")
+        daemon.logged("INFO", "ipv4: the delayed pass has continued")
         eventually(lambda: rules(node) == before)

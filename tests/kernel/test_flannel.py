@@ -213,7 +213,7 @@ def test_cleanup_removes_all_of_them_at_once_and_ours_too(around: Around, untouc
     for backend in BACKENDS:
         assert node.masq("--backend", backend, "apply").returncode == 0
     assert_cleans_up(node, untouched)
-    assert "nothing was there to remove" in node.masq("cleanup", "--flannel").stdout
+    assert "there was nothing to remove" in node.masq("cleanup", "--flannel").stdout
 
 
 def test_cleanup_without_flannel_leaves_its_rules_alone(node: Node) -> None:
@@ -231,7 +231,7 @@ def test_rules_without_a_comment_are_known_by_the_lease_alone(node: Node) -> Non
     node.subnet_file.unlink()
     cleaned = node.masq("cleanup", "--flannel")
     assert cleaned.returncode == 0
-    assert "rules of old flannel releases are not looked for" in cleaned.stderr
+    assert "cannot search for rules of old flannel releases" in cleaned.stderr
     assert node.ruleset() == before
 
 
@@ -320,7 +320,7 @@ def test_beside_a_flanneld_that_masquerades_both_stay(node: Node, name: str, fla
         for _ in range(3):
             rewrite(node, flavour)
         assert_in_order(node, daemon)
-        assert not daemon.lines("keeps undoing our rules")
+        assert not daemon.lines("keeps undoing the daemon's rules")
         check(node, flavour)
         assert daemon.stop() == 0
     for family in Family:
@@ -360,7 +360,7 @@ def test_flanneld_that_rewrites_all_moves_the_forward_jump_alone(node: Node, nam
     """Where flannel appends to FORWARD behind our jump, the jump goes last again: forward.position asks for that."""
     with rewritten(node, name, flavour, "nat", "filter") as daemon:
         for line in daemon.lines("drift repaired"):
-            assert "jump was moved in filter FORWARD: our jump before 1 other rule" in line
+            assert "jump was moved in filter FORWARD: the daemon's jump before 1 other rule" in line
             assert "nat POSTROUTING" not in line
         for family in Family:
             assert daemon.status()["families"][str(family)]["repairs"] <= 3 * (name == f"iptables-{flavour}")

@@ -304,7 +304,7 @@ def test_a_chain_with_our_name_and_the_rules_of_others_stays_as_it_is(
         for command in ("plan", "apply"):
             done = node.masq(command)
             assert done.returncode in (1, 3), "3: the other family has no rules yet"
-            assert f"chain {table} {chain} has the name of ours, and another program made it" in done.stderr
+            assert f"chain {table} {chain} has a name of flanneld-masq, but another program made it" in done.stderr
         assert node.masq("cleanup").returncode == 0
         assert lines_of(saved(node, family, backend_name, table)) == lines_of(before)
         other = next(name for name in ("nft", "iptables-nft", "iptables-legacy") if name != backend_name)
@@ -398,7 +398,7 @@ def test_a_table_with_our_name_and_the_objects_of_others_stays_as_it_is(
         before = node.tool("nft", "-a", "list", "ruleset", family.data.nft)
         failed = node.masq("apply")
         assert failed.returncode == 1
-        assert f"table {table} has the name of ours, and another program made it" in failed.stderr
+        assert f"table {table} has a name of flanneld-masq, but another program made it" in failed.stderr
         assert node.masq("cleanup").returncode == 0
         assert node.tool("nft", "-a", "list", "ruleset", family.data.nft) == before
         assert node.masq("--backend", "iptables-nft", "apply").returncode == 0

@@ -204,7 +204,7 @@ def test_routes_to_every_remote_pod_leave_that_class_out(bridged: Node) -> None:
     status, results, _ = probed(bridged)
     remote = [each for each in results if each["class"] == "remote-pod"]
     assert (status, [each["outcome"] for each in remote]) == (0, ["cannot-tell"] * 2)
-    assert "so an address of no node cannot be told" in remote[0]["failure"]
+    assert "so no address is left that belongs to no node" in remote[0]["failure"]
     assert probed(bridged, "--dst", "remote-pod")[0] == 2
 
 

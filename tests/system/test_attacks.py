@@ -68,12 +68,12 @@ def test_attacks_on_d_bus_delay_no_repair_and_no_stop(target: Machine, tell: Tel
 
 def test_a_flood_is_in_the_journal_once(target: Machine) -> None:
     attack = target.start("python3", SCRIPT, BUS, NAME, "silent-pings", "2", user="nobody")
-    entry = target.logged("sends more than is answered")
+    entry = target.logged("exceeds the limit")
     attack.wait(patience(60))
     assert re.match(
-        rf"D-Bus: pid \d+ of user {target.run('id', '-u', 'nobody').stdout.strip()} sends", entry["MESSAGE"]
+        rf"D-Bus: pid \d+ of user {target.run('id', '-u', 'nobody').stdout.strip()} exceeds", entry["MESSAGE"]
     )
-    logged = [line for line in target.journal(f"--unit={UNIT}") if "sends more" in str(line["MESSAGE"])]
+    logged = [line for line in target.journal(f"--unit={UNIT}") if "exceeds the limit" in str(line["MESSAGE"])]
     assert len(logged) == 1
     answer = target.run(
         "busctl", "--json=short", "call", NAME, attacker.PATH, attacker.MANAGER, "GetStatus", user="nobody"

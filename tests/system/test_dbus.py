@@ -215,7 +215,7 @@ def test_a_machine_without_a_bus_is_served_and_a_bus_that_comes_later_joined(mak
     machine.site.assert_masqueraded()
     flush(machine)
     machine.logged("drift repaired")
-    machine.logged("no D-Bus service until there is one")
+    machine.logged("no D-Bus service until the bus is available")
     assert machine.masq("status").stdout.startswith("flanneld-masq: synced")
     machine.systemctl("unmask", "dbus.service", "dbus.socket")
     machine.systemctl("start", "dbus.socket")

@@ -131,7 +131,8 @@ def test_a_drift_shows_what_and_who(machine: Machine, backend: BackendName) -> N
     if backend == "iptables-legacy":
         # on a busy machine the program may end before the daemon has read its name
         named = found.get("CULPRIT") == "iptables-legacy" and int(found["CULPRIT_PID"]) > 0
-        assert (", by iptables-legacy (pid " if named else "the kernel does not tell by whom") in entry["MESSAGE"]
+        by = ", by iptables-legacy (pid " if named else "the kernel does not report by which program"
+        assert by in entry["MESSAGE"]
     else:
         # the machine has a pid namespace of its own, so the name is all that is known
         assert found == {"CULPRIT": _FLUSHES[backend][0][:15]}
@@ -149,7 +150,10 @@ def test_what_was_written_first_is_shown_too(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("language", "words"),
     [
-        ("C.UTF-8", {"Another program changed the rules of ipv4; they were put back", "with\nnft", "An occasional repair"}),
+        (
+            "C.UTF-8",
+            {"Another program changed the rules of ipv4; they were put back", "with\nnft", "An occasional repair"},
+        ),
         ("zh_CN.UTF-8", {"ipv4 规则曾被其他程序改动", "通过 nft 写入", "偶尔出现属于正常情况"}),
     ],
 )

@@ -195,7 +195,7 @@ def test_a_stop_leaves_the_rules_or_removes_them_as_configured(machine: Machine,
     machine.systemctl("stop", UNIT)
     assert (machine.show("ActiveState"), machine.show("Result")) == ("inactive", "success")
     machine.site.assert_not_masqueraded()
-    assert machine.masq("cleanup").stdout == "nothing was there to remove\n"
+    assert machine.masq("cleanup").stdout == "there was nothing to remove\n"
 
 
 # ---- what goes wrong

@@ -134,7 +134,7 @@ class TestLoading:
     def test_one_that_returns_rubbish_is_named(self, answer: object) -> None:
         plugins = load(bad=Answers(answer), good=Offers(memory_backend_type("good")))
         assert set(failures(plugins)) == {("bad", "flanneld_masq_backends")}
-        assert "which is no BackendType" in str(plugins.failures[0])
+        assert "which is not a BackendType" in str(plugins.failures[0])
         assert list(plugins.backends) == ["good"]
 
     def test_what_is_good_of_one_that_returns_rubbish_is_used(self) -> None:

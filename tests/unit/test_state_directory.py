@@ -203,7 +203,7 @@ class TestDirectory:
             (errno.EACCES, 1000, "run as root"),
             (errno.ENOSPC, 0, "make room there"),
             (errno.EDQUOT, 0, "make room there"),
-            (errno.EIO, 0, "look at what is there"),
+            (errno.EIO, 0, "check the files there"),
         ],
     )
     def test_one_that_cannot_be_made(
@@ -220,8 +220,8 @@ class TestDirectory:
             kept.remember(NFT, Family.IPV4, GOLDEN)
             assert kept.verified_state(NFT, Family.IPV4) == GOLDEN
         assert kept.trouble.startswith(
-            f"state directory {directory} cannot be used; repairs go on, with what is not written kept in memory and "
-            f"without the locks that cannot be opened: lock: {os.strerror(number)}; "
+            f"state directory {directory} cannot be used; repairs go on, but the daemon keeps its state in memory, "
+            f"and locks that cannot be opened have no effect: lock: {os.strerror(number)}; "
         )
         assert remedy in kept.trouble
         assert kept.trouble.count(os.strerror(number)) == 1, "one cause is said once"

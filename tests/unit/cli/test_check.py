@@ -36,7 +36,7 @@ class TestInForce:
 
     def test_there_is_none(self, masq: Program) -> None:
         masq.config_file.unlink()
-        assert masq("check").out == f"{masq.config_file}: not there, so all has its default\n"
+        assert masq("check").out == f"{masq.config_file}: missing, so every key has its default\n"
         assert masq("check --json").json == {"valid": True, "files": [], "error": None}
 
     def test_drop_ins_are_read(self, masq: Program) -> None:

@@ -166,7 +166,7 @@ class TestDoctor:
             done = masq("doctor --json")
         assert (done.status, done.err) == (2, "")
         said = [(finding["what"], finding["seen"]) for finding in done.json["findings"]]
-        assert said[0][0].startswith("the configuration is wrong")
+        assert said[0][0].startswith("the configuration file is invalid")
         assert said[0][1].startswith(f"{masq.config_file}: colour: unknown key")
         assert said[1] == ("the daemon is degraded", "nft said no")
 

@@ -57,7 +57,7 @@ class TestStatus:
         monkeypatch.setattr(StateDirectory, "holder", lambda _: Holder(None, 0, "the lock is for root"))
         done = masq("status")
         assert (done.status, done.out.splitlines()[0]) == (0, "flanneld-masq: unknown")
-        assert "whether the daemon runs cannot be told: the lock is for root; " in done.out
+        assert "it is not known whether the daemon runs: the lock is for root; " in done.out
 
     @pytest.mark.parametrize(
         "left", [None, {"state": "stopped", "pid": 7, "families": {}}, {"state": "synced", "pid": 7}]
@@ -68,7 +68,7 @@ class TestStatus:
         with store.instance():
             done = masq("status")
         assert (done.status, done.out.splitlines()[0]) == (0, f"flanneld-masq: unknown, pid {os.getpid()}")
-        assert f"trouble: the daemon says nothing of itself: {masq.directory}/state/lock is held; " in done.out
+        assert f"trouble: the daemon reports no status: {masq.directory}/state/lock is held; " in done.out
 
     def test_a_wrong_configuration_is_a_trouble_of_a_running_daemon(self, masq: Program, store: StateDirectory) -> None:
         lines = [f"flanneld-masq: synced, pid {os.getpid()}", f"  trouble: {masq.config_file}: colour: unknown key"]

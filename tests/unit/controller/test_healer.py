@@ -169,7 +169,7 @@ def test_a_search_that_took_too_long_is_logged(scene: Scene, searches: Searches)
     searches.healed = Healed(slipped=5, duration_us=10_000_000, complete=False)
     (healed, _), (warning, level) = scene.heal()
     assert (healed.kind, level) == ("flows-healed", logging.WARNING)
-    assert "the search was ended after 10 s" in warning.message
+    assert "the search ended after 10 s" in warning.message
     assert [event.kind for event, _ in scene.heal()] == ["flows-healed"]
 
 

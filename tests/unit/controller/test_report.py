@@ -128,7 +128,7 @@ def test_drift_without_a_generation_names_nobody(report: FamilyReport) -> None:
     (entry,) = report.repaired(
         Repaired((Repair(PLAN, 1500, drift=True),), "legacy tables changed", (EVIL,), (), AT, 0.0)
     )
-    assert entry.event.message.endswith("; the kernel does not tell by whom")
+    assert entry.event.message.endswith("; the kernel does not report by which program")
     assert entry.event.culprit == ""
 
 
@@ -143,7 +143,7 @@ def test_drift_without_a_generation_names_the_users_of_the_lock(report: FamilyRe
 
 def test_a_failure_is_logged_once_and_its_end_too(report: FamilyReport) -> None:
     assert lines(report.failed(failure("no, at 1"))) == [
-        ("degraded", logging.ERROR, "ipv4: reading: no, at 1; next try in 0.2 s, then ever more slowly")
+        ("degraded", logging.ERROR, "ipv4: reading: no, at 1; next try in 0.2 s, then after growing delays")
     ]
     assert lines(report.failed(failure("no, at 2"))) == []
     assert (report.state, report.status().last_error) == (State.DEGRADED, "reading: no, at 2")
@@ -242,15 +242,15 @@ def test_a_step_that_does_not_end_shows_until_it_does(report: FamilyReport) -> N
         (
             "stuck",
             logging.WARNING,
-            "ipv4: a pass has been running for 5 s: 'iptables-legacy-restore -w'; until it ends, rules that are "
-            "missing are not put back",
+            "ipv4: a pass has been running for 5 s: 'iptables-legacy-restore -w'; until it ends, the daemon cannot "
+            "restore missing rules",
         )
     ]
     assert report.status().state is State.DEGRADED
     assert lines(report.step_is_stuck(10.2, ())) == [], "logged once"
     assert report.status().last_error == "a pass has been running for 10 s: it waits for the kernel or for a lock"
     assert lines(report.step_ended(12.0)) == [
-        ("notice", logging.INFO, "ipv4: the pass that was held up has gone on, after 12 s")
+        ("notice", logging.INFO, "ipv4: the delayed pass has continued after 12 s")
     ]
     assert (report.status().state, report.status().last_error) == (State.SYNCED, "")
 

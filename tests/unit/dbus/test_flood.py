@@ -113,7 +113,7 @@ def test_an_attack_delays_nothing_and_others_get_answers(scene: Scene, kind: str
     foreign = {frame.fields.member for frame in parsed if frame.kind == SIGNAL and frame.fields is not None}
     assert foreign <= {"NameAcquired", "NameOwnerChanged"}
     assert scene.manager.reasons == []
-    assert [said for said in scene.said if "sends more than is answered" not in said] == []
+    assert [said for said in scene.said if "exceeds the limit" not in said] == []
 
 
 def test_the_process_that_floods_is_named_once(scene: Scene) -> None:
@@ -127,7 +127,7 @@ def test_the_process_that_floods_is_named_once(scene: Scene) -> None:
 
     pid = play(scene, story)
     (said,) = scene.said
-    assert said.startswith(f"D-Bus: pid {pid} of user 0 sends more than is answered: 32 calls at a time")
+    assert said.startswith(f"D-Bus: pid {pid} of user 0 exceeds the limit: 32 calls at a time")
 
 
 def test_a_call_that_is_too_large_gets_an_error(scene: Scene) -> None:

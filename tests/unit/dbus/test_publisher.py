@@ -117,7 +117,8 @@ def test_a_bus_that_comes_later_is_joined(bus: Bus) -> None:
     play(scene, story)
     missing, back = scene.said
     assert missing == (
-        f"connecting to the system bus at {bus.address}: No such file or directory; no D-Bus service until there is one"
+        f"connecting to the system bus at {bus.address}: No such file or directory; no D-Bus service until the bus "
+        "is available"
     )
     assert back == f"on the system bus as {NAME}"
     assert scene.manager.reasons == [BACK], "signals of the time without a bus are lost"
@@ -164,7 +165,7 @@ def test_a_name_that_another_process_has_is_waited_for(scene: Scene) -> None:
 
     play(scene, story)
     assert scene.said == [
-        f"pid {os.getpid()} has the D-Bus name {NAME}; it is ours once that process leaves it",
+        f"pid {os.getpid()} has the D-Bus name {NAME}; the daemon takes it when that process releases it",
         f"on the system bus as {NAME}",
     ]
 

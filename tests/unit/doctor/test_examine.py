@@ -79,7 +79,7 @@ PROBLEMS = {
         "FORWARD drops pods' packets",
         "install iptables",
     ),
-    "configuration": (replace(NODE, wrong="/x: colour: unknown key"), "the configuration is wrong", "colour"),
+    "configuration": (replace(NODE, wrong="/x: colour: unknown key"), "the configuration file is invalid", "colour"),
     "no subnet": (replace(NODE, troubles=("/x is gone",)), "no subnet is known", "/x is gone"),
     "flannel": (
         in_family(surveys={NFT: Survey(flannel_nat=(MASQUERADES,))}, effects={NFT: EFFECT}),
@@ -114,7 +114,7 @@ PROBLEMS = {
     ),
     "forwarding": (replace(NODE, sysctls={FORWARDING: 0}), "the kernel forwards no packets", "net.ipv4.ip_forward = 0"),
     "no backend": (in_family(unusable="no nft here"), "no backend can be used", "no nft here"),
-    "drift": (in_family(differs="1 missing in x"), "does not hold the rules", "1 missing in x"),
+    "drift": (in_family(differs="1 missing in x"), "differ from the wanted rules", "1 missing in x"),
     "cni": (in_family(surveys={NFT: Survey(cni_masquerade="chain CNI-x")}), "CNI bridge plugin", "chain CNI-x"),
     "drops": (
         replace(in_family(drops={NFT: "policy drop"}), settings=UNFORWARDED),
@@ -351,7 +351,7 @@ class TestReported:
         wrong = "/x.toml: colour: unknown key"
         status = Status(State.SYNCED, troubles=(f"{wrong}; the running settings stay",))
         whats = [finding.what for finding in examine(replace(with_status(status), wrong=wrong))]
-        assert len(whats) == 1 and whats[0].startswith("the configuration is wrong")
+        assert len(whats) == 1 and whats[0].startswith("the configuration file is invalid")
 
     def test_a_file_that_the_service_cannot_read(self) -> None:
         file = Unreadable("flanneld-masq", "/etc/x.toml", "/etc/x.toml", "r")

@@ -255,7 +255,7 @@ def test_switches_are_true_or_false(key: str, value: str, described: str) -> Non
         (
             'masquerade.non_masquerade_cidrs = ["0.0.0.0/0"]',
             "masquerade.non_masquerade_cidrs",
-            "every address there is",
+            "covers every address",
         ),
         ('masquerade.non_masquerade_cidrs = ["::/0"]', "masquerade.non_masquerade_cidrs", "masquerade.enabled = false"),
         ('masquerade.non_masquerade_cidrs = ["fe80::%e/64"]', "masquerade.non_masquerade_cidrs", "names a zone"),

@@ -203,12 +203,12 @@ N6, S6 = V6.splitlines(keepends=True)
             "10.3.0.1/24 is not within 10.1.0.0/16 or 10.2.0.0/16",
         ),
         # Everything
-        ("FLANNEL_NETWORK=0.0.0.0/0\nFLANNEL_SUBNET=0.0.0.0/0\n", 1, "0.0.0.0/0 is every address there is"),
-        ("FLANNEL_NETWORK=10.0.0.0/0\n" + S4, 1, "10.0.0.0/0 is every address there is"),
-        ("FLANNEL_NETWORK=10.244.0.0/16,0.0.0.0/0\n" + S4, 1, "0.0.0.0/0 is every address there is"),
+        ("FLANNEL_NETWORK=0.0.0.0/0\nFLANNEL_SUBNET=0.0.0.0/0\n", 1, "0.0.0.0/0 covers every address"),
+        ("FLANNEL_NETWORK=10.0.0.0/0\n" + S4, 1, "10.0.0.0/0 covers every address"),
+        ("FLANNEL_NETWORK=10.244.0.0/16,0.0.0.0/0\n" + S4, 1, "0.0.0.0/0 covers every address"),
         (N4 + "FLANNEL_SUBNET=10.244.1.1/0\n", 2, "is not within"),
-        (V4 + "FLANNEL_IPV6_NETWORK=fd00:10:244::/56,::/0\n" + S6, 3, "::/0 is every address there is"),
-        (V4 + "FLANNEL_IPV6_NETWORK=fd00::/0\n" + S6, 3, "fd00::/0 is every address there is"),
+        (V4 + "FLANNEL_IPV6_NETWORK=fd00:10:244::/56,::/0\n" + S6, 3, "::/0 covers every address"),
+        (V4 + "FLANNEL_IPV6_NETWORK=fd00::/0\n" + S6, 3, "fd00::/0 covers every address"),
         # Multicast
         ("FLANNEL_NETWORK=239.0.0.0/16\nFLANNEL_SUBNET=239.0.1.1/24\n", 1, "239.0.0.0/16 overlaps multicast"),
         ("FLANNEL_NETWORK=128.0.0.0/1\nFLANNEL_SUBNET=128.0.1.1/24\n", 1, "128.0.0.0/1 overlaps multicast"),

@@ -68,7 +68,7 @@ def test_a_remote_pod_is_where_no_route_leads(subnet: Network) -> None:
 
 @pytest.mark.parametrize("routes", [["10.244.0.0/16"], ["10.0.0.0/8"]])
 def test_a_route_to_the_whole_network_leaves_no_remote_pod(routes: list[str]) -> None:
-    with pytest.raises(MasqError, match="an address of no node cannot be told"):
+    with pytest.raises(MasqError, match="no address is left that belongs to no node"):
         unused_remote_pod(networks("10.244.0.0/16"), IPV4, networks(*routes), random.Random(1))
 
 

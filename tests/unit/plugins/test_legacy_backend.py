@@ -311,7 +311,7 @@ class TestLeftovers:
     def test_without_the_program_they_are_an_error(self, root: Path) -> None:
         """They stay in force, so it must not go unsaid."""
         backend = IptablesLegacy(V4, Host(Tools(), root))
-        with pytest.raises(RulesetError, match="legacy table nat holds rules of ours"):
+        with pytest.raises(RulesetError, match="legacy table nat holds rules of flanneld-masq"):
             backend.observe(tuple(Group))
 
     def test_a_table_without_ours_is_not_listed(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,7 +193,7 @@ class TestMoved:
 
     @pytest.mark.parametrize(("before", "text"), [(("x",), "1 other rule"), (("x", "y"), "2 other rules")])
     def test_first_and_something_before_it(self, before: tuple[str, ...], text: str) -> None:
-        assert self.moved(FIRST, Neighbours(BASE, before, ())) == [("moved", BASE, f"our jump behind {text}")]
+        assert self.moved(FIRST, Neighbours(BASE, before, ())) == [("moved", BASE, f"the daemon's jump after {text}")]
 
     def test_last_and_a_rule_appended_later(self) -> None:
         verified_state = Neighbours(BASE, ("x",), ())
@@ -204,7 +204,7 @@ class TestMoved:
         for observed, count in ((("y",), 1), ((), 2)):
             after = tuple(name for name in ("x", "y") if name not in observed)
             moves = self.moved(LAST, Neighbours(BASE, observed, after), verified_state)
-            assert moves == [("moved", BASE, f"our jump before {count} of the rules that it was behind")]
+            assert moves == [("moved", BASE, f"the daemon's jump before {count} of the rules that it came after")]
 
     def counted(self, *hits: int) -> list[tuple[str, str, str]]:
         """The jump was behind x and y, which had counted 3 packets each; now it is before those with these hits."""
@@ -220,7 +220,7 @@ class TestMoved:
     def test_rules_without_handles_that_kept_their_count_were_overtaken(self) -> None:
         for hits, count in (((3,), 1), ((7,), 1), ((0, 3), 1), ((4, 3), 2)):
             assert [text for *_, text in self.counted(*hits)] == [
-                f"our jump before {count} of the rules that it was behind"
+                f"the daemon's jump before {count} of the rules that it came after"
             ]
 
     def test_rules_that_do_not_end_the_chain_were_overtaken(self) -> None:

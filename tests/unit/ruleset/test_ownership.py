@@ -39,7 +39,7 @@ class TestSettled:
         assert ownership.settled((CHAIN,), None, observation(EMPTY)) == Observation((CHAIN, OTHER))
 
     def test_the_rules_of_others_are_not_replaced(self) -> None:
-        with pytest.raises(RulesetError, match="chain nat FLANNELD-MASQ has the name of ours"):
+        with pytest.raises(RulesetError, match="chain nat FLANNELD-MASQ has a name of flanneld-masq"):
             ownership.settled((CHAIN,), None, observation(FULL))
 
 

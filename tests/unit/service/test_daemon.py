@@ -48,7 +48,7 @@ def test_a_pass_that_hangs(tmp_path: Path, plugins: Plugins, told: Told, monkeyp
     daemon(tmp_path, plugins)._on_hung("ipv4")
     ((kind, level, message),) = told
     assert (kind, level) == ("hanging", logging.ERROR)
-    assert "watchdog ends the daemon in 60 s" in message
+    assert "watchdog kills the daemon in 60 s" in message
 
 
 def test_rules_that_could_not_be_removed(
