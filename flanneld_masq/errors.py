@@ -14,9 +14,9 @@
      +-- SnapshotError         a snapshot of a node, or what a tool printed for it, cannot be read
      +-- BusError              D-Bus cannot be used, or the called service returned an error
 
-A message says what was tried, what happened, and what to do next. It is one line of printable text,
-whatever the tool, the kernel or the file that it quotes has written. Only `cli` and `service` decide if an error ends
-the process. The table `OUTSIDE` gives each error its exit status and its D-Bus name.
+A message names the attempt, the failure, and the remedy. It is one line of printable text, whatever the tool, the
+kernel or the file that it quotes has written. Only `cli` and `service` decide if an error ends the process. The table
+`OUTSIDE` gives each error its exit status and its D-Bus name.
 """
 
 from __future__ import annotations

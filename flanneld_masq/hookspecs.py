@@ -101,7 +101,8 @@ class Backend(Protocol):
         """Return what `replace` would write into an empty kernel, in the tool's language. Pure."""
 
     def observe(self, groups: Collection[Group]) -> Observation:
-        """Return all our objects of these groups, and any others in their place. Changes nothing."""
+        """Return all objects of flanneld-masq in these groups, and any other objects in their place. Changes
+        nothing."""
 
     def replace(self, desired: Desired, observed: Observation, changes: tuple[Change, ...]) -> int:
         """Make the kernel hold exactly `desired`, and change no foreign object.
@@ -132,7 +133,7 @@ class Backend(Protocol):
 
     def fingerprint(self, groups: Collection[Group]) -> Optional[bytes]:
         """Return bytes that differ whenever the result of `observe` for these groups, of `drops_forwarding` or of
-        `kube_proxy_mark` does, and whenever an object of ours of any other group appears.
+        `kube_proxy_mark` differs, and whenever an object of flanneld-masq in any other group appears.
 
         Counters must not change them. It must be far cheaper than these: the daemon calls it after each
         transaction of another program, and observes only if the bytes changed. None for an interface without

@@ -1,4 +1,4 @@
-"""Lock files: opens, takes and reads those of the state directory, and tells who holds any other.
+"""Lock files: opens, takes and reads those of the state directory, and identifies the process that holds any other.
 
 Everything here may raise OSError, unless it says otherwise. Format of /proc/locks: proc_locks(5).
 """

@@ -143,8 +143,8 @@ class Protection(str, enum.Enum):
 
 
 class Position(enum.Enum):
-    """The place of our jump among foreign rules. AUTO, for the forward group alone, is immediately before the first
-    rule that drops every packet, and last if there is none."""
+    """The place of the daemon's jump among foreign rules. AUTO, for the forward group alone, is immediately before the
+    first rule that drops every packet, and last if there is none."""
 
     FIRST = "first"
     LAST = "last"
@@ -362,7 +362,7 @@ class Settings:
 
 @dataclass(frozen=True, **SLOTS)
 class Probe:
-    """Tells if a backend can be used for a family here, and what it supports.
+    """The result of a probe: if a backend can be used for a family here, and what it supports.
 
     If it cannot be used, `reason` says why and `remedy` what to do about it. `versions` is for people. `protection` is
     the best that the kernel offers for the tables of the backend; None if it has no table of its own.
@@ -411,7 +411,7 @@ class Item:
 
 @dataclass(frozen=True, **SLOTS)
 class Blocker:
-    """The first foreign rule in the place of our jump that drops every packet that reaches it.
+    """The first foreign rule in the chain of the daemon's jump that drops every packet that reaches it.
 
     `index` counts the foreign rules ahead of it; a write inserts our jump as the rule of that `number`, or before the
     rule with that `handle` if the kernel gives handles.
@@ -444,7 +444,8 @@ class Neighbours:
 
 @dataclass(frozen=True, **SLOTS)
 class Stranger:
-    """A chain or table with a name of ours in which nothing has a tag of ours, nor a jump to it: `items[0]`.
+    """A chain or table with one of the daemon's names, but without a tag of the daemon in it or in a jump to it:
+    `items[0]`.
 
     `items` has its rules too. `empty` is True if there is nothing in it that would be lost with it.
     """
@@ -459,8 +460,8 @@ class Observation:
 
     `strangers` are not among `items`: only the verified state tells if they are ours.
 
-    `obstacle`, if not empty, says what makes writing pointless (a dormant foreign table, an owner, a base chain with
-    our name) and what to do about it.
+    `obstacle`, if not empty, names the reason why a write cannot work (a dormant foreign table, an owner, a base chain
+    with the daemon's name) and the remedy.
     """
 
     items: tuple[Item, ...] = ()

@@ -18,8 +18,8 @@ from flanneld_masq.service.desired_state import OnError
 
 @dataclass(frozen=True, **SLOTS)
 class Answer:
-    """The findings on a node, and the failures of plugins. `lacking` says what a saved node does not tell. `wrong` is
-    the exit status of an invalid configuration."""
+    """The findings on a node, and the failures of plugins. `lacking` lists what a saved node does not contain. `wrong`
+    is the exit status of an invalid configuration."""
 
     findings: tuple[Finding, ...]
     failures: tuple[str, ...] = ()

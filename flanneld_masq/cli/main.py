@@ -1,4 +1,4 @@
-"""The command line: what is asked for, and what the exit status says."""
+"""The command line: its commands and options, and the exit status."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ wrong, `flanneld-masq apply` fixes it once, `flanneld-masq selftest` tests this 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status. Every error that we raise on purpose ends here in one line."""
+    """Run one command and return its exit status. Print each MasqError as one line."""
     options = parser().parse_args(argv)
     try:
         exit_status = int(options.function(options))

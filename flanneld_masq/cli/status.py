@@ -54,7 +54,7 @@ def status_text(session: Session, known: Status) -> str:
 def health(known: Status) -> int:
     """Return 0 for a daemon in sync or waiting for a first subnet file, 2 for none that is known to run, else 1.
 
-    A daemon that says synced while the kernel holds something else is not healthy.
+    A daemon that reports synced while the kernel holds other rules is not healthy.
     """
     if known.state in (State.STOPPED, State.UNKNOWN):
         return NOT_RUNNING

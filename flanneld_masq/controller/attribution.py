@@ -276,7 +276,7 @@ def _unit(cgroup: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """Return what a process says of itself as a log line may carry it."""
+    """Return a text that a process chose, escaped and shortened for a log line."""
     return printable(text.strip(), _MAX_SHOWN)
 
 

@@ -31,7 +31,7 @@ class RepairBackoff:
     _last: float = 0.0
 
     def repaired(self, now: float) -> None:
-        """Another program had changed our rules, and they are repaired."""
+        """Note a repair of rules that another program had changed."""
         self.tokens = min(BURST, self.tokens + (now - self._last) * REFILL_PER_SECOND) - 1
         self._last = now
         if self.contended or self.tokens < 0:

@@ -80,8 +80,8 @@ class FamilyLoop:
 
     It is one class because the order of a pass must be readable in one place; each decision is made elsewhere.
 
-    A thread of its own touches the kernel and the tools, so that a tool that hangs for one family delays neither the
-    other family nor a signal. `running` returns the argv of the tool that runs for the family, `ports` has the netlink
+    Each family has its own thread for the kernel and the tools, so a tool that hangs for one family does not delay the
+    other family or a signal. `running` returns the argv of the tool that runs for the family, `ports` has the netlink
     ports of this process and of the programs that it runs. All methods are called from the event loop's thread.
     """
 
@@ -275,8 +275,8 @@ class FamilyLoop:
         self._publisher.publish()
 
     async def _carry_out(self, desired: DesiredState, begun: Begun, *, report_flush: bool) -> _Pass:
-        """Let another program end a flush before its rules are repaired: its next command may be `iptables -X`, which
-        fails while a jump of ours leads to our chain."""
+        """Delay the repair until another program has finished its flush. Its next command may be `iptables -X`, which
+        fails while the daemon's jump leads to the daemon's chain."""
         hold = FlushHold(FlushPolicy.REPORT if report_flush else FlushPolicy.REPAIR)
         stay = report_flush and not self._departure.due
         while True:
@@ -362,7 +362,7 @@ class FamilyLoop:
         self._publisher.publish()
 
     def _in_the_way(self, error: MasqError) -> tuple[Culprit, ...]:
-        """Return the programs that may have made what keeps our rules from taking effect."""
+        """Return the programs that may have made the object that disables the daemon's rules."""
         if not isinstance(error, RulesetError):
             return ()
         self._drain()

@@ -19,8 +19,8 @@ _LOGGER = logging.getLogger("flanneld_masq")
 
 
 class Healer:
-    """Searches for connections with the wrong source address, in a thread of its own: the kernel reads its table for 10
-    to 30 ms at a time, and a repair does not wait for that. All methods are called from the event loop's thread.
+    """Searches for connections with the wrong source address, in its own thread: the kernel takes 10 to 30 ms to read
+    its table, and a repair must not wait for that. All methods are called from the event loop's thread.
 
     The caller sets `due` if such connections may have begun since the last search: at the start, after a write, and
     after a change of lease or settings. `search` makes a search, `pause` are the seconds ahead of each.

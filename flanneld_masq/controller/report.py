@@ -123,8 +123,8 @@ class SurveyReport:
     def surveyed(
         self, removed: Removed, surveys: Mapping[BackendName, Survey], effects: Effects, stopped: str = ""
     ) -> Iterator[LogEntry]:
-        """Take a survey into the status. Log what was removed, what flannel's rules do beside ours, and that the CNI
-        plugin masquerades. `stopped` is why flannel's rules are not removed any more."""
+        """Take a survey into the status. Log the removed objects, the effect of flannel's rules beside the daemon's,
+        and that the CNI plugin masquerades. `stopped` is why flannel's rules are not removed any more."""
         self.failure = ""
         for backend, items in removed:
             what = f"{len(items)} objects that flannel had written"

@@ -91,8 +91,8 @@ class LastWrite:
 
 @dataclass(frozen=True, **SLOTS)
 class FlannelStatus:
-    """The effects of flannel's rules beside ours, a sentence each, the reason why the daemon does not remove them
-    any more (empty if it does, or is not to), and the backends that hold such rules."""
+    """The effects of flannel's rules beside the daemon's, one sentence each; the reason why the daemon stopped removing
+    them (empty if it removes them, or is not configured to); and the backends that hold such rules."""
 
     effects: tuple[str, ...] = ()
     takeover_stopped: str = ""

@@ -53,8 +53,8 @@ class _Writer(_MessageWriter):  # type: ignore[misc]
 
 
 class Bus(MessageBus):  # type: ignore[misc]  # the types of the library are not looked at
-    """Connects without blocking, ends when the bus goes away during the hello (the original loops for ever), closes its
-    socket, outlives a bus that is slow, and does not grow without end for one that does not read.
+    """Connects without blocking, and closes its socket. Ends if the bus disconnects during the hello (the original
+    loops for ever). Tolerates a slow bus, and limits the queue for a bus that does not read.
 
     Of what it reads it keeps no message whose body is larger than `limit` bytes, and it takes at most TURN messages
     before other tasks of the event loop get their turn. Calls and signals go to `receive`; the library parses nothing

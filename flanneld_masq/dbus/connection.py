@@ -104,12 +104,12 @@ class Connection:
         return str(found)
 
     def listen(self, listener: Callable[[Message], None], wants: Callable[[Message], bool]) -> None:
-        """Have signals given to `listener`. Any user may address one to this connection, so `wants` decides first, by a
-        message without its body: only what it returns True for is parsed, and its sender must be trusted."""
+        """Have signals given to `listener`. Any user can send one to this connection. So `wants` is called first, with
+        the message without its body; a message is parsed only if that returns True, and its sender must be trusted."""
         self._listener, self._wants = listener, wants
 
     async def follow(self, **conditions: str) -> None:
-        """Have signals sent to us, as match rules of the specification say: sender, path, interface, member, arg0..."""
+        """Subscribe to signals by match rules of the specification: sender, path, interface, member, arg0..."""
         await self.ask_bus("AddMatch", ",".join(f"{key}='{value}'" for key, value in conditions.items()))
 
     async def own(self, name: str) -> bool:

@@ -31,7 +31,7 @@ ANSWER_SECONDS = 120.0  # firewalld answers nobody while it loads its rules, whi
 
 
 class ReloadSignals:
-    """Follows them on one connection, and gives a reason to look at the ruleset to `heard`."""
+    """Follows them on one connection, and calls `heard` with the reason to check the ruleset."""
 
     def __init__(self, connection: Connection, heard: Callable[[str], None]) -> None:
         self._connection = connection

@@ -89,8 +89,8 @@ def examine(facts: Facts) -> Iterator[Finding]:
 
 
 def examine_saved(facts: Facts, said: Iterable[Finding]) -> Iterator[Finding]:
-    """Yield the findings on a node that was saved. What is not among its facts is taken from what doctor `said` there:
-    the daemon, its service, its rules, and those of flannel and kube-proxy."""
+    """Yield the findings on a node that was saved. Facts that the snapshot lacks come from the findings that doctor
+    `said` there: on the daemon, its service, its rules, and those of flannel and kube-proxy."""
     found = [one for check in _OF_NETWORK for one in check(facts)]
     found += [one for one in said if one.kind in _OF_KERNEL]
     yield from found

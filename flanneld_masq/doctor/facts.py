@@ -33,10 +33,11 @@ class KubeProxy:
 class FamilyFacts:
     """The facts of one family that a lease names, or that has rules although no lease names it.
 
-    `unusable` says why no backend can be used, `differs` what the kernel holds otherwise than wanted, `unread` why that
-    cannot be told, `drops` what drops forwarded packets, by backend, `unhelped` what does where no accept can be put;
-    all are empty for nothing of the kind. `left` are rules of ours that no lease names. `both_flavours` is True if
-    iptables-nft and iptables-legacy both hold rules, `protected` if other programs cannot change our nft table.
+    `unusable` is the reason why no backend can be used, `differs` the difference between the kernel and the wanted
+    rules, `unread` the reason why that is not known, `drops` the drop of forwarded packets by backend, `unhelped` the
+    drops where no accept can be put; all are empty for nothing of the kind. `left` are rules of ours that no lease
+    names. `both_flavours` is True if iptables-nft and iptables-legacy both hold rules, `protected` if other programs
+    cannot change our nft table.
     """
 
     family: Family
@@ -55,9 +56,9 @@ class FamilyFacts:
 
 @dataclass(frozen=True, **SLOTS)
 class DaemonFacts:
-    """The daemon: `holder` whether it runs, `status` what it reports of itself, `unit` what systemd says of a service
-    that does not run. `unreadable` are the input files that the user of the service may not read; a daemon that runs
-    reports that itself. `saved` are the files of nftables.service that hold a table of the daemon."""
+    """The daemon: `holder` shows if it runs, `status` is its own report, `unit` is systemd's report on a service that
+    does not run. `unreadable` are the input files that the user of the service may not read; a daemon that runs reports
+    that itself. `saved` are the files of nftables.service that hold a table of the daemon."""
 
     holder: Holder = _NOBODY
     status: Optional[Status] = None
@@ -104,11 +105,11 @@ class Unread:
 class Facts:
     """The facts of a node.
 
-    `troubles` say why subnet files give no lease. `wrong` says what is wrong with the configuration file, without which
-    nothing is known of what depends on it; `net_conf` what is wrong with flannel's. `network` are its interfaces and
+    `troubles` say why subnet files give no lease. `wrong` names the error in the configuration file; all checks that
+    need the configuration are then skipped; `net_conf` what is wrong with flannel's. `network` are its interfaces and
     routes; None if they are not needed or not known. `unread` says what cannot be read. `sysctls` are numbers below
-    /proc/sys, by path; those that the kernel does not have are missing.
-    `plugins` are the failures of plugins. `packets` is what becomes of packets.
+    /proc/sys, by path; those that the kernel does not have are missing. `plugins` are the failures of plugins.
+    `packets` is what becomes of packets.
     """
 
     settings: Settings

@@ -1,4 +1,4 @@
-"""The findings of `doctor` as values: a kind with a stable id, and what is to be said of one case of it. Pure."""
+"""The findings of `doctor` as values: a kind with a stable id, and the texts of one case of it. Pure."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ _COLOURS = {Severity.PROBLEM: "\033[31m", Severity.NOTICE: "\033[33m", Severity.
 
 
 def exit_status(findings: Iterable[Finding]) -> int:
-    """Return 1 if there is a problem, else 2 if something cannot be told, else 0."""
+    """Return the exit status: 1 if there is a problem, otherwise 2 if a check could not be made, otherwise 0."""
     severities = {finding.severity for finding in findings}
     if Severity.PROBLEM in severities:
         return 1

@@ -1,7 +1,7 @@
-"""Examines the interfaces that flannel makes, and what it tells them of other nodes. Pure.
+"""Examines the interfaces that flannel makes, and the addresses of other nodes that it gives them. Pure.
 
-An interface that an earlier backend left behind carries nothing and is not examined: routes lead to other nodes by
-another way, and the subnet file says a greater MTU, that of the node's own network.
+The checks skip an interface that an earlier backend left behind, because it carries no packets: routes to other nodes
+use another interface, and the subnet file has a greater MTU, that of the node's own network.
 """
 
 from __future__ import annotations

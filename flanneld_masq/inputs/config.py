@@ -2,8 +2,8 @@
 
 A drop-in is a file of `config.d` beside the configuration file. It replaces the keys that it names, and no others.
 
-Every key has a default. An unknown key or a wrong value is an error that names file, key and what is accepted there:
-if a misspelt key were ignored, the administrator would believe in a rule that does not exist.
+Every key has a default. An unknown key or a wrong value is an error that names file, key and accepted values. If the
+parser ignored a misspelt key, the administrator would expect a rule that does not exist.
 """
 
 from __future__ import annotations

@@ -44,8 +44,8 @@ class Entry:
 def parse_entry(data: bytes, family: Family) -> Entry | None:
     """Parse the attribute stream of one connection of a dump.
 
-    Return None for a connection that is none of our business: it was answered, another connection announced it (FTP),
-    it ends, or it is in a zone of its own. Raises KernelError if the stream cannot be read.
+    Return None for a connection that must not be deleted: it was answered, another connection announced it (FTP), it
+    ends, or it is in a zone of its own. Raises KernelError if the stream cannot be read.
     """
     values = dict(attributes(data))
     if u32(_value(values, uapi.CTA_STATUS)) & _LEFT_ALONE or uapi.CTA_ZONE in values:

@@ -38,7 +38,7 @@ _DUMP_TRIES = 10
 
 @dataclass(frozen=True, **SLOTS)
 class AddedRule:
-    """A rule that is written `ahead` of all others of its chain, right `before` the rule with that handle, or behind
+    """A rule and its place: `ahead` of all others of its chain, directly `before` the rule with that handle, or after
     all others."""
 
     table: str

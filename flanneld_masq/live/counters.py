@@ -31,7 +31,8 @@ class Growth:
 
 
 def legacy_tables(family: Family, root: Path) -> tuple[str, ...]:
-    """Return the tables of ip_tables. No table is made by asking. Raises KernelError if nobody can say."""
+    """Return the tables of ip_tables. No table is made by asking. Raises KernelError if the tables cannot be found
+    out."""
     return tuple(sorted(LegacyTables(root / family.data.legacy_names, TableInfo(family)).existing()))
 
 

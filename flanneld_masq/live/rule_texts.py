@@ -1,4 +1,5 @@
-"""Looks up what rules of steps say: by `nft -s -a list chain` for nf_tables, by iptables-legacy-save for ip_tables."""
+"""Looks up the texts of the rules in steps: with `nft -s -a list chain` for nf_tables, with iptables-legacy-save for
+ip_tables."""
 
 from __future__ import annotations
 

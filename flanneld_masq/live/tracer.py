@@ -31,7 +31,7 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True, **SLOTS)
 class Trace:
-    """The packets of the flows that were seen. `blind` says what the method cannot tell. `grown` are rules of legacy
+    """The packets of the flows that were seen. `blind` lists what the method cannot show. `grown` are rules of legacy
     iptables that counted packets meanwhile, of these flows or others."""
 
     flows: tuple[Flow, ...]

@@ -3,6 +3,6 @@
 Everything but `collect` is pure over a `Snapshot` (`snapshot`), which can be saved and loaded. The daemon loads none of
 it. Start reading at `evaluate.py` for one packet, and at `flows.py` for the packets that pods need.
 
-What cannot be evaluated, such as an unknown match, a limit or the time of day, has the answer "may": the model then
-follows both ways, and a result is certain only if all ways end alike.
+An unknown match, a limit, the time of day and the like cannot be evaluated; their answer is "may". The model then
+follows both ways, and a result is certain only if all ways have the same end.
 """

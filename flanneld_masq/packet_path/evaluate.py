@@ -67,8 +67,8 @@ _DECIDING = (Effect.DROPPED, Effect.REJECTED, Effect.TRANSLATED)
 
 @dataclass(frozen=True, **SLOTS)
 class Result:
-    """Every end that a packet may have, at least one. `why_not` says why others are possible: the model gave up,
-    or a part of the snapshot could not be read."""
+    """Every end that a packet may have, at least one. `why_not` is the reason why other results are possible: the model
+    gave up, or a part of the snapshot could not be read."""
 
     packet: Packet
     outcomes: tuple[Outcome, ...]

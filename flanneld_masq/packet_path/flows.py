@@ -118,7 +118,7 @@ class Cause:
 class FlowResult:
     """A flow, what is wanted of it, and what becomes of it. `answer` is True for the direction of the answers.
 
-    `why` says what is wrong, or why the flow was skipped. A skipped flow has no result. `fault` is what is wrong
+    `why` is the fault, or the reason why the flow was skipped. A skipped flow has no result. `fault` is what is wrong
     with it, or may be. `narrow` is True for a packet that is lost while those of another pod, or to another address or
     port, are not: the rule decides by more than pods.
     """

@@ -180,7 +180,7 @@ def key_of(left: Any) -> Key:
 
 
 def _computed(name: str, operands: Any) -> Key:
-    """Return a number made of several. The first operand says how the others are written."""
+    """Return a number made of several. The first operand determines the form of the others."""
     first = key_of(operands[0])
     found: Expression = first.expression
     for operand in operands[1:]:
@@ -433,7 +433,7 @@ def _prefix_target(value: Any) -> Target:
 
 
 def _extension(content: Any) -> list[Operation]:
-    """Return what is known of an extension of xtables of which nft says the name alone."""
+    """Return what an extension of xtables may do. nft prints only its name."""
     name = content["name"]
     if content["type"] == "match":
         return [] if name == "comment" else [May(f"xt match {name}")]

@@ -104,7 +104,7 @@ def holds(element: Element, value: Value) -> Optional[bool]:
 
 
 def both(answers: Iterable[Optional[bool]]) -> Optional[bool]:
-    """Return False if any answer is, else None if any is, else True."""
+    """Return False if any answer is False, otherwise None if any is None, otherwise True."""
     unknown = False
     for answer in answers:
         if answer is False:

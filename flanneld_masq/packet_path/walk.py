@@ -323,7 +323,8 @@ _Found = TypeVar("_Found")
 
 
 def _found(elements: Elements[_Found], key: Sequence[Value]) -> tuple[dict[_Found, bool], bool]:
-    """Return what a map may say of a key, each with True if it certainly says that; and if it says one for certain."""
+    """Return the values that a map may have for a key, each with True if it is certain; and if it says one for
+    certain."""
     if MISSING in key:
         return {}, False
     found: dict[_Found, bool] = {}

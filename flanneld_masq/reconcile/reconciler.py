@@ -92,12 +92,11 @@ class Reconciler:
 
         `heard` is the generation of the last kernel event before this call; None for no event.
 
-        Rules of ours in a backend that must hold none are removed, but not those of a family that a subnet file may
-        name which was not read yet. Such a backend is read in the first pass, after
-        `recheck` and `reprobe`, with another choice of backends, and whenever its fingerprint or poll has changed.
-        `stay` is that of `BackendSelector.choices`.
-        Raise MasqError if the kernel, a tool or a plugin refuses, and FlushSeen if `on_flush` says so; what was done
-        before stays done.
+        The pass removes the daemon's rules from a backend that must hold none. It keeps those of a family that an
+        unread subnet file may name. Such a backend is read in the first pass, after `recheck` and `reprobe`, with
+        another choice of backends, and whenever its fingerprint or poll has changed. `stay` is that of
+        `BackendSelector.choices`. Raise MasqError if the kernel, a tool or a plugin refuses, and FlushSeen if
+        `on_flush` says so; what was done before stays done.
         """
         self.repairs, self._writer.verified, self._writer.heard = [], None, heard
         self._on_flush = on_flush

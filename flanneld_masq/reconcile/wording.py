@@ -44,7 +44,7 @@ def describe_healed(healed: Healed) -> str:
 
 
 def _clause(kind: ChangeKind, items: Sequence[Optional[ItemKind]], past: bool) -> str:
-    """Return what is said of the objects of one kind of change, for example "2 rules were changed"."""
+    """Return the text for the objects of one kind of change, for example "2 rules were changed"."""
     verb = ("was" if past else "is") if len(items) == 1 else ("were" if past else "are")
     return f"{_listed(list(_counted(Counter(items))))} {verb} {_STATES[kind]}"
 

@@ -159,7 +159,7 @@ class Writer:
         """Return True if what was read in that generation cannot lack a part of it.
 
         The kernel counts a generation before its rules are visible, and reports it after that. It is complete if its
-        event was heard before the pass, or if this process made it: the answer to a write comes after the commit.
+        event arrived before the pass, or if this process made it: the kernel answers a write after the commit.
         """
         if generation is None or generation in self._commits:
             return True
@@ -223,7 +223,8 @@ class Writer:
         )
 
     def _replace(self, target: Target, observed: Observation, changes: tuple[Change, ...]) -> int:
-        """Replace, and forget what was ours where nothing may be: what a foreign rule keeps there is empty."""
+        """Replace the rules. If that fails with RulesetError and no rule is wanted, forget the verified state: a chain
+        that a foreign rule keeps is then empty."""
         try:
             return target.backend.replace(target.desired, observed, changes)
         except RulesetError:

@@ -26,7 +26,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-
 
 
 class Look(enum.Enum):
-    """How a row looks: the class of its colour, and a sign for those who cannot tell colours apart."""
+    """The style of a row: the class of its colour, and a sign for readers who cannot distinguish colours."""
 
     GOOD = ("good", "\u2713")
     WRONG = ("wrong", "\u2717")
@@ -85,7 +85,7 @@ def of_result(result: Result) -> Line:
 
 
 def page(node: Node, lines: Sequence[Line], *, title: str, about: Iterable[str] = ()) -> str:
-    """Return the page. `about` are lines that say what it shows: the node, the time, the versions."""
+    """Return the page. `about` are the lines at its top: the node, the time, the versions."""
     families = [family for family in Family if any(line.family is family for line in lines)] or list(Family)
     body = (
         tag("h1", title),

@@ -1,4 +1,4 @@
-"""Takes secrets out of text before it is sent to others: values of keys and options that are named like secrets,
+"""Removes secrets from a text before it leaves the node: values of keys and options that are named like secrets,
 passwords in URLs, and blocks of PEM. Addresses, names and rules stay. Pure.
 
 The keys are those of TOML, JSON, YAML, shell and command lines. A value keeps its quotes, so that the form stays.

@@ -27,7 +27,8 @@ def is_rule(place: Place) -> bool:
 
 
 def decider(node: Node, step: Step) -> str:
-    """Return the program that owns the rule of a step; the chain if it is not recognised, else what it is."""
+    """Return the program that owns the rule of a step, or the chain if the owner is not known. For a step without
+    a rule return the text of its place."""
     if not is_rule(step.place):
         return step.place.text
     return node.owner(step) or f"{step.place.chain} in {step.place.table}"

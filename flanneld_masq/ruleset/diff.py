@@ -104,8 +104,8 @@ def _misplaced(position: Position, around: Neighbours) -> Iterator[Change]:
 
 
 def _overtaken(then: Neighbours, now: Neighbours) -> Iterator[Change]:
-    """Yield a jump that stands before a rule that it was written behind. Other programs may append rules later, and
-    move their own ones behind it."""
+    """Yield a jump that is before a rule that it was written after. Other programs may append rules later, and move
+    their own rules after it."""
     passed = _passed(then, now)
     if passed:
         where = f"the daemon's jump before {len(passed)} of the rules that it came after"

@@ -1,7 +1,8 @@
-"""Decides if chains and tables with a name of ours are ours. Pure.
+"""Decides if chains and tables with one of the daemon's names belong to the daemon. Pure.
 
-A rule or jump is ours if its comment is our prefix and a tag. A chain or table is ours if one of its rules is, or a
-jump to it. Without any such sign it is a stranger: another program flushed ours, or made one of that name.
+A rule or jump belongs to the daemon if its comment is the daemon's prefix and a tag. A chain or table is ours if one of
+its rules is, or a jump to it. Without any such sign it is a stranger: another program flushed ours, or made one of that
+name.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class LockFeed:
             self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
 
     def _look(self) -> None:
-        """Read /proc/locks: identify who uses the lock, or report that nobody does."""
+        """Read /proc/locks: identify the process that holds the lock, or report that no process does."""
         self._cancel()
         users = flock_users(self._path, self._root / "proc/locks")
         known = (read_process(pid, self._proc) for pid in (*users.waiting, *users.holding))

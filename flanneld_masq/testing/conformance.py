@@ -1,7 +1,7 @@
 """The contract of `hookspecs.Backend` as tests that the backend of any plugin must pass.
 
 pytest runs them, but this module does not import it. Derive a class with a name that begins with Test, and give it a
-fixture `bench` that returns a `Bench` over a kernel without any object of ours.
+fixture `bench` that returns a `Bench` over a kernel without any object of flanneld-masq.
 
     class TestMyBackend(BackendConformance):
         @pytest.fixture
@@ -58,12 +58,13 @@ _EVERY_ROW = MasqueradeSettings(
 
 @dataclass(frozen=True)
 class Bench:
-    """A backend over a kernel that holds nothing of ours yet, and the means to change that kernel as others do.
+    """A backend over a kernel without any object of flanneld-masq, and functions that change that kernel as another
+    program would.
 
     Once the rules of our masquerade group exist, `delete_rule` removes one of them, `duplicate_rule` adds a copy of
-    one, and `flush` removes all; `other_damages` may name more of that kind. `add_foreign` adds foreign rules to our
-    hooks and to the chains that jump to ours. `foreign` returns all foreign objects in the kernel, to be compared with
-    `==`.
+    one, and `flush` removes all; `other_damages` may name more of that kind. `add_foreign` adds foreign rules to the
+    hooks of the backend and to the chains that jump to its own. `foreign` returns all foreign objects in the kernel, to
+    be compared with `==`.
     """
 
     backend: Backend

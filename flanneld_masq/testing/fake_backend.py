@@ -1,7 +1,7 @@
 """A kernel in memory, and a backend that keeps our rules in it, to test the code that uses backends.
 
-The kernel holds chains of our and of foreign rules, counts its transactions, and can be told to fail, or to let another
-program change something at the worst moment: after a write, before the read-back.
+The kernel holds chains of the daemon's rules and of foreign rules, and counts its transactions. A test can make it
+fail, or let another program change it at the worst moment: after a write, before the read-back.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Finds the first rule of a built-in chain that drops every packet that reaches it. Pure.
 
 An accept has an effect only ahead of that rule. Ahead of any other rule it would overrule what that rule decides, for
-example a network policy. So a jump to a chain counts only if the chain drops all packets and nothing in it decides by
-more: neither a drop nor a return with a condition comes before its drop of everything. An accept before it may.
+example a network policy. So a jump to a chain counts only if the chain drops all packets, and no drop or return with a
+condition comes before that drop. An accept before it may.
 
 Both limits below are far above what programs write. Beyond them a chain counts as one that decides by more.
 """

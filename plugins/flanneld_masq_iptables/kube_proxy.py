@@ -19,9 +19,10 @@ STALE_SECONDS = 600.0
 class LegacyMarkReader:
     """Keeps the mark that the table held when it was last read.
 
-    A table whose shape has changed, or that is small, is read again after READ_SECONDS. A large one that has kept its
-    shape is read again after STALE_SECONDS only: that takes 30 ms for 80,000 rules, and kube-proxy changes its mark
-    only if it is started with another option. Entries that were read for another purpose are passed to `note`.
+    A table whose shape has changed, or that is small, is read again after READ_SECONDS. A large table with unchanged
+    number and size of rules is read again only after STALE_SECONDS: a read takes 30 ms for 80,000 rules, and kube-proxy
+    changes its mark only when it restarts with another option. Entries that were read for another purpose are passed to
+    `note`.
     """
 
     def __init__(self, info: TableInfo, clock: Callable[[], float] = time.monotonic) -> None:

@@ -93,7 +93,7 @@ class Ownership:
         return Protection.OWNER if table.owner else Protection.NONE
 
     def obstacle(self, place: str, port: int) -> str:
-        """Say who owns the table in that place."""
+        """Return the error text that names the owner of the table in that place."""
         who = netlink_ports.owner(self._host.root, port)
         return (
             f"table {place} is owned by another program ({f'{who}, ' if who else ''}netlink port {port}), "

@@ -35,7 +35,8 @@ _LOGGER = logging.getLogger("flanneld_masq")
 
 @dataclass(eq=False)
 class Connection:
-    """A client: what it has sent, and what is left to be sent to it. `due` is the time when it must be done."""
+    """A client: the bytes that it has sent, and the bytes that are still to be sent to it. `due` is the time when it
+    must be done."""
 
     socket: socket.socket
     due: float
