@@ -56,6 +56,11 @@ class Rules:
         name = f"{release}-{kind}-{size}.v{family.data.version}.{suffix}.xz"
         self.text = lzma.decompress((_DIRECTORY / name).read_bytes()).decode()
 
+    @property
+    def uncounted(self) -> str:
+        """The rules without objects that count packets, which a restore does not make."""
+        return _NFACCT.sub("", re.sub(r".*localhost_nps_accepted_pkts.*\n", "", self.text))
+
     def load(self, run: Run) -> None:
         """Load all rules, in the place of whatever is in their tables. Call it inside the namespace."""
         self._account()
@@ -80,7 +85,7 @@ class Rules:
         """Make the objects that rules count packets in. Where the kernel has none, take them out of the rules."""
         for name in sorted(set(_NFACCT.findall(self.text))):
             if not _make_nfacct(name):
-                self.text = _NFACCT.sub("", re.sub(r".*localhost_nps_accepted_pkts.*\n", "", self.text))
+                self.text = self.uncounted
                 return
 
 
