@@ -405,7 +405,7 @@ class IptablesSubject(Subject):
 
         def step(name: str, commands: Callable[[int], Iterable[str]], where: str = place.jump) -> Mutation:
             do = lambda: self._restore(place.table, *commands(self._jump_number(place)))  # noqa: E731
-            return Mutation(f"{place.jump} jump: {name}", where, (line, place.chain, "our jump"), do)
+            return Mutation(f"{place.jump} jump: {name}", where, (line, place.chain, "the daemon's jump"), do)
 
         def altered(name: str, new: str) -> Mutation:
             return step(name, lambda number: [f"-R {base} {number} {new}"])
@@ -447,7 +447,7 @@ class IptablesSubject(Subject):
 
         def step(name: str, commands: Callable[[int], Iterable[str]]) -> Mutation:
             do = lambda: self._restore(place.table, *commands(self._jump_number(place)))  # noqa: E731
-            return Mutation(f"{place.jump} jump: {name}", place.jump, ("our jump",), do)
+            return Mutation(f"{place.jump} jump: {name}", place.jump, ("the daemon's jump",), do)
 
         def moved(by: int) -> Callable[[int], Iterable[str]]:
             return lambda number: (f"-D {base} {number}", f"-I {base} {number + by} {body}")
