@@ -84,6 +84,8 @@ def private_namespaces() -> None:
         netns.enter()
     except netns.LabError as error:
         unable(str(error))
+    # Unit tests that follow in this process connect to loopback addresses.
+    subprocess.run(("ip", "link", "set", "lo", "up"), check=True, timeout=patience(10))
 
 
 @pytest.fixture(autouse=True)
