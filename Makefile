@@ -6,7 +6,7 @@ bin := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 cores := $(shell nproc)
 # Most kernel and system tests wait more than they work.
-JOBS ?= $(shell echo $$((2 * $(cores))))
+JOBS ?= $(shell echo $$((2 * $(cores) + 1)))
 # Each process takes the next test when it has done one. Tests that need the machine to themselves come last, one by one.
 at_once = -n $(JOBS) --dist loadgroup -m "not timing"
 
