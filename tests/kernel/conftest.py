@@ -22,6 +22,7 @@ import nftables
 import pytest
 
 from flanneld_masq import plugin_loader
+from flanneld_masq.controller.attribution import in_initial_pid_namespace
 from flanneld_masq.hookspecs import Backend, Host
 from flanneld_masq.inputs import config, subnet_env
 from flanneld_masq.model import BackendName, Family, Lease, Settings
@@ -37,6 +38,7 @@ from flanneld_masq.state_directory import StateDirectory
 from ..common import eventually, patience, unable
 
 BACKENDS = ("nft", "iptables-nft", "iptables-legacy")
+KERNEL_SHARES_OUR_PIDS = in_initial_pid_namespace()  # in a container it reports other pids than /proc
 SUBNET_ENV = """\
 FLANNEL_NETWORK=10.244.0.0/16
 FLANNEL_SUBNET=10.244.1.1/24

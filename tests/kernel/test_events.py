@@ -21,7 +21,7 @@ import nftables
 import pytest
 from flanneld_masq_iptables.sockopt import TableInfo
 
-from flanneld_masq.controller.attribution import OwnPorts, in_initial_pid_namespace
+from flanneld_masq.controller.attribution import OwnPorts
 from flanneld_masq.controller.backoff import BURST, QUIET_SECONDS, REFILL_PER_SECOND
 from flanneld_masq.controller.family_loop import FamilyLoop
 from flanneld_masq.controller.report import FamilyReport
@@ -37,13 +37,12 @@ from flanneld_masq.state_directory import StateDirectory
 
 from ..common import eventually, lasting, patience, until
 from ..surroundings import Surroundings
-from .conftest import BACKENDS, Daemon, Node
+from .conftest import BACKENDS, KERNEL_SHARES_OUR_PIDS, Daemon, Node
 
 BY_EVENTS = ("nft", "iptables-nft")
 # Nothing is repaired by the clock.
 BY_EVENTS_ALONE = "[reconcile]\nresync_seconds = 3600\nlegacy_poll_seconds = 0.05"
 LOCK = Path("/run/xtables.lock")
-KERNEL_SHARES_OUR_PIDS = in_initial_pid_namespace()  # in a container it names other pids than /proc
 ROUNDS = int(lasting(8, 100))
 LOCK_HELD_SECONDS = lasting(0, 60)
 
