@@ -66,7 +66,8 @@ def tuples(values: st.SearchStrategy[_Value]) -> st.SearchStrategy[tuple[_Value,
 
 
 def networks(family: Family) -> st.SearchStrategy[Network]:
-    addresses, prefixes = st.ip_addresses(v=family.data.version), st.integers(0, family.data.width)
+    addresses = st.ip_addresses(v=4) if family is Family.IPV4 else st.ip_addresses(v=6)
+    prefixes = st.integers(0, family.data.width)
     return st.builds(lambda address, prefix: ip_network(f"{address}/{prefix}", strict=False), addresses, prefixes)
 
 

@@ -458,7 +458,8 @@ class TestLinks:
         other = mkdir(tmp_path / "other") / target.name
         (shutil.copytree if target.is_dir() else shutil.copy)(target, other)
         ended: list[ObservedWatch] = []
-        end: Callable[[Any, ObservedWatch], None] = Observer.unschedule
+        observers: Any = Observer  # whose type differs between releases of watchdog
+        end: Callable[[Any, ObservedWatch], None] = observers.unschedule
 
         def noting(observer: Any, watch: ObservedWatch) -> None:
             ended.append(watch)

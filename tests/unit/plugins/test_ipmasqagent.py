@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from flanneld_masq_ipmasqagent import agent_config, files
@@ -101,7 +102,7 @@ def test_not_text() -> None:
 
 
 def test_yaml_without_pyyaml(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "yaml", None)  # type: ignore[misc]
+    monkeypatch.setitem(cast("dict[str, Any]", sys.modules), "yaml", None)
     with pytest.raises(ConfigError, match=r"install python3-yaml .* or write JSON"):
         networks("nonMasqueradeCIDRs: []")
     assert networks('{"nonMasqueradeCIDRs": []}') == list(LINK_LOCAL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 import time
+from typing import Any
 
 import pytest
 from flanneld_masq_iptables import save_format
@@ -85,7 +86,8 @@ class TestListings:
 
 
 SAFE = string.ascii_letters + string.digits + "_-"
-TEXTS = st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), max_size=60) | st.text(
+_SURROGATES: Any = ("Cs",)
+TEXTS = st.text(st.characters(blacklist_characters="\0", blacklist_categories=_SURROGATES), max_size=60) | st.text(
     alphabet="ab -\"\\'\n\r\t|jACOMIT*:#[", max_size=20
 )
 NO_NEWLINE = TEXTS.filter(lambda text: "\n" not in text)

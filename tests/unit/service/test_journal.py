@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -180,7 +180,7 @@ class TestWhereItGoes:
         assert not isinstance(self.handler(), Records)
 
     def test_without_the_binding_of_systemd(self, stderr: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "systemd.journal", None)  # type: ignore[misc]  # as if absent
+        monkeypatch.setitem(cast("dict[str, Any]", sys.modules), "systemd.journal", None)  # as if absent
         journal.set_up("info", {"JOURNAL_STREAM": self.stream(stderr)})
         journal.emit(Event("notice", "hello"))
         assert "hello" in stderr.read_text()
