@@ -14,7 +14,7 @@ from typing import NoReturn
 import pytest
 
 from flanneld_masq import plugin_loader
-from flanneld_masq.controller import backoff, departure, family_loop, flush_hold, schedule
+from flanneld_masq.controller import attribution, backoff, departure, family_loop, flush_hold, schedule
 from flanneld_masq.controller.family_loop import FamilyLoop
 from flanneld_masq.controller.report import FamilyReport
 from flanneld_masq.errors import KernelError, MasqError
@@ -87,6 +87,12 @@ Play = Callable[[Scene], None]
 @pytest.fixture
 def kernel() -> MemoryKernel:
     return MemoryKernel()
+
+
+@pytest.fixture(autouse=True)
+def pids_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the events have pids of this pid namespace, as outside a container."""
+    monkeypatch.setattr(attribution, "in_initial_pid_namespace", lambda: True)
 
 
 @pytest.fixture

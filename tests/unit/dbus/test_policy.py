@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +18,8 @@ from flanneld_masq.dbus.wire import Frame
 from ... import attacker
 from ...attacker import PEER
 from ...bus import POLICY, Bus
-from ...common import is_root, unable
+from ...common import is_root, patience, unable
 from .scene import Scene, firewalld_of, in_thread, play, soon
-
-DIRECTORY = str(Path(attacker.__file__).parent)
 
 
 @pytest.fixture
@@ -125,8 +122,13 @@ def test_broadcasts_that_the_daemon_follows_still_arrive(strict_bus: Bus) -> Non
 
 
 def send_as(user: int, bus: Bus, data: bytes) -> None:
-    """Send raw messages as a user, from a process of that user."""
-    script = "import sys, attacker; s = attacker.Sender(sys.argv[1]); s.send(sys.stdin.buffer.read()); s.finish()"
-    argv = (sys.executable, "-c", script, bus.address.partition("=")[2])
-    done = subprocess.run(argv, input=data, capture_output=True, user=user, env={"PYTHONPATH": DIRECTORY}, timeout=30)
+    """Send raw messages as a user, from a process of that user, who may not be able to read the project."""
+    script = (
+        "import sys, types; attacker = sys.modules['attacker'] = types.ModuleType('attacker'); "
+        "exec(sys.argv[2], attacker.__dict__); "
+        "s = attacker.Sender(sys.argv[1]); s.send(sys.stdin.buffer.read()); s.finish()"
+    )
+    source = Path(attacker.__file__).read_text()
+    argv = ("/usr/bin/python3", "-I", "-c", script, bus.address.partition("=")[2], source)
+    done = subprocess.run(argv, input=data, capture_output=True, user=user, cwd="/", timeout=patience(30))
     assert done.returncode == 0, done.stderr.decode()
