@@ -94,7 +94,7 @@ class StatusPublisher:
     def publish(self, *, stopped: bool = False) -> None:
         """Give the status to systemd and D-Bus, and write it if anything in it is new."""
         settled = not self._desired.leases.good or all(report.settled for report in self._reports.values())
-        if settled or any(report.stuck for report in self._reports.values()):
+        if not stopped and (settled or any(report.stuck for report in self._reports.values())):
             self.emit(self._exporter.follow(self._desired.settings))
         status = self._write(stopped=stopped)
         self._exporter.publish(status)

@@ -29,7 +29,7 @@ class Exporter:
             if self._endpoint.failure:
                 raise MasqError(self._endpoint.failure)
             return
-        self.flanneld_masq_stop()
+        self._close()
         if settings.metrics_port:
             from flanneld_masq_prometheus.endpoint import Endpoint
 
@@ -37,9 +37,16 @@ class Exporter:
 
     @hookimpl
     def flanneld_masq_stop(self) -> None:
+        endpoint = self._close()
+        if endpoint is not None:
+            endpoint.join()
+
+    def _close(self) -> Optional[Endpoint]:
+        """Close the endpoint and return it; None if there is none."""
         endpoint, self._endpoint = self._endpoint, None
         if endpoint is not None:
             endpoint.close()
+        return endpoint
 
 
 PLUGIN = Exporter()

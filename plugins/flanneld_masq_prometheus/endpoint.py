@@ -7,6 +7,7 @@ dropped. The daemon itself never waits for a client.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import selectors
@@ -178,10 +179,14 @@ class Endpoint:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread, within the time of one answer."""
+        """Free the port, and have the thread end. Does not wait: the thread may be loading the library."""
+        with contextlib.suppress(OSError):  # the thread has ended by itself
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._wake.close()
+
+    def join(self) -> None:
+        """Wait for the end of the thread after `close`, no longer than one request may take."""
         self._thread.join(REQUEST_SECONDS)
-        self._woken.close()
 
     def _run(self) -> None:
         try:
@@ -193,6 +198,7 @@ class Endpoint:
             self.failure = f"metrics are not served any more: {error!r}"
         finally:
             self._listener.close()
+            self._woken.close()
 
 
 def _listen(address: Address, port: int) -> socket.socket:

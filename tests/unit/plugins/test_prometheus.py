@@ -30,6 +30,7 @@ METRICS = (
     Metric("flanneld_masq_none_total", MetricKind.COUNTER, "No sample."),
 )
 SCRAPE = b"GET /metrics HTTP/1.1\r\nHost: node\r\n\r\n"
+BLANKS = b"GET /metrics HTTP/1.1\r\naccept:" + b" " * 8000 + b"\x01\r\n\r\n"
 OPEN_METRICS = SCRAPE.replace(b"\r\n\r\n", b"\r\nAccept: application/openmetrics-text; version=1.0.0\r\n\r\n")
 
 
@@ -73,6 +74,7 @@ class TestRequests:
             (b"GET /metrics?a=b HTTP/1.0\n\n", Request()),
             (b"HEAD /metrics HTTP/1.1\r\n\r\n", Request(body_wanted=False)),
             (b"GET /metrics HTTP/1.1\r\nACCEPT:text/plain \r\nAccept: */*\r\n\r\n", Request("text/plain,*/*")),
+            (BLANKS, Request()),  # in linear time: the pattern of a value must not match its blanks in several ways
         ],
     )
     def test_it_is_read(self, data: bytes, wanted: Request) -> None:
@@ -148,8 +150,19 @@ class TestEndpoint:
             assert broken.failure == ""
 
     def test_its_thread_ends_with_it(self) -> None:
-        Endpoint(LOOPBACK, 0, lambda: METRICS).close()
+        ended = Endpoint(LOOPBACK, 0, lambda: METRICS)
+        ended.close()
+        ended.join()
         assert "metrics" not in {thread.name for thread in threading.enumerate()}
+        assert not ended.failure
+
+    def test_its_port_is_free_at_once(self) -> None:
+        first = Endpoint(LOOPBACK, 0, lambda: METRICS)
+        first.close()  # its thread may still load the library
+        with closing(Endpoint(LOOPBACK, first.port, lambda: METRICS)) as second:
+            assert answer(second)[0] == "HTTP/1.1 200 OK"
+        first.join()
+        assert not first.failure
 
     def test_ipv6(self) -> None:
         try:
