@@ -118,6 +118,9 @@ class FileWatch:
     def _schedule(self, directory: Directory) -> bool:
         handler = _Handler(directory, self._changed)
         try:
+            # watchdog hides this error, and waits for ever when such a watch is to end
+            if not os.access(directory.path, os.R_OK, effective_ids=True):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), directory.path)
             watch = self._observer.schedule(handler, directory.path)
         except (OSError, RuntimeError) as error:  # RuntimeError: no more threads
             self._forget(directory)

@@ -7,9 +7,12 @@ import itertools
 import os
 import queue
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,8 @@ from watchdog.observers.inotify_c import Inotify
 from flanneld_masq.inputs import file_watch
 from flanneld_masq.inputs.file_watch import MAX_DIRECTORIES, Directory, FileWatch, directories
 from flanneld_masq.inputs.path_steps import MAX_LINKS
+
+from ...common import patience
 
 SECONDS = 5.0
 QUIET = 0.02
@@ -580,6 +585,37 @@ class TestAWayThatIsRefused:
             assert watched.told()
         finally:
             watched.watch.stop()
+
+
+def watch_as_an_ordinary_user(directory: Path, complaints: Connection) -> None:
+    """Watch for a file in a directory, and stop; in a process of its own."""
+    if os.geteuid() == 0:
+        os.setuid(65534)
+    watch = FileWatch(lambda: None, complaints.send)
+    watch.start((str(directory / "subnet.env"),))
+    watch.follow(())
+    watch.stop()
+    complaints.close()
+
+
+def test_a_directory_that_may_be_entered_but_not_read_is_named() -> None:
+    """watchdog hides that it has no watch there, and waits for ever when the watch is to end."""
+    with tempfile.TemporaryDirectory() as made:
+        directory = Path(made)
+        directory.chmod(0o311)
+        receiver, sender = Pipe(duplex=False)
+        process = get_context("fork").Process(target=watch_as_an_ordinary_user, args=(directory, sender), daemon=True)
+        process.start()
+        sender.close()
+        try:
+            assert receiver.poll(patience(10))
+            assert f"{directory} cannot be watched: Permission denied" in receiver.recv()
+            process.join(patience(10))
+            assert process.exitcode == 0
+        finally:
+            process.kill()
+            receiver.close()
+            directory.chmod(0o700)
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
