@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -71,7 +72,8 @@ class _Pass(NamedTuple):
     leaving: bool
     missed_drop: bool
     cpu: float
-    surveyed: Found | None  # by a resync, which so wakes the event loop once
+    ended: float  # when the rules were right, by the clock of the event loop
+    surveyed: Found | None  # by a resync that repaired nothing, which so wakes the event loop once
     traffic: Mapping[BackendName, Traffic] | None  # None if it was not read
 
 
@@ -124,7 +126,7 @@ class FamilyLoop:
     def mark(self, reason: str, *, reprobe: bool = False, urgent: bool = True) -> None:
         """Have a pass begin at once, or if it is not urgent as soon as a contention allows."""
         self._schedule.mark(reason, reprobe=reprobe, urgent=urgent)
-        if reason in CHANGES_BY_OTHERS:
+        if reason in CHANGES_BY_OTHERS or not urgent:
             self._schedule.gap.noticed(self._now())
         self.report.settled = self.report.settled and not reprobe
         self._wakeup.notify()
@@ -249,9 +251,9 @@ class FamilyLoop:
                 _LOGGER.exception("%s: internal error", self.family)
         else:
             self.report.traffic = self.report.traffic if done.traffic is None else done.traffic
-            self._on_success(desired, done.outcome, begun)
+            self._on_success(desired, done.outcome, begun, done.ended)
             if changed or begun.is_resync:
-                await self._survey(desired, done.surveyed, reloaded=begun.asked)
+                await self._survey(desired, done.surveyed, changed=changed, reloaded=begun.asked)
             self._healer.begin(desired)  # after the survey, which may have removed rules of flannel that masqueraded
             if done.leaving:
                 self._departure.wait()
@@ -265,12 +267,12 @@ class FamilyLoop:
         finally:
             self._schedule.end()
 
-    async def _survey(self, desired: DesiredState, found: Found | None, *, reloaded: bool) -> None:
-        """Survey foreign rules, unless the pass did. After a change the pass is reported first."""
+    async def _survey(self, desired: DesiredState, found: Found | None, *, changed: bool, reloaded: bool) -> None:
+        """Survey foreign rules, unless the pass did. After a change or a repair the pass is reported first."""
         if reloaded:
             self._surveyor.reloaded()
         if found is None:
-            found = await self._worker.call(partial(self._surveyor.read, desired, changed=True))
+            found = await self._worker.call(partial(self._surveyor.read, desired, changed=changed))
         self._publisher.emit(self._surveyor.take(desired, found))
         self._publisher.publish()
 
@@ -308,13 +310,13 @@ class FamilyLoop:
             self._reconciler.selector.recheck()
         started = cpu_seconds()
         outcome = self._reconciler.reconcile(desired, heard, on_flush=on_flush, stay=stay)
+        ended = time.monotonic()  # as the event loop counts
         detector = self._reconciler.detector
         leaving = self._reconciler.selector.leaving
         polls, missed_drop, used = detector.polls(), detector.missed_drop(), cpu_seconds() - started
-        counts = desired.settings.exports_metrics and (begun.is_resync or self.report.outcome is None)
-        traffic = self._traffic() if counts else None
-        found = self._surveyor.read(desired, changed=False) if survey else None
-        return _Pass(outcome, polls, leaving, missed_drop, used, found, traffic)
+        traffic = self._traffic() if begun.is_resync and desired.settings.exports_metrics else None
+        found = self._surveyor.read(desired, changed=False) if survey and not outcome.repairs else None
+        return _Pass(outcome, polls, leaving, missed_drop, used, ended, found, traffic)
 
     def _traffic(self) -> Mapping[BackendName, Traffic] | None:
         """Return what masquerade rules have counted; None if that cannot be read. In the worker's thread."""
@@ -323,7 +325,7 @@ class FamilyLoop:
         except MasqError:
             return None
 
-    def _on_success(self, desired: DesiredState, outcome: Outcome, begun: Begun) -> None:
+    def _on_success(self, desired: DesiredState, outcome: Outcome, begun: Begun, ended: float) -> None:
         masquerade, selector = self._desired.settings.masquerade, self._reconciler.selector
         random = masquerade.enabled and masquerade.random_fully
         backends = {choice.backend for choice in outcome.choices.get(Group.MASQUERADE, ())} if random else ()
@@ -332,7 +334,7 @@ class FamilyLoop:
         self._publisher.emit(self.report.protected(outcome, wanted=desired.settings.nft_protect is True))
         self._publisher.emit(self.report.mark_entries(outcome))
         culprits = self._on_repairs(begun)
-        self.report.gap(self._schedule.gap.end(self._now()))
+        self.report.gap(self._schedule.gap.end(ended))
         self._filter.verified(outcome.generation, outcome.fingerprint)
         self._publisher.emit(self.report.verified(outcome))
         quiet = not outcome.repairs and self._schedule.backoff.in_order(self._now())

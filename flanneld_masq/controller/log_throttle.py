@@ -12,7 +12,7 @@ from typing import Optional
 FAILURE_BURST = 5.0  # lines at once
 DRIFT_BURST = 20.0  # the same of repairs, for each author
 REFILL_PER_SECOND = 1 / 60  # and so many a second without end
-MAX_AUTHORS = 64  # of more, the one that came first is forgotten
+MAX_AUTHORS = 64  # of more, the one that was quiet the longest is forgotten
 _NUMBER = re.compile(r"\d+")
 
 
@@ -71,17 +71,17 @@ class LogThrottle:
 
 @dataclass
 class DriftThrottle:
-    """The rate limit of repairs in the log, one for each author: the names of the programs that made a repair
-    necessary, empty if they are not known. A pid does not count, because a program that runs every few seconds has a
-    new one each time."""
+    """The rate limit of repairs in the log, one for each author: the name of the most suspicious program, empty if none
+    is known. A pid does not count, because a program that runs every few seconds has a new one each time."""
 
     _buckets: dict[str, TokenBucket] = field(default_factory=dict)
 
     def line(self, repair: str, author: str, now: float) -> Optional[str]:
         """Return the line to log for a repair; None if the author had too many."""
-        if author not in self._buckets and len(self._buckets) >= MAX_AUTHORS:
+        bucket = self._buckets.pop(author, None) or TokenBucket(DRIFT_BURST)
+        if len(self._buckets) >= MAX_AUTHORS:
             del self._buckets[next(iter(self._buckets))]
-        bucket = self._buckets.setdefault(author, TokenBucket(DRIFT_BURST))
+        self._buckets[author] = bucket
         if not bucket.take(now):
             return None
         before = bucket.reported()

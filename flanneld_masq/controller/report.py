@@ -378,7 +378,7 @@ class FamilyReport:
         )
         level = logging.INFO
         if repair.drift:
-            author = " or ".join(dict.fromkeys(culprit.name for culprit in culprits))
+            author = culprits[-1].name if culprits else ""
             line = self._drift_throttle.line(message, author, done.now)
             message, level = line or message, logging.WARNING if line else logging.DEBUG
         return self._entry(

@@ -1,4 +1,4 @@
-"""Counts the repairs of one family: by backend, kind of damage and author, with the time that they took. Pure.
+"""Counts the repairs of one family, by backend, kind of damage and author, and the time without the right rules. Pure.
 
 The numbers become metrics, so the number of their labels is bounded: another program chooses its name.
 """
@@ -20,11 +20,13 @@ _Key = tuple[BackendName, ChangeKind, str]
 class Tally:
     """The counts since the daemon's start. `gap_us` is the time that rules were not as wanted, in microseconds."""
 
-    repairs: int = 0
     contentions: int = 0
     gap_us: int = 0
     _by_author: dict[_Key, int] = field(default_factory=dict)
-    _authors: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def repairs(self) -> int:
+        return sum(self._by_author.values())
 
     @property
     def totals(self) -> Totals:
@@ -33,15 +35,13 @@ class Tally:
 
     def add(self, write: LastWrite) -> None:
         """Count a repair, for the most suspicious of its culprits."""
-        self.repairs += 1
         author = self._label(write.culprits[-1].name) if write.culprits else NOBODY
         key = (write.backend, _worst(write.changes), author)
         self._by_author[key] = self._by_author.get(key, 0) + 1
 
     def _label(self, name: str) -> str:
-        if len(self._authors) < MAX_AUTHORS:
-            self._authors[name] = None
-        return name if name in self._authors else OTHERS
+        known = {author for _, _, author in self._by_author} - {OTHERS, NOBODY}
+        return name if name in known or len(known) < MAX_AUTHORS else OTHERS
 
 
 def _worst(changes: tuple[Change, ...]) -> ChangeKind:

@@ -74,6 +74,14 @@ def test_each_author_has_lines_of_its_own() -> None:
     assert throttle.line("repaired", "", 3600.0) == "repaired"
 
 
+def test_a_busy_author_is_not_forgotten() -> None:
+    throttle = DriftThrottle()
+    for number in range(10 * MAX_AUTHORS):
+        throttle.line("repaired", "evil", 0.0)
+        throttle.line("repaired", f"program {number}", 0.0)
+    assert throttle.line("repaired", "evil", 0.0) is None
+
+
 def test_authors_are_forgotten_when_there_are_too_many() -> None:
     throttle = DriftThrottle()
     assert all(throttle.line("repaired", f"program {number}", 0.0) for number in range(10 * MAX_AUTHORS))
