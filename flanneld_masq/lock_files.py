@@ -102,6 +102,12 @@ def pid_in(lock: int) -> int:
     return int(text) if text.isascii() and text.isdigit() and not _differs(namespace) else 0
 
 
+def is_of_another_namespace(lock: int) -> bool:
+    """Return True if a daemon of another pid namespace wrote its pid into its lock."""
+    _, *namespace = _lines(lock)
+    return _differs(namespace)
+
+
 def _lines(lock: int) -> list[str]:
     """Return the lines of a lock, at least one."""
     try:

@@ -555,13 +555,10 @@ class Plan:
 @dataclass(frozen=True, **SLOTS)
 class Holder:
     """Tells if a daemon holds a state directory: `runs` is None if that cannot be found out. `pid` is 0 if unknown.
-    `why` says where the answer comes from, or why there is none."""
+    `why` says where the answer comes from, or why there is none. `elsewhere` is True if the daemon runs in another pid
+    namespace, as in a container: its pid is not known here."""
 
     runs: Optional[bool]
     pid: int
     why: str
-
-    @property
-    def elsewhere(self) -> bool:
-        """True if the daemon runs in another pid namespace, as in a container: its pid is not known here."""
-        return bool(self.runs) and not self.pid
+    elsewhere: bool = False

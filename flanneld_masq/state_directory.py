@@ -33,7 +33,7 @@ from typing import Any, NamedTuple, Optional
 from flanneld_masq.errors import AlreadyRunning, StateError
 from flanneld_masq.inputs.json_values import decode, parse
 from flanneld_masq.inputs.text import read_regular, read_start
-from flanneld_masq.lock_files import open_or_make, pid_in, text_in, try_lock, write_pid
+from flanneld_masq.lock_files import is_of_another_namespace, open_or_make, pid_in, text_in, try_lock, write_pid
 from flanneld_masq.model import BackendName, Family, Holder, VerifiedState
 from flanneld_masq.printable import printable
 
@@ -174,7 +174,8 @@ class StateDirectory:
         try:
             if try_lock(descriptor, fcntl.LOCK_SH):
                 return Holder(False, 0, f"nobody holds {lock}")
-            return Holder(True, pid_in(descriptor), f"{lock} is held")
+            elsewhere = is_of_another_namespace(descriptor)
+            return Holder(True, pid_in(descriptor), f"{lock} is held", elsewhere)
         except OSError as error:
             return self._by_status(f"{lock} cannot be locked: {error.strerror}")
         finally:

@@ -502,6 +502,11 @@ class TestInstance:
                 pass
         assert (holder.runs, holder.pid, holder.elsewhere) == (True, 0, True)
 
+    def test_a_holder_that_has_written_nothing_yet(self, directory: Path) -> None:
+        with held(directory / "lock", ""):
+            holder = StateDirectory(directory).holder()
+        assert (holder.runs, holder.pid, holder.elsewhere) == (True, 0, False)
+
     def test_a_holder_of_an_earlier_release(self, directory: Path) -> None:
         with held(directory / "lock", f"{os.getpid()}\n"):
             holder = StateDirectory(directory).holder()
