@@ -98,12 +98,13 @@ class Nfnetlink:
     def counted(self, family: Family, table: str, chain: str) -> tuple[tuple[KernelRule, Traffic], ...]:
         """Return the rules of one chain, and what each has counted; none if it does not exist."""
         replies = self._rule_replies(family.data.nft, family.data.nfproto, table, chain)
-        return tuple((parse_rule(reply)[1], parse_counter(reply)) for reply in replies)
+        return tuple((rule, parse_counter(reply)) for reply, rule in replies)
 
     def _rules(self, family: str, nfproto: int, table: str, chain: str | None) -> tuple[KernelRule, ...]:
-        return tuple(parse_rule(reply)[1] for reply in self._rule_replies(family, nfproto, table, chain))
+        return tuple(rule for _, rule in self._rule_replies(family, nfproto, table, chain))
 
-    def _rule_replies(self, family: str, nfproto: int, table: str, chain: str | None) -> list[bytes]:
+    def _rule_replies(self, family: str, nfproto: int, table: str, chain: str | None) -> list[tuple[bytes, KernelRule]]:
+        """Return each reply with the rule in it."""
         place = f"{family} {table} {chain or ''}".rstrip()
         attempt, body = f"listing the rules of {place}", rules_key(table, chain)
         for _ in range(_DUMP_TRIES):
@@ -116,7 +117,8 @@ class Nfnetlink:
                     return []
                 raise
             # kernels that do not filter by table answer with more than was asked for
-            return [reply for reply in replies if _is_of(reply, table, chain)]
+            parsed = [(reply, *parse_rule(reply)) for reply in replies]
+            return [(reply, rule) for reply, of, rule in parsed if of == table and chain in (None, rule.chain)]
         raise KernelError(attempt, f"the ruleset changed during each of {_DUMP_TRIES} dumps")
 
     def holds_rules(self, family: Family, table: str) -> bool:
@@ -239,8 +241,3 @@ class Nfnetlink:
         if len(replies) != 1:
             raise KernelError(attempt, f"the kernel gave {len(replies)} answers")
         return replies[0]
-
-
-def _is_of(reply: bytes, table: str, chain: str | None) -> bool:
-    its_table, rule = parse_rule(reply)
-    return its_table == table and chain in (None, rule.chain)
