@@ -54,6 +54,11 @@ def patience(seconds: float) -> float:
     return seconds * float(os.environ.get(_VARIABLE, _USUAL_PATIENCE))
 
 
+def patience_is_set() -> bool:
+    """Return True if PATIENCE was given, or set by the process that started this one."""
+    return _VARIABLE in os.environ
+
+
 def set_patience(speed: Speed) -> None:
     """Have the limits of this process and of those that it starts suit a slow machine, unless PATIENCE is given."""
     os.environ.setdefault(_VARIABLE, f"{max(_USUAL_PATIENCE, _SLOW_PATIENCE * speed.limits.factor):g}")

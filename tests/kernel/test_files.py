@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import time
@@ -20,6 +21,7 @@ from ..common import eventually, patience
 from .conftest import SUBNET_ENV, Daemon, Node
 from .test_daemon import OTHER_SUBNET, damage, in_sync, reload, rules
 
+_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1, 2  # linux/capability.h
 MOUNTED = ("mount", "-t", "tmpfs", "-o")
 
 
@@ -87,12 +89,16 @@ def test_a_subnet_file_behind_a_link_is_followed_at_once(make: Callable[[Node, P
 @contextmanager
 def as_an_ordinary_user(node: Node) -> Iterator[Daemon]:
     """The daemon as a user to whom the modes of files apply: root without the capabilities to pass over them."""
-    capabilities = "--bounding-set=-dac_override,-dac_read_search"
+    dropped = "-dac_override,-dac_read_search"
+    without = f"--inh-caps={dropped}", f"--bounding-set={dropped}"  # root gets what either set has
     with node.entered(), (node.directory / "log").open("wb") as log:
-        process = netns.spawn(("setpriv", capabilities, *node.argv("run")), output=log)
+        process = netns.spawn(("setpriv", *without, *node.argv("run")), output=log)
     daemon = Daemon(process, Path(log.name), node.store())
     try:
         daemon.reached("synced")
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        effective = int(re.findall(r"^CapEff:\s*(\w+)", status, re.MULTILINE)[0], 16)
+        assert effective & (1 << _CAP_DAC_OVERRIDE | 1 << _CAP_DAC_READ_SEARCH) == 0
         yield daemon
     finally:
         process.kill()

@@ -14,7 +14,7 @@ from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.reconcile.values import DesiredState
 from flanneld_masq.selftest.topology import families
 
-from ..common import every_time
+from ..common import every_time, patience
 from ..kube_proxy import MODES, OLD_RELEASE, Rules
 from .conftest import BACKENDS
 from .service_flows import ADDRESSES, ServiceLab, cases
@@ -61,7 +61,7 @@ class Stage:
             self._tool(f"{family.data.tools}-legacy-restore", stdin=f"*{table}\nCOMMIT\n")
 
     def _tool(self, *argv: str, stdin: str = "") -> str:
-        return self._run(argv, stdin=stdin, timeout=120).stdout
+        return self._run(argv, stdin=stdin, timeout=patience(20)).stdout
 
 
 @pytest.fixture(scope="module")

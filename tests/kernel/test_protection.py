@@ -28,7 +28,7 @@ from flanneld_masq.ruleset import diff, policy
 from flanneld_masq.selftest import fault_injection, netns
 from flanneld_masq.selftest.topology import Topology
 
-from ..common import Tell, eventually, lasting
+from ..common import Tell, eventually, lasting, patience
 from .conftest import Node, at_once
 from .flow import Flow
 from .mutations import NftSubject, add_foreign
@@ -152,7 +152,7 @@ def test_a_command_in_another_pid_namespace(guarded: Node) -> None:
         with guarded.entered():
             for arguments in (("plan",), ("status", "--check")):
                 argv = (*elsewhere, *guarded.argv(*arguments))
-                done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+                done = subprocess.run(argv, capture_output=True, text=True, timeout=patience(10))
                 assert (done.returncode, done.stderr) == (0, "")
             with pytest.raises(RulesetError, match=r"owned by the daemon \(in another pid namespace\)"):
                 backend = NftBackend(Family.IPV4, Host(guarded.run, daemon_elsewhere=True))
