@@ -223,6 +223,9 @@ def test_new_problem_stops_an_upgrade_and_rolls_it_back(
     controller, nodes = boot(2)
     old = controller.roll_out(package=str(old_deb), config=PLAIN)
     assert old.status == 0, old.output
+    pretended = controller.roll_out("--check", package=str(deb), config=PLAIN)
+    assert pretended.status == 0, pretended.output
+    assert [version(node) for node in nodes] == [OLD, OLD]
     before = [state(node) for node in nodes]
     assert [found[0] for found in before] == [OLD, OLD]
 
