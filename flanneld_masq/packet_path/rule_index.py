@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterable
 from typing import Optional
 
 AddressKey = tuple[bool, bytes]  # True for the source, and the address as the packet carries it
-_SAVED = re.compile(r"-A \S+ (?:-s (?P<s>[\da-f.:]+)/(?:32|128) )?(?:-s \S+ )?(?:-d (?P<d>[\da-f.:]+)/(?:32|128) )?")
+_HOST = r"[\d.]+(?=/32 )|[\da-f]*:[\da-f.:]*(?=/128 )"
+_SAVED = re.compile(rf"-A \S+ (?:-s (?P<s>{_HOST})/\d+ )?(?:-s \S+ )?(?:-d (?P<d>{_HOST})/\d+ )?")
 # A quote within a text has a backslash before it, so no comment looks like this.
 _JSON = re.compile(
     r'\{"match": \{"op": "==", "left": \{"payload": \{"protocol": "ip6?", "field": "(?P<end>[sd])addr"\}\},'

@@ -8,9 +8,11 @@ from typing import Optional
 
 import pytest
 
+from flanneld_masq.model import Family
 from flanneld_masq.packet_path import rules
 from flanneld_masq.packet_path.evaluate import Node
 from flanneld_masq.packet_path.rule_index import AddressKey, RuleIndex, end_of
+from flanneld_masq.packet_path.snapshot import LEGACY, Save
 
 from .nodes import follow, snapshot
 
@@ -34,6 +36,8 @@ def rule(op: str, field: str) -> str:
         ("-A C -s 10.0.0.0/8 ! -d 10.96.0.1/32 -j A", None),
         ("-A C -d 10.96.0.0/16 -j A", None),
         ("-A C -d 10.96.0.256/32 -j A", None),
+        ("-A C -d 2001:db8::/32 -j A", None),
+        ("-A C -s 2001:db8::/32 -d 10.96.0.1/32 -j A", DST),
         ('-A C -m comment --comment " -d 10.96.0.1/32 " -j A', None),
         (rule("==", "daddr"), DST),
         (rule("==", "saddr"), SRC),
@@ -56,6 +60,13 @@ def test_rules_of_other_addresses_are_left_out() -> None:
     assert found == [1, 4, 7]
     assert index.next(0, set()) == 4
     assert index.next(5, set()) is None
+
+
+def test_an_ipv6_network_of_32_bits_is_no_host() -> None:
+    lines = ["-A FORWARD -d 2001:db8::/32 -j DROP", *(f"-A FORWARD -d fd00::{one:x}/128 -j DROP" for one in range(64))]
+    saved = "\n".join(["*filter", ":FORWARD ACCEPT [0:0]", *lines, "COMMIT", ""])
+    node = Node(snapshot(saves=(Save(Family.IPV6, LEGACY, saved),)))
+    assert [step.place.number for step in follow(node, src="fd00:10:244:1::5", dst="2001:db8::7").deciders] == [1]
 
 
 def test_a_long_chain_decides_as_a_walk_over_all_rules(monkeypatch: pytest.MonkeyPatch) -> None:
