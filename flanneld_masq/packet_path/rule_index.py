@@ -6,6 +6,7 @@ so that those of other packets are never parsed.
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 from bisect import bisect_left
@@ -15,11 +16,14 @@ from typing import Optional
 AddressKey = tuple[bool, bytes]  # True for the source, and the address as the packet carries it
 _HOST = r"[\d.]+(?=/32 )|[\da-f]*:[\da-f.:]*(?=/128 )"
 _SAVED = re.compile(rf"-A \S+ (?:-s (?P<s>{_HOST})/\d+ )?(?:-s \S+ )?(?:-d (?P<d>{_HOST})/\d+ )?")
-# A quote within a text has a backslash before it, so no comment looks like this.
+# A quote within a text has a backslash before it, so no comment looks like these.
+_STATEMENTS = '"expr": ['
 _JSON = re.compile(
     r'\{"match": \{"op": "==", "left": \{"payload": \{"protocol": "ip6?", "field": "(?P<end>[sd])addr"\}\},'
     r' "right": "(?P<address>[\da-f.:]+)"\}\}'
 )
+
+_TESTS = frozenset({"match", "counter"})
 
 
 class RuleIndex:
@@ -46,11 +50,22 @@ def end_of(text: str) -> Optional[AddressKey]:
     """Return the address that every packet of a rule has; None if the rule names none, or is written otherwise."""
     if text.startswith("{"):
         match = _JSON.search(text)
-        return _end(match["end"] == "s", match["address"]) if match is not None else None
+        only = match is not None and _only_tests(text, match.start())
+        return _end(match["end"] == "s", match["address"]) if match is not None and only else None
     match = _SAVED.match(text)
     if match is None:
         return None
     return _end(False, match["d"]) if match["d"] else _end(True, match["s"]) if match["s"] else None
+
+
+def _only_tests(text: str, end: int) -> bool:
+    """Return True if no statement of a rule before this position acts on packets of other addresses too."""
+    _, found, before = text[:end].partition(_STATEMENTS)
+    try:
+        statements = json.loads(f"[{before.rstrip(', ')}]")
+    except (ValueError, RecursionError):
+        return False
+    return bool(found) and all(isinstance(one, dict) and one.keys() <= _TESTS for one in statements)
 
 
 def _end(source: bool, text: str) -> Optional[AddressKey]:

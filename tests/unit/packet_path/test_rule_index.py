@@ -10,19 +10,23 @@ import pytest
 
 from flanneld_masq.model import Family
 from flanneld_masq.packet_path import rules
-from flanneld_masq.packet_path.evaluate import Node
+from flanneld_masq.packet_path.evaluate import Fate, Node
 from flanneld_masq.packet_path.rule_index import AddressKey, RuleIndex, end_of
 from flanneld_masq.packet_path.snapshot import LEGACY, Save
 
-from .nodes import follow, snapshot
+from .nodes import ACCEPT, DADDR, DROP, SADDR, chain, follow, match, meta, snapshot, table
+from .nodes import rule as rule_of
 
 DST = (False, ip_address("10.96.0.1").packed)
 SRC = (True, ip_address("10.96.0.1").packed)
 
 
-def rule(op: str, field: str) -> str:
+def rule(op: str, field: str, *before: object) -> str:
     left = {"payload": {"protocol": "ip", "field": field}}
-    return json.dumps({"rule": {"expr": [{"match": {"op": op, "left": left, "right": "10.96.0.1"}}]}})
+    return json.dumps({"rule": {"expr": [*before, {"match": {"op": op, "left": left, "right": "10.96.0.1"}}]}})
+
+
+MARKS = {"mangle": {"key": meta("mark"), "value": 1}}
 
 
 @pytest.mark.parametrize(
@@ -42,7 +46,18 @@ def rule(op: str, field: str) -> str:
         (rule("==", "daddr"), DST),
         (rule("==", "saddr"), SRC),
         (rule("!=", "daddr"), None),
+        (rule("==", "daddr", match(meta("iifname"), "cni0"), {"counter": {"packets": 0, "bytes": 0}}), DST),
+        (rule("==", "daddr", match(meta("iifname"), {"set": ["a", '"expr": [{']}), {"counter": None}), DST),
+        (rule("==", "daddr", MARKS), None),
+        (rule("==", "daddr", match(meta("iifname"), "cni0"), MARKS), None),
+        (rule("==", "daddr", {"vmap": {"key": meta("mark"), "data": {"set": [[1, {"drop": None}]]}}}), None),
+        (rule("==", "daddr", {"notrack": None}), None),
+        (rule("==", "daddr", {"xt": {"type": "match", "name": "u32"}}), None),
+        (rule("==", "daddr", {"set": {"op": "add", "elem": SADDR, "set": "@seen"}}), None),
         (json.dumps({"rule": {"comment": rule("==", "daddr")}}), None),
+        (json.dumps({"rule": {"comment": rule("==", "daddr"), "expr": []}}), None),
+        (rule("==", "daddr").replace('"expr": [', '"expr":['), None),
+        ('{"rule": {"expr": ["match' + rule("==", "daddr"), None),
     ],
 )
 def test_the_address_of_a_rule(text: str, expected: Optional[AddressKey]) -> None:
@@ -67,6 +82,15 @@ def test_an_ipv6_network_of_32_bits_is_no_host() -> None:
     saved = "\n".join(["*filter", ":FORWARD ACCEPT [0:0]", *lines, "COMMIT", ""])
     node = Node(snapshot(saves=(Save(Family.IPV6, LEGACY, saved),)))
     assert [step.place.number for step in follow(node, src="fd00:10:244:1::5", dst="2001:db8::7").deciders] == [1]
+
+
+def test_a_rule_that_acts_before_its_address_match_is_walked() -> None:
+    """The mark holds for packets of every address."""
+    marks = rule_of("f", MARKS, match(DADDR, "203.0.113.1"), ACCEPT)
+    drops = rule_of("f", match(meta("mark"), 1), DROP)
+    fill = [rule_of("f", match(DADDR, f"203.0.113.{one}"), ACCEPT) for one in range(64)]
+    node = Node(snapshot([table(), chain("f", "forward"), marks, drops, *fill]))
+    assert follow(node).fate is Fate.DROPPED
 
 
 def test_a_long_chain_decides_as_a_walk_over_all_rules(monkeypatch: pytest.MonkeyPatch) -> None:
