@@ -102,7 +102,11 @@ class Collector:
     def _at_once(self, argvs: Sequence[tuple[str, ...]], *, needed: bool) -> list[str]:
         """Return what each program prints. Two run at a time: each takes seconds for many rules, and little memory."""
         with ThreadPoolExecutor(2) as threads:
-            return list(threads.map(lambda argv: self._output(*argv, needed=needed), argvs))
+            try:
+                return list(threads.map(lambda argv: self._output(*argv, needed=needed), argvs))
+            except BaseException:  # Ctrl-C, or the time limit of a command: the threads wait for their programs
+                self._run.stop()
+                raise
 
     def _output(self, *argv: str, needed: bool = True) -> str:
         """Return what a program prints, empty if it fails; without what is needed, the snapshot lacks something."""

@@ -7,6 +7,8 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from shutil import which
 
 import pytest
 
@@ -16,6 +18,8 @@ from flanneld_masq.doctor.catalog import finding
 from flanneld_masq.doctor.findings import Finding, Kind, Severity
 from flanneld_masq.errors import MasqError
 from flanneld_masq.model import Family
+from flanneld_masq.packet_path.collect import TIMEOUT, collect
+from flanneld_masq.process import ProcessRunner
 
 from .program import Program
 from .test_doctor_snapshot import BROKEN, LEASE, OWN, saved
@@ -75,6 +79,26 @@ def test_an_endless_examination_is_given_up() -> None:
             time.sleep(PATIENT)
 
     assert examine_briefly(hang, 0.05) == (2, "unknown: the node was not examined within 0.05 s")
+
+
+def test_programs_that_run_are_ended_with_the_time(tmp_path: Path) -> None:
+    """Two threads wait for them, and each for as long as a program may take."""
+    tools = {
+        "nft": "exit 1",
+        **dict.fromkeys(("iptables-nft-save", "ip6tables-nft-save"), f"exec {which('sleep')} 600"),
+    }
+    for name, script in tools.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    run, begin = ProcessRunner((str(tmp_path),)), time.monotonic()
+
+    def examine() -> Sequence[Finding]:
+        collect(run, tmp_path)
+        return ()
+
+    assert examine_briefly(examine, 1.0) == (2, "unknown: the node was not examined within 1 s")
+    assert run.stopped
+    assert time.monotonic() - begin < TIMEOUT - 1
 
 
 def test_the_limit_ends_with_the_examination() -> None:
