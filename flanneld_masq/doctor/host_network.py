@@ -171,9 +171,17 @@ def _link(entry: dict[str, Any]) -> Link:
         _text(entry, "master"),
         tuple(_address(one) for one in _list(entry, "addr_info") if _text(one, "local")),
         frozenset(family for family, key in calls.items() if data.get(key) in (1, True)),
-        "UP" in entry.get("flags", ["UP"]),
+        _is_up(entry),
         _vxlan(data) if _text(info, "info_kind") == "vxlan" else None,
     )
+
+
+def _is_up(entry: dict[str, Any]) -> bool:
+    """Return False for an interface whose flags lack UP; True also for one that is printed without flags."""
+    flags = entry.get("flags", ["UP"])
+    if not isinstance(flags, list):
+        raise ValueError("flags is not a list")  # noqa: TRY004
+    return "UP" in flags
 
 
 def _vxlan(data: dict[str, Any]) -> Vxlan:

@@ -108,6 +108,8 @@ def test_ways() -> None:
         '[{"ifname": "name-of-17-letters", "mtu": 1}]',
         '[{"ifname": "eth0"}]',
         '[{"ifname": "eth0", "mtu": true}]',
+        '[{"ifname": "eth0", "mtu": 1, "flags": 7}]',
+        '[{"ifname": "eth0", "mtu": 1, "flags": "UP"}]',
         '[{"ifname": "eth0", "mtu": 1, "linkinfo": []}]',
         '[{"ifname": "eth0", "mtu": 1, "addr_info": [{"local": "10.0.0.1", "prefixlen": 33}]}]',
         '[{"ifname": "eth0", "mtu": 1, "addr_info": [{"local": 7, "prefixlen": 3}]}]',

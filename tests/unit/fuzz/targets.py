@@ -625,7 +625,10 @@ _TAG = b"flanneld-masq:0123456789ab"
 _FLANNEL_WORDS = b"FLANNEL_NETWORK= FLANNEL_IPV6_SUBNET= FLANNEL_MTU= export \" ' # ::/0 ,".split()
 _SAVE_WORDS = (*b"\" \\ ' ! # --comment --log-prefix --string -A -j -g COMMIT *nat".split(), _TAG, b':F - [0:0]\n-A "')
 _RULE_WORDS = (*_SAVE_WORDS, *b"-s --mark ip saddr meta mark masquerade 0x0 /33 == !=".split())
-_IP_WORDS = (b'{"ifname":"cni0","mtu":1500}', b'"dst":"default"', b'"dev":"eth0"', b'"nexthops":[', b"10.244.", b"]")
+_IP_WORDS = (
+    *(b'{"ifname":"cni0","mtu":1500}', b'"flags":7,', b'"dst":"default"', b'"dev":"eth0"', b'"nexthops":['),
+    *(b"10.244.", b"]"),
+)
 _JSON_WORDS = (*b'" { } [ ] : , null true 1e999 NaN "\\ud800" -1 9223372036854775808 0.5'.split(), *_DEEP)
 _TOML_WORDS = (*b"[[a]] [a.b] a.b.c=1 \" ' \"\"\" ''' = inf nan 0x".split(), *_DEEP)
 _BUS_WORDS = (b"l\1\0\1", b"B\4\1\1", b"a(" * 100, b"v\0" * 1000, b"\1v\0", b"a{sv}", b"\1g\0\xff", b"\1s\0")
