@@ -81,7 +81,8 @@ def _members(file: IO[bytes]) -> Iterator[tuple[str, str]]:
             name = member.name.partition("/")[2]
             limit = MAX_SNAPSHOT if name == SNAPSHOT else MAX_TEXT
             needed = name in (SNAPSHOT, FINDINGS, _CONFIG) or name.startswith((_DROP_INS, _SUBNETS))
-            content = archive.extractfile(member) if needed and member.isreg() else None
+            fits = name != FINDINGS or member.size <= limit  # the archive is of use without them
+            content = archive.extractfile(member) if needed and fits and member.isreg() else None
             if content is not None:
                 yield name, _text(content.read(limit + 1), name, limit)
 

@@ -76,6 +76,12 @@ def test_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
                 parse(archive(members))
 
 
+def test_findings_that_are_too_large_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The archive is of use without them."""
+    monkeypatch.setattr(saved_node, "MAX_TEXT", 99)
+    assert parse(archive({"snapshot.json": to_json(SNAPSHOT), "doctor.json": "x" * 100})) == SavedNode(SNAPSHOT)
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(MasqError, match="nothing cannot be read: No such file"):
         read(tmp_path / "nothing")
