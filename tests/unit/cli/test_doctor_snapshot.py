@@ -64,6 +64,13 @@ def test_findings_on_what_is_not_saved_are_those_of_the_node(masq: Program) -> N
     assert "not_in_archive" not in done.json
 
 
+def test_a_field_of_a_later_release_is_left_out(masq: Program) -> None:
+    files = {**LEASE, "doctor.json": json.dumps({"findings": [finding("service-failed", of_a_later_release="x")]})}
+    done = masq(f"doctor --json --snapshot {saved(masq, OWN, files)}")
+    assert [one["id"] for one in done.json["findings"]] == ["service-failed"]
+    assert "not_in_archive" not in done.json
+
+
 def test_rules_that_the_daemon_lacks_explain_the_packets(masq: Program) -> None:
     files = {**LEASE, "doctor.json": json.dumps({"findings": [finding("rules-differ", family="ipv4")]})}
     assert [one["id"] for one in masq(f"doctor --json --snapshot {saved(masq, [], files)}").json["findings"]] == [
