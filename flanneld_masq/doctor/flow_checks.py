@@ -197,8 +197,9 @@ def _remedy(decision: _Decision, leases: tuple[FamilyLease, ...]) -> Remedy:
 
 def _remediable(decision: _Decision) -> Optional[Cause]:
     """Return the rule that packets must pass: if it is kube-proxy's, which it makes again, the one that marks them."""
-    causes = decision.flows[0].causes
-    return causes[1] if decision.owner == KUBE_PROXY and len(causes) > 1 else decision.cause
+    causes = decision.flows[0].causes if decision.owner == KUBE_PROXY else ()
+    marks = (one for one in causes if one.step.effect is Effect.MARKED and one.owner != KUBE_PROXY)
+    return next(marks, decision.cause)
 
 
 _OWN_REMEDIES: Mapping[Effect, Remedy] = {

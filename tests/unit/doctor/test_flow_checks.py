@@ -248,3 +248,24 @@ COMMIT
     assert found.seen.endswith("--set-xmark 0x4000/0x4000") and "marked at prerouting by rule 1" in found.seen
     ends = "-s 10.244.0.0/16 -d 10.244.0.0/16"
     assert found.remedy == f"iptables-legacy -t mangle -I PREROUTING 1 {ends} -j ACCEPT"
+
+
+def test_another_masquerade_is_not_taken_for_the_rule_that_marks() -> None:
+    """Another rule may take the mark off, and another program masquerades those packets."""
+    save = """*mangle
+:PREROUTING ACCEPT [0:0]
+-A PREROUTING -i cni0 -j MARK --set-xmark 0x4000/0x4000
+-A PREROUTING -m u32 --u32 "0=1" -j MARK --set-xmark 0x0/0x4000
+COMMIT
+*nat
+:POSTROUTING ACCEPT [0:0]
+:KUBE-POSTROUTING - [0:0]
+-A POSTROUTING -j KUBE-POSTROUTING
+-A POSTROUTING -s 10.244.0.0/16 -j MASQUERADE
+-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+-A KUBE-POSTROUTING -j MASQUERADE --random-fully
+COMMIT
+"""
+    (found,) = (one for one in found_in([], legacy=save) if one.owner == "kube-proxy")
+    assert found.kind is Kind.FLOW_MASQUERADED
+    assert "marked at prerouting by rule 1" in found.seen
