@@ -264,13 +264,19 @@ def _reverse_path(options: Sequence[Option]) -> Iterable[Operation]:
     return [_test(field, [""], "--invert" not in given)]
 
 
+def _with_header(proto: int, name: str) -> list[Operation]:
+    """Return tests of a header that a packet of this protocol begins with; the options are about its content."""
+    return [_test(Field.PROTO, [proto]), May(f"-m {name}")]
+
+
 def _nothing(_: Option) -> Iterable[Operation]:
     return []
 
 
-# They look for a header that no packet of the model has. Then they miss, whatever the options. Source: ip6t_rt.c,
-# ip6t_frag.c, ip6t_hbh.c, ip6t_mh.c, ip6t_ah.c, xt_esp.c
-_EXTENSION_HEADERS = frozenset({"rt", "frag", "hbh", "dst", "mh", "ah", "esp"})
+# They look for a header before that of the protocol, which no packet of the model has. Then they miss, whatever the
+# options. Source: ip6t_rt.c, ip6t_frag.c, ip6t_hbh.c
+_EXTENSION_HEADERS = frozenset({"rt", "frag", "hbh", "dst"})
+_HEADERS: Mapping[str, int] = {"esp": 50, "ah": 51, "mh": 135}  # xt_esp.c, ipt_ah.c, ip6t_ah.c, ip6t_mh.c
 
 
 _Handler = Callable[[Option], Iterable[Operation]]
@@ -427,6 +433,8 @@ class Compiler:
             return list(_reverse_path(part.options))
         if part.name in _EXTENSION_HEADERS:
             return [Never(part.name)]
+        if part.name in _HEADERS:
+            return _with_header(_HEADERS[part.name], part.name)
         if part.name not in _MATCHES:
             return [May(f"-m {part.name}")]
         handler = _MATCHES[part.name]

@@ -78,6 +78,9 @@ MISSES = [
     "-m rpfilter --invert",
     "-m owner --uid-owner 0",
     "-f",
+    "-m esp --espspi 7",
+    "-m ah --ahspi 7",
+    "-m mh --mh-type 1",
     "-m rt --rt-type 0",
     "-m rt ! --rt-type 0",
     "-m set --match-set none src",
@@ -152,6 +155,11 @@ def test_a_match_that_fails_lets_pass(match: str) -> None:
 @pytest.mark.parametrize("match", UNSURE)
 def test_what_cannot_be_evaluated_may_drop(match: str) -> None:
     assert follow(node(f"{match} -j DROP")).fate is Fate.MAY
+
+
+@pytest.mark.parametrize(("match", "proto"), [("esp --espspi 7", 50), ("ah --ahspi 7", 51), ("mh --mh-type 1", 135)])
+def test_a_header_that_is_the_protocol_of_the_packet_may_match(match: str, proto: int) -> None:
+    assert follow(node(f"-p {proto} -m {match} -j DROP"), proto=proto).fate is Fate.MAY
 
 
 def test_a_set_is_parsed_once_for_all_its_rules() -> None:
