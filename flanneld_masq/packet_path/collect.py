@@ -82,8 +82,9 @@ class Collector:
         many = nft_tables.count(chains) > MANY_CHAINS
         if many or _OWN_TABLE in chains:
             try:
-                shown = {save.family.data.nft: save_format.tables(save.text) for save in saves if save.flavour == NFT}
-                known, others = nft_tables.divided(chains, shown if many else {})
+                shown = [save for save in saves if save.flavour == NFT] if many else []
+                parsed = {save.family.data.nft: save_format.tables(save.text) for save in shown}
+                known, others = nft_tables.divided(chains, parsed)
             except SnapshotError as error:
                 self._unread.append(str(error))
                 return ""

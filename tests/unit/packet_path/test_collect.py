@@ -141,6 +141,18 @@ def test_tables_are_listed_one_by_one_beside_one_of_the_daemon(tmp_path: Path) -
     assert found.unread == ()
 
 
+def test_few_chains_are_listed_beside_a_save_that_was_cut(tmp_path: Path) -> None:
+    chains = CHAINS.replace('"table": "fw"', '"table": "flanneld-masq"')
+    own = TABLE.replace("fw", "flanneld-masq")
+    printed = {
+        "nft -j list chains": chains,
+        "nft -j list table inet flanneld-masq": own,
+        "iptables-nft-save": SAVE[:30],
+    }
+    found = collect(Tools(printed), tmp_path)
+    assert [table.name for table in tables(found.ruleset)] == ["flanneld-masq"]
+
+
 def test_a_table_that_the_save_lacks_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MANY_CHAINS", 1)
     save = "# Table `nat' is incompatible, use 'nft' tool.\n"
