@@ -7,6 +7,7 @@ use another interface, and the subnet file has a greater MTU, that of the node's
 from __future__ import annotations
 
 from collections.abc import Iterator
+from ipaddress import ip_network
 
 from flanneld_masq.doctor import flow_remedies
 from flanneld_masq.doctor.catalog import finding
@@ -15,7 +16,7 @@ from flanneld_masq.doctor.findings import Finding, Kind
 from flanneld_masq.doctor.host_network import HostNetwork, Link, Vxlan
 from flanneld_masq.doctor.interfaces import of_family, remote_routes, with_gateway
 from flanneld_masq.doctor.network_checks import interface_sysctl
-from flanneld_masq.model import Address, Family, FamilyLease
+from flanneld_masq.model import Address, Family, FamilyLease, Network
 from flanneld_masq.packet_path.state import Effect
 
 _V6 = "v6"  # in the name of flannel's interface for IPv6
@@ -81,9 +82,11 @@ def missing_routes(facts: Facts) -> Iterator[Finding]:
     network = facts.network or HostNetwork()
     for family, link in _of_flannel(facts):
         leases = of_family(facts.leases, family)
-        routes = [route.network for route in network.routes_of(family) if not route.is_default]
+        routes = {route.network for route in network.routes_of(family) if not route.is_default}
+        lengths = {route.prefixlen for route in routes}
         known = [one.address for one in network.neighbours if one.device == link.name]
-        lost = [one for one in known if _is_remote(one, leases) and not any(one in route for route in routes)]
+        remote = [one for one in known if _is_remote(one, leases)]
+        lost = [one for one in remote if not any(_network_of(one, length) in routes for length in lengths)]
         if lost and link.up:
             length = next(lease.subnet.prefixlen for lease in leases if _is_remote(lost[0], (lease,)))
             target = f"{lost[0]}/{length}"
@@ -162,6 +165,10 @@ def _vxlan(link: Link) -> Vxlan:
 
 def _own_addresses(network: HostNetwork) -> frozenset[object]:
     return frozenset(address.ip for link in network.links for address in link.addresses)
+
+
+def _network_of(address: Address, length: int) -> Network:
+    return ip_network((address, length), strict=False)
 
 
 def _is_remote(address: Address, leases: tuple[FamilyLease, ...]) -> bool:

@@ -45,6 +45,7 @@ EXEMPT = {
     "flanneld_masq.doctor.flow_checks": "settings of the kernel as packet_path names them",
     "flanneld_masq.doctor.flow_remedies": "places that packet_path made",
     "flanneld_masq.doctor.host_reader": "numbers of /proc/sys in 64 bytes; whatever is wrong with one, it is not known",
+    "flanneld_masq.doctor.tunnel_checks": "addresses and lengths of prefixes that host_network parsed",
     "flanneld_masq.hookspecs": "only joins the lines again",
     "flanneld_masq.inputs.file_watch": "paths of the settings",
     "flanneld_masq.inputs.path_patterns": "patterns of the settings; names of files are compared with them",
