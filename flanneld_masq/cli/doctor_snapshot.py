@@ -15,7 +15,6 @@ from flanneld_masq.doctor.host_network import HostNetwork
 from flanneld_masq.errors import ConfigError, MasqError, SubnetFileError
 from flanneld_masq.inputs import config, subnet_env
 from flanneld_masq.model import Lease, Settings
-from flanneld_masq.packet_path.evaluate import Node
 from flanneld_masq.packet_path.snapshot import Snapshot
 from flanneld_masq.printable import printable
 from flanneld_masq.report import saved_node
@@ -46,7 +45,7 @@ def _with_network(facts: Facts, snapshot: Snapshot) -> Facts:
     """Add interfaces, routes and switches."""
     network, unread = None, ""
     try:
-        network = host_reader.saved_network(snapshot, Node(snapshot), facts.leases)
+        network = host_reader.saved_network(snapshot, facts.leases)
     except (MasqError, ValueError) as error:
         unread = printable(str(error))
     paths = host_reader.sysctl_paths(network or HostNetwork(), facts.leases)

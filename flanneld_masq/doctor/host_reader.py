@@ -19,8 +19,7 @@ from flanneld_masq.doctor.interfaces import of_family, pod_links, remote_routes,
 from flanneld_masq.errors import CommandError
 from flanneld_masq.inputs.text import read_start
 from flanneld_masq.model import Address, Family, Lease, Network, family_of
-from flanneld_masq.packet_path.evaluate import Node
-from flanneld_masq.packet_path.routing import UNICAST
+from flanneld_masq.packet_path.routing import UNICAST, Routing
 from flanneld_masq.packet_path.snapshot import Snapshot
 from flanneld_masq.process import ProcessRunner
 
@@ -42,7 +41,7 @@ def read_network(run: ProcessRunner, root: Path, leases: tuple[Lease, ...]) -> H
     return replace(network, ways=tuple(_ways(partial(_way, run), network, leases)))
 
 
-def saved_network(snapshot: Snapshot, node: Node, leases: tuple[Lease, ...]) -> HostNetwork:
+def saved_network(snapshot: Snapshot, leases: tuple[Lease, ...]) -> HostNetwork:
     """Return what `read_network` would have returned. Raises ValueError, and SnapshotError for unreadable routes."""
     links = host_network.parse_links(snapshot.addresses)
     families = [family for family in Family if of_family(leases, family)]
@@ -51,7 +50,8 @@ def saved_network(snapshot: Snapshot, node: Node, leases: tuple[Lease, ...]) -> 
     ends = (end for link in _tunnels(links) for end in host_network.parse_ends(snapshot.ends, link.name))
     bridged = any(key.startswith(_BRIDGED) for key in snapshot.sysctls)
     network = HostNetwork(links, routes, (), bridged, neighbours, tuple(ends))
-    return replace(network, ways=tuple(_ways(partial(_saved_way, node), network, leases)))
+    routing = {family: Routing(snapshot, family) for family in families}
+    return replace(network, ways=tuple(_ways(partial(_saved_way, routing), network, leases)))
 
 
 def read_sysctls(root: Path, paths: Iterable[str]) -> Mapping[str, int]:
@@ -111,9 +111,9 @@ def _way(run: ProcessRunner, address: Address) -> str:
         return ""
 
 
-def _saved_way(node: Node, address: Address) -> str:
+def _saved_way(routing: Mapping[Family, Routing], address: Address) -> str:
     """Return the interface to an address by the routes that were saved; empty if there is none, or not for certain."""
-    found = node.routing[family_of(address)].route(None, address, "", 0)
+    found = routing[family_of(address)].route(None, address, "", 0)
     return found[0].device if len(found) == 1 and found[0].kind == UNICAST else ""
 
 

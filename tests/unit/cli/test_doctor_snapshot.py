@@ -159,6 +159,14 @@ def test_what_was_not_read_cannot_be_told(masq: Program) -> None:
     assert (done.status, [found["id"] for found in done.json["findings"]]) == (2, ["flows-unknown"])
 
 
+def test_interfaces_are_examined_where_rules_cannot_be_read(masq: Program) -> None:
+    path = masq.directory / "report.tar.gz"
+    broken = replace(snapshot(OWN, sysctls={"net.ipv4.ip_forward": "0"}), ruleset="cut")
+    path.write_bytes(archive({"snapshot.json": to_json(broken), **LEASE}).getvalue())
+    done = masq(f"doctor --json --snapshot {path}")
+    assert [found["id"] for found in done.json["findings"]] == ["forwarding-off", "flows-unknown"]
+
+
 def test_another_file_is_refused(masq: Program) -> None:
     done = masq(f"doctor --snapshot {masq.config_file}")
     assert (done.status, "no snapshot of a node" in done.err) == (1, True)
