@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any, Literal
@@ -10,6 +12,8 @@ from typing import Any, Literal
 import pytest
 
 from flanneld_masq.controller.status import FamilyStatus, FlannelStatus, State, Status
+from flanneld_masq.doctor import daemon_checks, rule_checks
+from flanneld_masq.doctor import examine as examine_module
 from flanneld_masq.doctor.catalog import TEXTS
 from flanneld_masq.doctor.examine import examine
 from flanneld_masq.doctor.facts import DaemonFacts, Facts, FamilyFacts, KubeProxy, Unread
@@ -358,3 +362,11 @@ class TestReported:
         (finding,) = examine(with_daemon(unreadable=(file,)))
         assert finding.remedy == "`setfacl -m u:flanneld-masq:r /etc/x.toml` or `chmod o+r /etc/x.toml`"
         assert (finding.severity, finding.seen) == (Severity.PROBLEM, str(file))
+
+
+def test_each_check_of_the_kernel_alone_is_known_to_be_one() -> None:
+    """examine_saved takes the findings of these checks as doctor printed them on the node."""
+    modules = map(inspect.getsource, (daemon_checks, rule_checks))
+    text = "".join([*modules, *map(inspect.getsource, examine_module._CHECKS)])
+    named = set(re.findall(r"\bKind\.([A-Z]\w+)", text))
+    assert {Kind[name] for name in named} == examine_module._OF_KERNEL
