@@ -6,11 +6,10 @@ Source: iptables-save(8). A rule stays a line until it is evaluated.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from flanneld_masq.errors import SnapshotError
-from flanneld_masq.inputs.save_lines import logical_lines
+from flanneld_masq.inputs.save_lines import logical_lines, words_of
 from flanneld_masq.model import SLOTS
 
 _CHAIN = re.compile(r":(\S+) (\S+)")
@@ -62,10 +61,6 @@ def _append(table: SavedTable, line: str) -> None:
 
 
 def words(line: str) -> list[str]:
-    """Return the words of a rule. A quoted one may hold blanks, and quotes and backslashes behind a backslash."""
-    return line.split() if '"' not in line and "\\" not in line else list(_words(line))
-
-
-def _words(line: str) -> Iterator[str]:
-    for quoted, plain in re.findall(r'"((?:[^"\\]|\\.)*)"|(\S+)', line, re.DOTALL):
-        yield plain or re.sub(r"\\(.)", r"\1", quoted, flags=re.DOTALL)
+    """Return the words of a rule. Some matches print two blanks before a value, and an empty text says nothing here."""
+    quoted = words_of(line) if '"' in line or "\\" in line else None
+    return line.split() if quoted is None else list(filter(None, quoted))
