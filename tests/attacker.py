@@ -1,6 +1,7 @@
 """An unprivileged program that floods a service on D-Bus, by raw bytes: `attacker.py SOCKET DESTINATION KIND SECONDS`.
 
-Needs nothing but Python, so it also runs in booted machines. Prints how many messages it sent in how many seconds.
+Needs nothing but Python, so it also runs in booted machines. It prints `attacking` after the first round of messages,
+and at the end how many messages it sent in how many seconds since then. It fails if it cannot do the first round.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ CALL, SIGNAL = 1, 4
 NO_REPLY = 1
 HUGE = 28_000_000
 SENDERS = 200
+ATTACKING = "attacking"
 
 
 def text(value: str) -> bytes:
@@ -147,12 +149,13 @@ def rounds(kind: str, path: str, destination: str) -> Iterator[int]:
 
 
 def attack(path: str, destination: str, kind: str, seconds: float) -> None:
-    began, sent = time.monotonic(), 0
+    """Attack for so many seconds after a first round. Raises OSError if that round fails; the bus may end others."""
+    attacks = rounds(kind, path, destination)
+    sent, began = next(attacks), time.monotonic()
+    print(ATTACKING, flush=True)
     with contextlib.suppress(OSError):
-        for count in rounds(kind, path, destination):
-            sent += count
-            if time.monotonic() - began > seconds:
-                break
+        while time.monotonic() - began < seconds:
+            sent += next(attacks)
     print(sent, f"{time.monotonic() - began:.2f}", flush=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import signal
 import subprocess
 import threading
@@ -78,7 +79,7 @@ class Actor:
             said, error = attack.communicate(timeout=patience(30))
             if attack.returncode:
                 raise Fault(f"the attacker ended with status {attack.returncode}: {error.decode(errors='replace')}")
-            self.messages += int(said.split()[0])
+            self.messages += int(said.split()[-2])
 
     # ---- our rules
 
@@ -208,16 +209,19 @@ class Actor:
         seconds = action.choice / CHOICES * MAX_SECONDS_OF_ATTACK
         path = self.site.bus.address.partition("=")[2]
         user = NOBODY if is_root() else None
-        self._attacks.append(
-            subprocess.Popen(
-                ("/usr/bin/python3", str(script), path, NAME, action.text, f"{seconds:.2f}"),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                user=user,
-                cwd="/",
-            )
+        attack = subprocess.Popen(
+            ("/usr/bin/python3", str(script), path, NAME, action.text, f"{seconds:.2f}"),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            user=user,
+            cwd="/",
         )
+        self._attacks.append(attack)
+        # A later action may restart the bus, so the attacker connects before it. It prints a line then, or fails.
+        assert attack.stdout is not None
+        if not select.select([attack.stdout], (), (), patience(10))[0]:
+            raise Fault(f"the attacker has not begun with {action.text}")
         return f"{action.text} for {seconds:.2f} s"
 
     def _restart_bus(self, _: Action) -> str:

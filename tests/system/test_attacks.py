@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import time
 from pathlib import Path
 
@@ -20,9 +21,9 @@ from .test_dbus import begin, flush
 
 REPAIR_MS = 100.0
 STOP_SECONDS = 2.0
+LONGER_THAN_A_STOP = 20.0
 MAX_KB = 40 * 1024
 SCRIPT, BUS = "/run/attacker.py", "/run/dbus/system_bus_socket"
-BURST_SECONDS = 0.4  # until the first messages of an attack have arrived
 
 
 def peak_kb(machine: Machine, pid: int) -> int:
@@ -37,27 +38,32 @@ def target(machine: Machine) -> Machine:
     return begin(machine)
 
 
+def begin_attack(machine: Machine, kind: str, seconds: float) -> subprocess.Popen[str]:
+    """Start an attack and wait until its first messages are sent."""
+    attack = machine.start("python3", SCRIPT, BUS, NAME, kind, str(seconds), user="nobody")
+    assert attack.stdout is not None
+    assert attack.stdout.readline() == f"{attacker.ATTACKING}\n"
+    return attack
+
+
 def test_attacks_on_d_bus_delay_no_repair_and_no_stop(target: Machine, tell: Tell) -> None:
     pid, seconds = int(target.show("MainPID")), lasting(2.0, 20.0)
     worst = {}
     for kind in ("none", *attacker.KINDS, *attacker.CROWDS):
-        attack = (
-            target.start("python3", SCRIPT, BUS, NAME, kind, str(seconds), user="nobody") if kind != "none" else None
-        )
-        time.sleep(BURST_SECONDS)
+        attack = begin_attack(target, kind, seconds) if kind != "none" else None
         outages = Outages(rules_of(target.site.topology, BackendName("nft")))
         with outages.watched():
             flush(target)
         worst[kind] = max(outages.milliseconds, default=0.0)  # it may have been too short to be seen
         if attack is not None:
-            attack.wait(patience(60))
+            assert attack.wait(patience(60)) == 0
     target.site.assert_masqueraded()
     peak = peak_kb(target, pid)
-    attack = target.start("python3", SCRIPT, BUS, NAME, "statuses", "20", user="nobody")
-    time.sleep(BURST_SECONDS)
+    attack = begin_attack(target, "statuses", LONGER_THAN_A_STOP)
     began = time.monotonic()
     target.systemctl("stop", UNIT)
     stopped = time.monotonic() - began
+    assert attack.poll() is None, "the attack goes on during the stop"
     figures = ", ".join(f"{kind} {value:.0f}" for kind, value in worst.items())
     tell(f"{target.release}, attacks: repairs (ms): {figures}; peak {peak / 1024:.1f} MB; stopped in {stopped:.2f} s")
     assert stopped < patience(STOP_SECONDS)
@@ -67,9 +73,9 @@ def test_attacks_on_d_bus_delay_no_repair_and_no_stop(target: Machine, tell: Tel
 
 
 def test_a_flood_is_in_the_journal_once(target: Machine) -> None:
-    attack = target.start("python3", SCRIPT, BUS, NAME, "silent-pings", "2", user="nobody")
+    attack = begin_attack(target, "silent-pings", 2.0)
     entry = target.logged("exceeds the limit")
-    attack.wait(patience(60))
+    assert attack.wait(patience(60)) == 0
     assert re.match(
         rf"D-Bus: pid \d+ of user {target.run('id', '-u', 'nobody').stdout.strip()} exceeds", entry["MESSAGE"]
     )
