@@ -65,9 +65,9 @@ monitoring: setup ## check the alerts by promtool, and ask a real Prometheus wha
 chaos: setup ## random actions against the daemon for SECONDS (300); SEED=n repeats those of an earlier run
 	$(bin)/python -m tests.chaos --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED))
 
-matrix: setup ## boot Debian 11 to 13 and other machines by qemu, do what has no result yet, write docs/compatibility.md; MACHINE=name CELL=name repeat
+matrix: setup ## boot Debian 11 to 13 and other machines by qemu, do what has no result yet; MACHINE=name CELL=name repeat, PUBLISH=1 for docs/compatibility.md
 	@scripts/setup-packaging deb matrix
-	$(bin)/python -m tests.matrix --publish $(if $(MACHINE),--machine $(MACHINE)) $(if $(CELL),--cell $(CELL))
+	$(bin)/python -m tests.matrix $(if $(PUBLISH),--publish) $(if $(MACHINE),--machine $(MACHINE)) $(if $(CELL),--cell $(CELL))
 
 fleet: setup ## what a rollout, a bad configuration and others cost on NODES (5,000): measures one daemon; PUBLISH=1 for docs/fleet.md
 	$(bin)/python -m tests.fleet $(if $(NODES),--nodes $(NODES)) $(if $(PUBLISH),--publish)
