@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Optional, Protocol
 
-from .results import VERSIONS, Results
+from .results import VERSIONS, Kept, Results
 
 TITLES = {
     "no-modules": "kernel modules before the service starts",
@@ -34,10 +34,11 @@ _VERSIONS = ("kernel", "systemd", "iptables", "nft", "python", "byte order")
 _INTRODUCTION = """\
 # Compatibility
 
-`make matrix` wrote this page from what it found. Each machine is emulated by qemu without help of the processor, so
-everything takes many times as long as on a real one. A machine has the kernel, the tools and the Python of its
-distribution, and the Debian package of this project. [tests/matrix/README.md](../tests/matrix/README.md) explains what
-each cell does. "yes" is a cell that ran and held. An empty cell was not run; the reason is below, at the machine.
+`make matrix PUBLISH=1` writes this page from the results that there are. qemu emulates each machine without help of
+the processor, so everything takes many times as long as on a real one. A machine has the kernel, the tools and the
+Python of its distribution, and the Debian package of this project. [tests/matrix/README.md](../tests/matrix/README.md)
+explains what each cell does. "yes" is a cell that ran and held, "**no**" one that ran and failed. An empty cell was not
+run, or cannot be run; what is known of it is below, at the machine.
 """
 
 
@@ -116,14 +117,18 @@ def _notes(machines: Sequence[Column], results: Results) -> Iterator[str]:
         yield f"### {machine.title}\n"
         if machine.note:
             yield f"{machine.note}\n"
-        for name in machine.cells:
-            kept = results.get(machine.name, name)
-            said = "not run" if kept is None else _said(kept.outcome.ok, kept.outcome.detail)
-            yield f"* {TITLES[name]}: {said}"
-            modules = () if kept is None else kept.outcome.facts.get("modules", ())
-            if modules:
-                yield f"  Modules: {', '.join(modules)}."
+        found = {name: results.get(machine.name, name) for name in machine.cells}
+        yield from _outcomes(found) if any(found.values()) else ("Not run yet.",)
         yield ""
+
+
+def _outcomes(found: Mapping[str, Optional[Kept]]) -> Iterator[str]:
+    for name, kept in found.items():
+        said = "not run" if kept is None else _said(kept.outcome.ok, kept.outcome.detail)
+        yield f"* {TITLES[name]}: {said}"
+        modules = () if kept is None else kept.outcome.facts.get("modules", ())
+        if modules:
+            yield f"  Modules: {', '.join(modules)}."
 
 
 def _said(ok: bool | None, detail: str) -> str:

@@ -88,7 +88,7 @@ MACHINES = (
     _release("trixie", "Debian 13"),
     Machine(
         *("i386", "Debian 12, i386 on an amd64 kernel", "bookworm", "i386,amd64", "linux-image-amd64:amd64"),
-        *(_X86, "ttyS0", _SHORT, False, "What does not depend on the userland's machine was not run; see Debian 12."),
+        *(_X86, "ttyS0", _SHORT, False, "What does not depend on the userland's machine is left to Debian 12."),
     ),
     _other("arm64", "Debian 12, arm64", "linux-image-arm64", _ARM64, "ttyAMA0"),
     _other("armhf", "Debian 12, armhf", "linux-image-armmp-lpae", _ARM, "ttyAMA0"),

@@ -8,6 +8,7 @@ from ...matrix import page
 from ...matrix.guest.console import Outcome
 from ...matrix.plan import MACHINES
 from ...matrix.results import VERSIONS, Results
+from ...system.packages import TREE
 
 MACHINE = next(machine for machine in MACHINES if machine.name == "bookworm")
 CELLS = MACHINE.boots[0].cells
@@ -36,7 +37,21 @@ def test_only_what_is_missing_or_failed_runs_again(tmp_path: Path) -> None:
 def test_a_cell_without_result_is_never_ticked(tmp_path: Path) -> None:
     text = page.render((MACHINE,), results(tmp_path))
     assert "yes" not in text.split("## Cells")[1]
-    assert text.count(": not run") == len(MACHINE.cells)
+    assert "### Debian 12\n\nNot run yet.\n" in text
+    assert ": not run" not in text
+
+
+def test_the_published_page_has_the_introduction_of_now(tmp_path: Path) -> None:
+    introduction = page.render((), results(tmp_path)).partition("## Machines")[0]
+    assert (TREE / "docs" / "compatibility.md").read_text(encoding="utf-8").startswith(introduction)
+
+
+def test_a_machine_with_a_result_names_its_cells_without_one(tmp_path: Path) -> None:
+    kept = results(tmp_path)
+    kept.keep("bookworm", Outcome("nft", True, "12 damages repaired", {}))
+    text = page.render((MACHINE,), kept)
+    assert text.count(": not run\n") == len(MACHINE.cells) - 1
+    assert "Not run yet" not in text
 
 
 def test_the_page_shows_each_outcome(tmp_path: Path) -> None:
