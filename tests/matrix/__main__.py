@@ -93,17 +93,26 @@ def _prepared(
         said = " ".join(str(error).split())[-_LENGTH:]
         yield from (Outcome(cell, False, said, {}) for _, cells in boots for cell in cells)
         return
-    for one, cells in boots:
-        say(f"{machine.name}: boot for {', '.join(cells)}")
-        left = dict.fromkeys(cells)
+    try:
+        for one, cells in boots:
+            yield from _booted(machine, one, cells, disk, keep)
+    finally:
+        disk.remove()
 
-        def heard(outcome: Outcome) -> None:
-            left.pop(outcome.cell, None)
-            keep(outcome)
 
-        problem = boot(machine, one, cells, disk, OUTPUT / f"{machine.name}.log", heard)
-        yield from (Outcome(cell, False, problem or "the machine powered off before it", {}) for cell in left)
-    disk.remove()
+def _booted(
+    machine: Machine, one: Boot, cells: tuple[str, ...], disk: image.Disk, keep: Callable[[Outcome], None]
+) -> Iterator[Outcome]:
+    """Boot the machine once. Yield a failure for each cell that did not run."""
+    say(f"{machine.name}: boot for {', '.join(cells)}")
+    left = dict.fromkeys(cells)
+
+    def heard(outcome: Outcome) -> None:
+        left.pop(outcome.cell, None)
+        keep(outcome)
+
+    problem = boot(machine, one, cells, disk, OUTPUT / f"{machine.name}.log", heard)
+    yield from (Outcome(cell, False, problem or "the machine powered off before it", {}) for cell in left)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,10 @@ def make(machine: Machine, root: Path, old: Path, new: Path, directory: Path) ->
         _collect(work, old, new)
         script = _BEGIN + (_UNPACKED if machine.unpacked else _INSTALLED)
         argv = ("unshare", "--mount", "sh", "-c", script, "image", str(root), str(work), str(image), new.name)
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=_SECONDS)
+        try:
+            done = subprocess.run(argv, capture_output=True, text=True, timeout=_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise ImageError(f"no image of {machine.name} within {_SECONDS:g} s") from error
     if done.returncode:
         said = (done.stdout + done.stderr).strip()
         raise ImageError(f"no image of {machine.name}: {' '.join(said.splitlines()[-_LINES:])}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,12 +41,22 @@ class Oldest:
         yield Outcome(VERSIONS, True, "", dict(self._versions()))
 
     def _outcome(self, cell: str, tests: str) -> Outcome:
-        argv = (str(_SCRIPT), tests)
-        try:
-            done = subprocess.run(argv, cwd=TREE, capture_output=True, text=True, timeout=_SECONDS)
-        except subprocess.TimeoutExpired:
-            return Outcome(cell, False, f"not done within {_SECONDS:.0f} s", {})
-        return Outcome(cell, done.returncode == 0, summary(done.stdout, done.stderr), {})
+        with subprocess.Popen(
+            (str(_SCRIPT), tests),
+            cwd=TREE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            try:
+                stdout, stderr = process.communicate(timeout=_SECONDS)
+            except subprocess.TimeoutExpired:
+                return Outcome(cell, False, f"not done within {_SECONDS:g} s", {})
+            finally:
+                if process.poll() is None:  # the script's programs too, which would outlive it
+                    os.killpg(process.pid, signal.SIGTERM)
+        return Outcome(cell, process.returncode == 0, summary(stdout, stderr), {})
 
     def _versions(self) -> Iterator[tuple[str, str]]:
         yield "kernel", platform.release()

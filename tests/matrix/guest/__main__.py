@@ -6,12 +6,11 @@ import os
 import time
 from pathlib import Path
 
-from flanneld_masq.errors import MasqError
 from flanneld_masq.process import ProcessRunner
 from flanneld_masq.selftest.speed import PatientRunner, measure
 
 from .console import Console, Outcome
-from .node import Node, NodeError
+from .node import Node
 from .scenarios import SCENARIOS, CannotRun
 
 ARGUMENT = "matrix.cells="
@@ -38,7 +37,7 @@ def outcome(node: Node, cell: str) -> Outcome:
         detail, facts = SCENARIOS[cell](node)
     except CannotRun as error:
         return Outcome(cell, None, str(error), {})
-    except (MasqError, NodeError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the outermost boundary: the page names the cause
         return Outcome(cell, False, f"{type(error).__name__}: {error}", {})
     return Outcome(cell, True, detail, {**facts, "took": round(time.monotonic() - started, 1)})
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from ...common import eventually
+from ...matrix import oldest
 from ...matrix.oldest import Oldest, summary
 from ...matrix.page import TITLES
 
@@ -23,6 +27,25 @@ FAILED = "FAILED tests/unit/test_a.py::test_b - AssertionError\n1 failed, 3199 p
 )
 def test_the_summary_names_what_failed(stdout: str, stderr: str, text: str) -> None:
     assert summary(stdout, stderr) == text
+
+
+def test_a_timeout_ends_the_programs_of_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, child = tmp_path / "script", tmp_path / "child"
+    script.write_text(f"#!/bin/sh\nsleep 600 &\necho $! >{child}\nwait\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(oldest, "_SCRIPT", script)
+    monkeypatch.setattr(oldest, "_SECONDS", 0.5)
+    outcome = oldest.Oldest()._outcome("unit-tests", "tests/unit")
+    assert (outcome.ok, outcome.detail) == (False, "not done within 0.5 s")
+    pid = int(child.read_text())
+    eventually(lambda: not is_running(pid))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
 
 
 def test_each_cell_has_a_title() -> None:
