@@ -130,7 +130,7 @@ dnf-repo: rpm ## add the rpm to a dnf repository, dist/dnf: KEY=the key of gpg, 
 
 test-repositories: setup ## install from both repositories, upgrade from the previous release, and have changed packages refused
 	@scripts/setup-packaging deb rpm repositories
-	LONG=1 $(bin)/python -m pytest -v tests/system/test_repositories.py
+	CI=true LONG=1 $(bin)/python -m pytest -v tests/system/test_repositories.py
 
 release: ## check and build a release in dist/, with both repositories: KEY=the key of gpg; TAG=1 makes the tag too
 	scripts/release

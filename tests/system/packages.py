@@ -60,8 +60,9 @@ def copy_tree(directory: Path) -> Path:
 
 
 def previous_release() -> str:
-    """Return the revision of the newest release: a tag, or where 0.1.0 was. Empty without a history."""
-    described = _git("describe", "--tags", "--abbrev=0", "--match=v[0-9]*", "HEAD").stdout.strip()
+    """Return the revision of the newest release before this one: a tag, or where 0.1.0 was. Empty without a history."""
+    choice = ("--match=v[0-9]*", f"--exclude=v{__version__}")
+    described = _git("describe", "--tags", "--abbrev=0", *choice, "HEAD").stdout.strip()
     return described or _git("rev-parse", "--verify", "--quiet", f"{UNTAGGED_RELEASE}^{{commit}}").stdout.strip()
 
 

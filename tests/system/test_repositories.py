@@ -18,7 +18,7 @@ import pytest
 from flanneld_masq import __version__
 from flanneld_masq.model import BackendName
 
-from ..common import eventually, every_time, patience
+from ..common import eventually, every_time, patience, unable
 from .machine import Machine
 from .packages import BUILD_SECONDS, OLD, TREE, Packages, PackageStore, previous_release
 from .test_packages import apt, assert_replaced, brought, enabled, state
@@ -80,7 +80,7 @@ def keys(workshop: Path) -> Iterator[Keys]:
         ("dnf", "dnf"),
     ):
         if not shutil.which(tool):
-            pytest.skip(f"{kind} is missing; `scripts/setup-packaging repositories` installs it")
+            unable(f"{kind} is missing; `scripts/setup-packaging repositories` installs it")
     made = Keys(workshop / "gnupg")
     yield made
     made.close()
@@ -181,7 +181,7 @@ def test_the_previous_release_is_upgraded_under_traffic(
     """Its rules may differ, so that they are replaced; no packet leaves with a pod's address meanwhile."""
     revision = previous_release()
     if not revision:
-        pytest.skip("this tree has no history; the previous release is built from it")
+        unable("this tree has no history; the previous release is built from it")
     apt(bare, "install", brought(bare, packages.previous("deb", revision)))
     bare.write("/etc/flanneld-masq/config.toml", f'backend = "{backend}"\n')
     bare.write_subnet()
