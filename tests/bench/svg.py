@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Callable, Optional
@@ -49,12 +49,7 @@ class Chart:
     ticks: Callable[[float], str]  # names a power of ten on the y axis
 
     def render(self) -> str:
-        body = "\n".join([*self._frame(), *self._all_series(), *self._legend()])
-        size = f'width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
-        return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">\n<title>{escape(self.title)}</title>\n'
-            f'<style>{_STYLE}</style>\n<rect width="100%" height="100%" fill="#fff"/>\n{body}\n</svg>\n'
-        )
+        return document(self.title, WIDTH, HEIGHT, _STYLE, (*self._frame(), *self._all_series(), *self._legend()))
 
     def _decades(self) -> tuple[int, int]:
         values = [value for each in self.series for point in each.points.values() for value in _ends(point)]
@@ -114,6 +109,15 @@ class Chart:
             yield line_element(x, y, x + 30, y, f'stroke="{each.colour}" stroke-width="1.5"{dashes}')
             yield _mark(x + 15, y, each)
             yield text_element(x + 38, y + 4, each.name)
+
+
+def document(title: str, width: int, height: int, style: str, body: Iterable[str]) -> str:
+    """Return a picture of so many pixels on white, with its style sheet and the elements of `body`."""
+    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">\n<title>{escape(title)}</title>\n'
+        f'<style>{style}</style>\n<rect width="100%" height="100%" fill="#fff"/>\n' + "\n".join(body) + "\n</svg>\n"
+    )
 
 
 def _ends(point: Point) -> tuple[float, ...]:

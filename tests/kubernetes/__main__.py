@@ -37,13 +37,13 @@ Object = dict[str, Any]
 
 def main() -> int:
     """Print a line for each check. Return 1 if one failed."""
-    chart = rendered({})
+    chart, kustomization = rendered({}), kustomized()
     failures = [
         *linted(),
         *validated("chart", chart),
         *validated("chart, other values", rendered(_OTHER_VALUES)),
-        *validated("kustomization", kustomized()),
-        *differing(chart, kustomized()),
+        *validated("kustomization", kustomization),
+        *differing(chart, kustomization),
     ]
     for failure in failures:
         print(f"failed: {failure}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flanneld_masq.model import SLOTS
 
-from ..system.roots import cache, key_of
+from ..system.roots import directory_of
 from .plan import Machine
 
 _UNPACKED = ("--variant=extract", "--skip=check/qemu", "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr")
@@ -38,7 +38,7 @@ class MachineRecipe:
 
     @property
     def directory(self) -> Path:
-        return cache() / f"{self.name}-{key_of(self.argv(Path('/')))}"
+        return directory_of(self)
 
     def argv(self, target: Path) -> tuple[str, ...]:
         """Return the program that makes the root."""

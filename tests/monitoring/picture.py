@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 
 from flanneld_masq.model import SLOTS
 
-from ..bench.svg import line_element, text_element
+from ..bench.svg import document, line_element, text_element
 
 WIDTH, HEIGHT, GAP = 460, 210, 20
 LEFT, TOP, BOTTOM, LEGEND = 64, 34, 24, 15
@@ -45,11 +44,7 @@ def render(plots: Sequence[Plot], seconds: float, title: str, notes: Sequence[st
     for number, plot in enumerate(plots):
         x, y = GAP + number % 2 * (WIDTH + GAP), head + number // 2 * (HEIGHT + GAP)
         body.append(f'<g transform="translate({x} {y})">{"".join(_panel(plot, seconds))}</g>')
-    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">\n<title>{escape(title)}</title>\n'
-        f'<style>{_STYLE}</style>\n<rect width="100%" height="100%" fill="#fff"/>\n' + "\n".join(body) + "\n</svg>\n"
-    )
+    return document(title, width, height, _STYLE, body)
 
 
 def _panel(plot: Plot, seconds: float) -> Iterator[str]:

@@ -10,9 +10,9 @@ from ..common import eventually
 from .conftest import MakeMachine
 from .container import ARCHIVE, Container
 from .machine import Machine
+from .test_protection import handles, refused
 
 pytestmark = pytest.mark.parametrize("release", ["containers-trixie"], indirect=True)
-TABLES = ("ip", "ip6")
 # Longer than any test here waits, so that the lock file alone tells of a change.
 NO_POLL = "[reconcile]\nlegacy_poll_seconds = 60\nresync_seconds = 3600\n"
 POLL_NOT_WAITED_FOR = 5.0  # times PATIENCE is less than 60 s
@@ -34,19 +34,6 @@ def container(node: Machine) -> Container:
 
 def synced(container: Container) -> None:
     eventually(lambda: container.masq("wait", "--for", "synced", "--timeout", "5", check=False).returncode == 0)
-
-
-def handles(node: Machine) -> list[str]:
-    """The listing of the tables: the same handles mean that nothing was written."""
-    listed = [node.run("nft", "-a", "list", "table", family, "flanneld-masq").stdout for family in TABLES]
-    return [line for text in listed for line in text.splitlines() if "handle" in line and "table" not in line]
-
-
-def protected(node: Machine) -> bool:
-    """Return True if the node's own nft cannot change the tables; what it tries leaves them as they are."""
-    node.run("nft", "flush", "ruleset")
-    tried = [node.run("nft", "delete", "table", family, "flanneld-masq", check=False) for family in TABLES]
-    return all("Operation not permitted" in done.stderr for done in tried)
 
 
 def test_rules_are_those_of_the_node(node: Machine, container: Container) -> None:
@@ -84,7 +71,7 @@ def test_protected_tables_outlive_restart_and_sigkill(node: Machine, container: 
     if "protected (owner and persist)" not in container.masq("status").stdout:
         pytest.skip("this kernel has no tables that persist (Linux 6.9)")
     before = handles(node)
-    assert protected(node)
+    assert refused(node)
     container.stop()
     assert "rules stay in place" in container.log()
     assert handles(node) == before
@@ -92,7 +79,7 @@ def test_protected_tables_outlive_restart_and_sigkill(node: Machine, container: 
     for end in (container.stop, container.kill):
         container.again()
         synced(container)
-        assert protected(node)
+        assert refused(node)
         assert handles(node) == before
         end()
         assert handles(node) == before

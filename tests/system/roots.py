@@ -79,7 +79,7 @@ class Recipe:
 
     @property
     def directory(self) -> Path:
-        return cache() / f"{self.name}-{key_of(self.argv(Path('/')))}"
+        return directory_of(self)
 
     def argv(self, target: Path) -> tuple[str, ...]:
         answers = f"chroot \"$1\" debconf-set-selections <<'END'\n{_ANSWERS}END\n"
@@ -111,6 +111,11 @@ CONTAINERS = Recipe(
 # A node that Ansible manages: what ssh, and its modules for packages, need there.
 MANAGED = Recipe("managed-bookworm", (*_BASE, "locales", "openssh-server", "python3-apt"), ("ssh",), "bookworm")
 RECIPES = {recipe.name: recipe for recipe in (*map(Recipe, RELEASES), FIREWALLS, CONTAINERS, MANAGED)}
+
+
+def directory_of(recipe: Root) -> Path:
+    """Return the place of a root, named by its name and a hash of the program that makes it."""
+    return cache() / f"{recipe.name}-{key_of(recipe.argv(Path('/')))}"
 
 
 def key_of(argv: tuple[str, ...]) -> str:

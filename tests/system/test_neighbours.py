@@ -23,6 +23,7 @@ from flanneld_masq.selftest.packets import PacketError
 from flanneld_masq.selftest.topology import Addresses
 
 from ..common import eventually, every_time, lasting, patience
+from . import libvirt
 from .conftest import MakeMachine
 from .machine import UNIT, Machine
 from .site import SUBNET_FILE, subnet_file_text
@@ -275,20 +276,13 @@ def test_shorewall(make_machine: MakeMachine) -> None:
     )
 
 
-# Without DHCP and DNS, for which it would need dnsmasq.
-_NETWORK = """<network><name>guests</name><forward mode='nat'/><bridge name='virbr9' stp='off'/><dns enable='no'/>
-<ip address='192.168.150.1' netmask='255.255.255.0'/></network>
-"""
-
-
 @pytest.mark.parametrize("release", ["firewalls-bookworm"], indirect=True)
 def test_libvirt(make_machine: MakeMachine) -> None:
     """A network that its guests leave by NAT. libvirt writes its rules again when it starts or reloads."""
 
     def prepare(machine: Machine) -> None:
         often(machine, "libvirtd.service")
-        machine.run("sh", "-c", "mount --bind /proc/sys/net /proc/sys/net && mount -o remount,bind,rw /proc/sys/net")
-        machine.write("/root/network.xml", _NETWORK)
+        libvirt.prepare(machine, "guests", "192.168.150.1")
         # libvirt 9.0 ends by SIGSEGV if it starts while a network is active and finds no dnsmasq.
         machine.write("/usr/sbin/dnsmasq", "#!/bin/sh\necho Dnsmasq version 2.89\n").chmod(0o755)
 
@@ -297,7 +291,7 @@ def test_libvirt(make_machine: MakeMachine) -> None:
         "auto",
         prepare,
         event("systemctl start libvirtd", libvirt_answers),
-        event("virsh net-create /root/network.xml", has_rules),
+        event(f"virsh net-create {libvirt.NETWORK_FILE}", has_rules),
         event("iptables-nft -t nat -F LIBVIRT_PRT"),  # so that the end of a reload can be seen
         event("systemctl reload libvirtd", has_rules),
         event("systemctl restart libvirtd", has_rules),
