@@ -194,7 +194,8 @@ def test_rollout_then_nothing_then_a_refused_file(
 
     second = controller.roll_out(package=str(deb), config=GOOD, **hooks)
     assert second.status == 0, second.output
-    assert {name: counts["changed"] for name, counts in second.recap.items()} == {node.name: 0 for node in nodes}
+    changes = {name: counts["changed"] for name, counts in second.recap.items()}
+    assert changes == {node.name: 0 for node in nodes}, second.output
 
     before = [(*state(node), node.show("MainPID")) for node in nodes]
     pretended = controller.roll_out("--check", package=str(deb), config=PLAIN, **hooks)
