@@ -416,7 +416,8 @@ class TestStatus:
     def test_round_trip(self, directory: Path) -> None:
         assert StateDirectory(directory).status() is None
         StateDirectory(directory).write_status({"state": "synced", "pid": 5})
-        assert StateDirectory(directory).status() == {"state": "synced", "pid": 5}
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+        assert StateDirectory(directory).status() == {"state": "synced", "pid": 5, "pid_namespace": namespace}
 
     @pytest.mark.parametrize("text", ["", "[]", "{", "\x00", "nonsense"])
     def test_a_corrupt_one_is_none(self, text: str, directory: Path) -> None:
@@ -551,6 +552,12 @@ class TestALockForRootAlone:
     def test_it_was_killed(self, pid: object, directory: Path) -> None:
         StateDirectory(directory).write_status({"state": "synced", "pid": pid})
         assert StateDirectory(directory).holder().runs is False
+
+    def test_its_pid_is_one_of_another_namespace(self, directory: Path) -> None:
+        write(directory / "status.json", json.dumps({"state": "synced", "pid": 1, "pid_namespace": "pid:[1]"}))
+        holder = StateDirectory(directory).holder()
+        assert (holder.runs, holder.pid, holder.elsewhere) == (None, 0, True)
+        assert "another pid namespace" in holder.why
 
     @pytest.mark.skipif(not is_root(), reason="needs root to start a process of another user")
     def test_its_pid_belongs_to_another_user_now(self, directory: Path) -> None:
