@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 
 from flanneld_masq.errors import SnapshotError
-from flanneld_masq.inputs.save_lines import logical_lines, words_of
+from flanneld_masq.inputs.save_lines import TEXTS, logical_lines, words_of
 from flanneld_masq.model import SLOTS
 
 _CHAIN = re.compile(r":(\S+) (\S+)")
@@ -61,6 +61,8 @@ def _append(table: SavedTable, line: str) -> None:
 
 
 def words(line: str) -> list[str]:
-    """Return the words of a rule. Some matches print two blanks before a value, and an empty text says nothing here."""
+    """Return the words of a rule. Some matches print two blanks before a value; only a text may be empty."""
     quoted = words_of(line) if '"' in line or "\\" in line else None
-    return line.split() if quoted is None else list(filter(None, quoted))
+    if quoted is None:
+        return line.split()
+    return [word for option, word in zip(("", *quoted), quoted) if word or option in TEXTS]

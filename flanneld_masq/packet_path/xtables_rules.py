@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
 
+from flanneld_masq.inputs.save_lines import TEXTS
 from flanneld_masq.model import SLOTS, Family
 from flanneld_masq.packet_path import names
 from flanneld_masq.packet_path.ipsets import IpSets
@@ -89,7 +90,7 @@ def _parts(tokens: Sequence[str]) -> Iterator[Part]:
             kind, name, options = token, tokens[position] if position < len(tokens) else "", []
             position += 1
         elif token.startswith("-") and len(token) > 1:
-            end = position
+            end = position + (token in TEXTS)
             while end < len(tokens) and tokens[end] != "!" and not _is_option(tokens[end]):
                 end += 1
             options.append(Option(token, tuple(tokens[position:end]), negated))

@@ -292,6 +292,16 @@ def test_a_save_that_was_cut_off_is_an_error() -> None:
             Node(snapshot(legacy=whole[:length]))
 
 
+@pytest.mark.parametrize("comment", ["", "-j", "--dport", "!", "-m", "x"])
+def test_a_comment_is_one_word_whatever_it_looks_like(comment: str) -> None:
+    shown = comment if comment.isalpha() else f'"{comment}"'
+    for saved in (shown, comment) if comment else (shown,):
+        found, read = parts(f"-A FORWARD -m comment --comment {saved} -p tcp -j DROP")
+        assert read == comment
+        assert [(part.kind, part.name) for part in found][-1] == ("-j", "DROP")
+        assert sum(len(part.options) for part in found) == 2
+
+
 def test_parts_keep_quoted_words_together() -> None:
     found, comment = parts(r'-A FORWARD -s 1.2.3.4/32 -m comment --comment "a \"b\" -j X" ! -i lo -j ACCEPT')
     assert comment == 'a "b" -j X'
