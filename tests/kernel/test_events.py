@@ -150,7 +150,7 @@ def test_each_damage_is_heard_and_undone_and_its_author_named(node: Node, name: 
 
 
 @pytest.mark.parametrize("name", BY_EVENTS)
-def test_a_process_that_lives_on_is_named_its_command_line_for_root(node: Node, name: str, family: Family) -> None:
+def test_only_root_sees_the_command_line_of_a_live_author(node: Node, name: str, family: Family) -> None:
     node.configure(BY_EVENTS_ALONE, backend=name)
     chain = "flanneld-masq postrouting" if name == "nft" else "nat FLANNELD-MASQ"
     program = "import nftables, signal, sys; nftables.Nftables().cmd(sys.argv[1]); signal.pause()"
@@ -270,7 +270,7 @@ def legacy(family: Family, *arguments: str) -> tuple[str, ...]:
     return (f"{family.data.tools}-legacy", "-w", "-t", "nat", *arguments)
 
 
-def test_legacy_change_is_noticed_by_the_lock_file_and_its_author_named(node: Node, family: Family) -> None:
+def test_the_lock_file_reports_a_legacy_change_and_its_author(node: Node, family: Family) -> None:
     node.configure(BY_LOCK_ALONE, backend="iptables-legacy")
     named, run = 0, Recorder()
     with node.running() as daemon:
@@ -323,7 +323,7 @@ def test_legacy_change_by_a_killed_program_is_noticed(node: Node) -> None:
         eventually(lambda: repairs(daemon, Family.IPV4) == 1)
 
 
-def test_legacy_forward_that_begins_to_drop_is_noticed_by_the_lock_file(node: Node, family: Family) -> None:
+def test_the_lock_file_reports_a_legacy_forward_that_now_drops(node: Node, family: Family) -> None:
     node.configure(BY_LOCK_ALONE, backend="nft")
     with node.running() as daemon:
         daemon.reached("synced")
@@ -341,7 +341,7 @@ def test_program_with_another_lock_file_is_found_by_the_poll(node: Node, family:
         eventually(lambda: repairs(daemon, family) == 1)
 
 
-def test_legacy_rules_that_change_places_are_found_without_a_resync(node: Node, family: Family) -> None:
+def test_swapped_legacy_rules_are_found_without_a_resync(node: Node, family: Family) -> None:
     """Which leaves the number and the size of the entries as they are."""
     node.configure(BY_EVENTS_ALONE, backend="iptables-legacy")
     tools = family.data.tools
@@ -452,7 +452,7 @@ def test_a_daemon_that_lost_events_looks_at_the_kernel(node: Node, name: str) ->
         daemon.reached("synced")
 
 
-def test_a_restore_that_flushes_table_after_table_comes_to_its_end(node: Node, family: Family) -> None:
+def test_a_restore_that_flushes_each_table_can_finish(node: Node, family: Family) -> None:
     """firewalld does that. iptables-nft-restore has a transaction for each, and fails if another comes in between."""
     reading = "-A INPUT -j RETURN\n" * 800  # is what takes it some time before its second transaction
     text = f"*nat\n-F\n-X\nCOMMIT\n*filter\n{reading}-F\n-X\nCOMMIT\n"
@@ -633,7 +633,7 @@ def spawned(node: Node, *argv: str) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-def test_a_held_xtables_lock_is_waited_for_and_holds_up_nothing_else(make_node: Callable[[], Node]) -> None:
+def test_a_held_xtables_lock_delays_nothing_else(make_node: Callable[[], Node]) -> None:
     """All namespaces of the test have one lock file, in the /run that is theirs alone."""
     waiting, stopping, other = make_node(), make_node(), make_node()
     for node, name in ((waiting, "iptables-legacy"), (stopping, "iptables-legacy"), (other, "nft")):

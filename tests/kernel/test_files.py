@@ -105,7 +105,7 @@ def as_an_ordinary_user(node: Node) -> Iterator[Daemon]:
         process.wait()
 
 
-def test_a_directory_that_it_may_not_enter_any_more_is_a_trouble_of_the_file(node: Node) -> None:
+def test_a_directory_it_may_no_longer_enter_is_a_file_error(node: Node) -> None:
     above = node.directory / "above"
     above.mkdir()
     node.subnet_file = Path(shutil.move(node.subnet_file.parent, above)) / "subnet.env"
@@ -189,7 +189,7 @@ def test_a_full_state_directory_stops_no_repair(node: Node, backend_name: str) -
             assert daemon.stop() == 0
 
 
-def test_a_state_directory_that_becomes_read_only_stops_no_repair(node: Node, backend_name: str) -> None:
+def test_repairs_go_on_when_the_state_directory_is_read_only(node: Node, backend_name: str) -> None:
     node.configure("", backend=backend_name)
     with mounted(node, "mode=755"), node.running() as daemon:
         daemon.reached("synced")
@@ -257,7 +257,7 @@ def stopped_tool(node: Node, daemon: Daemon) -> int:
     raise AssertionError("no tool was seen")
 
 
-def test_a_tool_that_hangs_is_seen_in_the_status_until_it_goes_on(node: Node) -> None:
+def test_the_status_shows_a_hanging_tool_until_it_goes_on(node: Node) -> None:
     with in_sync(node, "iptables-legacy") as daemon:
         before = rules(node)
         tool = stopped_tool(node, daemon)

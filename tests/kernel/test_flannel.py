@@ -567,7 +567,7 @@ def test_masquerade_of_the_bridge_plugin_is_shown_until_its_end(node: Node, wher
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_the_bridge_plugin_may_masquerade_containers_that_are_not_of_flannel(node: Node, flavour: str) -> None:
+def test_the_bridge_plugin_may_masquerade_other_containers(node: Node, flavour: str) -> None:
     """podman's, say."""
     sources = {Family.IPV4: "10.88.0.5", Family.IPV6: "fd00:88::5"}
     chain = "CNI-1f2e3d4c5b6a79881706f5e4"
@@ -585,7 +585,7 @@ def test_the_bridge_plugin_may_masquerade_containers_that_are_not_of_flannel(nod
 
 
 @pytest.mark.parametrize("pods", [False, True])
-def test_the_table_of_the_bridge_plugin_may_be_for_other_networks(node: Node, family: Family, pods: bool) -> None:
+def test_the_bridge_plugin_table_may_be_for_other_networks(node: Node, family: Family, pods: bool) -> None:
     """nerdctl's, say."""
     other, ip = {Family.IPV4: ("198.18.0.5", "ip"), Family.IPV6: ("fd00:88::5", "ip6")}[family]
     sources = [other, PODS[family].replace("0/24", "5").replace("::/64", "::5")][: 1 + pods]

@@ -27,9 +27,7 @@ PER_SECOND = 1000
 
 
 @pytest.mark.parametrize("name", BY_EVENTS)
-def test_a_flushed_ruleset_lets_few_of_a_thousand_packets_a_second_through(
-    topology: Topology, lab_node: Node, name: str, tell: Tell
-) -> None:
+def test_a_flushed_ruleset_lets_few_packets_through(topology: Topology, lab_node: Node, name: str, tell: Tell) -> None:
     """Each packet is a new connection, for one that is known to conntrack keeps its address anyway."""
     lab_node.configure(BY_EVENTS_ALONE, backend=name)
     with lab_node.running() as daemon, ExitStack() as stack:

@@ -105,7 +105,7 @@ def of_family(topology: Topology, family: Family) -> Addresses:
         ),
     ],
 )
-def test_the_jump_stands_right_before_the_first_rule_that_drops_all(
+def test_the_jump_stands_right_before_the_first_drop_of_all(
     node: Node, family: Family, flavour: str, rules: list[str], place: int
 ) -> None:
     load(node, flavour, family, *rules)
@@ -277,7 +277,7 @@ def test_a_drop_that_begins_in_legacy_is_noticed_within_a_second(
             eventually(lambda: forward_backend(daemon, family) == "nft")
 
 
-def test_a_policy_of_a_large_legacy_table_is_noticed_by_every_pass(node: Node, family: Family) -> None:
+def test_every_pass_notices_the_policy_of_a_large_legacy_table(node: Node, family: Family) -> None:
     """A policy alone changes neither the size of a table nor the number of its entries, so the poll does not see it."""
     load(node, "iptables-legacy", family, *(f"-A X -p tcp --dport {port} -j ACCEPT" for port in range(1, 1001)))
     node.configure("")
@@ -318,7 +318,7 @@ def test_a_dormant_table_drops_nothing(node: Node, family: Family) -> None:
         eventually(lambda: forward_backend(daemon, family) == "iptables-nft")
 
 
-def test_a_drop_where_no_program_can_accept_is_named_with_the_package(
+def test_a_drop_beyond_any_accept_is_named_with_its_package(
     node: Node, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tool(node, "iptables-nft", family, "-P FORWARD DROP")

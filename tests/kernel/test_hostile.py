@@ -101,7 +101,7 @@ def lying_path(tmp_path: Path) -> tuple[Path, Path]:
     return directory, log
 
 
-def test_tools_whose_every_check_and_deletion_fails_change_nothing(
+def test_tools_that_fail_every_check_and_deletion_change_nothing(
     make_node: Callable[[], Node], backend_name: BackendName, lying_path: tuple[Path, Path]
 ) -> None:
     directory, log = lying_path
@@ -206,7 +206,7 @@ class Broken(ProcessRunner):
     ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
 )
 @pytest.mark.parametrize("backend_name", ["iptables-legacy"], indirect=True)
-def test_a_listing_that_cannot_be_read_is_an_error_and_no_write_follows(
+def test_an_unreadable_listing_is_an_error_without_a_write(
     node: Node, family: Family, backend_name: BackendName, name: str, distort: Callable[[str], str]
 ) -> None:
     node.configure("", backend=backend_name)
@@ -235,7 +235,7 @@ class Idle(ProcessRunner):
 
 
 @iptables_backends
-def test_a_tool_that_succeeds_without_doing_anything_ends_in_an_error(
+def test_a_tool_that_succeeds_but_does_nothing_is_an_error(
     node: Node, family: Family, backend_name: BackendName
 ) -> None:
     node.configure("", backend=backend_name)
@@ -250,9 +250,7 @@ def test_a_tool_that_succeeds_without_doing_anything_ends_in_an_error(
 
 
 @iptables_nft
-def test_a_base_chain_with_our_name_is_an_error_with_its_remedy_and_nothing_is_written(
-    node: Node, family: Family, backend_name: BackendName
-) -> None:
+def test_a_base_chain_with_the_project_name_is_an_error(node: Node, family: Family, backend_name: BackendName) -> None:
     node.configure("", backend=backend_name)
     other = next(found for found in Family if found is not family)
     chain = f"{family.data.nft} nat {NAT}"
@@ -291,7 +289,7 @@ def test_a_built_in_name_on_another_chain_is_explained(node: Node, family: Famil
 
 @iptables_backends
 @pytest.mark.parametrize(("table", "chain"), [("nat", NAT), ("filter", FORWARD)])
-def test_a_chain_with_our_name_and_the_rules_of_others_stays_as_it_is(
+def test_a_foreign_chain_with_the_project_name_is_left_alone(
     node: Node, family: Family, backend_name: BackendName, table: str, chain: str
 ) -> None:
     """Nothing in it has a tag. Where it is in the way that is an error; elsewhere it is nobody's business."""
@@ -355,7 +353,7 @@ def rules_only(ruleset: str) -> set[str]:
 
 
 @iptables_backends
-def test_a_foreign_jump_to_our_chain_stays_and_cleanup_leaves_the_chain_empty(
+def test_cleanup_empties_a_chain_with_a_foreign_jump_to_it(
     node: Node, family: Family, backend_name: BackendName
 ) -> None:
     node.configure("", backend=backend_name)
@@ -388,7 +386,7 @@ def test_a_foreign_jump_to_our_chain_stays_and_cleanup_leaves_the_chain_empty(
         "set theirs { type inet_service; };",
     ],
 )
-def test_a_table_with_our_name_and_the_objects_of_others_stays_as_it_is(
+def test_a_foreign_table_with_the_project_name_is_left_alone(
     node: Node, family: Family, backend_name: BackendName, content: str
 ) -> None:
     node.configure("", backend=backend_name)
@@ -424,7 +422,7 @@ def test_an_empty_table_with_our_name_is_taken(node: Node, family: Family, backe
 
 @iptables_nft
 @pytest.mark.parametrize("table", ["nat", "filter"])
-def test_a_dormant_table_of_others_is_an_error_with_its_remedy_and_stays_asleep(
+def test_a_foreign_dormant_table_is_an_error_and_stays_dormant(
     node: Node, family: Family, backend_name: BackendName, table: str
 ) -> None:
     node.configure("", backend=backend_name)
@@ -453,9 +451,7 @@ def test_our_dormant_table_is_woken(node: Node, family: Family) -> None:
 
 
 @pytest.mark.parametrize(("name", "table"), [("nft", "flanneld-masq"), ("iptables-nft", "nat")])
-def test_a_table_owned_by_another_process_is_an_error_until_that_process_ends(
-    node: Node, family: Family, name: str, table: str
-) -> None:
+def test_a_table_of_another_owner_is_an_error_until_it_exits(node: Node, family: Family, name: str, table: str) -> None:
     node.configure("", backend=name)
     with node.entered():
         owner = Nftables()  # the kernel takes the table away with the socket that made it
@@ -501,7 +497,7 @@ def test_flannels_chains_half_deleted_are_left_alone(
 
 
 @iptables_nft
-def test_rules_that_iptables_cannot_read_stay_and_are_worked_around(
+def test_rules_that_iptables_cannot_read_stay_and_do_no_harm(
     node: Node, family: Family, backend_name: BackendName
 ) -> None:
     node.configure("", backend=backend_name)

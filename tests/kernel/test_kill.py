@@ -82,7 +82,7 @@ def finish(node: Node) -> float:
 
 
 @pytest.mark.parametrize("victims", ["the program", "the program and its tools"])
-def test_after_sigkill_at_any_moment_each_chain_is_the_old_or_the_new_one(
+def test_after_sigkill_each_chain_is_the_old_or_the_new_one(
     node: Node, backend_name: BackendName, victims: str
 ) -> None:
     moments = random.Random(f"{backend_name} {victims}")

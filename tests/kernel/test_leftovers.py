@@ -72,9 +72,7 @@ def test_an_old_dump_in_another_backend_is_removed(topology: Topology, node: Nod
 
 
 @pytest.mark.parametrize("used", BACKENDS[:2])
-def test_a_dump_that_makes_the_legacy_tables_is_removed_at_the_resync(
-    topology: Topology, node: Node, used: str
-) -> None:
+def test_a_resync_removes_a_dump_that_made_the_legacy_tables(topology: Topology, node: Node, used: str) -> None:
     node.configure(BY_RESYNC, backend=used)
     with node.running() as daemon:
         daemon.reached("synced")
@@ -126,7 +124,7 @@ def test_a_family_that_no_lease_names_has_no_rules(topology: Topology, node: Nod
         assert holds_ours(node, four.family, used), "the rules of the last good state stay"
 
 
-def test_a_file_that_was_never_read_keeps_the_rules_of_its_family(topology: Topology, node: Node) -> None:
+def test_a_file_that_was_never_read_keeps_its_family_rules(topology: Topology, node: Node) -> None:
     """After a restart nobody knows if the file that is missing names IPv6."""
     four, six = (topology.of(family) for family in Family)
     second = node.directory / "flannel" / "second.env"

@@ -98,7 +98,7 @@ def test_repairs_gaps_and_packets_are_counted(node: Node, wire: Wire, backend_na
         assert daemon.status()["troubles"] == []
 
 
-def test_nothing_listens_without_a_port_and_a_reload_changes_that(node: Node, wire: Wire) -> None:
+def test_nothing_listens_until_a_reload_sets_a_port(node: Node, wire: Wire) -> None:
     with running(node, BackendName("nft")) as daemon:
         eventually(lambda: scrape(node))
         node.configure("", backend="nft")

@@ -123,7 +123,7 @@ def _survey(make_node: Callable[[], Node], name: BackendName, position: str = "l
     return [failure for found in results for failure in found]
 
 
-def test_every_mutation_is_named_by_plan_and_undone_and_foreign_rules_stay(
+def test_every_mutation_is_planned_and_undone_foreign_rules_stay(
     make_node: Callable[[], Node], backend_name: BackendName
 ) -> None:
     failures = _survey(make_node, backend_name)

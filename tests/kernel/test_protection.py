@@ -101,7 +101,7 @@ def test_no_damage_by_another_process_succeeds(guarded: Node, family: Family) ->
         assert daemon.status()["families"][str(family)]["repairs"] == 0
 
 
-def test_the_rules_outlive_the_daemon_and_the_next_one_adopts_them(guarded: Node) -> None:
+def test_rules_outlive_the_daemon_and_the_next_one_adopts_them(guarded: Node) -> None:
     with guarded.running() as daemon:
         daemon.reached("synced")
         with guarded.entered():

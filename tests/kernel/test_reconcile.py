@@ -80,7 +80,7 @@ def test_a_pass_with_nothing_changed_starts_no_process(node: Node, family: Famil
         node.run.resume()
 
 
-def test_legacy_rules_are_listed_when_what_the_listing_shows_has_changed(node: Node, family: Family) -> None:
+def test_legacy_rules_are_listed_only_after_a_change(node: Node, family: Family) -> None:
     """Rules of others elsewhere in the table move ours and where jumps lead; that alone needs no listing."""
     tool = f"{family.data.tools}-legacy"
     node.configure("", backend="iptables-legacy")
@@ -113,7 +113,7 @@ def test_legacy_rules_are_listed_when_what_the_listing_shows_has_changed(node: N
             before = seen
 
 
-def test_a_legacy_table_that_always_changes_while_it_is_asked_for_is_listed(
+def test_a_legacy_table_that_never_stops_changing_is_listed(
     node: Node, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node.configure("", backend="iptables-legacy")

@@ -102,7 +102,7 @@ def test_a_rule_forged_before_the_write_is_not_taken_for_ours(
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_rules_of_another_lease_are_written_by_the_tool_and_then_known(node: Node, family: Family, name: str) -> None:
+def test_rules_of_a_new_lease_are_written_by_the_tool_once(node: Node, family: Family, name: str) -> None:
     node.configure("", backend=name)
     with node.entered():
         reconciler = node.reconciler(family)
@@ -121,7 +121,7 @@ def test_rules_of_another_lease_are_written_by_the_tool_and_then_known(node: Nod
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_a_repair_of_hundreds_of_rules_leaves_the_socket_in_order(node: Node, family: Family, name: str) -> None:
+def test_the_socket_works_after_a_repair_of_hundreds_of_rules(node: Node, family: Family, name: str) -> None:
     """An acknowledgement of each would be more than a socket holds."""
     if name == "iptables-nft":
         needs_long_messages()
@@ -162,9 +162,7 @@ def test_rules_of_a_table_are_found_without_reading_all(node: Node, family: Fami
 
 
 @pytest.mark.parametrize("gone", ["tables", "chains", "the jump and a chain"])
-def test_iptables_tables_and_chains_that_are_gone_are_made_without_the_tool(
-    node: Node, family: Family, gone: str
-) -> None:
+def test_lost_iptables_tables_and_chains_return_without_the_tool(node: Node, family: Family, gone: str) -> None:
     """`iptables-nft -X` removes the base chains that are empty as well, if their policy is to accept."""
     tool = f"{family.data.tools}-nft"
     node.configure("", backend="iptables-nft")

@@ -215,7 +215,7 @@ class TestMetrics:
             daemon.signal(signal.SIGHUP)
             eventually(lambda: not list(node.directory.glob("*.prom*")))
 
-    def test_a_file_that_cannot_be_written_is_told_by_status_and_doctor(self, node: Node) -> None:
+    def test_status_and_doctor_report_a_file_that_cannot_be_written(self, node: Node) -> None:
         text = '[metrics]\ntextfile = "/nonexistent/m.prom"'
         trouble = "/nonexistent/m.prom cannot be written: No such file or directory"
         with in_sync(node, text):

@@ -204,7 +204,7 @@ def test_a_bus_that_is_killed_is_joined_again(machine: Machine) -> None:
     machine.logged("drift repaired", "(netfilter-persistent.service done)", after=cursor)
 
 
-def test_a_machine_without_a_bus_is_served_and_a_bus_that_comes_later_joined(make_machine: MakeMachine) -> None:
+def test_it_works_without_a_bus_and_joins_one_that_comes_later(make_machine: MakeMachine) -> None:
     machine = make_machine()
     machine.configure(backend="nft")
     machine.systemctl("mask", "dbus.service", "dbus.socket")

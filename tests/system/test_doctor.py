@@ -122,7 +122,7 @@ def test_a_deny_of_docker_is_passed_in_its_own_chain(machine: Machine) -> None:
     machine.site.assert_masqueraded()
 
 
-def test_the_policy_of_docker_is_opened_where_the_daemon_has_another_backend(machine: Machine) -> None:
+def test_docker_policy_is_opened_beside_another_backend(machine: Machine) -> None:
     """Docker leaves the policy alone where forwarding is on already, as with the setting that `persist` names."""
     start(machine, '[forward]\nbackend = "nft"')
     machine.systemctl("start", "docker")

@@ -45,7 +45,7 @@ def wrong_packets(machine: Machine) -> list[str]:
     return [one for one in machine.site.wrong_packets() if not one.startswith("marked ")]
 
 
-def test_in_each_mode_a_drop_before_services_is_all_that_is_found(machine: Machine) -> None:
+def test_in_each_mode_only_a_drop_before_services_is_found(machine: Machine) -> None:
     start(machine)
     for mode in MODES if every_time() else MODES[-1:]:  # the kernel tests load all of them
         load(machine, mode)

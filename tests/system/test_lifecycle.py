@@ -36,7 +36,7 @@ def drop_in(machine: Machine, text: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_enabled_and_started_it_is_ready_once_the_rules_are_there(machine: Machine, backend: BackendName) -> None:
+def test_an_enabled_service_is_ready_once_the_rules_are_there(machine: Machine, backend: BackendName) -> None:
     machine.configure(backend=backend)
     machine.write_subnet()
     machine.site.assert_not_masqueraded()
@@ -55,7 +55,7 @@ def test_enabled_and_started_it_is_ready_once_the_rules_are_there(machine: Machi
     assert machine.status()["pid"] == int(machine.show("MainPID"))
 
 
-def test_without_a_subnet_file_it_is_ready_and_waits_and_acts_once_there_is_one(machine: Machine) -> None:
+def test_without_a_subnet_file_it_is_ready_and_waits_for_one(machine: Machine) -> None:
     machine.configure(backend="nft")
     machine.systemctl("enable", "--now", UNIT)
     assert machine.show("ActiveState") == "active"
@@ -66,7 +66,7 @@ def test_without_a_subnet_file_it_is_ready_and_waits_and_acts_once_there_is_one(
     assert machine.site.wrong_packets() == []
 
 
-def test_a_wrong_configuration_ends_it_with_status_2_and_it_is_not_restarted(machine: Machine) -> None:
+def test_a_bad_configuration_ends_it_with_2_without_a_restart(machine: Machine) -> None:
     machine.configure("[masquerade]\nno_such_key = 1")
     machine.write_subnet()
     assert "failed" in machine.run("systemctl", "start", UNIT, check=False).stderr
@@ -82,7 +82,7 @@ def test_a_wrong_configuration_ends_it_with_status_2_and_it_is_not_restarted(mac
     machine.site.assert_masqueraded()
 
 
-def test_a_state_directory_that_the_sandbox_forbids_stops_no_repair(machine: Machine) -> None:
+def test_repairs_work_if_the_sandbox_denies_the_state_directory(machine: Machine) -> None:
     machine.configure('state_directory = "/var/lib/masq"', backend="nft")
     machine.write_subnet()
     machine.systemctl("start", UNIT)
@@ -155,7 +155,7 @@ def test_a_reload_fails_on_a_wrong_configuration(machine: Machine) -> None:
     machine.site.assert_not_masqueraded()
 
 
-def test_a_hangup_with_a_wrong_configuration_keeps_the_running_settings(machine: Machine) -> None:
+def test_a_hangup_with_a_bad_configuration_keeps_the_settings(machine: Machine) -> None:
     started(machine)
     pid, rules = machine.show("MainPID"), NftRules(machine.site.topology, BackendName("nft"))
     before = rules.look(), rules.generation()
@@ -306,7 +306,7 @@ def test_booted_without_a_subnet_file_it_waits_for_it(make_machine: MakeMachine)
     assert machine.site.wrong_packets() == []
 
 
-def test_a_shutdown_stops_it_in_order_and_the_next_boot_starts_it(machine: Machine) -> None:
+def test_a_shutdown_stops_it_cleanly_and_the_next_boot_starts_it(machine: Machine) -> None:
     started(machine)
     machine.systemctl("enable", UNIT)
     machine.poweroff()

@@ -120,7 +120,7 @@ def test_what_comes_with_the_deb_works(bare: Machine, debs: Packages) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_an_upgrade_and_a_downgrade_of_the_deb_under_traffic_lose_nothing(
+def test_deb_upgrade_and_downgrade_under_traffic_lose_nothing(
     bare: Machine, debs: Packages, backend: BackendName
 ) -> None:
     apt(bare, "install", brought(bare, debs.old))
@@ -155,9 +155,7 @@ def test_a_purged_deb_leaves_no_rule_and_no_file(bare: Machine, debs: Packages, 
     assert_gone(bare, before)
 
 
-def test_a_deb_with_a_configuration_that_cannot_be_read_is_removed_with_its_rules(
-    bare: Machine, debs: Packages
-) -> None:
+def test_a_deb_with_a_bad_configuration_goes_with_its_rules(bare: Machine, debs: Packages) -> None:
     apt(bare, "install", brought(bare, debs.new))
     enabled(bare, BackendName("nft"))
     bare.configure("no_such_key = 1")
@@ -205,7 +203,7 @@ def test_what_comes_with_the_rpm_works(bare: Machine, rpms: Packages) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_an_upgrade_and_a_downgrade_of_the_rpm_under_traffic_lose_nothing(
+def test_rpm_upgrade_and_downgrade_under_traffic_lose_nothing(
     bare: Machine, rpms: Packages, backend: BackendName
 ) -> None:
     rpm(bare, "--install", brought(bare, rpms.old))
@@ -272,7 +270,7 @@ def test_removal_in_a_chroot_leaves_the_rules_of_the_host(
 
 
 @pytest.mark.parametrize("kind", ["deb", "rpm"])
-def test_without_systemd_it_is_installed_and_removed_with_its_rules(
+def test_without_systemd_it_installs_and_goes_with_its_rules(
     kind: str, release: str, workshop: Path, debs: Packages, rpms: Packages
 ) -> None:
     package = {"deb": debs, "rpm": rpms}[kind].new

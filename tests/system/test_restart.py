@@ -24,7 +24,7 @@ def written(machine: Machine) -> list[tuple[str, int, int]]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_restart_under_traffic_loses_nothing_and_writes_nothing(machine: Machine, backend: BackendName) -> None:
+def test_a_restart_under_traffic_loses_and_writes_nothing(machine: Machine, backend: BackendName) -> None:
     machine.configure(backend=backend)
     machine.write_subnet()
     machine.systemctl("start", UNIT)

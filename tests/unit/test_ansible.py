@@ -58,7 +58,7 @@ def test_answer_without_findings_is_an_error() -> None:
         new_problems(None, [])
 
 
-def test_each_variable_is_specified_and_described_with_its_default() -> None:
+def test_each_variable_is_specified_and_documented() -> None:
     defaults = content("defaults/main.yml")
     options = content("meta/argument_specs.yml")["argument_specs"]["main"]["options"]
     assert {name: option["default"] for name, option in options.items()} == defaults

@@ -142,7 +142,7 @@ def test_the_chart_differs_from_the_manifest_by_its_values_alone() -> None:
     assert VALUES["image"]["pullPolicy"] == CONTAINER["imagePullPolicy"]
 
 
-def test_the_plugin_runs_doctor_in_the_time_and_space_that_it_has() -> None:
+def test_the_plugin_runs_doctor_within_its_time_and_space() -> None:
     settings = MONITOR["pluginConfig"]
     (rule,) = MONITOR["rules"]
     options = main.parser().parse_args(rule["args"])

@@ -34,7 +34,7 @@ class Evil:
         self.trusted = [str(ROOT), str(ROOT / "plugins")]
 
 
-def test_each_file_that_systemd_or_d_bus_reads_is_in_both_packages() -> None:
+def test_each_file_of_systemd_and_d_bus_is_in_both_packages() -> None:
     deb = "".join((ROOT / "packaging/debian" / name).read_text() for name in ("install", "rules"))
     rpm = (ROOT / "packaging/rpm/flanneld-masq.spec").read_text().split("%install")[1].split("%post")[0]
     for file in sorted((ROOT / "systemd").rglob("*")):
@@ -50,7 +50,7 @@ def test_the_rpm_makes_the_user_that_sysusers_d_describes() -> None:
     assert f"\necho '{user}' |\n" in (ROOT / "packaging/rpm/flanneld-masq.spec").read_text()
 
 
-def test_neither_package_loads_modules_from_a_home_directory_or_pythonpath(tmp_path: Path) -> None:
+def test_packages_load_no_module_from_home_or_pythonpath(tmp_path: Path) -> None:
     """This test runs the script of the rpm; tests/system runs the one that the build of the deb makes."""
     script = (ROOT / "packaging/rpm/flanneld-masq").read_text()
     first = script.splitlines()[0]
@@ -97,7 +97,7 @@ def test_each_package_of_the_tree_is_installed() -> None:
     assert set(re.findall(r'"(.*)"', block)) == found
 
 
-def test_a_machine_at_a_hundredth_of_the_speed_starts_the_service() -> None:
+def test_a_machine_a_hundred_times_slower_starts_the_service() -> None:
     """It takes two minutes there until the daemon can ask systemd for more time. The usual limit is 90 s."""
     unit = (ROOT / "systemd" / "flanneld-masq.service").read_text()
     limit = re.search(r"^TimeoutStartSec=(\d+)$", unit, re.MULTILINE)

@@ -275,7 +275,7 @@ def test_events_reach_everybody_and_failures_come_back() -> None:
     assert seen == [event, event]
 
 
-def test_metrics_are_exported_by_everybody_and_failures_come_back() -> None:
+def test_each_plugin_exports_metrics_and_failures_come_back() -> None:
     seen: list[object] = []
 
     class Exports:

@@ -126,7 +126,7 @@ def test_the_settings_are_those_of_the_node(masq: Program) -> None:
     assert masq(f"doctor --snapshot {saved(masq, [], files)}").status == 0
 
 
-def test_a_subnet_file_that_cannot_be_used_is_a_finding_beside_the_others(masq: Program) -> None:
+def test_an_unusable_subnet_file_is_one_more_finding(masq: Program) -> None:
     files = {**LEASE, "subnet-files/2.env": "# /run/flannel/other.env\n"}
     done = masq(f"doctor --json --snapshot {saved(masq, OWN, files)}")
     (found,) = done.json["findings"]
@@ -134,7 +134,7 @@ def test_a_subnet_file_that_cannot_be_used_is_a_finding_beside_the_others(masq: 
     assert "subnet-files/2.env" in found["seen"]
 
 
-def test_without_a_subnet_file_that_can_be_used_there_is_no_answer(masq: Program) -> None:
+def test_without_a_usable_subnet_file_there_is_no_answer(masq: Program) -> None:
     done = masq(f"doctor --snapshot {saved(masq, OWN, {'subnet-files/1.env': '# /run/flannel/subnet.env'})}")
     assert (done.status, done.out) == (2, "")
     assert "subnet-files/1.env" in done.err and "name that of its node" in done.err

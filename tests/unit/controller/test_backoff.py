@@ -104,7 +104,7 @@ def test_a_repair_in_between_restarts_the_quiet_period() -> None:
     assert backoff.in_order(START + 2 * QUIET_SECONDS - 1)
 
 
-def test_a_long_delay_is_waited_out_even_if_the_quiet_period_is_over() -> None:
+def test_a_long_delay_outlasts_the_quiet_period() -> None:
     backoff, now = spent(), START
     while backoff.not_before - now < LAST_DELAY:
         now = backoff.not_before
@@ -146,7 +146,7 @@ def test_writes_are_bounded_at_any_pace_of_the_other_program(pause: float) -> No
 
 
 @given(st.lists(st.tuples(st.floats(0.0, 60.0), st.booleans()), max_size=60))
-def test_no_delay_is_longer_than_the_last_and_all_contentions_end(steps: list[tuple[float, bool]]) -> None:
+def test_delays_have_a_maximum_and_all_contentions_end(steps: list[tuple[float, bool]]) -> None:
     backoff, now = RepairBackoff(), START
     for pause, drift in steps:
         now = max(now + pause, backoff.not_before)

@@ -238,7 +238,7 @@ def test_commit_during_a_first_or_recovering_pass_is_repaired(
     play(scene)
 
 
-def test_without_a_subnet_file_nothing_that_others_commit_is_kept(play: Play) -> None:
+def test_without_a_subnet_file_no_foreign_commit_is_kept(play: Play) -> None:
     async def scene(stage: Stage) -> None:
         await until(lambda: stage.state == "synced")
         stage.around.desired = None
@@ -546,7 +546,7 @@ def test_a_drop_that_stays_away_lets_the_group_leave(play_two: Play) -> None:
     play_two(scene)
 
 
-def test_commits_without_end_delay_the_leaving_for_a_bounded_time(
+def test_endless_commits_delay_the_departure_for_a_bounded_time(
     play_two: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(departure, "MAX_STAY_SECONDS", 0.3)
@@ -561,9 +561,7 @@ def test_commits_without_end_delay_the_leaving_for_a_bounded_time(
     play_two(scene)
 
 
-def test_a_drop_elsewhere_gets_an_accept_at_once_while_the_group_stays(
-    play_two: Play, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_drop_elsewhere_gets_an_accept_while_the_group_stays(play_two: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(departure, "LEAVE_SECONDS", 10 * DEADLINE)
     monkeypatch.setattr(departure, "MAX_STAY_SECONDS", 10 * DEADLINE)
 
@@ -635,7 +633,7 @@ def test_a_tool_that_changed_nothing_causes_no_pass(play: Play, monkeypatch: pyt
     play(scene)
 
 
-def test_a_tool_beside_a_pass_that_fails_does_not_shorten_the_retries(play: Play, kernel: MemoryKernel) -> None:
+def test_a_tool_beside_a_failing_pass_shortens_no_retry(play: Play, kernel: MemoryKernel) -> None:
     async def scene(stage: Stage) -> None:
         await at_rest(stage)
         kernel.fail("observe", *(KernelError("reading", "no") for _ in range(3)))
@@ -647,7 +645,7 @@ def test_a_tool_beside_a_pass_that_fails_does_not_shorten_the_retries(play: Play
     play(scene)
 
 
-def test_the_user_of_the_lock_is_named_for_a_repair_without_a_generation(
+def test_the_lock_user_is_named_if_a_repair_has_no_generation(
     play: Play, kernel: MemoryKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scene(stage: Stage) -> None:
@@ -787,7 +785,7 @@ def test_what_was_of_no_concern_is_held_against_nobody_later(
     play(scene)
 
 
-def test_events_that_were_lost_while_it_holds_back_are_looked_for(play: Play, kernel: MemoryKernel) -> None:
+def test_events_lost_during_a_back_off_lead_to_a_check(play: Play, kernel: MemoryKernel) -> None:
     async def scene(stage: Stage) -> None:
         await at_rest(stage)
         kernel.append(V4, "elsewhere", "rule")
@@ -832,7 +830,7 @@ def test_a_contention_is_told_once_whatever_fails_meanwhile(play: Play, kernel: 
     play(scene)
 
 
-def test_a_kernel_that_cannot_be_polled_is_a_failure_as_any_other(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_cannot_be_polled_is_an_ordinary_failure(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene(stage: Stage) -> None:
         await until(lambda: stage.state == "synced")
         failing = [KernelError("polling", "no")]

@@ -96,7 +96,7 @@ def test_masquerade_has_its_own_time() -> None:
     assert masqueraded == pytest.approx(0.1 + BY_COMMANDS.masquerade)
 
 
-def test_masquerade_does_not_wait_for_a_program_that_flushes_as_a_whole() -> None:
+def test_masquerade_does_not_wait_for_iptables_restore() -> None:
     found = looks(lambda _: BOTH, lambda _: 1, BY_RESTORE)
     assert found[0] == (0.0, FlushPolicy.FORWARD_WAITS)
     assert found[-1] == (BY_RESTORE.quiet, FlushPolicy.REPAIR)
@@ -120,7 +120,7 @@ def test_nothing_waits_for_a_program_that_does_all_at_once() -> None:
         ([], None),
     ],
 )
-def test_programs_are_known_by_the_fifteen_characters_of_the_kernel(names: list[str], patience: Patience) -> None:
+def test_programs_are_known_by_the_kernels_fifteen_characters(names: list[str], patience: Patience) -> None:
     assert patience_with(WHOLE, names) == patience
 
 

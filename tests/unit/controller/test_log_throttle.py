@@ -57,7 +57,7 @@ def test_one_that_was_left_out_and_stays_is_told_later() -> None:
     assert found.over()
 
 
-def test_a_program_that_changes_the_rules_each_second_gets_a_line_a_minute() -> None:
+def test_drift_each_second_is_logged_once_a_minute() -> None:
     """For a day."""
     throttle = DriftThrottle()
     lines = [throttle.line("repaired", "evil", float(second)) for second in range(86_400)]

@@ -108,7 +108,7 @@ def test_a_repair_names_the_culprit_and_is_counted(report: FamilyReport) -> None
     assert (status.last_repair.time, status.last_repair.culprits) == ("2026-11-26T12:00:00.123+00:00", (EVIL,))
 
 
-def test_too_many_repairs_of_one_author_are_logged_for_debugging_alone(report: FamilyReport) -> None:
+def test_too_many_repairs_of_one_author_are_logged_only_at_debug(report: FamilyReport) -> None:
     done = Repaired((DRIFT,), "ruleset changed", (EVIL,), (), AT, 0.0)
     levels = [level for _ in range(30) for _, level, _ in lines(report.repaired(done))]
     assert levels == [logging.WARNING] * 20 + [logging.DEBUG] * 10

@@ -54,7 +54,7 @@ async def run(stage: Stage, scene: Scene) -> None:
     await scene(stage)
 
 
-def test_a_tool_that_waits_for_the_lock_is_named_before_it_gives_up() -> None:
+def test_a_tool_that_waits_for_the_lock_is_named_while_it_waits() -> None:
     """With equal limits the tool may be gone just when the entry that names it is made."""
     assert step_watch.STUCK_SECONDS <= binaries._WAIT_SECONDS - 1
 

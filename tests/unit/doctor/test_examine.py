@@ -137,7 +137,7 @@ def test_each_problem_is_found_with_its_evidence_and_a_remedy(facts: Facts, what
     assert finding.remedy
 
 
-def test_a_saved_ruleset_matters_only_if_the_tables_are_protected() -> None:
+def test_a_saved_ruleset_matters_only_to_protected_tables() -> None:
     assert list(examine(with_daemon(saved=(SavedTable("/etc/nftables.conf", 9),)))) == []
 
 
@@ -344,7 +344,7 @@ class TestReported:
         whats = [finding.what for finding in examine(replace(with_status(status), troubles=(self.TROUBLE,)))]
         assert whats == ["no subnet is known for this node's pods"]
 
-    def test_an_ordinary_user_learns_of_the_cni_plugin_from_the_daemon(self) -> None:
+    def test_an_ordinary_user_gets_the_cni_plugin_from_the_daemon(self) -> None:
         family = FamilyStatus(State.SYNCED, cni_masquerade=("nft: table inet cni_plugins_masquerade",))
         facts = with_status(Status(State.SYNCED, families={Family.IPV4: family}))
         assert list(examine(facts)) == [], "root reads the rules"

@@ -36,7 +36,7 @@ def test_rare_drift_is_logged_each_time() -> None:
     assert drift_lines(100, 60.0) == 100
 
 
-def test_drift_each_second_is_logged_once_a_minute_after_the_burst() -> None:
+def test_drift_each_second_is_logged_by_minute_after_the_burst() -> None:
     hour = drift_lines(3600, 1.0)
     assert DRIFT_BURST + 59 <= hour <= DRIFT_BURST + 61
 

@@ -675,7 +675,7 @@ class TestDirectories:
         only = frozenset(("/subnet.env",))
         assert directories(["/subnet.env"]) == {Directory("/", (status.st_dev, status.st_ino), only)}
 
-    def test_the_root_directory_is_busy_and_its_directories_are_not_replaced(self) -> None:
+    def test_the_root_directory_is_watched_only_if_all_is_missing(self) -> None:
         assert set(self.named(Path("/nonexistent-directory/subnet.env"))) == {"/"}
         assert set(self.named(Path("/proc/nonexistent.env"))) == {"/proc"}
 

@@ -129,7 +129,7 @@ def reply(data: bytes, sequence: int = 1) -> bytes:
     return message(NEW, NFGENMSG + data, sequence)
 
 
-def test_the_kernel_is_asked_for_unanswered_connections_of_the_family() -> None:
+def test_the_kernel_lists_unanswered_connections_of_the_family() -> None:
     reader = Socket(reply(connection()) + reply(connection(uapi.IPS_SEEN_REPLY)), reply(connection()), done())
     found = [list(batch) for batch in table(reader, Socket()).unanswered()]
     assert [len(batch) for batch in found] == [1, 1, 0]

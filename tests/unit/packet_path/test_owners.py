@@ -56,7 +56,7 @@ def test_owner_of_a_rule(rule: Place, owner: str) -> None:
     assert owner_of(rule) == owner
 
 
-def test_a_rule_without_a_name_belongs_to_the_one_that_jumps_to_it() -> None:
+def test_a_rule_without_a_name_belongs_to_the_author_of_the_jump() -> None:
     jump = place("ip filter", "FORWARD", "-A FORWARD -j OWN", "cali:x")
     assert owner_of(place("ip filter", "OWN", "-A OWN -j DROP"), jumps=(jump,)) == "calico"
 
@@ -70,7 +70,7 @@ def test_a_rule_without_a_name_belongs_to_the_one_that_jumps_to_it() -> None:
         (("FORWARD",), ""),
     ],
 )
-def test_a_policy_belongs_to_the_program_beside_that_sets_policies(beside: tuple[str, ...], owner: str) -> None:
+def test_a_policy_belongs_to_a_program_there_that_sets_policies(beside: tuple[str, ...], owner: str) -> None:
     assert owner_of(place("ip filter", "FORWARD", "policy drop", number=0), beside) == owner
 
 

@@ -207,7 +207,7 @@ def test_marks(targets: list[str], expected: int) -> None:
     assert outcome.mark == expected
 
 
-def test_a_rule_of_iptables_nft_is_read_from_its_save_where_nft_is_silent() -> None:
+def test_an_iptables_rule_that_nft_omits_is_read_from_its_save() -> None:
     objects = [
         table("filter"),
         chain("FORWARD", "forward", table="filter"),

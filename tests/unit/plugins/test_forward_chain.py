@@ -157,6 +157,6 @@ def test_no_packet_passes_the_rule_that_drops_all(
             assert any(packet.decided(steps_before) is not Action.DROP for packet in packets(chains))
 
 
-def test_a_return_with_a_condition_lets_packets_reach_the_next_drop() -> None:
+def test_packets_pass_a_conditional_return_and_reach_the_drop() -> None:
     """Found by the test above when it still asked for one packet alone."""
     assert drop([jump("C"), DROP], C=[SOME_RETURN, DROP]) == Drop(1)

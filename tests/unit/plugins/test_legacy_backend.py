@@ -283,7 +283,7 @@ class TestListings:
         jumps = (deletion, deletion, NAT_JUMP)
         assert fed == lines("*nat", ":FLANNELD-MASQ - [0:0]", *NAT_RULES, *jumps, "COMMIT")
 
-    def test_the_removal_of_one_group_leaves_the_table_of_the_other_alone(self, root: Path) -> None:
+    def test_removing_one_group_leaves_the_other_table_alone(self, root: Path) -> None:
         (root / "proc/thread-self/net/ip_tables_names").write_text("nat\nfilter\n")
         backend, tools = self.backend(root, saved(*OWN, NAT_JUMP))
         tools.printed["filter"] = saved(

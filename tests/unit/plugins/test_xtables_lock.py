@@ -80,7 +80,7 @@ def test_program_that_holds_it_for_long_is_not_waited_for(scene: Scene) -> None:
     assert scene.lock.holder() == "pid 43", "it has ended"
 
 
-def test_one_program_after_the_other_is_waited_for_a_bounded_time(scene: Scene) -> None:
+def test_the_wait_for_one_program_after_another_is_bounded(scene: Scene) -> None:
     def sleep(seconds: float) -> None:
         scene.now += 1
         scene.held_by(round(scene.now))

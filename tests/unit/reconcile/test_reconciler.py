@@ -226,7 +226,7 @@ class TestSwitch:
         assert outcome.choices[Group.FORWARD] == (Choice(TWO, "docker drops"),)
         assert set(bench.kernel.chains(V4)) == {"one masquerade", "two forward", "postrouting", "forward"}
 
-    def test_forward_group_goes_to_each_place_where_packets_are_dropped(self, bench: Bench) -> None:
+    def test_forward_group_goes_wherever_packets_are_dropped(self, bench: Bench) -> None:
         bench.reconcile()
         bench.kernel.drops.update({TWO: "docker drops", THREE: "legacy drops"})
         outcome = bench.outcome(DESIRED)

@@ -213,11 +213,11 @@ class TestMoved:
         observed = Neighbours(BASE, before, after, hits=(*(9 for _ in before), 9, *hits))
         return self.moved(LAST, observed, verified_state)
 
-    def test_rules_without_handles_that_count_from_zero_were_appended_again(self) -> None:
+    def test_rules_without_handles_that_count_from_zero_are_appended(self) -> None:
         for hits in ((0,), (2,), (0, 0), (0, 2)):
             assert self.counted(*hits) == []
 
-    def test_rules_without_handles_that_kept_their_count_were_overtaken(self) -> None:
+    def test_rules_without_handles_that_kept_counts_were_overtaken(self) -> None:
         for hits, count in (((3,), 1), ((7,), 1), ((0, 3), 1), ((4, 3), 2)):
             assert [text for *_, text in self.counted(*hits)] == [
                 f"the daemon's jump before {count} of the rules that it came after"

@@ -99,7 +99,7 @@ def test_program_that_ends_with_the_close_is_the_user(play: Play) -> None:
     play(act)
 
 
-def test_program_that_was_not_reaped_yet_is_found_after_the_close(play: Play) -> None:
+def test_an_unreaped_program_is_found_after_the_close(play: Play) -> None:
     async def act(scene: Scene) -> None:
         scene.started(42)
         scene.last(45)

@@ -125,7 +125,7 @@ def test_a_stopped_daemon_holds_nothing_in_sync() -> None:
     assert of(ended, "last_verified_timestamp_seconds") == {"ipv4": AT.timestamp()}
 
 
-def test_a_family_that_no_subnet_file_names_is_neither_in_sync_nor_stale() -> None:
+def test_a_family_without_a_lease_is_neither_in_sync_nor_stale() -> None:
     families = {**STATUS.families, Family.IPV6: FamilyStatus(State.WAITING, verified=AT)}
     status = replace(STATUS, leases=(replace(LEASE, ipv6=None),), families=families)
     assert of(status, "family_in_sync") == {"ipv4": 1}
