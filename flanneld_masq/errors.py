@@ -8,7 +8,7 @@
      +-- CommandError          a program could not be started, failed, timed out or was cut short
      +-- LockHeld              another program holds a lock that a tool needs; the daemon waits for it
      +-- KernelError           the kernel refused a request, or its answer cannot be read
-     +-- RulesetError          an object in the kernel keeps our rules from taking effect
+     +-- RulesetError          an object in the kernel keeps the daemon's rules from taking effect
      +-- AlreadyRunning        another instance holds the state directory
      +-- StateError            the state directory cannot be used
      +-- SnapshotError         a snapshot of a node, or what a tool printed for it, cannot be read
@@ -132,7 +132,7 @@ class BusError(MasqError):
 
     @property
     def exit_code(self) -> int:
-        """The exit status of the error that the daemon raised, if it is one of ours."""
+        """The exit status of the error that the daemon raised, if this module defines that error."""
         for names in OUTSIDE.values():
             if self.name == DBUS_PREFIX + names.dbus_name:
                 return names.exit_code

@@ -246,7 +246,7 @@ class GroupRules:
 
 @dataclass(frozen=True, **SLOTS)
 class Desired:
-    """Everything that one backend must hold for one family. Without groups it must hold no object of ours.
+    """Everything that one backend must hold for one family. Without groups it must hold no object of flanneld-masq.
 
     `position` is the place of the jump to the masquerade group, `forward_position` that of the jump to the forward
     group. `protection` is for backends whose probe offers any.
@@ -394,7 +394,7 @@ class ItemKind(str, enum.Enum):
 
 @dataclass(frozen=True, **SLOTS)
 class Item:
-    """One object of ours in the kernel, or a foreign one in its place.
+    """One object of flanneld-masq in the kernel, or a foreign one in its place.
 
     `place` is where it is ("ip nat FLANNELD-MASQ"), `text` is for people once a `Change` has made it printable.
     `raw` is compared: everything that the kernel holds of the object, except handles and counters. `handle` serves to
@@ -413,8 +413,8 @@ class Item:
 class Blocker:
     """The first foreign rule in the chain of the daemon's jump that drops every packet that reaches it.
 
-    `index` counts the foreign rules ahead of it; a write inserts our jump as the rule of that `number`, or before the
-    rule with that `handle` if the kernel gives handles.
+    `index` counts the foreign rules ahead of it; a write inserts the daemon's jump as the rule of that `number`, or
+    before the rule with that `handle` if the kernel gives handles.
     """
 
     index: int
@@ -424,10 +424,10 @@ class Blocker:
 
 @dataclass(frozen=True, **SLOTS)
 class Neighbours:
-    """The foreign rules around our jump in `place`, each as a digest, in order. Without a jump all are in `before`; a
-    digest that was not read is empty.
+    """The foreign rules around the daemon's jump in `place`, each as a digest, in order. Without a jump all are in
+    `before`; a digest that was not read is empty.
 
-    `jump` is the handle of our jump, if the kernel gives one: a rule keeps it as long as it is not moved. Without
+    `jump` is the handle of that jump, if the kernel gives one: a rule keeps it as long as it is not moved. Without
     handles, `hits` are the packets that each rule of `before` and `after` has counted, as far as they are known.
     `blocker` is looked for in the place of the forward group alone. `bare` is True if the jump is missing and the whole
     table is known to hold no rule.
@@ -458,7 +458,7 @@ class Stranger:
 class Observation:
     """The objects that a backend found in the kernel, in order.
 
-    `strangers` are not among `items`: only the verified state tells if they are ours.
+    `strangers` are not among `items`: only the verified state tells if they belong to flanneld-masq.
 
     `obstacle`, if not empty, names the reason why a write cannot work (a dormant foreign table, an owner, a base chain
     with the daemon's name) and the remedy.
@@ -504,7 +504,7 @@ class Traffic:
 
 @dataclass(frozen=True, **SLOTS)
 class VerifiedState:
-    """The read-back of our own write, with the fingerprint of the rules that were wanted then."""
+    """The read-back of a write by flanneld-masq, with the fingerprint of the rules that were wanted then."""
 
     fingerprint: str
     items: tuple[Item, ...]

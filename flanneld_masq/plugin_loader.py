@@ -143,7 +143,8 @@ def load(extra: Mapping[str, object] | None = None) -> Plugins:
 
 
 def _entry_points() -> Iterator[importlib.metadata.EntryPoint]:
-    """Yield our entry points. A distribution may be on sys.path twice; only the first, which is imported, counts.
+    """Yield the entry points of the project's group. A distribution may be on sys.path twice; only the first, which is
+    imported, counts.
 
     The API to select a group differs between Python 3.9 and 3.10; this way works in both.
     """

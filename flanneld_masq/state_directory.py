@@ -124,7 +124,7 @@ class StateDirectory:
         return self._failures.text()
 
     def verified_state(self, backend: BackendName, family: Family) -> VerifiedState | None:
-        """Return the read-back of our last write; None if there is none. The file is read again only if it changed."""
+        """Return the read-back of the last write; None if there is none. The file is read again only if it changed."""
         name = _verified_state_name(backend, family)
         identity = self._identity(name)
         if name not in self._verified_states or self._verified_states[name][0] != identity:
@@ -386,7 +386,7 @@ def _remedy(error: OSError) -> str:
 
 
 def _is_trusted(uid: int) -> bool:
-    """Return True for a user whose files are accepted: root, our own, or the user of the service."""
+    """Return True for a user whose files are accepted: root, that of this process, or the user of the service."""
     return uid in (0, os.geteuid()) or _is_service(uid)
 
 

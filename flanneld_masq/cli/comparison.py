@@ -54,7 +54,7 @@ def difference(reconciler: Reconciler, desired: DesiredState) -> str:
 
 
 def left_behind(reconciler: Reconciler, settings: Settings) -> str:
-    """Return the rules of ours that are in force without a lease; empty for none, or if they cannot be read."""
+    """Return the daemon's rules that are in force without a lease; empty for none, or if they cannot be read."""
     try:
         changes = [change for plan in reconciler.plan(DesiredState(settings)) for change in plan.changes]
     except MasqError:

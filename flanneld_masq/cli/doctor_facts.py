@@ -121,7 +121,7 @@ def _families(session: Session, desired: DesiredState | None) -> Iterator[Family
 
 
 def _left(reconciler: Reconciler, settings: Settings) -> FamilyFacts:
-    """Return the rules of ours and of flannel that are there although there is no lease."""
+    """Return the rules of the daemon and of flannel that are in the kernel although there is no lease."""
     facts = FamilyFacts(reconciler.family, left=left_behind(reconciler, settings))
     with contextlib.suppress(MasqError):
         surveyed = survey_backends(reconciler.selector.usable(), ())

@@ -249,7 +249,7 @@ class EventFilter:
         return False
 
     def can_be_dropped(self) -> bool:
-        """Return True if no pending commit needs a pass: all are ours, or all are irrelevant."""
+        """Return True if no pending commit needs a pass: all are of this process, or all are irrelevant."""
         if self.suspects.broken:
             return False
         if all(self._detector.made(one.generation) for one in self.suspects.undecided):

@@ -169,7 +169,7 @@ class FamilyLoop:
         return self._schedule.hangs(self._now(), moved)
 
     async def remove(self) -> None:
-        """Remove all our rules of the family."""
+        """Remove all rules of the daemon for this family."""
         errors: Sequence[MasqError]
         try:
             _, errors = await self._worker.call(self._reconciler.remove_everything)

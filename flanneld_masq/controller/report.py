@@ -96,8 +96,8 @@ class WriteHistory:
 
 @dataclass
 class SurveyReport:
-    """The results of surveys of foreign rules. `flannel` describes the effect of flannel's rules beside ours,
-    `takeover_stopped` is the reason why they are not removed any more."""
+    """The results of surveys of foreign rules. `flannel` describes the effect of flannel's rules beside the daemon's;
+    `takeover_stopped` is the reason why the daemon no longer removes them."""
 
     family: Family
     failure: str = ""  # of the last survey
@@ -143,7 +143,7 @@ class SurveyReport:
         self.takeover_stopped = stopped
 
     def _flannel_entries(self, effects: Effects) -> Iterator[LogEntry]:
-        """Log what flannel's rules do beside ours, as far as that is new."""
+        """Yield an entry for each effect of flannel's rules beside the daemon's that is new."""
         before, self.flannel = self.flannel, ()
         for backend, effect in effects.items():
             overrules = bool(effect.conflicts or effect.unread)

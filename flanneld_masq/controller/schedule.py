@@ -22,9 +22,9 @@ MAX_SETTLE_SECONDS = 0.05
 GRID_SECONDS = 5.0  # a resync falls on a multiple of this time, on which polls fall too
 MAX_STEP_SECONDS = 120.0  # one step of a pass: twice the time limit of the slowest tool
 # Programs that commit several times in a row, and the pause after which such a row has ended. firewalld flushes and
-# then rebuilds, and would flush our rules again. iptables-restore goes from table to table and fails if it has to read
-# the ruleset again in between: "CHAIN_DEL failed (No such file or directory)". The kernel reports 15 characters of a
-# name.
+# then rebuilds, and would flush the daemon's rules again. iptables-restore goes from table to table and fails if it has
+# to read the ruleset again in between: "CHAIN_DEL failed (No such file or directory)". The kernel reports 15 characters
+# of a name.
 SETTLE_SECONDS = {
     "firewalld": 0.03,
     **{

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 STATUS_SECONDS = 5.0
 RECONCILE_SECONDS = 150.0  # the slowest tool has a minute
-MAX_ANSWER = 16 << 20  # bytes; a status may list as many changes as another program made to our chains
+MAX_ANSWER = 16 << 20  # bytes; a status may list as many changes as another program made to the daemon's chains
 _NOBODY = ("", f"{ERROR}ServiceUnknown", f"{ERROR}NameHasNoOwner")
 _Result = TypeVar("_Result")
 

@@ -113,7 +113,8 @@ class Connection:
         await self.ask_bus("AddMatch", ",".join(f"{key}='{value}'" for key, value in conditions.items()))
 
     async def own(self, name: str) -> bool:
-        """Take a name; False where another has it, then it becomes ours when that one leaves. Raises BusError."""
+        """Request a name on the bus; False if another process has it. The bus then gives it to this process when the
+        other one leaves. Raises BusError."""
         reply = await _within(self._bus.request_name(name, NameFlag.NONE), REPLY_SECONDS, f"taking the name {name}")
         return reply is not RequestNameReply.IN_QUEUE
 

@@ -54,7 +54,7 @@ class BusPublisher:
         self._lacking: set[str] = set()  # what was said to be missing
         self._failures = 0
         self._status: Status = owner.status()
-        self._connection: Connection | None = None  # while it has our name
+        self._connection: Connection | None = None  # while it has the daemon's name
         self._object = Object(
             PATH,
             MANAGER,

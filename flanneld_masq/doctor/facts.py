@@ -35,9 +35,9 @@ class FamilyFacts:
 
     `unusable` is the reason why no backend can be used, `differs` the difference between the kernel and the wanted
     rules, `unread` the reason why that is not known, `drops` the drop of forwarded packets by backend, `unhelped` the
-    drops where no accept can be put; all are empty for nothing of the kind. `left` are rules of ours that no lease
+    drops where no accept can be put; each is empty if there is none. `left` are rules of the daemon that no lease
     names. `both_flavours` is True if iptables-nft and iptables-legacy both hold rules, `protected` if other programs
-    cannot change our nft table.
+    cannot change the daemon's nft table.
     """
 
     family: Family

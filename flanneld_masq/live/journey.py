@@ -11,7 +11,7 @@ from flanneld_masq.kernel import uapi
 from flanneld_masq.kernel.trace_events import Header, LegacyStep, NftStep, Step, StepKind
 from flanneld_masq.model import Address, Family
 
-START_CHAINS = frozenset(("prerouting", "output"))  # of our own table: the first chains that a packet meets
+START_CHAINS = frozenset(("prerouting", "output"))  # of the trace's own table: the first chains that a packet meets
 END_CHAINS = frozenset(("input", "postrouting"))  # the last ones
 _MAX_AT_ONCE = 8  # packets of the flow that are on their way
 _MAX_STEPS = 4096  # of one packet

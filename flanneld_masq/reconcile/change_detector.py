@@ -93,7 +93,8 @@ class ChangeDetector:
         return False
 
     def _read(self, name: BackendName) -> bytes | None:
-        """Read one backend. If it is not in use, its evidence and rules of ours count; None if they cannot be read."""
+        """Return the fingerprint of one backend; None if it cannot be read. For a backend that is not in use it covers
+        the evidence for its choice, and rules of the daemon that are there."""
         groups = self._selector.assignment.get(name)
         if groups is not None:
             return self._backends[name].fingerprint(groups)

@@ -59,7 +59,7 @@ class Reconciler:
         self.traffic = self._writer.traffic
         # most passes have the desired state and the assignment of the one before, and so its targets
         self._targets: tuple[_TargetsKey, tuple[Target, ...]] | None = None
-        self._cleared: dict[BackendName, bytes | None] = {}  # the fingerprint of each that holds nothing of ours
+        self._cleared: dict[BackendName, bytes | None] = {}  # the fingerprint of each that holds no rule of the daemon
         self._on_flush = FlushPolicy.REPAIR
         self._mark = DEFAULT_KUBE_PROXY_MARK  # the one that `kube_proxy_mark = "auto"` stands for
 
@@ -282,7 +282,7 @@ class Reconciler:
 
 @contextlib.contextmanager
 def _despite_unusable() -> Iterator[None]:
-    """Go on if a backend that cannot be used does not answer; not if it says that rules of ours stay in force."""
+    """Ignore the error of a backend that cannot be used, unless it says that rules of the daemon stay in force."""
     try:
         yield
     except RulesetError:

@@ -27,7 +27,7 @@ from flanneld_masq.model import (
     VerifiedState,
 )
 
-MAX_DIFF_LINES = 200  # another program may have put any number of rules into our chains
+MAX_DIFF_LINES = 200  # another program may have put any number of rules into the daemon's chains
 _CACHED = 16  # desired states; nearly every pass has the same one as the pass before
 
 
@@ -62,7 +62,7 @@ def differences(
     moves = tuple(moved(_forward(wanted, desired), desired, verified_state.neighbours, observed))
     if list(map(_identity_now, verified_state.items)) == list(map(_identity_now, observed.items)):
         return moves
-    reference = tuple(_worded(item, ours.text) for item, ours in zip(verified_state.items, wanted))
+    reference = tuple(_worded(item, desired_item.text) for item, desired_item in zip(verified_state.items, wanted))
     held = _translated(observed.items, reference)
     return (*_changes_by(_raw, reference, held), *moves)
 
@@ -70,7 +70,7 @@ def differences(
 def moved(
     forward: str, desired: Desired, verified_state: tuple[Neighbours, ...], observed: Observation
 ) -> Iterator[Change]:
-    """Yield the jumps of ours that do not stand where their position asks for. `forward` is the place of the jump to
+    """Yield the daemon's jumps that do not stand where their position requires. `forward` is the place of the jump to
     the forward group; empty for none."""
     remembered = {around.place: around for around in verified_state}
     jumps = {item.place for item in observed.items if item.kind is ItemKind.JUMP}
@@ -122,7 +122,7 @@ def _forward(wanted: tuple[Item, ...], desired: Desired) -> str:
 
 
 def _passed(then: Neighbours, now: Neighbours) -> frozenset[str]:
-    """Return the rules that our jump was behind and now stands before, because it was moved.
+    """Return the rules that the daemon's jump was behind and now stands before, because it was moved.
 
     A jump with a handle was moved if the handle is another one. Without handles, rules that end the chain may have been
     deleted and appended again by their owner, as flannel does: then they count from zero. A rule that has kept its
@@ -149,7 +149,7 @@ def unmet(wanted: tuple[Item, ...], observed: Observation) -> str:
 
 
 def verified_state_of(wanted: tuple[Item, ...], desired: Desired, observed: Observation) -> VerifiedState:
-    """Make the verified state of an observation that was read back right after our own write."""
+    """Make the verified state of an observation that was read back right after the daemon's own write."""
     neighbours = tuple(replace(around, blocker=None) for around in observed.neighbours)  # never compared with a new one
     return VerifiedState(fingerprint(wanted, desired), observed.items, neighbours)
 

@@ -59,7 +59,7 @@ def items_of(group: GroupRules, wanted: tuple[Item, ...]) -> tuple[Item, ...]:
 def _is_flushed(
     group: GroupRules, wanted: tuple[Item, ...], verified_state: VerifiedState | None, observed: Observation
 ) -> bool:
-    """Return True if the base chain is empty now, and our own chain too unless the base chain held foreign rules."""
+    """Return True if the base chain is empty now. If it held no foreign rule before, the daemon's chain must be too."""
     items = items_of(group, wanted)
     base = next((item.place for item in items if item.kind is ItemKind.JUMP), None)
     if base is None or any(item.place == base for item in observed.items):

@@ -1,8 +1,8 @@
 """Decides if chains and tables with one of the daemon's names belong to the daemon. Pure.
 
-A rule or jump belongs to the daemon if its comment is the daemon's prefix and a tag. A chain or table is ours if one of
-its rules is, or a jump to it. Without any such sign it is a stranger: another program flushed ours, or made one of that
-name.
+A rule or jump belongs to the daemon if its comment is the daemon's prefix and a tag. A chain or table belongs to the
+daemon if one of its rules, or a jump to it, does. Without any such sign it is a stranger: another program flushed the
+daemon's chain, or made a chain of that name.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from flanneld_masq.model import Item, Observation, Stranger, VerifiedState
 
 
 def settled(wanted: Collection[Item], verified_state: VerifiedState | None, observed: Observation) -> Observation:
-    """Return the observation without strangers: those that are ours are among its items.
+    """Return the observation without strangers: those that belong to the daemon are among its items.
 
-    The verified state knows those that this program wrote. An empty one may be taken where one is wanted. Raise
-    RulesetError for one of another program where one is wanted.
+    The verified state names those that the daemon wrote. The daemon also takes an empty one that has a wanted name.
+    Raises RulesetError if another program's has a wanted name.
     """
     if not observed.strangers:
         return observed

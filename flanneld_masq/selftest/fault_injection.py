@@ -1,4 +1,4 @@
-"""Damages our rules as other programs and people do: with the command-line tools.
+"""Damages the daemon's rules as other programs and people do: with the command-line tools.
 
 For the self-test and the tests on a kernel. Each damage is done in the namespace of the calling thread, to the rules of
 one backend and family; the rules of other flavours stay as they are.
@@ -34,17 +34,17 @@ class Tools(Protocol):
     """The tools of one backend for one family."""
 
     def ours(self) -> tuple[str, ...]:
-        """Return the lines of a listing that concern our objects, in order."""
+        """Return the lines of a listing that show objects of flanneld-masq, in order."""
 
     def foreign(self) -> tuple[str, ...]:
         """Return all other lines."""
 
     def add_foreign(self) -> None:
-        """Add a foreign rule to each hook that we use."""
+        """Add a foreign rule to each hook that flanneld-masq uses."""
 
     @property
     def damages(self) -> Mapping[str, Callable[[], None]]:
-        """The damages that can be done to our rules, by name."""
+        """The damages that can be done to the daemon's rules, by name."""
 
 
 def _insist(damage: Callable[[], None]) -> None:
@@ -188,7 +188,7 @@ class IptablesTools:
 
 
 def _is_ours(line: str) -> bool:
-    """Return True if a line of iptables-save names a chain or a tag of ours."""
+    """Return True if a line of iptables-save names a chain or a tag of flanneld-masq."""
     return _CHAIN in line or _TAG.search(line) is not None
 
 

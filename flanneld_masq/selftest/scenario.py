@@ -225,9 +225,9 @@ class Scenario:
             pause.wait(0.001)
             listed = time.monotonic()
         commits = self._commits.since(before)
-        ours = [commit.moment for commit in commits if commit.program in PROGRAMS]
-        theirs = [commit.moment for commit in commits if commit.program not in PROGRAMS]
-        return (theirs[-1] if theirs else listed) - (ours[0] if ours else damaged)
+        damages = [commit.moment for commit in commits if commit.program in PROGRAMS]
+        repairs = [commit.moment for commit in commits if commit.program not in PROGRAMS]
+        return (repairs[-1] if repairs else listed) - (damages[0] if damages else damaged)
 
     def _protect(self, verified_state: _Listing) -> None:
         """Check that no damage succeeds while the tables are protected."""
@@ -259,7 +259,7 @@ class Scenario:
         self._check("SIGTERM", same, f"{took * 1000:.0f} ms; the rules {'stay' if same else 'are not what they were'}")
         self._daemon.command("cleanup")
         left = [line for lines in self._ours().values() for line in lines]
-        self._check("cleanup", not left, f"left behind: {left}" if left else "nothing of ours is left")
+        self._check("cleanup", not left, f"left behind: {left}" if left else "no rule of flanneld-masq is left")
         same = self._foreign() == foreign
         self._check("rules of others", same, "as before" if same else f"before {foreign}, now {self._foreign()}")
 

@@ -61,7 +61,7 @@ class Bench:
     """A backend over a kernel without any object of flanneld-masq, and functions that change that kernel as another
     program would.
 
-    Once the rules of our masquerade group exist, `delete_rule` removes one of them, `duplicate_rule` adds a copy of
+    Once the rules of the masquerade group exist, `delete_rule` removes one of them, `duplicate_rule` adds a copy of
     one, and `flush` removes all; `other_damages` may name more of that kind. `add_foreign` adds foreign rules to the
     hooks of the backend and to the chains that jump to its own. `foreign` returns all foreign objects in the kernel, to
     be compared with `==`.
@@ -87,8 +87,8 @@ class BackendConformance:
     def test_nothing_is_observed_where_nothing_of_ours_is(self, bench: Bench) -> None:
         bench.add_foreign()
         observed = _observe(bench)
-        assert observed.items == (), f"found in a kernel without our rules: {observed.items}"
-        assert not observed.obstacle, f"an obstacle in a kernel without our rules: {observed.obstacle}"
+        assert observed.items == (), f"found in a kernel without rules of flanneld-masq: {observed.items}"
+        assert not observed.obstacle, f"an obstacle in a kernel without rules of flanneld-masq: {observed.obstacle}"
 
     def test_wanted_is_pure_and_whole(self, bench: Bench) -> None:
         backend, desired = bench.backend, every_row(bench)
@@ -181,14 +181,14 @@ class BackendConformance:
         _write(bench, every_row(bench))
         assert bench.backend.fingerprint(alone) != before, "objects of another group do not show beside those of one"
         _write(bench, Desired(bench.backend.family))
-        assert bench.backend.fingerprint(()) == nothing, "nothing of ours is left, and the fingerprint differs"
+        assert bench.backend.fingerprint(()) == nothing, "no rule of flanneld-masq is left, and the fingerprint differs"
 
     def test_nothing_is_said_to_drop_where_nothing_does(self, bench: Bench) -> None:
         bench.add_foreign()
         assert bench.backend.drops_forwarding() == ""
         _write(bench, every_row(bench))
         generation = bench.backend.generation()
-        assert bench.backend.drops_forwarding() == "", "our own rules do not drop"
+        assert bench.backend.drops_forwarding() == "", "the rules of flanneld-masq do not drop"
         assert bench.backend.generation() == generation, "drops_forwarding() changed the kernel"
 
     def test_no_mark_is_read_where_kube_proxy_has_no_rules(self, bench: Bench) -> None:
@@ -206,8 +206,8 @@ class BackendConformance:
         foreign = bench.foreign()
         survey = bench.backend.survey(tuple(filter(None, [_LEASE.of(bench.backend.family)])))
         assert isinstance(survey, Survey), f"survey returned {survey!r}"
-        assert survey.flannel == (), f"these are ours, or others': {survey.flannel}"
-        assert survey.flannel_nat == (), f"these are ours, or others': {survey.flannel_nat}"
+        assert survey.flannel == (), f"these are not flannel's: {survey.flannel}"
+        assert survey.flannel_nat == (), f"these are not flannel's: {survey.flannel_nat}"
         bench.backend.remove(())
         assert (_observe(bench), bench.foreign()) == (before, foreign), "survey() or removing nothing changed rules"
 
@@ -247,7 +247,7 @@ class BackendConformance:
     def test_first_means_before_all_others(self, bench: Bench) -> None:
         bench.add_foreign()
         for around in _write(bench, first(bench)).neighbours:
-            assert not around.before, f"in {around.place}, rules of others come before ours"
+            assert not around.before, f"in {around.place}, foreign rules come before the jump"
 
     def test_rules_that_others_add_later_go_before_an_accept(self, bench: Bench) -> None:
         desired = plain(bench)

@@ -1,4 +1,4 @@
-"""A kernel in memory, and a backend that keeps our rules in it, to test the code that uses backends.
+"""A kernel in memory, and a backend that keeps the daemon's rules in it, to test the code that uses backends.
 
 The kernel holds chains of the daemon's rules and of foreign rules, and counts its transactions. A test can make it
 fail, or let another program change it at the worst moment: after a write, before the read-back.
@@ -47,7 +47,7 @@ Chains = Mapping[str, Optional[tuple["MemoryRule", ...]]]
 
 @dataclass(frozen=True, **SLOTS)
 class MemoryRule:
-    """A rule, ours or foreign. The kernel gives it its `handle` at the first commit."""
+    """A rule, the daemon's or foreign. The kernel gives it its `handle` at the first commit."""
 
     text: str
     comment: str = ""
