@@ -88,7 +88,7 @@ class Bus:
         self._process.send_signal(signal.SIGCONT)
 
     def ctl(self, *arguments: str, user: int = 0) -> subprocess.CompletedProcess[str]:
-        """Run busctl, which is not of our making."""
+        """Run busctl, a client that this project did not write."""
         if not shutil.which("busctl"):
             unable("busctl is missing; it comes with systemd")
         return subprocess.run(

@@ -155,7 +155,7 @@ def gaps(site: Site) -> list[Damage]:
 
 
 def _restored(site: Site, command: str) -> Damage:
-    """Rules that were saved before ours came are restored, as nftables.service and netfilter-persistent do it."""
+    """Restore rules that were saved before the daemon's came, as nftables.service and netfilter-persistent do."""
     file = site.directory / "saved"
     chains = "".join(f":{chain} ACCEPT [0:0]\n" for chain in ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"))
     file.write_text("flush ruleset\n" if command.startswith("nft") else f"*nat\n{chains}COMMIT\n")
@@ -168,7 +168,7 @@ def _reload(site: Site, how: str) -> Damage:
 
 
 def duplicate(site: Site) -> list[Damage]:
-    """The last rule of our chain, once more."""
+    """Append the last rule of the daemon's chain once more."""
     if site.backend != "nft":
         return [_fixed(site, "rule doubled", f"iptables-{site.flavour} -w -t nat {_listed(site, 'FLANNELD-MASQ')[-1]}")]
     lines = site.run("nft", "list", "chain", "ip", "flanneld-masq", "postrouting").splitlines()

@@ -26,7 +26,7 @@ RESYNC_SECONDS = 5.0
 Rules = tuple[tuple[str, str], ...]
 CLUSTER, PODS = "10.244.0.0/16", "10.244.1.0/24"
 MASQ, FORWARD = '-m comment --comment "flanneld masq" -j', '-m comment --comment "flanneld forward" -j'
-# (table, our chain, rules as (chain, specification))
+# (table, flannel's chain, rules as (chain, specification))
 TABLES = (
     (
         "nat",

@@ -31,7 +31,7 @@ table ip bench-reflex {
 
 
 def reflexes(scale: Scale, record: Record) -> None:
-    """From the event of a chain that `nft` flushed to our transaction in the kernel; the damage itself is not in it."""
+    """From the event of a chain that `nft` flushed to the daemon's transaction; without the damage itself."""
     site = Site("reflex", "nft", 0)
     progress("a bare program that repairs at the event")
     try:

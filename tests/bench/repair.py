@@ -57,7 +57,7 @@ def _without_effect(record: Record, figure: str, site: Site) -> int:
 
 
 def busy(watches: Watches, scale: Scale, record: Record) -> None:
-    """Others change the ruleset a hundred times a second, and hit our chain with every hundredth time."""
+    """Other programs change the ruleset a hundred times a second, and the daemon's chain every hundredth time."""
     for site, watch in watches.items():
         if site.foreign not in (min(SIZES), max(SIZES)) or site.flavour == "legacy":
             continue
@@ -75,7 +75,7 @@ def busy(watches: Watches, scale: Scale, record: Record) -> None:
 
 
 def _transactions(site: Site, watch: Watch, number: int) -> tuple[int, int]:
-    """Return how often our chain was hit, and how often it was whole before the next hit.
+    """Return how often the daemon's chain was hit, and how often it was whole before the next hit.
 
     The commits go over a netlink socket: libnftables lists every chain of the kernel before each, and is too slow for
     that rate where there are many.

@@ -14,7 +14,7 @@ from .site import UNPROTECTED
 
 SUBJECTS = ("nft", UNPROTECTED, "iptables-nft", "iptables-legacy")
 BACKENDS = tuple(subject for subject in SUBJECTS if subject != UNPROTECTED)
-FLANNEL = {"iptables-nft": "flannel nft", "iptables-legacy": "flannel legacy"}  # whose way is compared with ours
+FLANNEL = {"iptables-nft": "flannel nft", "iptables-legacy": "flannel legacy"}  # flannel's column beside each backend
 HEADERS = ("figure", "backend", "foreign rules", "measured", "flannel iptables mode", "to reach", "reached")
 MOST = max(SIZES)
 

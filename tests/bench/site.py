@@ -112,7 +112,7 @@ class Site:
         self.process = None
 
     def cleanup(self) -> None:
-        """Remove our rules. Only while no daemon runs."""
+        """Remove the daemon's rules. Only while no daemon runs."""
         self.run(*self._argv("cleanup"))
 
     @property

@@ -81,7 +81,7 @@ class Actor:
                 raise Fault(f"the attacker ended with status {attack.returncode}: {error.decode(errors='replace')}")
             self.messages += int(said.split()[-2])
 
-    # ---- our rules
+    # ---- the daemon's rules
 
     def _damage(self, action: Action) -> str:
         for shell in self.site.shells:
@@ -99,7 +99,7 @@ class Actor:
         return mutation.name
 
     def _stale(self, action: Action) -> str:
-        """Restore an old dump of our rules: of another lease, perhaps of another backend."""
+        """Restore an old dump of the daemon's rules: of another lease, perhaps of another backend."""
         name, lease = BACKENDS[action.choice % len(BACKENDS)], tuple(LEASES.values())[action.choice // 3 % len(LEASES)]
         node, found = self.site.node, subnet_env.parse(lease.encode(), "old.env")
         desired = policy.desired(node.settings, (found,), action.family, frozenset(Group))

@@ -1,4 +1,4 @@
-"""Read listings of the kernel's rules: foreign rules in a form to compare, and each copy of ours. Pure."""
+"""Read listings of the kernel's rules: foreign rules in a form to compare, and each copy of the daemon's. Pure."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def foreign(listings: Listings) -> tuple[str, ...]:
 
 
 def is_ours(line: str) -> bool:
-    """Return True for a rule with a tag of ours, and for one that leads to a chain of ours."""
+    """Return True for a rule with a tag of flanneld-masq, and for one that jumps to a chain of it."""
     return bool(_TAG.search(line) or _TO_OURS.search(line))
 
 
@@ -109,7 +109,7 @@ def _blocks(text: str, indent: str) -> Iterator[tuple[str, list[str]]]:
             content.append(line)
 
 
-# ---- ours
+# ---- the daemon's rules
 
 
 def copies(listings: Listings) -> Copies:

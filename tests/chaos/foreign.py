@@ -162,7 +162,7 @@ def flush_by_commands(shell: Shell, action: Action) -> None:
     for table in _TABLES:
         shell.iptables(action, table, "-F")
         # A repair waits 200 ms for the next command of a flush. On a machine that is busy enough this one comes later,
-        # and fails because our jump is back. tests/kernel/test_flush.py demands that it does not on any other.
+        # and fails because the daemon's jump is back. tests/kernel/test_flush.py demands that it does not on any other.
         if not shell.iptables(action, table, "-X", told=False):
             listed = shell.node.tool(_tools(action), "-w", "-t", table, "-S").splitlines()
             for chain in (line.split()[1] for line in listed if line.startswith("-N ")):

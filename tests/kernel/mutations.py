@@ -58,7 +58,7 @@ _COUNTERS = re.compile(r"^\[\d+:\d+\] ")
 class Mutation:
     """One step. The plan must say one of `texts` of `place`.
 
-    `undo` takes away what the step leaves to others and is not ours to remove; `foreign_stays` is false for
+    `undo` removes foreign objects that the step leaves, which the daemon must not remove; `foreign_stays` is false for
     steps that damage the rules of others too.
     """
 
@@ -72,7 +72,7 @@ class Mutation:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Rules of one family in a kernel interface: ours without counters and handles, foreign ones with them."""
+    """Rules of one family in a kernel interface: the daemon's without counters and handles, foreign ones with them."""
 
     ours: tuple[str, ...] = ()
     foreign: tuple[str, ...] = ()
@@ -149,14 +149,14 @@ class Subject(ABC):
 
     @abstractmethod
     def snapshot(self) -> Snapshot:
-        """All that the kernel holds, ours and not."""
+        """All that the kernel holds, the daemon's and foreign."""
 
     @abstractmethod
     def mutations(self, desired: Desired) -> Iterator[Mutation]:
         """Yield every change that another program may make to it."""
 
     def settle(self) -> bool:
-        """Put foreign rules before and behind our jumps, where there are jumps. Return True if it changed anything."""
+        """Put foreign rules before and behind each jump of the daemon. Return True if it changed anything."""
         return False
 
     def observed(self, place: str) -> list[Item]:
@@ -394,7 +394,7 @@ class IptablesSubject(Subject):
         yield step("only a foreign rule", naming, f"-F {chain}", f"-A {chain} {foreign}")
         yield step("reversed", lines, f"-F {chain}", *reversed(lines))
         yield Mutation(f"{place.own}: deleted", place.own, (own,), without_jump(f"-F {chain}", f"-X {chain}"))
-        # the chain goes by a name that is not ours then, so it stays, but no packet finds it
+        # the chain then has a name that is not the daemon's, so it stays, but no packet finds it
         yield Mutation(f"{place.own}: renamed", place.own, (own,), renamed, forget)
         yield Mutation(f"{place.own}: renamed, and so the jump", *jump, renamed, forget)
 
@@ -411,7 +411,7 @@ class IptablesSubject(Subject):
             return step(name, lambda number: [f"-R {base} {number} {new}"])
 
         def replaced(name: str, new: str) -> Mutation:
-            """Without a tag it belongs to others from then on, though it jumps to our chain."""
+            """Without a tag it is a foreign rule from then on, though it jumps to the daemon's chain."""
             undo = partial(self._restore, place.table, f"-D {base} {new}")
             return replace(altered(name, new), undo=undo)
 
@@ -494,7 +494,7 @@ class IptablesSubject(Subject):
             yield Mutation(f"table {place.table} restored empty", *own, empty, foreign_stays=False)
 
     def _jump_number(self, place: Place) -> int:
-        """Return the number of our jump in the built-in chain, from 1 on."""
+        """Return the number of the daemon's jump in the built-in chain, from 1 on."""
         return next(len(found.before) + 1 for found in self._neighbours() if found.place == place.jump)
 
     def _neighbours(self) -> tuple[Neighbours, ...]:
@@ -502,7 +502,7 @@ class IptablesSubject(Subject):
 
 
 def add_foreign(family: Family, run: ProcessRunner) -> None:
-    """Rules of others, of both flavours and of nft, wherever ours have to do with them."""
+    """Foreign rules, of both flavours and of nft, in each place where the daemon has rules."""
     host, network, nft = _HOSTS[family], _NETWORKS[family], family.data.nft
     for flavour in ("nft", "legacy"):
         text = "".join(
@@ -534,7 +534,7 @@ def add_foreign(family: Family, run: ProcessRunner) -> None:
 
 
 def remove_all(family: Family, run: ProcessRunner) -> None:
-    """Everything of the family, ours too."""
+    """Everything of the family, with the daemon's rules."""
     run(("nft", "flush", "ruleset", family.data.nft))
     for place in PLACES.values():
         run((f"{family.data.tools}-legacy-restore", "--wait=5"), stdin=f"*{place.table}\nCOMMIT\n")
@@ -559,7 +559,7 @@ def _is_our_rule(table: str, rule: KernelRule) -> bool:
 
 
 def _foreign_lines(listing: str) -> Iterator[str]:
-    """The lines of `nft -a list ruleset` that are not ours."""
+    """The lines of `nft -a list ruleset` that are not of flanneld-masq."""
     end = ""
     for line in listing.splitlines():
         words = line.split()

@@ -1,4 +1,4 @@
-"""The suite that is shipped for authors of backends, run against ours on the real kernel."""
+"""The suite that is shipped for authors of backends, run against the built-in ones on the real kernel."""
 
 from __future__ import annotations
 

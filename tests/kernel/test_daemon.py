@@ -364,7 +364,7 @@ def unverified(daemon: Daemon) -> dict[str, Any]:
 def test_it_is_silent_and_writes_nothing_while_nothing_changes(
     node: Node, backend_name: BackendName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A plugin of our own counts the resyncs: it is asked for networks at each."""
+    """A plugin of the test counts the resyncs: it is asked for networks at each."""
     count = install_counter(tmp_path / "site")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=":")

@@ -26,7 +26,7 @@ MOUNTED = ("mount", "-t", "tmpfs", "-o")
 
 
 def repaired(node: Node, daemon: Daemon, family: Family = Family.IPV4) -> None:
-    """Damage our rules, and wait until they are as before."""
+    """Damage the daemon's rules, and wait until they are as before."""
     before, repairs = rules(node), len(daemon.lines(f"{family}: drift repaired"))
     damage(node, family, node.settings.backend)
     eventually(lambda: len(daemon.lines(f"{family}: drift repaired")) > repairs)

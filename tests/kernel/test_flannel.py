@@ -314,7 +314,7 @@ def test_beside_a_flanneld_that_masquerades_both_stay(node: Node, name: str, fla
         restore(node, flavour, chains)
         check(node, flavour)
         assert_in_order(node, daemon)
-        for family in Family:  # where flannel appends to FORWARD behind our jump, the jump goes last again
+        for family in Family:  # where flannel appends to FORWARD behind the daemon's jump, the jump goes last again
             assert daemon.status()["families"][str(family)]["repairs"] <= (name == f"iptables-{flavour}")
         assert len(daemon.lines("FLANNEL_IPMASQ=true")) == 1
         for _ in range(3):
@@ -357,7 +357,7 @@ def test_flanneld_that_rewrites_its_nat_rules_causes_no_drift(node: Node, name: 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize("name", BACKENDS)
 def test_flanneld_that_rewrites_all_moves_the_forward_jump_alone(node: Node, name: str, flavour: str) -> None:
-    """Where flannel appends to FORWARD behind our jump, the jump goes last again: forward.position asks for that."""
+    """Where flannel appends to FORWARD behind the jump, the jump goes last again: forward.position asks for that."""
     with rewritten(node, name, flavour, "nat", "filter") as daemon:
         for line in daemon.lines("drift repaired"):
             assert "jump was moved in filter FORWARD: the daemon's jump before 1 other rule" in line

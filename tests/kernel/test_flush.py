@@ -143,7 +143,7 @@ def test_a_flush_that_does_not_end_is_not_waited_for(topology: Topology, lab_nod
 @pytest.mark.timing
 @pytest.mark.parametrize("name", BY_EVENTS)
 def test_a_deleted_rule_is_not_waited_for(node: Node, name: str, family: Family, tell: Tell) -> None:
-    """Nor a chain of ours that was flushed, nor a jump that stood alone in its chain."""
+    """Nor a chain of the daemon that was flushed, nor a jump that stood alone in its chain."""
     tables = {"nft": ("flanneld-masq", "postrouting", ""), "iptables-nft": ("nat", "FLANNELD-MASQ", "POSTROUTING")}
     table, chain, base = tables[name]
     damages = [("nft", "flush", "chain", family.data.nft, table, chain)]

@@ -18,7 +18,7 @@ from .flow import Flow
 
 BY_EVENTS_ALONE = "[reconcile]\nresync_seconds = 3600\n"
 BY_RESYNC = (
-    "[reconcile]\nresync_seconds = 1\n"  # nothing tells of a policy in a legacy table that holds no rule of ours
+    "[reconcile]\nresync_seconds = 1\n"  # no event reports a policy in a legacy table without a rule of the daemon
 )
 LOST_SECONDS = 0.3  # a packet that has not arrived by then on an idle machine is lost
 FLAVOURS = ("iptables-nft", "iptables-legacy")

@@ -44,7 +44,7 @@ def load(node: Node, flavour: str, family: Family, *lines: str) -> None:
 
 
 def forward(node: Node, flavour: str, family: Family) -> list[str]:
-    """The rules of FORWARD; our jump as OURS."""
+    """The rules of FORWARD; the daemon's jump as OURS."""
     saved = node.tool(f"{family.data.tools}-{flavour.partition('-')[2]}", "-w", "-S", "FORWARD")
     rules = [line.removeprefix("-A FORWARD ") for line in saved.splitlines() if line.startswith("-A ")]
     rules = [OURS if "FLANNELD-MASQ-FWD" in rule else rule for rule in rules]

@@ -246,7 +246,7 @@ def test_a_tool_that_succeeds_but_does_nothing_is_an_error(
             reconciler.reconcile(node.desired_state())
 
 
-# ---- our names are taken
+# ---- the project's names are taken
 
 
 @iptables_nft
@@ -576,7 +576,7 @@ FORGED = "Nov 26 node sshd[1]: Accepted password for root"
 
 
 def add_evil_rule(node: Node, backend: BackendName) -> None:
-    """Add a rule to our chain. Its comment clears a screen and, if the tool lets it, looks like another log line."""
+    """Add a rule to the daemon's chain. Its comment clears a screen and, if the tool permits, imitates a log line."""
     if backend != "nft":
         comment = f'-A {NAT} -m comment --comment "{EVIL}" -j RETURN'
         restore(node, Family.IPV4, flavour_of(backend), "*nat", comment)

@@ -1,4 +1,4 @@
-"""SIGKILL at any moment: each chain of ours is the old one or the new one, never empty and never half."""
+"""SIGKILL at any moment: each chain of the daemon is the old one or the new one, never empty and never half."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def legacy_chains(node: Node, family: Family) -> Chains:
 
 
 def apply(node: Node) -> int:
-    """In a child of our own, which has all modules loaded already, and leads a process group. Its pid."""
+    """In a child of the test, which has all modules loaded already, and leads a process group. Its pid."""
     pid = os.fork()
     if pid:
         return pid

@@ -193,7 +193,7 @@ def marked(status: dict[str, object]) -> str:
 
 
 def rule_of(node: Node, name: str) -> str:
-    """The mark that our rule tests."""
+    """The mark that the daemon's rule tests."""
     if name == "nft":
         listed = node.tool("nft", "list", "table", "ip", "flanneld-masq")
         found = re.search(r"meta mark (?:& \S+ == )?(0x[0-9a-f]+)", listed)

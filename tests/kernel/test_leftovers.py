@@ -1,4 +1,4 @@
-"""Rules of ours where none belongs, such as a restored old dump: the daemon removes them, and packets stay right."""
+"""The daemon removes its rules where none belongs, such as those of a restored old dump, and packets stay right."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def test_a_pass_with_nothing_changed_starts_no_process(node: Node, family: Famil
 
 
 def test_legacy_rules_are_listed_only_after_a_change(node: Node, family: Family) -> None:
-    """Rules of others elsewhere in the table move ours and where jumps lead; that alone needs no listing."""
+    """Foreign rules elsewhere in the table move the daemon's, and targets of jumps; that alone needs no listing."""
     tool = f"{family.data.tools}-legacy"
     node.configure("", backend="iptables-legacy")
     with node.entered():

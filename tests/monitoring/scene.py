@@ -22,7 +22,7 @@ PORT = 9817
 BACKEND = "iptables-nft"  # its rules count packets
 _MORE = f"[reconcile]\nresync_seconds = 2\n[metrics]\nport = {PORT}\n"
 _PACKETS_EACH_SECOND = 4
-# As on every node of Kubernetes: a rule of another program keeps connection tracking on while ours are missing.
+# As on every node of Kubernetes: a rule of another program keeps connection tracking on while the daemon's are missing.
 _TRACKED = ("iptables-nft", "-w", "-A", "INPUT", "-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP")
 _FLUSH = ("iptables-nft", "-w", "-t", "nat", "-F", "FLANNELD-MASQ")
 _DELETE = ("nft", "flush", "chain", "ip", "nat", "POSTROUTING")

@@ -24,7 +24,7 @@ def mount(run: ProcessRunner) -> None:
 
 
 class Cgroup:
-    """A group below our own. It needs no controllers: systemd counts its processes with it, and ends them."""
+    """A group below that of this process. It needs no controllers: systemd only counts and ends processes by it."""
 
     def __init__(self, name: str) -> None:
         self.path = _MOUNT / _own() / f"flanneld-masq-{os.getpid()}-{name}"

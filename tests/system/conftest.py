@@ -6,7 +6,7 @@
         machine.systemctl("start", "flanneld-masq")
         machine.site.assert_masqueraded()
 
-`machine` is a machine of the test's own with the project installed, freshly booted, nothing of ours started or
+`machine` is a machine of the test's own with the project installed, freshly booted, with no unit of it started or
 enabled: a boot takes 0.3 s, so tests share none. `make_machine()` gives one that is still off, for files to be put in
 place before `machine.boot()`, and `make_machine(bare=True)` one without the project; `deb` is the project's package,
 built from the tree. `release` is the name of the release; mark a test with
@@ -110,7 +110,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
 
 @pytest.fixture(scope="session")
 def workshop() -> Path:
-    """A directory in memory, in namespaces of our own, with the control groups that systemd wants."""
+    """A directory in memory, in namespaces of the test, with the control groups that systemd wants."""
     if not is_root():
         unable("booting a system needs root")
     if not shutil.which("systemd-nspawn"):

@@ -24,7 +24,7 @@ _PLACE = PLACES[Group.MASQUERADE]
 
 
 class NftRules:
-    """In nf_tables: our chain, and with iptables-nft the jumps to it. A look takes microseconds."""
+    """In nf_tables: the daemon's chain, and with iptables-nft the jumps to it. A look takes microseconds."""
 
     pause = 0.001  # seconds between two looks
 
@@ -42,7 +42,7 @@ class NftRules:
         return tuple(self._rules(family) for family in self._families)
 
     def handles(self) -> tuple[int, ...]:
-        """Return the handles of our rules. A rule that is written again has another one."""
+        """Return the handles of the daemon's rules. A rule that is written again has another one."""
         return tuple(rule.handle for family in self._families for rule in self._netlink.rules(family, *self._own))
 
     def generation(self) -> int:

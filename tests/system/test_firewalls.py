@@ -51,8 +51,8 @@ def synced(machine: Machine, backend: BackendName) -> Machine:
 
 
 class Watched:
-    """Has things done to a machine, and sees to it that our rules outlive them. A command that fails with `excuse` in
-    what it says is given a second chance."""
+    """Does things to a machine, and checks that the daemon's rules outlive them. A command that fails with `excuse` in
+    its output runs a second time."""
 
     def __init__(self, machine: Machine, backend: BackendName, excuse: str = "") -> None:
         self._excuse = excuse

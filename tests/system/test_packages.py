@@ -379,7 +379,7 @@ def test_rpmlint_finds_nothing(rpms: Packages) -> None:
 
 
 def prepared(machine: Machine, backend: BackendName) -> tuple[set[str], str]:
-    """The files and the ruleset before anything of ours came, with rules of others among them."""
+    """The files and the ruleset before the package was installed, with foreign rules among them."""
     if backend == "iptables-legacy":  # its tables stay for ever once a program has listed them
         for tool, table in itertools.product(("iptables", "ip6tables"), ("nat", "filter")):
             machine.run(f"{tool}-legacy", "-t", table, "-S")

@@ -1,4 +1,4 @@
-"""Listings are told apart: rules of others in a form to compare, and the copies of ours with their places."""
+"""Listings are told apart: foreign rules in a form to compare, and the copies of the daemon's with their places."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_tables_of_nft_are_compared_too() -> None:
     assert foreign(listings(tables=text.replace("accept", "drop"))) != foreign(listings(tables=text))
 
 
-# ---- ours
+# ---- the daemon's rules
 
 
 def test_copies_are_found_in_every_backend() -> None:

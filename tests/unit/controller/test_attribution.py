@@ -20,7 +20,7 @@ from flanneld_masq.process import ProcessRunner
 
 
 class Proc:
-    """A /proc with processes of our making."""
+    """A /proc with processes that the test made up."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

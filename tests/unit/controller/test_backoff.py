@@ -29,7 +29,7 @@ def spent(now: float = START) -> RepairBackoff:
 
 
 def fight(until: float, pause: float = 0.0) -> list[float]:
-    """Return the moments of our repairs, in seconds, against a program that undoes each one `pause` seconds later."""
+    """Return the moments of the repairs, in seconds, against a program that undoes each one `pause` seconds later."""
     backoff, now, moments = RepairBackoff(), START, []
     while now < START + until:
         backoff.repaired(now)

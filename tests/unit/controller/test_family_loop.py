@@ -267,7 +267,7 @@ def test_who_commits_after_the_rules_were_broken_is_not_blamed(play: Play) -> No
 
 
 def test_author_after_a_harmless_change_beside_our_jump_is_named(play: Play) -> None:
-    """A rule behind our jump: a look is needed to tell that it does no harm, and it may have to wait."""
+    """A rule behind the daemon's jump: only a check tells that it does no harm, and that check may have to wait."""
 
     async def scene(stage: Stage) -> None:
         await at_rest(stage)

@@ -162,7 +162,7 @@ class Kernel(MemoryKernel):
             self._events.append(Transaction(self.generation, 4_000_000, "another"))
 
     def ours(self, family: Family) -> list[tuple[str, ...]]:
-        """Return what a repair must restore: our chains, the first rule of postrouting and the last one of forward."""
+        """Return what a repair must restore: the daemon's chains, the first postrouting rule, the last of forward."""
         found = self.chains(family)
         return [*(found.get(name, ()) for name in OURS), found["postrouting"][:1], found["forward"][-1:]]
 

@@ -42,7 +42,7 @@ DUAL = replace(
 )
 DESIRED = DesiredState(Settings(), (LEASE,))
 OURS = "one masquerade"
-STALE = "flanneld-masq:0123456789ab"  # a comment of ours
+STALE = "flanneld-masq:0123456789ab"  # a comment in the form of the daemon's
 
 
 def desired_state(backend: str = "auto", forward: str = "auto", *leases: Lease, **masquerade: object) -> DesiredState:

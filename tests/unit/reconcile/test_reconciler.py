@@ -298,7 +298,7 @@ class TestSwitch:
 
 
 class TestLeftovers:
-    """Rules of ours where none belongs: an old dump was restored, or a command used another backend."""
+    """Rules of the daemon where none belongs: an old dump was restored, or a command used another backend."""
 
     @pytest.mark.parametrize("place", ["two masquerade", "two forward", "three masquerade", "three forward"])
     @pytest.mark.parametrize("counted", [True, False])

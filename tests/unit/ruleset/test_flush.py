@@ -1,4 +1,4 @@
-"""A flush leaves a base chain empty. A single deleted rule, or a flush of our own chain, is none."""
+"""A flush leaves a base chain empty. A single deleted rule, or a flush of the daemon's chain, is none."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def wrong(src: str, dst: str, nat: tuple[bool, bool], settings: MasqueradeSettin
     ("src", "dst", "nat", "expected"),
     [
         (POD, WORLD, SLIPPED, True),
-        (POD, WORLD, DNAT, True),  # behind a service: kube-proxy or our rules masquerade it
+        (POD, WORLD, DNAT, True),  # behind a service: kube-proxy or the daemon's rules masquerade it
         (POD, WORLD, MASQUERADED, False),
         (POD, WORLD, BOTH, False),
         (POD, REMOTE, SLIPPED, False),

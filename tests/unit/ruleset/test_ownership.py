@@ -1,4 +1,4 @@
-"""Chains and tables with a name of ours: whose they are."""
+"""Chains and tables with one of the daemon's names: which program they belong to."""
 
 from __future__ import annotations
 

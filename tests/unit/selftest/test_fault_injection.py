@@ -1,4 +1,4 @@
-"""Each backend of ours can be damaged."""
+"""Each built-in backend can be damaged."""
 
 from __future__ import annotations
 
