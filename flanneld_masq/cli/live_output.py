@@ -33,7 +33,7 @@ def trace_lines(trace: Trace) -> Iterator[str]:
         yield from packet_lines(packet)
     yield from _same(same)
     if trace.grown:
-        yield "rules of legacy iptables that counted packets meanwhile, of this flow or another:"
+        yield "rules of legacy iptables whose counters grew meanwhile, by packets of this flow or of another:"
         yield from (
             f"  {growth.table} {growth.chain} rule {growth.number}: {growth.packets} packets: {growth.text}"
             for growth in trace.grown

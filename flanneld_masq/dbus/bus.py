@@ -91,7 +91,7 @@ class Bus(MessageBus):  # type: ignore[misc]  # the types of the library are not
         self._finalize()
 
     def _setup_socket(self) -> None:
-        """Connect to the first address that answers. Skip one that is busy, because nothing here may wait."""
+        """Connect to the first address that accepts at once. Skip a busy one, because the event loop must not wait."""
         problem: Exception = ValueError("no address of a Unix socket")
         for transport, options in self._bus_address:
             path = options.get("path") or "\0" + options.get("abstract", "")
@@ -197,7 +197,7 @@ def parse(frame: Frame) -> Any:
     if packet is None:
         raise WireError("a message is cut short")
     if len(packet.body) != len(packet.signature_tree.types):  # the library reads no body of 0 bytes, whatever it lacks
-        raise WireError("a message lacks what its signature names")
+        raise WireError("a message has fewer values than its signature")
     return packet
 
 

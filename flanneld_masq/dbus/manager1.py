@@ -112,8 +112,8 @@ def changed(repairs: Iterable[Repair]) -> list[tuple[Any, ...]]:
 
 
 def repairs(answer: Iterable[Any]) -> list[Repair]:
-    """Read the answer of Reconcile, which has the signature of the interface. Raises ValueError for a word that this
-    release does not know."""
+    """Read the answer of Reconcile, whose D-Bus signature was checked before. Raises ValueError for the name of a
+    family or of a kind of change that this release does not know."""
     return [
         Repair(
             Plan(
@@ -136,7 +136,7 @@ def _named(name: str, value: Any) -> Any:
     if row is None:
         return _typed(name, MANAGER.properties[name], value) if name in MANAGER.properties else value
     if not isinstance(value, (list, tuple)) or any(len(_typed(name, "", values)) != len(row) for values in value):
-        raise ValueError(f"{name} is not what this release knows")
+        raise ValueError(f"{name} does not have the structure that this release knows")
     return [{key: _typed(name, kind, item) for (key, kind), item in zip(row.items(), values)} for values in value]
 
 

@@ -131,7 +131,7 @@ TEXTS: Mapping[Kind, Text] = {
     ),
     Kind.POD_ROUTE_MISSING: Text(
         PROBLEM,
-        "flannel knows pods of another node, and the route to them is missing",
+        "the route to the pods of another node is missing, although flannel knows that node",
         "packets to these pods take the default route and are lost; flannel writes a route again only when it starts, "
         "or after some time",
         "ip {option} route add {network} via {address} dev {device} onlink",
@@ -223,7 +223,7 @@ TEXTS: Mapping[Kind, Text] = {
         "the service may not read a file that it needs",
         "the daemon does not start, or learns of no subnet",
         "{remedy}",
-        "a default ACL on its directory (`setfacl -d -m ...`): a program that replaces the file takes the right away",
+        "a default ACL on its directory (`setfacl -d -m ...`), because a program that replaces the file drops its ACL",
     ),
     Kind.DAEMON_TROUBLE: Text(
         PROBLEM,
@@ -420,7 +420,7 @@ TEXTS: Mapping[Kind, Text] = {
     ),
     Kind.FORWARD_DROPS_UNHELPED: Text(
         PROBLEM,
-        "FORWARD drops pods' packets, and nothing here can accept them",
+        "FORWARD drops pods' packets, and this node has no usable program to add an accept there",
         "only an accept in the same table helps against a drop",
         "apply the remedy in the message, then `systemctl reload flanneld-masq`; or accept the pods' traffic there "
         "yourself",

@@ -223,7 +223,7 @@ def _name(text: str) -> str:
 def _text(entry: dict[str, Any], key: str) -> str:
     value = entry.get(key, "")
     if not isinstance(value, str):
-        raise ValueError(f"{key} is not a text")  # noqa: TRY004  one error for any wrong JSON
+        raise ValueError(f"{key} is not a string")  # noqa: TRY004  one error for any wrong JSON
     return value
 
 

@@ -185,8 +185,8 @@ def find_bridge(run: ProcessRunner, subnet: Network) -> Bridge:
             _insist_on_local_ports(run, bridge)
             return bridge
     raise MasqError(
-        f"no bridge of this node has an address of the pod subnet {subnet}: it gets one when the first pod starts here "
-        "(cni0, cbr0 or docker0); for a node without a bridge use `flanneld-masq trace`"
+        f"no bridge of this node has an address of the pod subnet {subnet}; the bridge (cni0, cbr0 or docker0) "
+        "gets one when the first pod starts here; on a node without a bridge use `flanneld-masq trace`"
     )
 
 

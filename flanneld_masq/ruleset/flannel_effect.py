@@ -105,7 +105,7 @@ class Effect:
         """Yield what is worth reporting: each conflict, and otherwise how the rules relate to the policy."""
         yield from map(str, self.conflicts)
         for rule in self.unread:
-            yield f"flannel's rules cannot be compared with the policy, because of this one: {rule}"
+            yield f"flannel's rules cannot be compared with the policy, because this one cannot be evaluated: {rule}"
         if self.rules and not self.conflicts and not self.unread:
             yield self.relation
 

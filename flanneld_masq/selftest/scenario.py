@@ -209,10 +209,10 @@ class Scenario:
         self._tell(f"{self._backend}, {of.family}, {name}", not problem, detail)
 
     def _time(self, damage: Callable[[], None], right: Callable[[], bool]) -> float:
-        """Do the damage; return the seconds until the rules were right.
+        """Do the damage; return the seconds until the rules were right again.
 
-        Where the kernel reports changes, from the first one by a tool of the self-test to the last one by another
-        program; else from the end of the damage to the listing that showed the right rules.
+        Where the kernel reports changes, the time runs from the first change by a tool of the self-test to the last one
+        by another program. Otherwise it runs from the end of the damage to the listing that showed the right rules.
         """
         before = time.monotonic()
         damage()
@@ -221,7 +221,7 @@ class Scenario:
         while not right():
             if listed > damaged + self._limits.repair:
                 limit, said = self._limits.repair, self._daemon.said()
-                raise SelftestError(f"the rules are not back within {limit:g} s; the daemon said last: {said}")
+                raise SelftestError(f"the rules are not back within {limit:g} s; last output of the daemon: {said}")
             pause.wait(0.001)
             listed = time.monotonic()
         commits = self._commits.since(before)

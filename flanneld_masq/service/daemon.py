@@ -187,7 +187,7 @@ class Daemon:
         except AlreadyRunning as error:
             if not self._notifier.listened_to:
                 raise
-            self._notifier.starting(f"waiting for its end: {error}")
+            self._notifier.starting(f"waiting for the other instance to exit: {error}")
             held.enter_context(self._directory.instance(OTHER_SECONDS))
 
     def _family_loop(self, report: FamilyReport, host: Host, commits: OwnCommits, feed: RulesetFeed) -> FamilyLoop:
@@ -317,6 +317,6 @@ async def _until(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
 
 
 def _call_in(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
-    """Call from another thread; an event that comes after the loop has ended is dropped."""
+    """Let the event loop make a call that another thread asks for. After the loop has ended, drop the call."""
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(call)

@@ -162,7 +162,7 @@ class BackendConformance:
             before = bench.backend.fingerprint(tuple(Group))
             _observe(bench)
             assert bench.backend.fingerprint(tuple(Group)) == before, "the fingerprint differs, and no rule was changed"
-            assert (before is None) == (bench.backend.generation() is None), "a fingerprint goes with events"
+            assert (before is None) == (bench.backend.generation() is None), "fingerprint or generation is missing"
             damage()
             assert before is None or bench.backend.fingerprint(tuple(Group)) != before, f"{name}: nothing differs"
 
@@ -170,16 +170,16 @@ class BackendConformance:
         bench.add_foreign()
         nothing = bench.backend.fingerprint(())
         if nothing is None:
-            assert bench.backend.generation() is None, "a fingerprint goes with events"
+            assert bench.backend.generation() is None, "a backend with generations must have a fingerprint"
             return
         for group in Group:
             _write(bench, _desired(bench, _EVERY_ROW, groups=frozenset((group,))))
-            assert bench.backend.fingerprint(()) != nothing, f"objects of the {group} group do not show"
+            assert bench.backend.fingerprint(()) != nothing, f"the fingerprint ignores objects of the {group} group"
         alone = frozenset((Group.MASQUERADE,))
         _write(bench, _desired(bench, _EVERY_ROW, groups=alone))
         before = bench.backend.fingerprint(alone)
         _write(bench, every_row(bench))
-        assert bench.backend.fingerprint(alone) != before, "objects of another group do not show beside those of one"
+        assert bench.backend.fingerprint(alone) != before, "the fingerprint ignores objects of another group"
         _write(bench, Desired(bench.backend.family))
         assert bench.backend.fingerprint(()) == nothing, "no rule of flanneld-masq is left, and the fingerprint differs"
 

@@ -433,7 +433,7 @@ def test_the_end_of_another_instance_is_waited_for_by_a_service(
             monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
             with node.running() as third:
                 said = systemd.recv(4096).decode()
-                assert said.startswith("STATUS=waiting for its end: another flanneld-masq runs")
+                assert said.startswith("STATUS=waiting for the other instance to exit: another flanneld-masq runs")
                 assert f"pid {first.process.pid}" in said
                 assert first.stop() == 0
                 third.reached("synced")

@@ -107,7 +107,11 @@ def test_another_instance_is_waited_for(machine: Machine) -> None:
     machine.start("flanneld-masq", "run")
     machine.reached("synced")
     machine.systemctl("start", "--no-block", UNIT)
-    eventually(lambda: machine.show("StatusText").startswith("waiting for its end: another flanneld-masq runs"))
+    eventually(
+        lambda: machine.show("StatusText").startswith(
+            "waiting for the other instance to exit: another flanneld-masq runs"
+        )
+    )
     assert machine.show("ActiveState") == "activating"
     machine.run("kill", str(machine.status()["pid"]))
     eventually(lambda: machine.show("ActiveState") == "active")

@@ -153,7 +153,7 @@ def test_lines_count_packets_that_went_the_same_way() -> None:
         "packet 1: 10.244.1.5:4000 -> 192.0.2.7:53 udp, by eth3",
         "and 2 more that went the same way",
         "packet 4: 10.244.1.5:4000 -> 192.0.2.7:53 udp, by eth3",
-        "rules of legacy iptables that counted packets meanwhile, of this flow or another:",
+        "rules of legacy iptables whose counters grew meanwhile, by packets of this flow or of another:",
         "cannot tell: why",
     ]
     assert "  nat X rule 1: 2 packets: -A X" in lines

@@ -167,7 +167,7 @@ def test_rules_that_cannot_be_evaluated_are_named(text: str) -> None:
     found = effect((*iptables(Family.IPV4), *items(text)))
     assert (found.unread, found.agrees) == ((text,), False)
     assert list(found.summaries()) == [
-        f"flannel's rules cannot be compared with the policy, because of this one: {text}"
+        f"flannel's rules cannot be compared with the policy, because this one cannot be evaluated: {text}"
     ]
 
 
