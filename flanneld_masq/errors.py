@@ -168,5 +168,6 @@ OUTSIDE: Mapping[type[MasqError], Outside] = {
 
 
 def outside(kind: type[MasqError]) -> Outside:
-    """Return the entry of a class, or of its nearest base: some, like those of the self-test, have none."""
+    """Return exit status and D-Bus name of an error class. A class without an entry, such as those of the self-test,
+    has those of its nearest base class."""
     return next(OUTSIDE[base] for base in kind.__mro__ if base in OUTSIDE)

@@ -320,7 +320,7 @@ class StateDirectory:
         self._refuse_insecure()
 
     def _lock(self, name: str, descriptor: int) -> bool:
-        """Try to take a lock; one that the file system does not offer excludes nobody."""
+        """Return True if the lock could be taken, or if that failed with an error: then it excludes no process."""
         with self._failures.noting(name, go_on=True):
             return try_lock(descriptor)
         return True

@@ -25,7 +25,8 @@ _VERBS = {Effect.DROPPED: "drop", Effect.REJECTED: "reject"}
 
 @dataclass(frozen=True, **SLOTS)
 class Decider:
-    """A rule that decides, or may, and the program that owns it; empty if that is not known."""
+    """A rule that decides about a packet, and its owner. `owner` is the name of a program; empty if that is not known.
+    `certain` is False if the rule only may decide."""
 
     step: Step
     owner: str

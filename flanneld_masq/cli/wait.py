@@ -1,4 +1,4 @@
-"""The command `wait`: returns once the daemon has a state, for scripts."""
+"""The command `wait`, for scripts: returns once the daemon reports the requested state."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ _REDRAW = "\033[H\033[2J"  # from the top of an empty screen
 
 
 def watch(session: Session, options: argparse.Namespace) -> int:
-    """Redraw on a terminal. Elsewhere print each status below the one before; as JSON, one on each line."""
+    """Print each new status, until Ctrl-C. On a terminal it replaces the one before; JSON takes one line for each."""
     shown = ""
     for _ in moments(session.directory.status_file):
         known = _known(session, options)

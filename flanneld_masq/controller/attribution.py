@@ -194,7 +194,7 @@ class LockSuspects:
         self._since.extend(programs)
 
     def acquit(self) -> None:
-        """The tables did not change."""
+        """Forget the programs that used the lock since the last question, because the tables did not change."""
         self._since.clear()
 
     def pass_begins(self) -> None:
@@ -202,7 +202,7 @@ class LockSuspects:
         self._since.clear()
 
     def pass_succeeded(self) -> None:
-        """The pass has repaired and reported every change that came before it."""
+        """Forget the programs of the time before the pass, because it has repaired and reported their changes."""
         self._before.clear()
 
     def culprits(self) -> tuple[Culprit, ...]:

@@ -1,6 +1,7 @@
-"""Asks if the legacy tables changed: when a program is done with their lock, and now and then for one that takes none.
+"""Asks the kernel if the legacy tables changed: after each use of their lock, and at an interval.
 
-The kernel sends no events of these tables. The question is a system call or two, and starts no process.
+The kernel sends no events for these tables. The interval finds changes by programs that take no lock. A question takes
+one or two system calls and starts no process.
 """
 
 from __future__ import annotations

@@ -71,8 +71,8 @@ class LogThrottle:
 
 @dataclass
 class DriftThrottle:
-    """The rate limit of repairs in the log, one for each author: the name of the most suspicious program, empty if none
-    is known. A pid does not count, because a program that runs every few seconds has a new one each time."""
+    """The rate limit of repairs in the log, one for each author. An author is the name of the most likely program,
+    empty if none is known. Pids do not count, because a program that runs every few seconds has a new one each time."""
 
     _buckets: dict[str, TokenBucket] = field(default_factory=dict)
 

@@ -401,7 +401,7 @@ def _entry(family: Family, kind: str, message: str, level: int = logging.INFO, *
 
 
 def _blame(culprits: tuple[Culprit, ...]) -> dict[str, Any]:
-    """Return the fields of an event that name the most suspicious program."""
+    """Return the fields of an event that name the most likely author of a change; empty if there is no suspect."""
     if not culprits:
         return {}
     last = culprits[-1]

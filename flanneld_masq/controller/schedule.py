@@ -64,24 +64,24 @@ class GapClock:
     _drifted: bool = False
 
     def noticed(self, now: float) -> None:
-        """Another program may have changed the rules."""
+        """Note a time, in seconds, at which another program may have changed the rules."""
         self._pending = min(self._pending, now)
 
     def dropped(self) -> None:
-        """The pending notices need no pass."""
+        """Forget the pending notices, because they need no pass."""
         self._pending = math.inf
 
     def begin(self, now: float) -> None:
-        """A pass begins. One that failed before it may have left the rules broken."""
+        """Begin a pass at this time. If a pass before it failed, the gap goes on: its rules may still be wrong."""
         self._since = min(self._since, self._pending, now)
         self._pending = math.inf
 
     def drifted(self) -> None:
-        """The pass repaired a change by another program."""
+        """Note that the pass repaired a change by another program."""
         self._drifted = True
 
     def end(self, now: float) -> float:
-        """The rules are as wanted. Return the seconds that they were not."""
+        """End the gap, because the rules are as wanted. Return its length in seconds; 0 if nothing was repaired."""
         seconds = max(0.0, now - self._since) if self._drifted else 0.0
         self._since, self._drifted = math.inf, False
         return seconds
@@ -174,7 +174,7 @@ class Schedule:
         return max(self.backoff.not_before, self._failed_at + retry)
 
     def expect(self, now: float, seconds: float = 0.0) -> None:
-        """The next step of the loop begins within so many seconds."""
+        """Note that the next step of the loop begins within so many seconds, for the watchdog."""
         self._step_due = now + seconds + MAX_STEP_SECONDS
 
     def expect_hold(self, now: float) -> None:
@@ -200,5 +200,5 @@ def until_turn(now: float, seconds: float) -> float:
 
 
 def settle_seconds(transactions: Iterable[Transaction]) -> float:
-    """Return how long to wait for further commits of the programs that made these."""
+    """Return the seconds to wait for further commits by the programs that made these transactions."""
     return max((SETTLE_SECONDS.get(transaction.name, 0.0) for transaction in transactions), default=0.0)

@@ -187,7 +187,7 @@ class Bus(MessageBus):  # type: ignore[misc]  # the types of the library are not
 
 
 def parse(frame: Frame) -> Any:
-    """Have the library parse a message of a sender that is trusted. Raises WireError."""
+    """Parse a message of a trusted sender by means of the library. Raises WireError if it cannot be read."""
     if not frame.content:
         raise WireError(f"a message of {frame.size} bytes is larger than any that is accepted")
     try:

@@ -255,7 +255,8 @@ def _header(frame: Frame, fields: wire.Fields) -> Message:
 
 
 def _call(frame: Frame) -> Message:
-    """Return the call, with its body if it consists of strings. Raises BusError."""
+    """Return the method call in a frame. The body is read only if it consists of strings. Raises BusError if the call
+    is too large or cannot be read."""
     if frame.fields is None or not frame.content:
         raise BusError("D-Bus", f"a call may have {MAX_BODY} bytes, not {frame.size}", f"{ERROR}LimitsExceeded")
     call = _header(frame, frame.fields)

@@ -78,7 +78,7 @@ class Interface:
     signals: Mapping[str, Arguments]
 
     def lines(self) -> Iterator[str]:
-        """Its description, XML."""
+        """Yield the lines of its description in introspection XML."""
         yield f'  <interface name="{self.name}">'
         for name, signature in self.properties.items():
             emits = "const" if name in self.constants else "true"

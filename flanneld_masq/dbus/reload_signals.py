@@ -40,7 +40,7 @@ class ReloadSignals:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Have the signals sent. Raises BusError."""
+        """Subscribe to the signals. Raises BusError."""
         follow = self._connection.follow
         for name in (FIREWALLD, SYSTEMD):
             await follow(sender=BUS, path=BUS_PATH, interface=BUS, member="NameOwnerChanged", arg0=name)
@@ -53,15 +53,15 @@ class ReloadSignals:
         self._spawn(self._subscribe())
 
     def wants(self, signal: Message) -> bool:
-        """Return True for a followed signal, by its header. One that another sender than the owner of the name sends is
-        addressed to this connection by an impostor, and one with other arguments cannot be read."""
+        """Return True for a followed signal, by its header alone. Refuse one from a sender that does not own the name,
+        because any process can address a signal to this connection, and one with arguments of other types."""
         if signal.signature != _ARGUMENTS.get(signal.member, signal.signature):
             return False
         name = _FOLLOWED.get((signal.interface, signal.member))
         return bool(signal.sender) and signal.sender == (BUS if name == BUS else self._owners.get(name or ""))
 
     def signal(self, signal: Message) -> None:
-        """Take a signal that `wants` let through."""
+        """Act on a signal that `wants` accepted."""
         if signal.member == "NameOwnerChanged":
             self._owner_changed(*signal.body)
         elif signal.member == "Reloaded":

@@ -93,8 +93,8 @@ class PacketFacts:
 
 @dataclass(frozen=True, **SLOTS)
 class Unread:
-    """Why something cannot be read, each empty if it was: the rules of this program and of those that it knows, the
-    interfaces and routes, and the `packet_path`: everything that may happen to a packet."""
+    """The reasons why facts cannot be read; each is empty if they were. `rules` is for the rules of the daemon and of
+    programs that it knows, `network` for interfaces and routes, `packet_path` for all that decides about a packet."""
 
     rules: str = ""
     network: str = ""

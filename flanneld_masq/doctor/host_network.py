@@ -145,9 +145,9 @@ def parse_neighbours(text: str) -> tuple[Peer, ...]:
 
 
 def parse_ends(text: str, device: str) -> tuple[Peer, ...]:
-    """Return the other ends of a tunnel that `bridge -j fdb` printed, of all or of this interface alone.
+    """Return the other ends of the tunnel on `device` in the output of `bridge -j fdb`, of all interfaces or of one.
 
-    Raises ValueError for anything else.
+    Raises ValueError for any other text.
     """
     found = (entry for entry in _entries(text) if "dst" in entry and entry.get("ifname", device) == device)
     return tuple(Peer(device, ip_address(_text(entry, "dst"))) for entry in found)

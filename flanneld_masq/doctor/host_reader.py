@@ -96,7 +96,8 @@ def _tunnels(links: tuple[Link, ...]) -> Iterator[Link]:
 
 
 def _ways(find: Callable[[Address], str], network: HostNetwork, leases: tuple[Lease, ...]) -> Iterator[Way]:
-    """Ask the kernel by which interface it reaches a pod of each interface that has a route to any."""
+    """Yield for one pod behind each interface with a route to pods which interface `find` returns for that pod. At most
+    MAX_WAYS."""
     for target, device in islice(_targets(network, leases), MAX_WAYS):
         address = host_network.sample(target)
         if address is not None:

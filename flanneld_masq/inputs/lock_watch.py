@@ -55,12 +55,12 @@ class LockState:
         self._open = after if self._open == before else None
 
     def found_free(self) -> None:
-        """No program holds a lock of the file."""
+        """Note that no program holds a lock of the file."""
         self._open = 0
 
 
 class LockEvents:
-    """The uses of the file at `path` since they were last read. It follows a file that is made later, or made again."""
+    """The opens and closes of the file at `path` since the last read. The file may be created or replaced later."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

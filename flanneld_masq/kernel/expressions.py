@@ -155,8 +155,8 @@ def _decision(expressions: tuple[Expression, ...]) -> Decision:
 
 
 def _loads_name(expression: Expression) -> bool:
-    """Return True if the expression only loads the name of an interface, as iptables-nft writes `-i +`: any name
-    matches. A name that is compared makes a condition by the comparison."""
+    """Return True if the expression only loads the name of an interface. Alone it matches any name, as iptables-nft
+    writes `-i +`; if a comparison follows, the comparison is the condition."""
     values = dict(attributes(expression.data)) if expression.name == "meta" else {}
     return values.keys() >= _META_LOAD and u32(values[uapi.NFTA_META_KEY]) in _INTERFACE_NAMES
 

@@ -54,7 +54,7 @@ _TIMEOUT = 10.0  # seconds; the kernel answers during the send, so this only end
 
 
 class Interrupted(KernelError):
-    """The ruleset changed while it was read."""
+    """The ruleset changed while it was read, so the answer may mix old and new rules."""
 
 
 class NetlinkSocket:

@@ -204,8 +204,8 @@ class Nfnetlink:
         *,
         dry_run: bool = False,
     ) -> None:
-        """Replace the table by one that has these flags (NFT_TABLE_F_*) and holds exactly these base chains and their
-        rules. It need not be there. A `dry_run` lets the kernel check that, and changes nothing."""
+        """Make the table, or replace it, so that it has these flags (NFT_TABLE_F_*) and holds exactly these base chains
+        and their rules. With `dry_run` the kernel only checks the transaction, and changes nothing."""
         new, again = transactions.new_table(table), transactions.new_table(table, flags)
         messages = [new, transactions.delete_table(table), again]
         for chain, rules in chains.items():

@@ -30,7 +30,8 @@ class RuleCache:
             self._chains = chains
 
     def rules(self, chain: str, comments: Iterable[str]) -> tuple[KernelRule, ...]:
-        """Return the rules with these comments. Raises LookupError if one is not known."""
+        """Return the rules of a chain that have these comments, in the order of the comments. Raises LookupError if the
+        cache lacks one."""
         return tuple(self._rules[chain, comment] for comment in comments)
 
     def chain(self, table: str, name: str) -> Chain:

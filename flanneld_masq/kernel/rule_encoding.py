@@ -86,7 +86,7 @@ def load_payload(base: int, offset: int, length: int) -> Expression:
 
 
 def _masked(mask: bytes) -> Expression:
-    """Keep only these bits of the register."""
+    """Return the expression that keeps only the bits of this mask in the register."""
     registers = register(uapi.NFTA_BITWISE_SREG) + register(uapi.NFTA_BITWISE_DREG)
     operation = be32(uapi.NFTA_BITWISE_LEN, len(mask)) + be32(uapi.NFTA_BITWISE_OP, uapi.NFT_BITWISE_MASK_XOR)
     values = value(uapi.NFTA_BITWISE_MASK, mask) + value(uapi.NFTA_BITWISE_XOR, bytes(len(mask)))
@@ -106,7 +106,7 @@ def register(kind: int) -> bytes:
 
 
 def value(kind: int, data: bytes) -> bytes:
-    """Return the attribute of this kind that holds a value."""
+    """Return a netlink attribute of this kind with the data nested as NFTA_DATA_VALUE, as expressions carry values."""
     return attribute(kind, attribute(uapi.NFTA_DATA_VALUE, data))
 
 

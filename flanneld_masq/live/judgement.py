@@ -119,7 +119,7 @@ def _legacy(step: LegacyStep, hook: str, texts: RuleTexts) -> Passed:
 
 
 def _legacy_verdict(text: str, is_chain: Callable[[str], bool]) -> str:
-    """Return the effect of a rule. What other targets do, such as MARK and LOG, is named after them."""
+    """Return the effect of a rule: a verdict, a jump, or the name of another target, such as MARK or LOG."""
     option, target = _legacy_target(text)
     if not target:
         return "continue"

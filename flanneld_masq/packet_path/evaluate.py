@@ -235,7 +235,7 @@ class _Path:
     # ---- routing and sysctls
 
     def _routed(self, state: State) -> Iterator[State]:
-        """Yield the packet with each route that it may have; one without is lost."""
+        """Yield the packet once for each route that it may take. Stop it where no route leads on."""
         marks = _ANY_MARK if state.mark is None else (state.mark,)
         routes: dict[Route, None] = {}
         for mark in marks:

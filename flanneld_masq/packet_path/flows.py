@@ -451,10 +451,10 @@ def _route(routing: Routing, src: Optional[Address], dst: Address) -> Optional[R
 
 
 def _pod(lease: FamilyLease, routing: Routing) -> tuple[Address, str]:
-    """Return an address as a pod may have it, and the device of the pods, empty if there is none yet.
+    """Return an address that a pod of this node may have, and the device of the pods; empty if there is none yet.
 
-    With a bridge it is an address that is probably free, for policies may restrict a pod that is there. Where each pod
-    has a route of its own, it is that of a pod.
+    With a bridge the address is probably free, because policies may restrict an existing pod. Where each pod has a
+    route of its own, the address is that of an existing pod.
     """
     address = _free_address(lease, routing)
     route = _route(routing, None, address)
@@ -467,7 +467,8 @@ def _pod(lease: FamilyLease, routing: Routing) -> tuple[Address, str]:
 
 
 def _pods(lease: FamilyLease, routing: Routing, device: str, beside: Address) -> Iterator[Address]:
-    """Yield addresses of other pods: by the same device, or of those that have routes of their own."""
+    """Yield addresses of other pods of this node: those with a host route of their own, then the neighbours of the
+    address `beside` that the same device reaches."""
     for network, route in routing.unicast():
         pod = network.network_address
         if network.num_addresses == 1 and pod in lease.subnet and route.via is None and pod != beside:

@@ -335,7 +335,7 @@ class Compiler:
         return self._find(where, parses, None, lambda items: [(_parts(item, parses), None) for item in items])
 
     def _pairs(self, where: Any, keys: Sequence[Key], data: Callable[[Any], _Data]) -> Elements[_Data]:
-        """Return the elements of a map, with what `data` makes of each value."""
+        """Return the elements of a map; `data` converts each value."""
         parses = _parses(keys)
         return self._find(
             where, parses, data, lambda items: [(_parts(key, parses), data(value)) for key, value in items]

@@ -74,7 +74,7 @@ def tables(text: str) -> tuple[RawTable, ...]:
 
 @contextmanager
 def _read() -> Iterator[None]:
-    """Raise SnapshotError for what reading wrong objects raises."""
+    """Turn the errors that objects of an unexpected form cause into SnapshotError."""
     try:
         yield
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:

@@ -124,5 +124,5 @@ def _match(place: Place) -> str:
 
 
 def _fits(pattern: str, text: str) -> Optional[bool]:
-    """Return None for no pattern."""
+    """Return True if the pattern matches the whole text; None for an empty pattern, which restricts nothing."""
     return bool(re.fullmatch(pattern, text)) if pattern else None

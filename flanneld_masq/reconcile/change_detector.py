@@ -71,7 +71,7 @@ class ChangeDetector:
         return any(self.polled(name) is not None for name in self._backends)
 
     def polled(self, name: BackendName) -> bool | None:
-        """Poll one backend. If it is not in use, None if it cannot be polled."""
+        """Return the result of `poll` of one backend. For a backend that is not in use, None also if `poll` fails."""
         if name in self._selector.assignment:
             return self._backends[name].poll()
         with contextlib.suppress(MasqError):

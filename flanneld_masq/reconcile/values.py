@@ -89,11 +89,11 @@ class Outcome:
     """The result of a pass.
 
     `rules` counts the rules that each backend of a group now holds for it, without the jumps. `generation` is the last
-    generation in which the ruleset is known to be right, None where the kernel counts none: the one before that of the
-    read-back if the kernel may not have shown all of that yet. `fingerprint` was taken in that generation; it is empty
-    if another program committed before it could be taken. `unhelped` says what still
-    drops forwarded packets, because no accept can be put there. `kube_proxy_mark` is the mark that the masquerade rules
-    test; None without such rules. `protection` is that of the daemon's own tables; None if no backend in use has one.
+    generation in which the ruleset is known to be right; None where the kernel counts no generations. If the kernel may
+    not yet have shown all rules of the generation of the read-back, it is the one before. `fingerprint` was taken in
+    `generation`; it is empty if another program committed before it could be taken. `unhelped` names what still drops
+    forwarded packets, because no accept can be put there. `kube_proxy_mark` is the mark that the masquerade rules test;
+    None without such rules. `protection` is that of the daemon's own tables; None if no backend in use has one.
     """
 
     choices: Choices

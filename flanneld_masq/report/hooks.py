@@ -38,7 +38,7 @@ class Station:
 
 @dataclass(frozen=True, **SLOTS)
 class Column:
-    """A hook, from `left` on. `more` is the number of chains that are not shown."""
+    """A hook and its base chains as one column. `left` is its left edge, `more` the number of chains not shown."""
 
     hook: Hook
     left: float
@@ -47,7 +47,7 @@ class Column:
 
 
 class Board:
-    """The hooks of one family."""
+    """The hooks of one family as columns, from left to right in the order in which packets meet them."""
 
     def __init__(self, node: Node, family: Family) -> None:
         self.node = node

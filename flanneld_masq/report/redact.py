@@ -52,7 +52,8 @@ def _parts(text: str) -> Iterator[str]:
 
 
 def _is_secret(key: re.Match[str]) -> bool:
-    """Return True for the key of a secret; with a blank behind it, for the option of a command line."""
+    """Return True if the name of a key suggests a secret. A key that a blank separates from its value counts only if it
+    is an option of a command line (`--token VALUE`)."""
     return _NAME.search(key["key"]) is not None and (not key["blank"] or key["key"].startswith("--"))
 
 

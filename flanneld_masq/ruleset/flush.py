@@ -40,7 +40,8 @@ def find(
     observed: Observation,
     changes: tuple[Change, ...],
 ) -> Flush:
-    """Return what was flushed. `wanted` are the items of `desired`, from which `observed` differs by `changes`."""
+    """Return which groups another program flushed. `wanted` are the items of `desired`; `changes` are the differences
+    between them and `observed`."""
     flushed = [group for group in desired.groups if _is_flushed(group, wanted, verified_state, observed)]
     changed = {change.place for change in changes}
     broken = [group for group in desired.groups if any(item.place in changed for item in items_of(group, wanted))]

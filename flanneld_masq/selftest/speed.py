@@ -94,7 +94,8 @@ class PatientRunner(ProcessRunner):
 def measure(
     program: Sequence[str], run: ProcessRunner, clock: Callable[[], float] = time.monotonic, samples: int = SAMPLES
 ) -> Speed:
-    """Start `program` and a tool some times each. Raises CommandError if one of them cannot be run."""
+    """Start `program` and a tool `samples` times each, and return the longest times. Raises CommandError if one of them
+    cannot be run."""
 
     def slowest(argv: tuple[str, ...]) -> float:
         taken = []

@@ -1,4 +1,4 @@
-"""Joins the system bus when no rule waits for it any more, and leaves it. Loads what speaks D-Bus only then."""
+"""Joins the system bus, and leaves it. It joins once no rule waits to be written, and imports D-Bus only then."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class BusService:
         self._tried = False
 
     def join(self, *, enabled: bool) -> None:
-        """Connect, unless that is done, or the settings do not want it."""
+        """Connect if the settings ask for it (`enabled`) and no connection exists yet."""
         if self._publisher is not None or not enabled:
             return
         try:

@@ -19,7 +19,7 @@ from flanneld_masq.reconcile.values import DesiredState
 
 
 class OnError(enum.Enum):
-    """The treatment of a subnet file that cannot be used. Such a net-conf.json always counts as missing."""
+    """The treatment of a subnet file that cannot be used. A net-conf.json that cannot be used counts as missing."""
 
     KEEP = "keep"  # its last good lease stays, and the error is returned
     RAISE = "raise"

@@ -102,7 +102,7 @@ class StatusPublisher:
         self._bus.publish(status, settled=settled, enabled=self._desired.settings.dbus_enabled)
 
     def configuration_loaded(self) -> None:
-        """Note that new settings are in force."""
+        """Record that new settings are in force, and when they were read."""
         self.refused, self._loaded = "", datetime.now(timezone.utc)
         self._files.write_again()
 

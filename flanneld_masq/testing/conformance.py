@@ -110,7 +110,7 @@ class BackendConformance:
         text = backend.render(desired)
         assert isinstance(text, str) and text, f"render returned {text!r}"
         assert backend.render(every_row(bench)) == text, "two calls with the same rules differ"
-        assert backend.render(plain(bench)) != text, "other rules are rendered alike"
+        assert backend.render(plain(bench)) != text, "different rules are rendered to the same text"
         assert backend.render(Desired(desired.family)) == "", "something is rendered where nothing is wanted"
         assert backend.generation() == before, "render() changed the kernel"
         assert _observe(bench).items == (), "render() left something in the kernel"

@@ -65,10 +65,10 @@ class MemoryRule:
 class MemoryKernel:
     """The ruleset that all backends of one machine write and read.
 
-    `generation` counts transactions. `log` holds each call of a backend: method, backend and family. A test sets
-    `probes`, `obstacles`, `drops`, `marks` and `cni_masquerade` to make a backend report something other than that all
-    is well. A rule with the comment FLANNEL_COMMENT is flannel's. `interfere`, if set, is called after each `replace`,
-    before the read-back.
+    `generation` counts transactions. `log` holds each call of a backend: method, backend and family. By
+    default the backends report that all is well; a test sets `probes`, `obstacles`, `drops`, `marks` and
+    `cni_masquerade` to change that. A rule with the comment FLANNEL_COMMENT is flannel's. `interfere`, if set, is
+    called after each `replace`, before the read-back.
     """
 
     def __init__(self) -> None:
@@ -129,7 +129,7 @@ class MemoryKernel:
         self.append(family, chain, rule.text, rule.comment)
 
     def flush(self, family: Family, chain: str) -> None:
-        """Another program flushes a chain."""
+        """Flush a chain, as another program would."""
         self.commit(family, {chain: ()})
 
     def fail(self, method: str, *errors: Exception) -> None:

@@ -161,7 +161,7 @@ class IptablesLegacy(IptablesBackend):
         return super().replace(desired, observed, changes)
 
     def _wait_for_lock(self) -> None:
-        """Wait until no program holds the lock. Without tables there is nothing to read beside it."""
+        """Wait until no program holds the lock. Return at once if no table exists, because there is nothing to read."""
         if self._tables.existing() & CONCERNED:
             self._lock.wait(lambda: self._host.run.stopped)
 
@@ -228,7 +228,8 @@ class IptablesLegacy(IptablesBackend):
         return tuple((table, self._info.read(table)) for table in sorted(self._tables.existing() & CONCERNED))
 
     def _contents(self) -> tuple[bytes, ...]:
-        """Return a digest of the chains that a survey looks at; empty if a listing is needed, if only for its error."""
+        """Return a digest of the chains that a survey reads. Empty if the kernel's answer cannot be read: then a
+        listing is needed, which also reports the error."""
         contents = []
         try:
             for group, place in PLACES.items():

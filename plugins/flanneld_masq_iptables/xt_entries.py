@@ -50,9 +50,9 @@ _TARGETS = {b"REJECT": Action.DROP, **dict.fromkeys((b"NFQUEUE", b"SYNPROXY"), A
 
 @dataclass(frozen=True, **SLOTS)
 class Layout:
-    """The positions, in bytes, of what is read of an entry: masks of addresses, masks of interfaces, protocol with
-    flags, target_offset, counters, and the matches. `goto` is the flag of a goto, the only one of the bytes `protocol`
-    that may be set in an entry that matches every packet."""
+    """The positions, in bytes, of the parts that are read of an entry: masks of addresses, masks of interfaces,
+    protocol with flags, target_offset, counters, and the matches. `goto` is the flag of a goto. In an entry that
+    matches every packet, no other bit of the bytes `protocol` may be set."""
 
     addresses: slice
     interfaces: slice

@@ -86,5 +86,5 @@ class XtablesLock:
             self._state.note(use)
 
     def _pid(self) -> int | None:
-        """Return the pid of the program that holds the lock; None if none does, or none of this pid namespace."""
+        """Return the pid of the program that holds the lock; None if no program of this pid namespace holds it."""
         return next(iter(flock_users(self.path, self._locks).holding), None)
