@@ -85,7 +85,7 @@ def open_or_make(path: Path) -> int:
 
 def write_pid(lock: int) -> None:
     """Write the pid of this process into its lock, and the pid namespace in which it counts."""
-    text = f"{os.getpid()}\n{pid_namespace()}\n".encode()
+    text = f"{os.getpid()}\n{_pid_namespace()}\n".encode()
     os.ftruncate(lock, os.pwrite(lock, text, 0))
 
 
@@ -118,10 +118,10 @@ def _lines(lock: int) -> list[str]:
 
 def _differs(namespace: list[str]) -> bool:
     """Return True if a daemon wrote the name of another pid namespace. Earlier releases wrote none."""
-    return namespace[:1] not in ([], [pid_namespace()])
+    return namespace[:1] not in ([], [_pid_namespace()])
 
 
-def pid_namespace() -> str:
+def _pid_namespace() -> str:
     """Return the kernel's name of this process's pid namespace; empty without /proc."""
     try:
         return str(_PID_NAMESPACE.readlink())

@@ -3,7 +3,7 @@
     lock                  the instance lock; its text is the pid of the daemon that holds it, and its pid namespace
     FAMILY.lock           held during a reconcile pass, by the daemon or a command
     BACKEND-FAMILY.json   the verified state: the read-back of the last write
-    status.json           the status that the daemon reports, and the pid namespace in which its pid counts
+    status.json           the status that the daemon reports
     authors.json          the command lines of those who made the last repairs necessary; not for other users
 
 Files are replaced by rename, so a reader sees a whole file. An unreadable file counts as missing: the rules are then
@@ -32,16 +32,9 @@ from typing import Any, NamedTuple, Optional
 
 from flanneld_masq.errors import AlreadyRunning, StateError
 from flanneld_masq.inputs.json_values import decode, parse
+from flanneld_masq.inputs.processes import is_of_the_program
 from flanneld_masq.inputs.text import read_regular, read_start
-from flanneld_masq.lock_files import (
-    is_of_another_namespace,
-    open_or_make,
-    pid_in,
-    pid_namespace,
-    text_in,
-    try_lock,
-    write_pid,
-)
+from flanneld_masq.lock_files import is_of_another_namespace, open_or_make, pid_in, text_in, try_lock, write_pid
 from flanneld_masq.model import BackendName, Family, Holder, VerifiedState
 from flanneld_masq.printable import printable
 
@@ -55,7 +48,6 @@ _MAX_PID = 1 << 31
 _MAX_COMMAND_BYTES = 256
 _INSECURE = "can be written by others than root"
 _STATUS, _AUTHORS, _INSTANCE_LOCK = "status.json", "authors.json", "lock"
-_NAMESPACE = "pid_namespace"
 
 _Identity = Optional[tuple[int, int]]  # inode and time of the last change of a file; None for a missing one
 
@@ -159,7 +151,7 @@ class StateDirectory:
     def write_status(self, status: dict[str, Any]) -> None:
         """Replace the status file. Raises StateError."""
         with self._failures.noting(_STATUS):
-            self._write(_STATUS, {**status, _NAMESPACE: pid_namespace()})
+            self._write(_STATUS, status)
 
     def authors(self) -> object:
         """Return what was written last for root alone; None if it cannot be read."""
@@ -201,13 +193,13 @@ class StateDirectory:
             return Holder(None, 0, f"{why_not}; {path} cannot be read either")
         if status.get("state") == "stopped":
             return Holder(False, 0, f"{path} says so")
-        if status.get(_NAMESPACE, pid_namespace()) != pid_namespace():
-            why_not += f"; {path} comes from a daemon in another pid namespace, as in a container"
-            return Holder(None, 0, why_not, elsewhere=True)
         pid = status.get("pid")
         pid = pid if type(pid) is int and 0 < pid < _MAX_PID else 0
         if _lives(pid):
-            return Holder(True, pid, f"{path} names pid {pid}, which lives")
+            if is_of_the_program(pid):
+                return Holder(True, pid, f"{path} names pid {pid}, which lives")
+            other = f"{path} names pid {pid}, here another program: the daemon has ended, or runs in a container"
+            return Holder(None, 0, f"{why_not}; {other}")
         if not Path("/proc/1").exists():  # hidepid= of proc(5)
             return Holder(None, 0, f"{why_not}; /proc hides the processes of others")
         return Holder(False, 0, f"{path} names pid {pid}, which has ended")

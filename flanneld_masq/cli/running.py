@@ -6,11 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from flanneld_masq.inputs.text import read_start
+from flanneld_masq.inputs.processes import is_of_the_program
 from flanneld_masq.state_directory import StateDirectory
-
-_MAX_COMMAND_BYTES = 4096
-_PROGRAM = b"flanneld"  # in the command line of each daemon, however it was started
 
 
 def directory_of(configured: StateDirectory, config: str, root: Path = Path("/")) -> StateDirectory:
@@ -32,8 +29,8 @@ def _is_of(directory: StateDirectory, config: str) -> bool:
 def _held(root: Path) -> Iterator[StateDirectory]:
     """Yield the directories in which a process of the program has a file `lock` open."""
     for process in (root / "proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError):
-            if _PROGRAM in read_start(process / "cmdline", _MAX_COMMAND_BYTES):
+        with contextlib.suppress(OSError):
+            if is_of_the_program(int(process.name), str(process.parent)):
                 yield from (StateDirectory(path.parent) for path in _open_files(process) if path.name == "lock")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 MAX_READ = 4096  # bytes
+_PROGRAM = b"flanneld"  # in the command line of each daemon and command, however it was started
 
 
 class Process(NamedTuple):
@@ -45,6 +46,11 @@ def recent_processes(names: tuple[bytes, ...], count: int, proc: str = "/proc") 
 def is_running(pid: int, proc: str = "/proc") -> bool:
     """Return True unless the process has ended, or is about to: it gives up its memory before it closes its files."""
     return bool(_read(f"{proc}/{pid}/cmdline"))
+
+
+def is_of_the_program(pid: int, proc: str = "/proc") -> bool:
+    """Return True if the command line of a process names this program."""
+    return _PROGRAM in _read(f"{proc}/{pid}/cmdline")
 
 
 def _described(pid: int, name: bytes, proc: str) -> Process:

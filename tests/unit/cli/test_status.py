@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from flanneld_masq.cli import running
 from flanneld_masq.cli import status as status_command
 from flanneld_masq.cli.session import Session
 from flanneld_masq.controller.status import State, Status
 from flanneld_masq.errors import MasqError
+from flanneld_masq.inputs import processes
 from flanneld_masq.model import BackendName, Change, ChangeKind, Family, FamilyLease, Holder, Lease, Plan
 from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.service.service_user import Unreadable
@@ -123,7 +123,7 @@ class TestStatus:
         self, masq: Program, store: StateDirectory, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """This process stands in for the daemon: it holds the lock in the directory that the file named before."""
-        monkeypatch.setattr(running, "_PROGRAM", b"py")
+        monkeypatch.setattr(processes, "_PROGRAM", b"py")
         status = {"state": "synced", "pid": os.getpid(), "config": str(masq.config_file), "families": {}}
         with store.instance():
             store.write_status(status)
