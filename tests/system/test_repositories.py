@@ -265,7 +265,7 @@ def test_dnf_installs_upgrades_and_goes_back(
     for arguments, version in (("upgrade", __version__), ("downgrade", OLD)):
         done = root.dnf(arguments, "flanneld-masq")
         assert done.returncode == 0, done.stdout + done.stderr
-        assert installed_version(root) == version
+        assert installed_version(root) == version, done.stdout + done.stderr
 
 
 def installed_version(root: DnfRoot) -> str:
