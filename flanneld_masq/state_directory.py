@@ -196,7 +196,7 @@ class StateDirectory:
         pid = status.get("pid")
         pid = pid if type(pid) is int and 0 < pid < _MAX_PID else 0
         if _lives(pid):
-            if is_of_the_program(pid):
+            if is_of_the_program(f"/proc/{pid}"):
                 return Holder(True, pid, f"{path} names pid {pid}, which lives")
             other = f"{path} names pid {pid}, here another program: the daemon has ended, or runs in a container"
             return Holder(None, 0, f"{why_not}; {other}")

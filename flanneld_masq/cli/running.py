@@ -30,7 +30,7 @@ def _held(root: Path) -> Iterator[StateDirectory]:
     """Yield the directories in which a process of the program has a file `lock` open."""
     for process in (root / "proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if is_of_the_program(int(process.name), str(process.parent)):
+            if is_of_the_program(str(process)):
                 yield from (StateDirectory(path.parent) for path in _open_files(process) if path.name == "lock")
 
 

@@ -48,9 +48,9 @@ def is_running(pid: int, proc: str = "/proc") -> bool:
     return bool(_read(f"{proc}/{pid}/cmdline"))
 
 
-def is_of_the_program(pid: int, proc: str = "/proc") -> bool:
-    """Return True if the command line of a process names this program."""
-    return _PROGRAM in _read(f"{proc}/{pid}/cmdline")
+def is_of_the_program(process: str) -> bool:
+    """Return True if the command line of a process names this program. `process` is its directory below /proc."""
+    return _PROGRAM in _read(f"{process}/cmdline")
 
 
 def _described(pid: int, name: bytes, proc: str) -> Process:
