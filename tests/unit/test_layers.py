@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from .source import statements
+
 ROOT = Path(__file__).parents[2]
 LAYERS = (
     ("__version__", "printable"),
@@ -49,7 +51,7 @@ def package_of(names: tuple[str, ...]) -> str:
 
 
 def imported_packages(file: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse((ROOT / file).read_text())):
+    for node in statements(ast.parse((ROOT / file).read_text())):
         modules: list[str] = []
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
