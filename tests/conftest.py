@@ -6,9 +6,12 @@ import contextlib
 import gc
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +22,8 @@ from flanneld_masq.selftest.daemon import program
 from flanneld_masq.selftest.speed import measure
 
 from .common import FIGURE, Tell, patience_is_set, set_patience
+
+_numbers = count()
 
 
 def pytest_configure() -> None:
@@ -53,6 +58,13 @@ def pytest_sessionfinish() -> None:
 def tell(record_property: Callable[[str, object], None]) -> Tell:
     """Takes a line with a figure, for the end of the run."""
     return partial(record_property, FIGURE)
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty directory. pytest's own fixture reads the names of all earlier ones to find a number that is free."""
+    name = re.sub(r"\W", "_", request.node.name)[:26]
+    return tmp_path_factory.mktemp(f"{name}{next(_numbers)}", numbered=False)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
