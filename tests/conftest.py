@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import os
 import re
@@ -39,11 +38,6 @@ def pytest_xdist_setupnodes(specs: list[Any]) -> None:
     if os.geteuid() != 0:
         for spec in specs:
             spec.python = f"{sys.executable} -m tests.worker {sys.executable}"
-
-
-def pytest_collection_finish() -> None:
-    """Keep the garbage collector from the thousands of tests, which stay until the end."""
-    gc.freeze()
 
 
 def pytest_sessionfinish() -> None:

@@ -79,10 +79,12 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[Frame]:
 
 
 @pytest.fixture
-def small_heap() -> None:
-    """Keep the garbage collector from what earlier tests left in this process, which the daemon has not."""
+def small_heap() -> Iterator[None]:
+    """Keep the garbage collector from the thousands of tests in this process, which the daemon has not."""
     gc.collect()
     gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.mark.usefixtures("small_heap")
