@@ -3,7 +3,8 @@
 Format: `*table`, then `:CHAIN POLICY [packets:bytes]` for each chain, then `-A CHAIN ...` for each rule, then `COMMIT`.
 Values are quoted by xtables_save_string in libxtables/xtables.c of iptables: in double quotes, with a backslash before
 each `"`, `\\` and `'`; a newline stays as it is. `--string` is quoted by print_string in extensions/libxt_string.c: its
-value never ends in a backslash, and older releases put a backslash before `"` alone. Names of chains and interfaces are
+value never ends in a backslash, and older releases put a backslash before `"` alone. Some options have two blanks
+before their value, such as `--nflog-prefix` before 1.8.8. Names of chains and interfaces are
 never quoted, and may hold quotes themselves.
 """
 
@@ -16,7 +17,7 @@ _UNQUOTED = frozenset(
     ("-A", "-j", "-g", "-i", "-o", "--physdev-in", "--physdev-out", "--name", "--hashlimit-name", "--match-set")
 )
 TEXTS = frozenset(("--comment", "--log-prefix", "--nflog-prefix", "--string"))  # their values may look like options
-_PLAIN_TEXT = re.compile(r' --(?:comment|log-prefix|nflog-prefix) "[^"\n]*"(?=[ \n]|\Z)')
+_PLAIN_TEXT = re.compile(r' --(?:comment|log-prefix|nflog-prefix) {1,2}"[^"\n]*"(?=[ \n]|\Z)')
 _QUOTED = re.compile(r'"([^"\\]*(?:\\.[^"\\]*)*)"', re.DOTALL)
 _QUOTED_STRING = re.compile(r'"([^"]*(?:(?<=\\)"[^"]*)*)(?<!\\)"', re.DOTALL)
 _BARE = re.compile(r"[\w-]+(?= |\Z)", re.ASCII)  # a text without quotes
@@ -70,6 +71,9 @@ def _scan(line: str, words: list[str], start: int) -> int:
     """Append the words of a rule line from `start` on. Return where it ended: behind the line, or before a value whose
     quote is left open or is missing. Only values of options have quotes."""
     while start < len(line):
+        if line[start] == " ":
+            start += 1
+            continue
         option, value = words[-1] if words else "", ""
         if line[start] == '"' and option.startswith("-") and option not in _UNQUOTED:
             quoted = (_QUOTED_STRING if option == "--string" else _QUOTED).match(line, start)

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 
 from flanneld_masq.errors import SnapshotError
-from flanneld_masq.inputs.save_lines import TEXTS, logical_lines, words_of
+from flanneld_masq.inputs.save_lines import logical_lines, words_of
 from flanneld_masq.model import SLOTS
 
 _CHAIN = re.compile(r":(\S+) (\S+)")
@@ -61,8 +61,6 @@ def _append(table: SavedTable, line: str) -> None:
 
 
 def words(line: str) -> list[str]:
-    """Return the words of a rule. Some matches print two blanks before a value; only a text may be empty."""
+    """Return the words of a rule, without quotes where they can be read."""
     quoted = words_of(line) if '"' in line or "\\" in line else None
-    if quoted is None:
-        return line.split()
-    return [word for option, word in zip(("", *quoted), quoted) if word or option in TEXTS]
+    return line.split() if quoted is None else quoted

@@ -10,6 +10,7 @@ from flanneld_masq.packet_path.evaluate import Fate, Node
 from flanneld_masq.packet_path.ipsets import IpSets
 from flanneld_masq.packet_path.packet import ICMP, UDP, CtState
 from flanneld_masq.packet_path.rules import Test
+from flanneld_masq.packet_path.save_format import tables
 from flanneld_masq.packet_path.snapshot import NFT, Save
 from flanneld_masq.packet_path.xtables_rules import Option, parts
 
@@ -300,6 +301,17 @@ def test_a_comment_is_one_word_whatever_it_looks_like(comment: str) -> None:
         assert read == comment
         assert [(part.kind, part.name) for part in found][-1] == ("-j", "DROP")
         assert sum(len(part.options) for part in found) == 2
+
+
+@pytest.mark.parametrize("prefix", ["test", '"a b"'])
+def test_two_blanks_before_a_prefix_are_one(prefix: str) -> None:
+    """As iptables before 1.8.8 prints it."""
+    line = f'-A FORWARD -m comment --comment "x -j DROP" -j NFLOG --nflog-prefix  {prefix}'
+    saved = "\n".join(("*filter", ":FORWARD ACCEPT [0:0]", line, "-A FORWARD -j DROP", "COMMIT", ""))
+    assert tables(saved)["filter"]["FORWARD"].lines == [line, "-A FORWARD -j DROP"]
+    found, comment = parts(line)
+    assert comment == "x -j DROP"
+    assert [(part.kind, part.name) for part in found] == [("", ""), ("-m", "comment"), ("-j", "NFLOG")]
 
 
 def test_parts_keep_quoted_words_together() -> None:

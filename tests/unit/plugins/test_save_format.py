@@ -123,6 +123,10 @@ def rule_lines(draw: st.DrawFn, escaped: str = '"\\') -> tuple[str, dict[str, st
     if draw(st.booleans()):
         values["--log-prefix"] = draw(NO_NEWLINE)
         words.append(f"--log-prefix {quoted(values['--log-prefix'])}")
+    if draw(st.booleans()):
+        values["--nflog-prefix"] = draw(NO_NEWLINE)
+        blanks = draw(st.sampled_from((" ", "  ")))  # two before iptables 1.8.8
+        words.append(f"-j NFLOG --nflog-prefix{blanks}{quoted(values['--nflog-prefix'])} --nflog-group 5")
     return " ".join(words), values
 
 
