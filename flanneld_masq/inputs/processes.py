@@ -49,8 +49,14 @@ def is_running(pid: int, proc: str = "/proc") -> bool:
 
 
 def is_of_the_program(process: str) -> bool:
-    """Return True if the command line of a process names this program. `process` is its directory below /proc."""
-    return _PROGRAM in _read(f"{process}/cmdline")
+    """Return True if the command line of a process names this program, or is hidden (hidepid=1 of proc(5)). `process`
+    is its directory below /proc."""
+    try:
+        return _PROGRAM in _read_start(f"{process}/cmdline")
+    except PermissionError:
+        return True
+    except OSError:
+        return False
 
 
 def _described(pid: int, name: bytes, proc: str) -> Process:
@@ -59,12 +65,14 @@ def _described(pid: int, name: bytes, proc: str) -> Process:
 
 def _read(path: str) -> bytes:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return b""
-    try:
-        return os.read(descriptor, MAX_READ)
+        return _read_start(path)
     except OSError:  # ESRCH: it has ended
         return b""
+
+
+def _read_start(path: str) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        return os.read(descriptor, MAX_READ)
     finally:
         os.close(descriptor)

@@ -24,7 +24,7 @@ from flanneld_masq.inputs import processes
 from flanneld_masq.model import BackendName, Family, Holder, Item, ItemKind, Neighbours, VerifiedState
 from flanneld_masq.state_directory import StateDirectory
 
-from ..common import is_root
+from ..common import eventually, is_root
 
 NFT = BackendName("nft")
 GOLDEN = VerifiedState(
@@ -546,6 +546,7 @@ class TestALockForRootAlone:
         with subprocess.Popen((name, "60"), executable="/bin/sleep") as process:
             try:
                 StateDirectory(directory).write_status({"state": "synced", "pid": process.pid})
+                eventually(Path(f"/proc/{process.pid}/cmdline").read_bytes)  # empty for a moment
                 holder = StateDirectory(directory).holder()
                 known = (True, process.pid) if "flanneld" in name else (None, 0)
                 assert (holder.runs, holder.pid) == known

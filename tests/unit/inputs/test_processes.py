@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from flanneld_masq.inputs.processes import is_running, read_process, recent_processes
+from flanneld_masq.inputs.processes import is_of_the_program, is_running, read_process, recent_processes
 
 from ...common import eventually
 
@@ -67,3 +68,19 @@ def test_real_process_and_its_end() -> None:
     finally:
         child.kill()
         child.wait()
+
+
+def test_the_program_is_known_by_its_command_line(tmp_path: Path) -> None:
+    process(tmp_path, 7, b"python3", b"/usr/bin/python3\0-I\0/usr/bin/flanneld-masq\0run\0")
+    process(tmp_path, 8, b"systemd", b"/sbin/init\0")
+    assert [is_of_the_program(str(tmp_path / name)) for name in ("7", "8", "9")] == [True, False, False]
+
+
+def test_a_hidden_command_line_may_be_that_of_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With hidepid=1 a process can be seen, and its command line cannot be read."""
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert is_of_the_program(str(tmp_path))
