@@ -5,8 +5,11 @@ bin := .venv/bin
 # Empty, whatever the caller says: else each of the thousand processes that tests start would compile every module again.
 export PYTHONDONTWRITEBYTECODE :=
 cores := $(shell nproc)
-# Most kernel and system tests wait more than they work.
-JOBS ?= $(shell echo $$((2 * $(cores) + 1)))
+ifndef JOBS
+# Most kernel and system tests wait more than they work. Unit tests do not, and each process collects all of them.
+JOBS := $(shell echo $$((2 * $(cores) + 1)))
+check: JOBS := $(shell echo $$(($(cores) + 1)))
+endif
 # Each process takes the next test when it has done one. Tests that need the machine to themselves come last, one by one.
 at_once = -n $(JOBS) --dist loadgroup -m "not timing"
 
@@ -34,8 +37,6 @@ lint: setup ## ruff and mypy --strict
 check: lint ## lint and the unit tests, in seconds
 	$(bin)/python -m pytest -q $(at_once) tests/unit
 
-# Unit tests work more than they wait, and each process collects all of them.
-check: JOBS := $(shell echo $$(($(cores) + 1)))
 check: export QUICK := 1
 
 test: export QUICK :=
