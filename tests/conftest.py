@@ -58,7 +58,7 @@ def tell(record_property: Callable[[str, object], None]) -> Tell:
 def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty directory. pytest's own fixture reads the names of all earlier ones to find a number that is free."""
     name = re.sub(r"\W", "_", request.node.name)[:26]
-    return tmp_path_factory.mktemp(f"{name}{next(_numbers)}", numbered=False)
+    return tmp_path_factory.mktemp(f"{name}-{next(_numbers)}", numbered=False)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -201,7 +201,7 @@ class Node:
                 env=self.site.environment,
                 timeout=DEADLINE,
             )
-        if done.returncode not in allowed:
+        if done.returncode not in allowed or ("--json" in argv and not done.stdout):  # a crash is status 1, too
             raise BenchError(f"{' '.join(argv)}: exit status {done.returncode}: {done.stderr.strip()}")
         return Cost(cpu=_cpu_of_children() - used)
 

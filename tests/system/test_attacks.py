@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import select
 import subprocess
 import time
 from pathlib import Path
@@ -42,6 +43,7 @@ def begin_attack(machine: Machine, kind: str, seconds: float) -> subprocess.Pope
     """Start an attack and wait until its first messages are sent."""
     attack = machine.start("python3", SCRIPT, BUS, NAME, kind, str(seconds), user="nobody")
     assert attack.stdout is not None
+    assert select.select([attack.stdout], (), (), patience(10))[0], "the attack has not begun"
     assert attack.stdout.readline() == f"{attacker.ATTACKING}\n"
     return attack
 
@@ -59,7 +61,7 @@ def test_attacks_on_d_bus_delay_no_repair_and_no_stop(target: Machine, tell: Tel
             assert attack.wait(patience(60)) == 0
     target.site.assert_masqueraded()
     peak = peak_kb(target, pid)
-    attack = begin_attack(target, "statuses", LONGER_THAN_A_STOP)
+    attack = begin_attack(target, "statuses", patience(LONGER_THAN_A_STOP))
     began = time.monotonic()
     target.systemctl("stop", UNIT)
     stopped = time.monotonic() - began

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
@@ -167,7 +168,7 @@ def test_ports_of_own_sockets_and_programs_are_own() -> None:
     run = ProcessRunner()
     run(("true",))
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW) as opened:
-        port = 1 << 30  # no pid: a socket of another netlink protocol may have the pid of this process as port
+        port = 1 << 30 | os.getpid()  # a socket of another netlink protocol may have the pid itself as port
         opened.bind((port, 0))
         assert port in OwnPorts([run])
         assert run.started_pids[-1] in OwnPorts([run])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ...common import eventually
+from ...common import eventually, patience
 from ...matrix import oldest
 from ...matrix.oldest import Oldest, summary
 from ...matrix.page import TITLES
@@ -34,9 +34,10 @@ def test_a_timeout_ends_the_programs_of_the_script(tmp_path: Path, monkeypatch: 
     script.write_text(f"#!/bin/sh\nsleep 600 &\necho $! >{child}\nwait\n")
     script.chmod(0o755)
     monkeypatch.setattr(oldest, "_SCRIPT", script)
-    monkeypatch.setattr(oldest, "_SECONDS", 0.5)
+    seconds = patience(0.5)
+    monkeypatch.setattr(oldest, "_SECONDS", seconds)
     outcome = oldest.Oldest()._outcome("unit-tests", "tests/unit")
-    assert (outcome.ok, outcome.detail) == (False, "not done within 0.5 s")
+    assert (outcome.ok, outcome.detail) == (False, f"not done within {seconds:g} s")
     pid = int(child.read_text())
     eventually(lambda: not is_running(pid))
 
