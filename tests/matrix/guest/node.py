@@ -43,19 +43,23 @@ class Node:
         CONFIG.parent.mkdir(exist_ok=True)
         CONFIG.write_text(f'backend = "{backend}"\n{nft}', encoding="ascii")
         self.systemctl(then, UNIT)
-        self.synced(backend)
+        self.synced(backend, protect=protect)
 
-    def synced(self, backend: str = "auto") -> None:
-        """Wait until the running daemon is synced, with this backend for every family of the subnet file."""
+    def synced(self, backend: str = "auto", *, protect: bool = True) -> None:
+        """Wait until the running daemon is synced, with this backend for every family of the subnet file. Without
+        `protect`, wait also until no table is protected: a daemon that reloads is synced already."""
 
         def found() -> bool:
             status = self.status()
-            backends = {
-                family["groups"].get("masquerade", {}).get("backend")
+            families = [
+                family
                 for family in status.get("families", {}).values()
                 if family.get("in_subnet_file") and family["state"] != "waiting"
-            }
-            return status.get("state") == "synced" and bool(backends) and (backend == "auto" or backends == {backend})
+            ]
+            backends = {family["groups"].get("masquerade", {}).get("backend") for family in families}
+            unprotected = all(family.get("protection", "none") == "none" for family in families)
+            right = bool(backends) and (backend == "auto" or backends == {backend})
+            return status.get("state") == "synced" and right and (protect or unprotected)
 
         self.until(found, f"the daemon is synced with {backend}")
 
