@@ -39,11 +39,15 @@ class Node:
 
     def configure(self, backend: str, *, protect: bool = False, then: str = "reload-or-restart") -> None:
         """Write the configuration, have the service read it, and wait until it is synced with the backend."""
+        self.write_config(backend, protect=protect)
+        self.systemctl(then, UNIT)
+        self.synced(backend, protect=protect)
+
+    @staticmethod
+    def write_config(backend: str, *, protect: bool) -> None:
         nft = "" if protect else "[nft]\nprotect = false\n"
         CONFIG.parent.mkdir(exist_ok=True)
         CONFIG.write_text(f'backend = "{backend}"\n{nft}', encoding="ascii")
-        self.systemctl(then, UNIT)
-        self.synced(backend, protect=protect)
 
     def synced(self, backend: str = "auto", *, protect: bool = True) -> None:
         """Wait until the running daemon is synced, with this backend for every family of the subnet file. Without

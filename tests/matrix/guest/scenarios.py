@@ -271,7 +271,14 @@ def _repaired(node: Node, chosen: set[str]) -> str:
 def without_ipv6(node: Node) -> Found:
     """With IPv6 off at the boot, IPv4 is in sync although the subnet file names both."""
     expect(not Path("/proc/net/if_inet6").exists(), "this kernel has IPv6")
-    node.until(lambda: node.status().get("families", {}).get("ipv4", {}).get("state") == "synced", "IPv4 is synced")
+    node.write_config("auto", protect=False)
+    node.systemctl("reload-or-restart", UNIT)
+
+    def synced() -> object:
+        ipv4 = node.status().get("families", {}).get("ipv4", {})
+        return ipv4.get("state") == "synced" and ipv4.get("protection", "none") == "none"
+
+    node.until(synced, "IPv4 is synced, without protection")
     status = node.status()
     ipv6 = status["families"]["ipv6"]
     repaired = _repaired(node, {status["families"]["ipv4"]["groups"]["masquerade"]["backend"]})
