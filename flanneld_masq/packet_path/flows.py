@@ -460,19 +460,28 @@ def _pod(lease: FamilyLease, routing: Routing) -> tuple[Address, str]:
     route = _route(routing, None, address)
     if route is not None and route.via is None:
         return address, route.device
+    return next(((pods.network_address, device) for pods, device in _routes_to_pods(lease, routing)), (address, ""))
+
+
+def _routes_to_pods(lease: FamilyLease, routing: Routing) -> Iterator[tuple[Network, str]]:
+    """Yield the networks of this node's pods that a route without a next hop leads to, each with its device.
+
+    The kernel has such a route to each IPv6 address of the node, that of flannel's interface among them.
+    """
     for network, route in routing.unicast():
-        if network.version == lease.subnet.version and network.network_address in lease.subnet and route.via is None:
-            return network.network_address, route.device
-    return address, ""
+        first = network.network_address
+        inside = network.version == lease.subnet.version and first in lease.subnet
+        own = network.num_addresses == 1 and routing.is_local(first)
+        if inside and route.via is None and not own:
+            yield network, route.device
 
 
 def _pods(lease: FamilyLease, routing: Routing, device: str, beside: Address) -> Iterator[Address]:
     """Yield addresses of other pods of this node: those with a host route of their own, then the neighbours of the
     address `beside` that the same device reaches."""
-    for network, route in routing.unicast():
-        pod = network.network_address
-        if network.num_addresses == 1 and pod in lease.subnet and route.via is None and pod != beside:
-            yield pod
+    for network, _ in _routes_to_pods(lease, routing):
+        if network.num_addresses == 1 and network.network_address != beside:
+            yield network.network_address
     for pod in (beside - 1, beside + 1):
         found = _route(routing, None, pod) if pod in lease.subnet else None
         if found is not None and found.device == device:

@@ -38,9 +38,11 @@ ROUTES4: list[Any] = [
 ]
 ROUTES6: list[Any] = [
     {"dst": "default", "gateway": "2001:db8:1::100", "dev": "eth0"},
+    {"dst": "fd00:10:244:1::", "dev": "flannel.1", "protocol": "kernel"},  # as the kernel writes for any address
     {"dst": "fd00:10:244:1::/64", "dev": "cni0"},
     {"dst": "fd00:10:244:2::/64", "gateway": "fd00:10:244:2::", "dev": "flannel.1"},
     *({"type": "local", "dst": one, "dev": "lo", "table": "local"} for one in ("2001:db8:1::1", "fd00:10:244:1::1")),
+    {"type": "local", "dst": "fd00:10:244:1::", "dev": "flannel.1", "table": "local"},
 ]
 RULES: list[Any] = [
     {"priority": 0, "src": "all", "table": "local"},
@@ -56,6 +58,7 @@ def snapshot(
     saves: tuple[Save, ...] = (),
     sysctls: Mapping[str, str] | None = None,
     routes: Sequence[Any] = ROUTES4,
+    routes6: Sequence[Any] = ROUTES6,
     rules: Sequence[Any] = RULES,
     ipsets: str = "",
     unread: tuple[str, ...] = (),
@@ -67,7 +70,7 @@ def snapshot(
         found,
         "[]",
         json.dumps(ADDRESSES),
-        {Family.IPV4: json.dumps(routes), Family.IPV6: json.dumps(ROUTES6)},
+        {Family.IPV4: json.dumps(routes), Family.IPV6: json.dumps(routes6)},
         {family: json.dumps(rules) for family in Family},
         ipsets,
         {"net.ipv4.ip_forward": "1", **(sysctls or {})},

@@ -14,11 +14,16 @@ from flanneld_masq.packet_path.evaluate import Node
 from flanneld_masq.packet_path.flows import Flow, FlowResult, Judgement, Source, flows
 from flanneld_masq.packet_path.snapshot import Snapshot
 
-from .nodes import DROP, ROUTES4, RULES, chain, match, meta, rule, snapshot, table
+from .nodes import DROP, ROUTES4, ROUTES6, RULES, chain, match, meta, rule, snapshot, table
 
 LEASE = Lease(
     "/run/flannel/subnet.env",
     FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1")),
+)
+LEASE6 = Lease(
+    "/run/flannel/subnet.env",
+    None,
+    FamilyLease((ip_network("fd00:10:244::/48"),), ip_network("fd00:10:244:1::/64"), ip_address("fd00:10:244:1::1")),
 )
 MASQUERADING = [
     table(),
@@ -135,6 +140,25 @@ def test_the_certain_cause_comes_before_the_possible_one() -> None:
     found = judged(snapshot(MASQUERADING, legacy=save))[Flow.POD_TO_WORLD, False]
     assert found.judgement is Judgement.WRONG
     assert found.causes[0].step.place.number == 0, "the policy"
+
+
+def judged6(found: Snapshot) -> dict[tuple[Flow, bool], FlowResult]:
+    return {(one.flow, one.answer): one for one in flows(Node(found), LEASE6, _DEFAULT)}
+
+
+def test_flannels_own_address_is_no_other_pod() -> None:
+    """Docker's rules for a bridge. The kernel has a route to each IPv6 address of the node, that of flannel.1 too."""
+    to_pods = rule("f", match(meta("oifname"), "cni0"), match(meta("iifname"), "cni0", "!="), DROP, family="ip6")
+    found = judged6(snapshot([table(family="ip6"), chain("f", "forward", family="ip6"), to_pods]))
+    lost = found[Flow.REMOTE_POD_TO_POD, False]
+    assert (lost.judgement, lost.narrow) == (Judgement.WRONG, False)
+
+
+def test_flannels_own_address_is_no_pod_with_a_route_of_its_own() -> None:
+    routes = [*(one for one in ROUTES6 if one["dst"] != "fd00:10:244:1::/64"), {"dst": "fd00:10:244:1::7", "dev": "v7"}]
+    packet = judged6(snapshot(routes6=routes))[Flow.POD_TO_REMOTE_POD, False].result
+    assert packet is not None
+    assert (str(packet.packet.src), packet.packet.iif) == ("fd00:10:244:1::7", "v7")
 
 
 def test_pods_with_a_route_each_are_followed_by_one_of_them() -> None:
