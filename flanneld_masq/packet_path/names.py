@@ -74,6 +74,8 @@ CT_STATUS: Mapping[str, int] = {
     "dying": 0x200,
 }
 DIRECTIONS: Mapping[str, int] = {"original": 0, "reply": 1}
+# Groups of devices. Others may have names in a file that the snapshot does not have. Source: ip-link(8)
+DEVICE_GROUPS: Mapping[str, int] = {"default": 0}
 ICMP_TYPES: Mapping[str, int] = {
     "echo-reply": 0,
     "pong": 0,

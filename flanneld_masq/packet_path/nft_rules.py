@@ -101,6 +101,8 @@ _META = {
     "iif": Key(Read(Field.IIFNAME), _interface),
     "oifname": Key(Read(Field.OIFNAME), _interface),
     "oif": Key(Read(Field.OIFNAME), _interface),
+    "iifgroup": Key(Read(Field.IIFGROUP), _named(names.DEVICE_GROUPS)),
+    "oifgroup": Key(Read(Field.OIFGROUP), _named(names.DEVICE_GROUPS)),
     "l4proto": Key(Read(Field.PROTO), _PROTO),
     "nfproto": Key(Read(Field.NFPROTO), _named(names.NFPROTOS)),
     "protocol": Key(Read(Field.NFPROTO), _named(names.NFPROTOS)),

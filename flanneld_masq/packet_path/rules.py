@@ -39,6 +39,8 @@ class Field(str, enum.Enum):
     ICMPV6_TYPE = "icmpv6 type"
     IIFNAME = "iifname"
     OIFNAME = "oifname"
+    IIFGROUP = "iifgroup"
+    OIFGROUP = "oifgroup"
     MARK = "mark"
     CT_STATE = "ct state"
     CT_STATE_NAT = "ct state and nat"

@@ -142,6 +142,14 @@ def _oif(state: State, scene: Scene) -> Value:
     return state.route.device if state.route.kind != LOCAL else LOOPBACK
 
 
+def _group(device: Value, scene: Scene) -> Value:
+    """Return the group of a device. A name other than "default" stands for a number that the snapshot does not have."""
+    if not isinstance(device, str) or not device:
+        return MISSING
+    text = str(scene.routing.links.get(device, {}).get("group", ""))
+    return int(text) if text.isdecimal() else names.DEVICE_GROUPS.get(text, UNKNOWN)
+
+
 def _state_bit(state: State, scene: Scene) -> int:
     if state.untracked:
         return names.STATE_BITS[CtState.UNTRACKED]
@@ -235,6 +243,8 @@ _READERS: Mapping[Field, _Reader] = {
     Field.ICMPV6_TYPE: lambda state, _: _icmp(state, ICMPV6),
     Field.IIFNAME: _iif,
     Field.OIFNAME: _oif,
+    Field.IIFGROUP: lambda state, scene: _group(_iif(state, scene), scene),
+    Field.OIFGROUP: lambda state, scene: _group(_oif(state, scene), scene),
     Field.MARK: lambda state, _: _known(state.mark),
     Field.CT_STATE: _state_bit,
     Field.CT_STATE_NAT: _state_and_nat,

@@ -108,7 +108,11 @@ def _is_option(token: str) -> bool:
 
 
 def _test(field: Field, elements: Iterable[Element], negated: bool = False, proto: int | None = None) -> Test:
-    return Test((Read(field, proto),), Op.NE if negated else Op.EQ, Elements([((one,), None) for one in elements]))
+    return _test_of(Read(field, proto), elements, negated)
+
+
+def _test_of(key: Expression, elements: Iterable[Element], negated: bool) -> Test:
+    return Test((key,), Op.NE if negated else Op.EQ, Elements([((one,), None) for one in elements]))
 
 
 def _bits(field: Field, bits: int, negated: bool) -> Test:
@@ -118,8 +122,7 @@ def _bits(field: Field, bits: int, negated: bool) -> Test:
 def _masked(field: Field, text: str, negated: bool) -> Test:
     """Return the test `VALUE[/MASK]` of a mark."""
     value, mask = _value_mask(text)
-    key = Compute("&", operator.and_, Read(field), Const(mask))
-    return Test((key,), Op.NE if negated else Op.EQ, Elements([((value,), None)]))
+    return _test_of(Compute("&", operator.and_, Read(field), Const(mask)), [value], negated)
 
 
 def _value_mask(text: str, default: int = 0xFFFFFFFF) -> tuple[int, int]:
@@ -157,8 +160,7 @@ def _ports(option: Option, proto: int | None = None) -> Iterable[Operation]:
 
 def _flags(mask: str, value: str, negated: bool) -> Test:
     bits, wanted = (sum(names.TCP_FLAGS[one] for one in set(text.lower().split(","))) for text in (mask, value))
-    key = Compute("&", operator.and_, Read(Field.TCP_FLAGS), Const(bits))
-    return Test((key,), Op.NE if negated else Op.EQ, Elements([((wanted,), None)]))
+    return _test_of(Compute("&", operator.and_, Read(Field.TCP_FLAGS), Const(bits)), [wanted], negated)
 
 
 def _tcp(option: Option) -> Iterable[Operation]:
@@ -248,6 +250,15 @@ def _pkttype(option: Option) -> Iterable[Operation]:
     return [_test(Field.PKTTYPE, [names.PACKET_TYPES[option.argument.lower()]], option.negated)]
 
 
+def _devgroup(option: Option) -> Iterable[Operation]:
+    """Return the test of the group of a device. Source: xt_devgroup.c, which compares the bits of the mask alone."""
+    field = {"--src-group": Field.IIFGROUP, "--dst-group": Field.OIFGROUP}[option.name]
+    text, _, mask = option.argument.partition("/")
+    bits = int(mask, 0) if mask else 0xFFFFFFFF
+    key = Compute("&", operator.and_, Read(field), Const(bits))
+    return [_test_of(key, [_named(names.DEVICE_GROUPS, text) & bits], option.negated)]
+
+
 def _mark(field: Field, option: Option) -> Iterable[Operation]:
     return [_masked(field, option.argument, option.negated)]
 
@@ -298,6 +309,7 @@ _MATCHES: Mapping[str, _Handler] = {
     "connmark": partial(_mark, Field.CT_MARK),
     "addrtype": _addrtype,
     "owner": _owner,
+    "devgroup": _devgroup,
     "physdev": _physdev,
     "pkttype": _pkttype,
 }

@@ -29,6 +29,11 @@ ADDRESSES = [
     _device("flannel.1", ("10.244.1.0", 32), ("fd00:10:244:1::", 128)),
     _device("eth0", (OWN, 24), ("2001:db8:1::1", 64)),
 ]
+LINKS = [
+    {"ifname": "cni0", "group": "default"},
+    {"ifname": "eth0", "group": "7"},
+    {"ifname": "flannel.1", "group": "mgmt"},
+]
 ROUTES4: list[Any] = [
     {"dst": "default", "gateway": "192.0.2.100", "dev": "eth0"},
     {"dst": "10.244.1.0/24", "dev": "cni0"},
@@ -68,7 +73,7 @@ def snapshot(
     return Snapshot(
         json.dumps({"nftables": [{"metainfo": {}}, *objects]}),
         found,
-        "[]",
+        json.dumps(LINKS),
         json.dumps(ADDRESSES),
         {Family.IPV4: json.dumps(routes), Family.IPV6: json.dumps(routes6)},
         {family: json.dumps(rules) for family in Family},
