@@ -6,7 +6,7 @@ table is listed only if it exists, for a listing creates it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -34,6 +34,13 @@ _OF_NODE = (
     "net/bridge/bridge-nf-call-ip6tables",
     "net/netfilter/nf_conntrack_max",
     "net/netfilter/nf_conntrack_count",
+)
+
+
+# What nft lists as text alone: the tables of a ruleset in JSON, and how their listing is read.
+_LISTED: Sequence[tuple[Callable[[str], Iterator[tuple[str, str]]], Callable[[str, str, str], str]]] = (
+    (nft_tables.garbled, nft_tables.dormant),
+    (nft_tables.without_devices, nft_tables.devices),
 )
 
 
@@ -90,14 +97,17 @@ class Collector:
                 return ""
             if len(others) <= MAX_TABLES:
                 listed = [self._output("nft", "-j", "list", "table", *names) for names in others]
-                return self._with_flags(nft_tables.joined([known, *listed]))
-        return self._with_flags(self._output("nft", "-j", "list", "ruleset")) if chains else ""
+                return self._completed(nft_tables.joined([known, *listed]))
+        return self._completed(self._output("nft", "-j", "list", "ruleset")) if chains else ""
 
-    def _with_flags(self, ruleset: str) -> str:
-        """Return the ruleset with what nft lists of tables whose flags it garbles in JSON."""
-        found = islice(nft_tables.garbled(ruleset), MAX_TABLES)
-        listed = [(names, self._output("nft", "-t", "list", "table", *names, needed=False)) for names in found]
-        said = [document for names, text in listed if (document := nft_tables.dormant(*names, text))]
+    def _completed(self, ruleset: str) -> str:
+        """Return the ruleset with what nft lists of tables whose flags it garbles in JSON, or whose devices it leaves
+        out."""
+        said: list[str] = []
+        for find, read in _LISTED:
+            for names in islice(find(ruleset), MAX_TABLES):
+                listing = self._output("nft", "-t", "list", "table", *names, needed=False)
+                said += filter(None, [read(*names, listing)])
         return nft_tables.joined([ruleset, *said]) if said else ruleset
 
     def _at_once(self, argvs: Sequence[tuple[str, ...]], *, needed: bool) -> list[str]:

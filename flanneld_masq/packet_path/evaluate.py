@@ -1,7 +1,7 @@
 """Follows a packet through the node: hooks, routing, sysctls. Pure over a snapshot.
 
-    by a device:  prerouting -> routing -> input, or forward -> postrouting
-    by the node:  routing -> output -> (routing again) -> postrouting
+    by a device:  ingress -> prerouting -> routing -> input, or forward -> postrouting -> egress
+    by the node:  routing -> output -> (routing again) -> postrouting -> egress
 
 The kernel calls the base chains of a hook in the order of their priorities. A packet that one of them drops is gone;
 one that it accepts goes on to the next.
@@ -164,7 +164,7 @@ class _Path:
         found: list[Outcome] = []
         if self._is_kept_off(state):
             return ()
-        for after in self._hook(Hook.PREROUTING, (state,)):
+        for after in self._hook(Hook.PREROUTING, self._at_device(Hook.INGRESS, (state,))):
             for routed in self._routed(after):
                 if not self._is_source_valid(routed):
                     continue
@@ -187,7 +187,8 @@ class _Path:
             if state.route is not None and state.route.kind in _HERE and not self._packet.iif:
                 yield from self._ends(self._looped(state), "")
             else:
-                yield from self._ends((state,), state.route.device if state.route else "")
+                sent = self._at_device(Hook.EGRESS, (state,))
+                yield from self._ends(sent, state.route.device if state.route else "")
 
     def _looped(self, state: State) -> tuple[State, ...]:
         """Return a packet that the node sends to itself, as it comes back by the loopback device."""
@@ -214,11 +215,18 @@ class _Path:
             states = tuple(_reversed_nat(state, hook) for state in states)
         return states
 
+    def _at_device(self, hook: Hook, states: Sequence[State]) -> tuple[State, ...]:
+        """Return the packets that pass the chains of their device. NAT has no part in these hooks."""
+        states = tuple(states)
+        for base in self._node.ruleset.at(hook, self._packet.family, latest_first=self._latest_first):
+            states = self._pass(base, states)
+        return states
+
     def _pass(self, base: BaseChain, states: Sequence[State]) -> tuple[State, ...]:
         passed: list[State] = []
         scene = Scene(base.hook, runs_at(base), self._routing)
         for state in states:
-            if base.nat and not _begins(state, base.hook):
+            if not _is_seen(base, state):
                 passed.append(state)
                 continue
             for end in Walk(base, scene).run(state):
@@ -302,6 +310,15 @@ class _Path:
 def _outcome(state: State, device: str, *, delivered: bool) -> Outcome:
     marks = (state.mark, state.ct_mark)
     return Outcome(delivered, state.src, state.dst, device, *marks, state.steps, state.unknown_end, state.untracked)
+
+
+def _is_seen(base: BaseChain, state: State) -> bool:
+    """Return True if a chain sees the packet."""
+    if base.hook is Hook.INGRESS:
+        return state.first.iif in base.devices
+    if base.hook is Hook.EGRESS:
+        return state.route is not None and state.route.device in base.devices
+    return not base.nat or _begins(state, base.hook)
 
 
 def _begins(state: State, hook: Hook) -> bool:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Optional
 
 from flanneld_masq.errors import SnapshotError
 from flanneld_masq.model import SLOTS
@@ -34,7 +34,8 @@ class RawRule:
 
 @dataclass(**SLOTS)
 class RawChain:
-    """A chain; `hook` is empty for one that only rules call."""
+    """A chain; `hook` is empty for one that only rules call. `devices` are those of a chain at ingress or egress, None
+    if they are not known."""
 
     name: str
     handle: int
@@ -42,6 +43,7 @@ class RawChain:
     hook: str = ""
     priority: int = 0
     policy: str = "accept"
+    devices: Optional[frozenset[str]] = None
     rules: list[RawRule] = field(default_factory=list)
 
 
@@ -111,10 +113,21 @@ def _is_dormant(flags: object) -> bool:
 
 
 def _chain(table: RawTable, content: Any, _: str) -> None:
+    devices = content.get("dev")
+    found = None if devices is None else frozenset([devices] if isinstance(devices, str) else map(str, devices))
+    if found is not None and content["name"] in table.chains:
+        table.chains[content["name"]].devices = found
+        return
     hook, priority = str(content.get("hook", "")), _number(content.get("prio", 0))
     policy = str(content.get("policy", "accept"))
     table.chains[content["name"]] = RawChain(
-        str(content["name"]), _number(content.get("handle", 0)), str(content.get("type", "")), hook, priority, policy
+        str(content["name"]),
+        _number(content.get("handle", 0)),
+        str(content.get("type", "")),
+        hook,
+        priority,
+        policy,
+        found,
     )
 
 
@@ -162,6 +175,30 @@ def dormant(family: str, name: str, listing: str) -> str:
     if not any("dormant" in line for line in flags[:1]):
         return ""
     return _document([json.dumps({"table": {"family": family, "name": name, "flags": ["dormant"]}})])
+
+
+# ---- devices that nft leaves out
+
+_OF_DEVICES = re.compile(r'\{"chain": \{"family": "(\w+)", "table": "([^"\\]+)", [^{}]*"hook": "(?:in|e)gress"[^{}]*\}')
+_DEVICES = re.compile(
+    r"^\tchain (\S+) \{\n(?:\t\tcomment .*\n)?\t\ttype filter hook (?:in|e)gress devices? (.*) priority ", re.MULTILINE
+)
+_DEVICE = re.compile(r'[^\s{},="]+')
+
+
+def without_devices(text: str) -> Iterator[tuple[str, str]]:
+    """Yield family and name of the tables with chains at ingress or egress whose devices nft 1.0 does not print."""
+    found = (match for match in _OF_DEVICES.finditer(text) if '"dev":' not in match[0])
+    yield from dict.fromkeys((match[1], match[2]) for match in found)
+
+
+def devices(family: str, name: str, listing: str) -> str:
+    """Return a document with the devices of the chains of a table, from its listing as text; empty if it has none."""
+    chains = [
+        {"family": family, "table": name, "name": chain, "dev": _DEVICE.findall(text)}
+        for chain, text in _DEVICES.findall(listing)
+    ]
+    return _document([json.dumps({"chain": chain}) for chain in chains]) if chains else ""
 
 
 # ---- a ruleset in parts

@@ -322,11 +322,13 @@ class Chain:
 class Hook(str, enum.Enum):
     """A place on the packet's path at which the kernel calls base chains."""
 
+    INGRESS = "ingress"
     PREROUTING = "prerouting"
     INPUT = "input"
     FORWARD = "forward"
     OUTPUT = "output"
     POSTROUTING = "postrouting"
+    EGRESS = "egress"
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -335,6 +337,7 @@ class BaseChain:
 
     `versions` are those of IP that it sees, `nat` is True if it sees the first packet of each flow alone. Of two with
     the same priority, the one with the higher `order` was registered later, and the kernel calls it first.
+    `devices` are those whose packets it sees at ingress or egress; at the other hooks it sees all.
     """
 
     hook: Hook
@@ -346,6 +349,7 @@ class BaseChain:
     nat: bool
     order: tuple[int, int]
     chains: Mapping[str, Chain] = field(default_factory=dict)
+    devices: frozenset[str] = frozenset()
 
     @property
     def policy_place(self) -> Place:

@@ -22,8 +22,9 @@ from flanneld_masq.packet_path.snapshot import LEGACY, NFT, Snapshot
 from flanneld_masq.packet_path.xtables_rules import Compiler as XtablesCompiler
 from flanneld_masq.packet_path.xtables_rules import parts
 
-_FAMILIES = {"ip": frozenset({4}), "ip6": frozenset({6}), "inet": frozenset({4, 6})}
+_FAMILIES = {"ip": frozenset({4}), "ip6": frozenset({6}), "inet": frozenset({4, 6}), "netdev": frozenset({4, 6})}
 _HOOKS = {hook.value: hook for hook in Hook}
+_OF_DEVICES = (Hook.INGRESS.value, Hook.EGRESS.value)
 _POLICIES = {"accept": Verdict.ACCEPT, "drop": Verdict.DROP}
 _LEGACY_ORDER = -1  # of tables whose registration is not known
 # Priorities of NAT, in which all chains of the type run whatever their own: NF_IP_PRI_NAT_DST and _SRC.
@@ -58,7 +59,8 @@ _XTABLES = {
 
 @dataclass(frozen=True, **SLOTS)
 class Ruleset:
-    """Every base chain that sees packets of IP. `beside` names the tables of other families that have base chains."""
+    """Every base chain that sees packets of IP. `beside` names the tables with base chains that are not evaluated:
+    those of bridges, and of devices that are not known."""
 
     bases: tuple[BaseChain, ...]
     beside: tuple[str, ...] = ()
@@ -110,7 +112,10 @@ def _family(table: RawTable) -> Family:
 
 
 def _is_beside(table: RawTable) -> bool:
-    return table.family in ("bridge", "netdev") and any(chain.hook for chain in table.chains.values())
+    chains = table.chains.values()
+    if table.family == "bridge":
+        return any(chain.hook for chain in chains)
+    return any(chain.hook in _OF_DEVICES and chain.devices is None for chain in chains)
 
 
 # ---- nf_tables
@@ -122,7 +127,7 @@ def _nft_bases(table: RawTable, saved: SavedTable, xtables: XtablesCompiler) -> 
     compiler = NftCompiler(table)
     chains = {name: _nft_chain(table, raw, compiler, saved.get(name), xtables) for name, raw in table.chains.items()}
     for name, raw in table.chains.items():
-        if raw.hook in _HOOKS:
+        if raw.hook in _HOOKS and (raw.devices is not None or raw.hook not in _OF_DEVICES):
             yield BaseChain(
                 _HOOKS[raw.hook],
                 raw.priority,
@@ -133,6 +138,7 @@ def _nft_bases(table: RawTable, saved: SavedTable, xtables: XtablesCompiler) -> 
                 raw.kind == "nat",
                 (table.handle, raw.handle),
                 chains,
+                raw.devices or frozenset(),
             )
 
 

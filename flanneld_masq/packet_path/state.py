@@ -98,6 +98,10 @@ class Scene:
     @property
     def tracked(self) -> bool:
         """True if connection tracking has seen the packet; both hooks at which it begins run it at one priority."""
+        return self.hook is not Hook.INGRESS and self._behind_connections
+
+    @property
+    def _behind_connections(self) -> bool:
         return self.hook not in (Hook.PREROUTING, Hook.OUTPUT) or self.priority > CONNTRACK_PRIORITY
 
 
@@ -133,11 +137,11 @@ def _icmp(state: State, proto: int) -> Value:
 
 
 def _iif(state: State, scene: Scene) -> Value:
-    return state.first.iif if scene.hook is not Hook.OUTPUT else ""
+    return state.first.iif if scene.hook not in (Hook.OUTPUT, Hook.EGRESS) else ""
 
 
 def _oif(state: State, scene: Scene) -> Value:
-    if scene.hook in (Hook.PREROUTING, Hook.INPUT) or state.route is None:
+    if scene.hook in (Hook.INGRESS, Hook.PREROUTING, Hook.INPUT) or state.route is None:
         return ""
     return state.route.device if state.route.kind != LOCAL else LOOPBACK
 

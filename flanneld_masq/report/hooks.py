@@ -52,7 +52,9 @@ class Board:
     def __init__(self, node: Node, family: Family) -> None:
         self.node = node
         self.family = family
-        self.columns = tuple(_column(node, hook, family, MARGIN + index * WIDTH) for index, hook in enumerate(Hook))
+        self.columns = tuple(
+            _column(node, hook, family, MARGIN + index * WIDTH) for index, hook in enumerate(_shown(node, family))
+        )
         self._at: Mapping[tuple[Hook, str, str], Station] = {
             (column.hook, station.base.table, station.base.chain.name): station
             for column in self.columns
@@ -69,6 +71,11 @@ class Board:
         if station is not None:
             return station.x
         return self.column(step.hook).left + (WIDTH - 6 if step.place.chain else 0)
+
+
+def _shown(node: Node, family: Family) -> list[Hook]:
+    """Return the hooks of the board; those of devices only if they have chains."""
+    return [hook for hook in Hook if hook not in (Hook.INGRESS, Hook.EGRESS) or node.ruleset.at(hook, family)]
 
 
 def _column(node: Node, hook: Hook, family: Family, left: float) -> Column:

@@ -43,6 +43,10 @@ def passed(result: Result, outcome: Outcome) -> tuple[Hook, ...]:
     else:
         way = (Hook.PREROUTING, Hook.FORWARD, Hook.POSTROUTING)
     last = _end(outcome)
+    if last is Hook.INGRESS:
+        return (last,)
+    if last is Hook.EGRESS:
+        return (*way, last)
     if outcome.delivered or last not in way:
         return way if outcome.delivered else way[:1]
     return way[: way.index(last) + 1]

@@ -117,6 +117,20 @@ def test_garbled_flags_of_a_table_are_read_as_text(flags: str, expected: int, tm
     assert tables(found.ruleset)[0].handle == 3
 
 
+@pytest.mark.parametrize("named", ['device "d0"', "devices = { d0, d1 }", 'devices = { "d0", "d1" }'])
+def test_devices_that_nft_leaves_out_are_read_as_text(named: str, tmp_path: Path) -> None:
+    """nft 1.0.6 prints no device of a chain as JSON."""
+    hook = '"type": "filter", "hook": "ingress", "prio": 0, "policy": "drop"'
+    chain = f'{{"chain": {{"family": "netdev", "table": "t", "name": "a", "handle": 1, {hook}}}}}'
+    begin = 'table netdev t {\n\tchain a {\n\t\tcomment "x"\n'
+    listing = f"{begin}\t\ttype filter hook ingress {named} priority filter; policy drop;\n"
+    document = f'{{"nftables": [{chain}]}}'
+    printed = {"nft -j list chains": document, "nft -j list ruleset": document, "nft -t list table netdev t": listing}
+    found = collect(Tools(printed), tmp_path)
+    (base,) = ruleset(found).bases
+    assert base.devices == ({"d0"} if "=" not in named else {"d0", "d1"})
+
+
 def test_chains_that_cannot_be_divided_are_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MANY_CHAINS", 0)
     found = collect(Tools({"nft -j list chains": '{"nftables": [{"chain": {}}'}), tmp_path)

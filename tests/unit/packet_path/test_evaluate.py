@@ -210,6 +210,39 @@ def test_tables_of_bridge_and_netdev_are_named() -> None:
     assert follow(found).fate is Fate.DELIVERED
 
 
+def at_device(hook: str, *expressions: object, **more: object) -> Node:
+    """Return a node that drops packets at a hook of a device."""
+    objects = [table(family="netdev"), chain("f", hook, family="netdev", **more)]
+    return Node(snapshot([*objects, rule("f", *expressions, DROP, family="netdev")]))
+
+
+@pytest.mark.parametrize(
+    ("hook", "device", "lost"),
+    [
+        ("ingress", "cni0", True),
+        ("ingress", ["eth1", "cni0"], True),
+        ("ingress", "eth0", False),
+        ("egress", "eth0", True),
+        ("egress", "cni0", False),
+        ("ingress", [], False),
+    ],
+)
+def test_chains_of_a_device_see_its_packets_alone(hook: str, device: object, lost: bool) -> None:
+    found = follow(at_device(hook, match(SADDR, "10.244.1.5"), dev=device))
+    assert [step.hook.value for step in found.deciders] == [hook] * lost
+
+
+def test_ingress_is_before_connection_tracking_and_nat() -> None:
+    assert not follow(at_device("ingress", match(ct("state"), "new"), dev="cni0")).deciders
+    assert not follow(at_device("ingress", match(meta("oifname"), "eth0"), dev="cni0")).deciders
+
+
+def test_a_chain_of_devices_that_are_not_known_is_named() -> None:
+    found = at_device("ingress")
+    assert found.ruleset.beside == ("netdev t",)
+    assert follow(found).fate is Fate.DELIVERED
+
+
 # ---- routing and sysctls
 
 

@@ -46,7 +46,7 @@ def test_the_page_needs_nothing_else() -> None:
 def test_hooks_stand_in_order_with_chains_and_programs() -> None:
     node = Node(snapshot([*FIREWALLD, table(), chain("early", "forward", prio=-5), chain("late", "forward", prio=300)]))
     board = Board(node, Family.IPV4)
-    assert [column.hook for column in board.columns] == list(Hook)
+    assert [column.hook for column in board.columns] == list(Hook)[1:-1], "none of a device"
     stations = board.column(Hook.FORWARD).stations
     assert [station.base.chain.name for station in stations] == ["early", "filter_FORWARD", "late"]
     assert [station.x for station in stations] == sorted(station.x for station in stations)
@@ -105,6 +105,15 @@ def test_one_packet() -> None:
 )
 def test_the_look_of_a_packet(rules: list[list[object]], look: Look) -> None:
     assert of_result(follow(forwarding(*rules))).look is look
+
+
+@pytest.mark.parametrize(("hook", "device"), [("ingress", "cni0"), ("egress", "eth0")])
+def test_hooks_of_devices_are_shown_where_they_have_chains(hook: str, device: str) -> None:
+    objects = [table(family="netdev"), chain("f", hook, family="netdev", dev=device, policy="drop")]
+    node = Node(snapshot(objects))
+    result = follow(node)
+    assert passed(result, result.outcomes[0])[-1] is Hook(hook)
+    assert "netdev t" in Form(page(node, [of_result(result)], title="x")).text
 
 
 def test_a_line_ends_where_the_packet_is_dropped() -> None:
