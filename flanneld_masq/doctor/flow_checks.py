@@ -19,6 +19,7 @@ from flanneld_masq.doctor.interfaces import of_family
 from flanneld_masq.model import SLOTS, Address, Family, FamilyLease
 from flanneld_masq.packet_path.flows import KUBE_PROXY, Cause, Fault, FlowResult, Judgement
 from flanneld_masq.packet_path.packet import Packet
+from flanneld_masq.packet_path.rules import Hook
 from flanneld_masq.packet_path.state import Effect, Step
 
 POLICY_PROGRAMS = frozenset({"kube-router", "calico", "cilium", "antrea", "weave", "ovn-kubernetes", "istio"})
@@ -37,6 +38,7 @@ _ASTRAY = {
 }
 _BRIDGED = {Kind.BRIDGE_NETFILTER_MISSING, Kind.BRIDGE_NETFILTER_OFF}
 _OTHER_MASQUERADE = {"flannel": Kind.FLANNEL_OVERRULES, "cni-plugins": Kind.CNI_MASQUERADES}
+_BEFORE_NAT = (Hook.INGRESS, Hook.PREROUTING)
 _KINDS = {
     Fault.LOST: Kind.FLOW_DROPPED,
     Fault.MISROUTED: Kind.FLOW_MISROUTED,
@@ -225,6 +227,12 @@ def _traffic(one: FlowResult, kind: Kind, leases: tuple[FamilyLease, ...]) -> It
     if packet is None:
         return
     networks = [str(network) for lease in leases for network in lease.networks]
+    step = one.causes[0].step if one.causes else None
+    tracked = step is None or step.tracked
+    if one.answer and step is not None and step.hook in _BEFORE_NAT and not _is_within(packet.dst, leases):
+        # Such answers still have the address that the pod was masqueraded with.
+        yield Traffic("", str(packet.dst), answers=tracked)
+        networks = networks if tracked else []
     from_pods = _is_within(packet.src, leases)
     to_pods = _is_within(packet.dst, leases)
     for network in networks:
@@ -232,7 +240,7 @@ def _traffic(one: FlowResult, kind: Kind, leases: tuple[FamilyLease, ...]) -> It
             # An exception from NAT must not hold for the world.
             yield Traffic(network, network if kind is Kind.FLOW_MASQUERADED and to_pods else "")
         elif one.answer or not packet.iif:
-            yield Traffic("", network, answers=one.answer)
+            yield Traffic("", network, answers=one.answer and tracked)
         else:
             yield Traffic(str(packet.src), network)
 

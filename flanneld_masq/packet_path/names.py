@@ -38,7 +38,7 @@ PROTOCOLS: Mapping[str, int] = {
     "ipv6-mh": 135,
     "udplite": 136,
 }
-NFPROTOS: Mapping[str, int] = {"ipv4": 2, "ipv6": 10, "ip": 2, "ip6": 10}
+NFPROTOS: Mapping[str, int] = {"ipv4": 2, "ipv6": 10, "ip": 2, "ip6": 10, "arp": 3}
 TCP_FLAGS: Mapping[str, int] = {
     "fin": 1,
     "syn": 2,

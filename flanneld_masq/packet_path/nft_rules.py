@@ -43,7 +43,7 @@ from flanneld_masq.packet_path.rules import (
     Verdict,
     VerdictMap,
 )
-from flanneld_masq.packet_path.values import ANYTHING, UNKNOWN, Element, Elements, Interval, Wildcard, network
+from flanneld_masq.packet_path.values import ANYTHING, MISSING, UNKNOWN, Element, Elements, Interval, Wildcard, network
 
 _Data = TypeVar("_Data")
 Parse = Callable[[Any], Element]
@@ -174,6 +174,8 @@ def key_of(left: Any) -> Key:
         return _FIB[content["result"], frozenset([flags] if isinstance(flags, str) else flags)]
     if kind == "ct":
         return _tracked(content)
+    if kind == "payload" and content.get("protocol") == "arp":
+        return Key(Const(MISSING), _unread)
     if kind == "payload":
         return _PAYLOAD[content["protocol"], content["field"]]
     if kind == "meta":

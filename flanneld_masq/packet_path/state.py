@@ -32,13 +32,15 @@ class Effect(str, enum.Enum):
 
 @dataclass(frozen=True, **SLOTS)
 class Step:
-    """A rule that decided something, with the jumps that led to it."""
+    """A rule that decided something, with the jumps that led to it. `tracked` is False where connection tracking has
+    not seen the packet yet."""
 
     hook: Hook
     place: Place
     effect: Effect
     detail: str = ""
     jumps: tuple[Place, ...] = ()
+    tracked: bool = True
 
 
 @dataclass(frozen=True, **SLOTS)

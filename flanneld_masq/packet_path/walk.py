@@ -168,7 +168,8 @@ class Walk:
         policy = self._base.policy
         for one in self._chain(self._base.chain, (state,), ()):
             if policy is Verdict.DROP:
-                one = with_step(one, Step(self._scene.hook, self._base.policy_place, Effect.DROPPED))
+                place, tracked = self._base.policy_place, self._scene.tracked
+                one = with_step(one, Step(self._scene.hook, place, Effect.DROPPED, tracked=tracked))
             self._end(policy, one)
         return tuple(self._ends.values())
 
@@ -305,7 +306,8 @@ class Walk:
 
     def _noted(self, state: State, rule: Rule, effect: Effect, frame: _Frame, detail: str = "") -> State:
         """Return the state with a step more."""
-        noted = with_step(state, Step(self._scene.hook, rule.place, effect, detail, frame.jumps))
+        step = Step(self._scene.hook, rule.place, effect, detail, frame.jumps, self._scene.tracked)
+        noted = with_step(state, step)
         return replace(noted, uncertain=True) if effect is Effect.MAY else noted
 
 

@@ -28,6 +28,7 @@ OWN = [
     chain("p", "postrouting", "nat", prio=100, table="flanneld-masq"),
     rule("p", match(meta("oifname"), "eth0"), {"masquerade": None}, table="flanneld-masq"),
 ]
+OWN_LAN = {"prefix": {"addr": "192.0.2.0", "len": 24}}
 POD_NETWORK = {"prefix": {"addr": "10.244.0.0", "len": 16}}
 UFW = "ufw route delete {} from 10.244.0.0/16; ufw route prepend allow from 10.244.0.0/16"
 CALICO = """*filter
@@ -147,6 +148,28 @@ def test_answers_are_let_through_as_answers() -> None:
     assert found.remedy == (
         "nft insert rule ip t f handle 7 ip daddr 10.244.0.0/16 ct state related,established accept"
     )
+
+
+@pytest.mark.parametrize(
+    ("family", "hook", "prio", "ends"),
+    [
+        ("netdev", "ingress", 0, ["ip daddr 192.0.2.1"]),
+        ("ip", "prerouting", -300, ["ip daddr 192.0.2.1"]),
+        (
+            "ip",
+            "prerouting",
+            -150,
+            [f"ip daddr {one} ct state related,established" for one in ("192.0.2.1", "10.244.0.0/16")],
+        ),
+    ],
+)
+def test_answers_have_the_nodes_address_before_nat(family: str, hook: str, prio: int, ends: list[str]) -> None:
+    objects = [table(family=family), chain("f", hook, family=family, prio=prio, dev="eth0")]
+    found = only(
+        [*objects, rule("f", match(meta("iifname"), "eth0"), match(SADDR, OWN_LAN, "!="), DROP, family=family)]
+    )
+    assert "answers of pod to world" in found.seen
+    assert found.remedy == "; ".join(f"nft insert rule {family} t f handle 7 {one} accept" for one in ends)
 
 
 @pytest.mark.parametrize(

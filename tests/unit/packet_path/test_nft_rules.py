@@ -94,6 +94,8 @@ MISSES: list[Any] = [
     match(payload("udp", "dport"), 53, "!="),
     match(payload("ip6", "saddr"), "fd00::1", "!="),
     match(payload("icmp", "type"), "echo-request"),
+    match(payload("arp", "operation"), "request"),
+    match(meta("protocol"), "arp"),
     match(ct("state"), ["established", "related"], "in"),
     match(ct("state"), "new", "!"),
     match(ct("status"), "dnat", "in"),
