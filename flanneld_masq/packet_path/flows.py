@@ -28,7 +28,7 @@ from flanneld_masq.model import Packet as PolicyPacket
 from flanneld_masq.model import Verdict as PolicyVerdict
 from flanneld_masq.packet_path.evaluate import Node, Outcome, Result
 from flanneld_masq.packet_path.packet import TCP, UDP, Connection, CtState, Packet
-from flanneld_masq.packet_path.routing import UNICAST, Route, Routing
+from flanneld_masq.packet_path.routing import BRIDGE_KEYS, UNICAST, Route, Routing
 from flanneld_masq.packet_path.rules import Hook
 from flanneld_masq.packet_path.services import services
 from flanneld_masq.packet_path.state import Effect, Step
@@ -40,10 +40,6 @@ OTHER_PORT = 31234
 WORLD_PORT, POD_PORT, HOST_PORT, CLIENT_PORT, DNS_PORT = 443, 8080, 10250, 40000, 53
 KUBE_PROXY = "kube-proxy"  # masquerades packets with its mark, from any program
 MAX_SERVICES = 32  # that are tried until one has a pod of this node
-_BRIDGE_KEYS = {
-    Family.IPV4: "net.bridge.bridge-nf-call-iptables",
-    Family.IPV6: "net.bridge.bridge-nf-call-ip6tables",
-}
 
 
 class Flow(str, enum.Enum):
@@ -324,11 +320,12 @@ class _Flows:
         kind = link.get("linkinfo", {}).get("info_kind") if isinstance(link.get("linkinfo", {}), dict) else None
         if case.flow is not Flow.POD_TO_SERVICE or not same or kind != "bridge":
             return ""
-        key = _BRIDGE_KEYS[self._family]
-        value = self._node.snapshot.sysctl(key)
-        if value is None:
+        if self._routing.bridge_calls(outcome.device):
+            return ""
+        key = BRIDGE_KEYS[self._family]
+        if self._node.snapshot.sysctl(key) is None:
             return f"the answer is bridged past NAT: there is no {key}, br_netfilter is not loaded"
-        return f"the answer is bridged past NAT: {key} = 0" if value == 0 else ""
+        return f"the answer is bridged past NAT: {key} = 0"
 
     def _judge(
         self, case: _Case, result: Result, wanted: Source, *, answer: bool, original: Optional[Packet] = None

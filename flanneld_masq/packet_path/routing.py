@@ -23,6 +23,11 @@ from flanneld_masq.packet_path.snapshot import Snapshot
 _MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 LOCAL, MAIN, LOOPBACK = "local", "main", "lo"
 UNICAST = "unicast"
+BRIDGE_KEYS = {  # switches that have packets on bridges pass the rules of a family
+    Family.IPV4: "net.bridge.bridge-nf-call-iptables",
+    Family.IPV6: "net.bridge.bridge-nf-call-ip6tables",
+}
+_BRIDGE_CALLS = {Family.IPV4: "nf_call_iptables", Family.IPV6: "nf_call_ip6tables"}  # the same of one bridge
 MAX_ROUTES = 8  # answers to one question
 
 
@@ -131,6 +136,7 @@ class Routing:
         self.links: Mapping[str, Any] = {
             str(link["ifname"]): link for link in _load(snapshot.links, "links") if "ifname" in link
         }
+        self._bridges_call = snapshot.sysctl(BRIDGE_KEYS[family]) == 1
         self._rules = tuple(_rules(_load(snapshot.rules.get(family, "[]"), "routing rules"), family))
         self._routes = snapshot.routes.get(family, "[]")
 
@@ -201,6 +207,18 @@ class Routing:
             return ROUTE_TYPES[UNICAST]
         kinds = {route.kind for route in self.route(None, address, "", 0)}
         return ROUTE_TYPES["unreachable" if kinds == {"unreachable"} else UNICAST]
+
+    def bridge_calls(self, device: str) -> bool:
+        """Return True if a device is a bridge whose packets pass the rules, by its own switch or the node's."""
+        info = self.links.get(device, {}).get("linkinfo")
+        if not isinstance(info, dict) or info.get("info_kind") != "bridge":
+            return False
+        own = info.get("info_data")
+        return self._bridges_call or (isinstance(own, dict) and own.get(_BRIDGE_CALLS[self.family]) in (1, True))
+
+    def ports(self, device: str) -> frozenset[str]:
+        """Return the names of the ports of a bridge."""
+        return frozenset(name for name, link in self.links.items() if link.get("master") == device)
 
     def is_local(self, address: Address) -> bool:
         return self.type_of(address) == ROUTE_TYPES[LOCAL]

@@ -39,6 +39,7 @@ class Field(str, enum.Enum):
     ICMPV6_TYPE = "icmpv6 type"
     IIFNAME = "iifname"
     OIFNAME = "oifname"
+    PHYSDEV_IN = "physdev in"
     IIFGROUP = "iifgroup"
     OIFGROUP = "oifgroup"
     MARK = "mark"

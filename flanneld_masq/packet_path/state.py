@@ -13,7 +13,7 @@ from flanneld_masq.packet_path import names
 from flanneld_masq.packet_path.packet import ECHO_REQUEST, ICMP, ICMPV6, TCP, WITH_PORTS, CtState, Endpoint, Packet
 from flanneld_masq.packet_path.routing import LOCAL, LOOPBACK, Route, Routing
 from flanneld_masq.packet_path.rules import Field, Hook, Place
-from flanneld_masq.packet_path.values import MISSING, UNKNOWN, Value
+from flanneld_masq.packet_path.values import MISSING, UNKNOWN, Choices, Value
 
 CONNTRACK_PRIORITY = -200  # NF_IP_PRI_CONNTRACK
 
@@ -148,6 +148,14 @@ def _oif(state: State, scene: Scene) -> Value:
     return state.route.device if state.route.kind != LOCAL else LOOPBACK
 
 
+def _port_in(state: State, scene: Scene) -> Value:
+    """Return the port by which a bridge got the packet: one of its ports, empty without a bridge that calls rules."""
+    device = state.first.iif
+    if not device or not scene.routing.bridge_calls(device):
+        return ""
+    return Choices(scene.routing.ports(device))
+
+
 def _group(device: Value, scene: Scene) -> Value:
     """Return the group of a device. A name other than "default" stands for a number that the snapshot does not have."""
     if not isinstance(device, str) or not device:
@@ -249,6 +257,7 @@ _READERS: Mapping[Field, _Reader] = {
     Field.ICMPV6_TYPE: lambda state, _: _icmp(state, ICMPV6),
     Field.IIFNAME: _iif,
     Field.OIFNAME: _oif,
+    Field.PHYSDEV_IN: _port_in,
     Field.IIFGROUP: lambda state, scene: _group(_iif(state, scene), scene),
     Field.OIFGROUP: lambda state, scene: _group(_oif(state, scene), scene),
     Field.MARK: lambda state, _: _known(state.mark),

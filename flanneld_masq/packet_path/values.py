@@ -28,9 +28,9 @@ UNKNOWN, MISSING = Special.UNKNOWN, Special.MISSING
 
 @dataclass(frozen=True, **SLOTS)
 class Choices:
-    """A value that the kernel draws: one of these numbers."""
+    """One of these values: a number that the kernel draws, or the name of a port."""
 
-    values: frozenset[int]
+    values: frozenset[Union[int, str]]
 
 
 @dataclass(frozen=True, **SLOTS)

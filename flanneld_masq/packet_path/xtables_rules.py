@@ -240,9 +240,13 @@ def _owner(option: Option) -> Iterable[Operation]:
 
 
 def _physdev(option: Option) -> Iterable[Operation]:
-    """Return tests of packets that the node routes: no bridge forwards them."""
-    if option.name in ("--physdev-is-bridged", "--physdev-is-out"):
+    """Return tests of packets that the node routes: no bridge forwards them. Source: xt_physdev.c."""
+    if option.name in ("--physdev-is-bridged", "--physdev-is-out", "--physdev-out"):
         return [] if option.negated else [Never(option.name)]
+    if option.name == "--physdev-is-in":
+        return [_test(Field.PHYSDEV_IN, [""], not option.negated)]
+    if option.name == "--physdev-in":
+        return [_interface(option, Field.PHYSDEV_IN)]
     return [May(f"physdev {option.name}")]
 
 

@@ -210,7 +210,7 @@ def test_tables_of_bridge_and_netdev_are_named() -> None:
     assert follow(found).fate is Fate.DELIVERED
 
 
-def at_device(hook: str, *expressions: object, **more: object) -> Node:
+def at_device(hook: str, *expressions: object, **more: Any) -> Node:
     """Return a node that drops packets at a hook of a device."""
     objects = [table(family="netdev"), chain("f", hook, family="netdev", **more)]
     return Node(snapshot([*objects, rule("f", *expressions, DROP, family="netdev")]))

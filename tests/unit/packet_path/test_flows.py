@@ -200,18 +200,20 @@ def test_services_of_both_modes_are_found(found: Snapshot) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sysctls", "judgement"),
+    ("sysctls", "own", "judgement"),
     [
-        ({"net.bridge.bridge-nf-call-iptables": "1"}, Judgement.AS_WANTED),
-        ({"net.bridge.bridge-nf-call-iptables": "0"}, Judgement.WRONG),
-        ({}, Judgement.WRONG),
+        ({"net.bridge.bridge-nf-call-iptables": "1"}, 0, Judgement.AS_WANTED),
+        ({"net.bridge.bridge-nf-call-iptables": "0"}, 0, Judgement.WRONG),
+        ({"net.bridge.bridge-nf-call-iptables": "0"}, 1, Judgement.AS_WANTED),
+        ({}, 0, Judgement.WRONG),
     ],
     ids=str,
 )
-def test_answers_of_a_pod_on_the_same_bridge(sysctls: dict[str, str], judgement: Judgement) -> None:
+def test_answers_of_a_pod_on_the_same_bridge(sysctls: dict[str, str], own: int, judgement: Judgement) -> None:
+    """The switch of the node, or that of the bridge itself."""
+    info = {"info_kind": "bridge", "info_data": {"nf_call_iptables": own}}
     bridged = replace(
-        snapshot(legacy=SERVICE, sysctls=sysctls),
-        links=json.dumps([{"ifname": "cni0", "linkinfo": {"info_kind": "bridge"}}]),
+        snapshot(legacy=SERVICE, sysctls=sysctls), links=json.dumps([{"ifname": "cni0", "linkinfo": info}])
     )
     answer = judged(bridged)[Flow.POD_TO_SERVICE, True]
     assert answer.judgement is judgement

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 
 from flanneld_masq.errors import SnapshotError
@@ -53,6 +56,8 @@ HITS = [
     '! -i "x -m comment --comment "-j ACCEPT"',
     '-m comment --comment "x" -m nfacct --nfacct-name  y',
     "-m physdev ! --physdev-is-bridged",
+    "-m physdev ! --physdev-in veth0 ! --physdev-is-in",
+    "-m physdev ! --physdev-out veth0",
     "-m devgroup --src-group default",
     "-m devgroup --src-group 0x0 ! --dst-group 0x0",
     "-m devgroup --dst-group 0x17/0xf",
@@ -80,6 +85,9 @@ MISSES = [
     "-m mark --mark 0x4000/0x4000",
     "-m addrtype --src-type LOCAL",
     "-m physdev --physdev-is-bridged",
+    "-m physdev --physdev-in veth0",
+    "-m physdev --physdev-is-in",
+    "-m physdev --physdev-out veth0",
     "-m devgroup --src-group 0x7",
     "-m devgroup --dst-group default",
     "-m rpfilter --invert",
@@ -98,7 +106,6 @@ UNSURE = [
     "-m recent --rcheck --name x --rsource",
     "-m statistic --mode random --probability 0.5",
     "-m time --timestart 12:00",
-    "-m physdev --physdev-in veth0",
     "-m devgroup --src-group mgmt",
     "-m string --algo bm --string x",
     "-m set --match-set unheard src",
@@ -324,3 +331,22 @@ def test_parts_keep_quoted_words_together() -> None:
     found, comment = parts(r'-A FORWARD -s 1.2.3.4/32 -m comment --comment "a \"b\" -j X" ! -i lo -j ACCEPT')
     assert comment == 'a "b" -j X'
     assert [(part.kind, part.name) for part in found] == [("", ""), ("", ""), ("-m", "comment"), ("-j", "ACCEPT")]
+
+
+@pytest.mark.parametrize(
+    ("match", "called", "fate"),
+    [
+        ("--physdev-in veth+", "1", Fate.DROPPED),
+        ("--physdev-in veth0", "1", Fate.MAY),
+        ("--physdev-in eth0", "1", Fate.DELIVERED),
+        ("--physdev-is-in", "1", Fate.DROPPED),
+        ("--physdev-in veth+", "0", Fate.DELIVERED),
+    ],
+)
+def test_ports_of_the_pods_bridge(match: str, called: str, fate: Fate) -> None:
+    """A packet keeps the port by which its bridge got it, if the bridge calls the rules."""
+    ports = [{"ifname": name, "master": "cni0"} for name in ("veth0", "veth1")]
+    links = json.dumps([{"ifname": "cni0", "linkinfo": {"info_kind": "bridge"}}, *ports])
+    legacy = f"*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -m physdev {match} -j DROP\nCOMMIT\n"
+    found = snapshot(legacy=legacy, sysctls={"net.bridge.bridge-nf-call-iptables": called})
+    assert follow(Node(replace(found, links=links))).fate is fate
