@@ -124,6 +124,7 @@ _CT_DIRECTED = {
 }
 _PORTS = {"tcp": TCP, "udp": UDP, "sctp": SCTP, "dccp": DCCP, "udplite": UDPLITE}
 _PAYLOAD = {
+    ("ether", "type"): Key(Read(Field.ETHER_TYPE), _named(names.NFPROTOS)),
     ("ip", "saddr"): Key(Read(Field.SADDR4), _address),
     ("ip", "daddr"): Key(Read(Field.DADDR4), _address),
     ("ip", "protocol"): Key(Read(Field.PROTO), _PROTO),

@@ -27,6 +27,7 @@ class Field(str, enum.Enum):
     """A property of a packet that a rule can read."""
 
     NFPROTO = "nfproto"
+    ETHER_TYPE = "ether type"
     PROTO = "l4proto"
     SADDR4 = "ip saddr"
     DADDR4 = "ip daddr"

@@ -127,6 +127,15 @@ def _address(kind: type[Address], value: Address) -> Value:
     return int(value) if isinstance(value, kind) else MISSING
 
 
+def _nfproto(state: State) -> int:
+    return (Family.IPV4 if state.src.address.version == 4 else Family.IPV6).data.nfproto
+
+
+def _has_ethernet(state: State, scene: Scene) -> bool:
+    """Return True behind a device, and where the node is about to send by one."""
+    return bool(state.first.iif) or scene.hook is Hook.EGRESS
+
+
 def _port(state: State, endpoint: Endpoint) -> Value:
     return _known(endpoint.port) if state.first.proto in WITH_PORTS else UNKNOWN
 
@@ -244,7 +253,8 @@ def _reverse(state: State, scene: Scene, *, strict: bool, marked: bool = False) 
 
 _Reader = Callable[[State, Scene], Value]
 _READERS: Mapping[Field, _Reader] = {
-    Field.NFPROTO: lambda state, _: Family.IPV4.data.nfproto if state.src.address.version == 4 else 10,
+    Field.NFPROTO: lambda state, _: _nfproto(state),
+    Field.ETHER_TYPE: lambda state, scene: _nfproto(state) if _has_ethernet(state, scene) else MISSING,
     Field.PROTO: lambda state, _: state.first.proto,
     Field.SADDR4: lambda state, _: _address(IPv4Address, state.src.address),
     Field.DADDR4: lambda state, _: _address(IPv4Address, state.dst.address),
