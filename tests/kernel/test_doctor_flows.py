@@ -26,6 +26,14 @@ table inet filter {
   }
 }
 """
+INGRESS = """
+table netdev guard {
+  chain in {
+    type filter hook ingress device cni0 priority 0; policy accept;
+    meta l4proto { tcp, udp } drop
+  }
+}
+"""
 JUMPED = "*filter\n:MYFW - [0:0]\n-I FORWARD -j MYFW\n-A MYFW -s {networks} -j DROP\nCOMMIT\n"
 UDP = "*filter\n-I FORWARD -s {networks} -p udp -j DROP\nCOMMIT\n"
 POLICIES = "*filter\n:cali-FORWARD - [0:0]\n-A FORWARD -j cali-FORWARD\n-A cali-FORWARD -s {pod} -j DROP\nCOMMIT\n"
@@ -48,6 +56,7 @@ class Broken:
 
 CASES = {
     "native policy": Broken("nft", NATIVE, "world", "flow-dropped", "unknown", "the policy of forward in inet filter"),
+    "ingress": Broken("nft", INGRESS, "world", "flow-dropped", "unknown", "rule 1 of in in netdev guard"),
     "jumped": Broken("nft", JUMPED, "world", "flow-dropped", "unknown", "rule 1 of MYFW in {ip} filter"),
     "jumped, legacy": Broken(
         "legacy", JUMPED, "world", "flow-dropped", "unknown", "rule 1 of MYFW in legacy {ip} filter"
