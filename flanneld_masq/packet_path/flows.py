@@ -156,11 +156,12 @@ def flows(
     in `policy.group_rules`. Raises SnapshotError if routes or addresses cannot be read.
     """
     found: list[FlowResult] = []
+    bridge = _bridge(node, lease)
     for family in Family:
         family_lease = lease.of(family)
         if family_lease is not None:
             wanted = _Wanted(settings, lease, family, exceptions, mark)
-            found += _Flows(node, family, family_lease, wanted).results()
+            found += _Flows(node, family, family_lease, wanted, bridge).results()
     return tuple(found)
 
 
@@ -183,15 +184,17 @@ class _Wanted:
 
 
 class _Flows:
-    """The flows of one family."""
+    """The flows of one family. `bridge` is the pods' if no route leads to them, as when the bridge has lost its address
+    of this family."""
 
-    def __init__(self, node: Node, family: Family, lease: FamilyLease, wanted: _Wanted) -> None:
+    def __init__(self, node: Node, family: Family, lease: FamilyLease, wanted: _Wanted, bridge: str) -> None:
         self._node = node
         self._family = family
         self._lease = lease
         self._wanted = wanted
         self._routing: Routing = node.routing[family]
-        self._pod, self._device = _pod(lease, self._routing)
+        self._pod, device = _pod(lease, self._routing)
+        self._device = device or bridge
         self._remote = _remote_route(self._routing, lease)
         self._world = _route(self._routing, None, WORLD[family])
 
@@ -316,9 +319,7 @@ class _Flows:
     def _bridged(self, case: _Case, outcome: Outcome) -> str:
         """Return why the answer of another pod on the same bridge misses NAT, empty if it does not."""
         same = outcome.device == case.packet.iif and outcome.src.address == case.packet.src
-        link = self._routing.links.get(outcome.device, {})
-        kind = link.get("linkinfo", {}).get("info_kind") if isinstance(link.get("linkinfo", {}), dict) else None
-        if case.flow is not Flow.POD_TO_SERVICE or not same or kind != "bridge":
+        if case.flow is not Flow.POD_TO_SERVICE or not same or not self._routing.is_bridge(outcome.device):
             return ""
         if self._routing.bridge_calls(outcome.device):
             return ""
@@ -445,6 +446,16 @@ def _route(routing: Routing, src: Optional[Address], dst: Address) -> Optional[R
     """Return the route to an address, None if it has none or is the node's own."""
     found = routing.route(src, dst, "", 0)[0]
     return found if found.kind == UNICAST else None
+
+
+def _bridge(node: Node, lease: Lease) -> str:
+    """Return the pods' bridge, which both families share, if a route of either leads to it; empty without a bridge."""
+    for family, routing in node.routing.items():
+        family_lease = lease.of(family)
+        device = _pod(family_lease, routing)[1] if family_lease is not None else ""
+        if routing.is_bridge(device):
+            return device
+    return ""
 
 
 def _pod(lease: FamilyLease, routing: Routing) -> tuple[Address, str]:

@@ -208,12 +208,15 @@ class Routing:
         kinds = {route.kind for route in self.route(None, address, "", 0)}
         return ROUTE_TYPES["unreachable" if kinds == {"unreachable"} else UNICAST]
 
+    def is_bridge(self, device: str) -> bool:
+        info = self.links.get(device, {}).get("linkinfo")
+        return isinstance(info, dict) and info.get("info_kind") == "bridge"
+
     def bridge_calls(self, device: str) -> bool:
         """Return True if a device is a bridge whose packets pass the rules, by its own switch or the node's."""
-        info = self.links.get(device, {}).get("linkinfo")
-        if not isinstance(info, dict) or info.get("info_kind") != "bridge":
+        if not self.is_bridge(device):
             return False
-        own = info.get("info_data")
+        own = self.links[device]["linkinfo"].get("info_data")
         return self._bridges_call or (isinstance(own, dict) and own.get(_BRIDGE_CALLS[self.family]) in (1, True))
 
     def ports(self, device: str) -> frozenset[str]:
