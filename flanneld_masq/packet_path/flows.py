@@ -155,14 +155,16 @@ def flows(
     `exceptions` are the destinations that plugins exempt, `mark` is what `kube_proxy_mark = "auto"` stands for; both as
     in `policy.group_rules`. Raises SnapshotError if routes or addresses cannot be read.
     """
-    found: list[FlowResult] = []
-    bridge = _bridge(node, lease)
-    for family in Family:
-        family_lease = lease.of(family)
-        if family_lease is not None:
-            wanted = _Wanted(settings, lease, family, exceptions, mark)
-            found += _Flows(node, family, family_lease, wanted, bridge).results()
-    return tuple(found)
+    leases = {family: found for family in Family if (found := lease.of(family)) is not None}
+    pods = {family: _pod(one, node.routing[family]) for family, one in leases.items()}
+    # Both families share the pods' bridge, also one whose address is lost, so that no route leads to its pods.
+    bridge = next((device for family, (_, device) in pods.items() if node.routing[family].is_bridge(device)), "")
+    results: list[FlowResult] = []
+    for family, family_lease in leases.items():
+        wanted = _Wanted(settings, lease, family, exceptions, mark)
+        address, device = pods[family]
+        results += _Flows(node, family, family_lease, wanted, address, device or bridge).results()
+    return tuple(results)
 
 
 class _Wanted:
@@ -184,17 +186,17 @@ class _Wanted:
 
 
 class _Flows:
-    """The flows of one family. `bridge` is the pods' if no route leads to them, as when the bridge has lost its address
-    of this family."""
+    """The flows of one family, with a pod of this address behind this device; an empty one if there is no pod yet."""
 
-    def __init__(self, node: Node, family: Family, lease: FamilyLease, wanted: _Wanted, bridge: str) -> None:
+    def __init__(
+        self, node: Node, family: Family, lease: FamilyLease, wanted: _Wanted, pod: Address, device: str
+    ) -> None:
         self._node = node
         self._family = family
         self._lease = lease
         self._wanted = wanted
         self._routing: Routing = node.routing[family]
-        self._pod, device = _pod(lease, self._routing)
-        self._device = device or bridge
+        self._pod, self._device = pod, device
         self._remote = _remote_route(self._routing, lease)
         self._world = _route(self._routing, None, WORLD[family])
 
@@ -446,16 +448,6 @@ def _route(routing: Routing, src: Optional[Address], dst: Address) -> Optional[R
     """Return the route to an address, None if it has none or is the node's own."""
     found = routing.route(src, dst, "", 0)[0]
     return found if found.kind == UNICAST else None
-
-
-def _bridge(node: Node, lease: Lease) -> str:
-    """Return the pods' bridge, which both families share, if a route of either leads to it; empty without a bridge."""
-    for family, routing in node.routing.items():
-        family_lease = lease.of(family)
-        device = _pod(family_lease, routing)[1] if family_lease is not None else ""
-        if routing.is_bridge(device):
-            return device
-    return ""
 
 
 def _pod(lease: FamilyLease, routing: Routing) -> tuple[Address, str]:

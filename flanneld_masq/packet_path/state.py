@@ -100,11 +100,8 @@ class Scene:
     @property
     def tracked(self) -> bool:
         """True if connection tracking has seen the packet; both hooks at which it begins run it at one priority."""
-        return self.hook is not Hook.INGRESS and self._behind_connections
-
-    @property
-    def _behind_connections(self) -> bool:
-        return self.hook not in (Hook.PREROUTING, Hook.OUTPUT) or self.priority > CONNTRACK_PRIORITY
+        begins = self.hook in (Hook.PREROUTING, Hook.OUTPUT)
+        return self.hook is not Hook.INGRESS and (not begins or self.priority > CONNTRACK_PRIORITY)
 
 
 def read(field: Field, proto: Optional[int], state: State, scene: Scene) -> Value:

@@ -45,6 +45,7 @@ class Node:
 
     @staticmethod
     def write_config(backend: str, *, protect: bool) -> None:
+        """Write the configuration. The service reads it at the next reload or start."""
         nft = "" if protect else "[nft]\nprotect = false\n"
         CONFIG.parent.mkdir(exist_ok=True)
         CONFIG.write_text(f'backend = "{backend}"\n{nft}', encoding="ascii")
