@@ -172,11 +172,12 @@ def _open_current() -> int:
 
 def spawn(argv: Sequence[str], *, output: IO[bytes]) -> subprocess.Popen[bytes]:
     """Start a program in the background. The kernel kills it when this process ends."""
-
-    def die_with_parent() -> None:
-        _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
-
     return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=die_with_parent)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends."""
+    _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
 
 
 if __name__ == "__main__":

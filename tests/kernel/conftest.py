@@ -36,6 +36,8 @@ from flanneld_masq.selftest.topology import Topology, batch
 from flanneld_masq.state_directory import StateDirectory
 
 from ..common import eventually, patience, unable
+from . import started
+from .started import Started
 
 BACKENDS = ("nft", "iptables-nft", "iptables-legacy")
 KERNEL_SHARES_OUR_PIDS = in_initial_pid_namespace()  # in a container it reports other pids than /proc
@@ -86,6 +88,7 @@ def private_namespaces() -> None:
         netns.enter()
     except netns.LabError as error:
         unable(str(error))
+    started.prepare()
     # Unit tests that follow in this process connect to loopback addresses.
     subprocess.run(("ip", "link", "set", "lo", "up"), check=True, timeout=patience(10))
 
@@ -163,8 +166,10 @@ class Node:
             return self.run(argv, stdin=stdin).stdout
 
     def masq(self, *argv: str, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        """Run flanneld-masq to its end."""
+        """Run flanneld-masq to its end; with `environ`, by an interpreter of its own."""
         with self.entered():
+            if environ is None and started.possible():
+                return started.run(self._arguments(*argv), os.environ, patience(60))
             return subprocess.run(
                 self.argv(*argv),
                 capture_output=True,
@@ -174,7 +179,7 @@ class Node:
             )
 
     def argv(self, *argv: str) -> tuple[str, ...]:
-        return (sys.executable, "-m", "flanneld_masq", "--config", str(self.config_file), *argv)
+        return (sys.executable, "-m", "flanneld_masq", *self._arguments(*argv))
 
     def lease(self) -> Lease:
         found = subnet_env.read(self.subnet_file)
@@ -207,16 +212,25 @@ class Node:
         return "\n".join(parts)
 
     @contextmanager
-    def running(self, *argv: str) -> Iterator[Daemon]:
-        """The daemon, as a process of its own in the namespace, until the end of the block."""
+    def running(self, *argv: str, spawn: Optional[Callable[..., subprocess.Popen[bytes]]] = None) -> Iterator[Daemon]:
+        """The daemon, as a process of its own in the namespace, until the end of the block. `spawn` starts it
+        instead of `netns.spawn`."""
         with self.entered(), (self.directory / f"log{next(_names)}").open("wb") as log:
-            process = netns.spawn(self.argv(*argv, "run"), output=log)
+            if spawn is None and started.possible():
+                process: Started | subprocess.Popen[bytes] = started.Started(
+                    self._arguments(*argv, "run"), os.environ, log.fileno(), log.fileno()
+                )
+            else:
+                process = (spawn or netns.spawn)(self.argv(*argv, "run"), output=log)
         daemon = Daemon(process, Path(log.name), self.store())
         try:
             yield daemon
         finally:
             process.kill()
             process.wait()
+
+    def _arguments(self, *argv: str) -> tuple[str, ...]:
+        return ("--config", str(self.config_file), *argv)
 
     def close(self) -> None:
         self.netns.close()
@@ -226,7 +240,7 @@ class Node:
 class Daemon:
     """A running daemon, and what it says of itself."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path, store: StateDirectory) -> None:
+    def __init__(self, process: Started | subprocess.Popen[bytes], log: Path, store: StateDirectory) -> None:
         self.process = process
         self._log = log
         self._store = store

@@ -25,7 +25,7 @@ from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.model import Desired, Family, Group, Protection
 from flanneld_masq.reconcile.reconciler import Reconciler
 from flanneld_masq.ruleset import diff, policy
-from flanneld_masq.selftest import fault_injection, netns
+from flanneld_masq.selftest import fault_injection
 from flanneld_masq.selftest.topology import Topology
 
 from ..common import Tell, eventually, lasting, patience
@@ -378,21 +378,22 @@ def test_no_flow_is_wrong_beside_flushes_and_sigkill(
     flusher = threading.Thread(target=partial(flush_until, guarded, end))
     with Systemd(guarded.directory / "notify") as systemd:
         monkeypatch.setenv("NOTIFY_SOCKET", systemd.environ["NOTIFY_SOCKET"])
-        monkeypatch.setattr(netns, "spawn", systemd.spawn)
-        with guarded.running() as daemon:
+        with guarded.running(spawn=systemd.spawn) as daemon:
             daemon.reached("synced")
             eventually(lambda: systemd.stored == len(Family), 2)
         deadline = time.monotonic() + lasting(5, long=60)
         with Flow(topology, of, per_second=1700) as flow:
             flusher.start()
-            while time.monotonic() < deadline:
-                with guarded.running() as daemon:  # ends with SIGKILL
-                    daemon.reached("synced")
-                    flow.more(500)
-                    assert not daemon.lines("rules applied"), daemon.lines("")
-                restarts += 1
-            end.set()
-            flusher.join()
+            try:
+                while time.monotonic() < deadline:
+                    with guarded.running(spawn=systemd.spawn) as daemon:  # ends with SIGKILL
+                        daemon.reached("synced")
+                        flow.more(500)
+                        assert not daemon.lines("rules applied"), daemon.lines("")
+                    restarts += 1
+            finally:
+                end.set()
+                flusher.join()
             sources = flow.finish()
     assert restarts > 1 and len(sources) > 1000
     wrong = [source for source in sources if source == str(of.pod)]
