@@ -409,6 +409,7 @@ def test_an_unwritable_metrics_file_and_its_end_are_logged_once(node: Node) -> N
             eventually(lambda: len(daemon.lines("INFO", "written again")) == count)
             assert metrics.exists()
             assert daemon.status()["troubles"] == []
+            eventually((metrics.parent / ".metrics.prom.stopped").exists)  # the last file of a write
             shutil.rmtree(metrics.parent)
             damage(node, Family.IPV4, BackendName("nft"))  # so that there is something new to write
             eventually(lambda: len(daemon.lines("ERROR")) == count + 1)
