@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Protocol
 
 from flanneld_masq.controller.report import LogEntry, notice
-from flanneld_masq.inputs.lock_watch import LockEvents, LockState, LockWatch, Use
+from flanneld_masq.inputs.lock_events import LockEvents, LockState, Use
+from flanneld_masq.inputs.lock_watch import LockWatch
 from flanneld_masq.inputs.processes import Process, is_running, read_process, recent_processes
 from flanneld_masq.lock_files import flock_users
 from flanneld_masq.process import xtables_lock

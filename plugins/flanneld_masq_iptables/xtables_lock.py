@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from flanneld_masq.inputs.lock_watch import LockEvents, LockState, Use
+from flanneld_masq.inputs.lock_events import LockEvents, LockState, Use
 from flanneld_masq.lock_files import flock_users
 from flanneld_masq.printable import printable
 from flanneld_masq.process import xtables_lock

@@ -16,10 +16,11 @@ DAEMON = "from flanneld_masq import footprint; footprint.load_asyncio(); import 
     ("code", "absent"),
     [
         ("import flanneld_masq.cli.main", "asyncio ssl _ssl _hashlib"),
+        ("from flanneld_masq import plugin_loader; plugin_loader.load()", "asyncio ssl _ssl"),
         (f"import flanneld_masq.cli.main; {DAEMON}", "ssl _ssl _hashlib"),
         ("import flanneld_masq.cli.main; from flanneld_masq.dbus import client", "asyncio"),
     ],
-    ids=["a command", "the daemon", "the client of the bus"],
+    ids=["a command", "the plugins", "the daemon", "the client of the bus"],
 )
 def test_modules_that_are_not_needed_are_not_loaded(code: str, absent: str) -> None:
     show = f"{code}; import sys; print(*(name for name in '{absent}'.split() if name in sys.modules))"

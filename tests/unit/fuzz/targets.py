@@ -57,7 +57,7 @@ from flanneld_masq.errors import (
     SubnetFileError,
 )
 from flanneld_masq.hookspecs import Host
-from flanneld_masq.inputs import config, json_values, lock_watch, net_conf, saved_rulesets, subnet_env, text
+from flanneld_masq.inputs import config, json_values, lock_events, net_conf, saved_rulesets, subnet_env, text
 from flanneld_masq.kernel import conntrack, expressions, kube_proxy, objects, transactions
 from flanneld_masq.kernel.fingerprint import FingerprintRequest
 from flanneld_masq.kernel.netlink_socket import NetlinkSocket
@@ -615,7 +615,7 @@ def _show(signal: Message) -> None:
 
 
 def _inotify(data: bytes) -> None:
-    for _ in lock_watch.uses_in(data, b"xtables.lock"):
+    for _ in lock_events.uses_in(data, b"xtables.lock"):
         pass
 
 
@@ -951,5 +951,5 @@ TARGETS = (
         ("flanneld_masq.report.redact",),
         (b"token", b"password", b"--secret ", b"psk", b"=", b": ", b'"', b"'", b'"""', b"[", b"-----BEGIN X-----"),
     ),
-    Target("inotify", "inotify", _inotify, (), ("flanneld_masq.inputs.lock_watch",)),
+    Target("inotify", "inotify", _inotify, (), ("flanneld_masq.inputs.lock_events",)),
 )

@@ -50,6 +50,7 @@ EXEMPT = {
     "flanneld_masq.doctor.tunnel_checks": "addresses and lengths of prefixes that host_network parsed",
     "flanneld_masq.hookspecs": "only joins the lines again",
     "flanneld_masq.inputs.file_watch": "paths of the settings",
+    "flanneld_masq.inputs.lock_watch": "seconds of the event loop's clock",
     "flanneld_masq.inputs.path_patterns": "patterns of the settings; names of files are compared with them",
     "flanneld_masq.inputs.path_steps": "splits the targets of symbolic links at each slash",
     "flanneld_masq.live.addresses": "documented networks, and addresses that it makes itself",

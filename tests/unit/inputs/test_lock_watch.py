@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_masq.inputs import lock_watch
-from flanneld_masq.inputs.lock_watch import LockEvents, LockState, LockWatch, Use, uses_in
+from flanneld_masq.inputs import lock_events, lock_watch
+from flanneld_masq.inputs.lock_events import LockEvents, LockState, Use, uses_in
+from flanneld_masq.inputs.lock_watch import LockWatch
 
 from ...common import until
 
@@ -128,7 +129,7 @@ def test_file_that_may_not_be_watched_says_why(tmp_path: Path, monkeypatch: pyte
         ctypes.set_errno(13)
         return -1
 
-    monkeypatch.setattr(lock_watch._libc, "inotify_add_watch", refused)
+    monkeypatch.setattr(lock_events._libc, "inotify_add_watch", refused)
     with contextlib.closing(LockEvents(tmp_path / "lock")) as events:
         assert events.failure == "Permission denied"
         assert not events.watching

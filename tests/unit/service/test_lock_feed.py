@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flanneld_masq.controller.report import LogEntry
-from flanneld_masq.inputs import lock_watch
+from flanneld_masq.inputs import lock_events
 from flanneld_masq.inputs.processes import Process
 from flanneld_masq.service.lock_feed import LockFeed
 
@@ -175,7 +175,7 @@ def test_lock_file_that_is_made_again_is_followed(play: Play) -> None:
 
 
 def test_file_that_cannot_be_watched_is_reported_once(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock_watch.LockEvents, "refresh", lambda events: setattr(events, "failure", "no"))
+    monkeypatch.setattr(lock_events.LockEvents, "refresh", lambda events: setattr(events, "failure", "no"))
 
     async def act(scene: Scene) -> None: ...
 
