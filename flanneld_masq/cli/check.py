@@ -17,15 +17,6 @@ from flanneld_masq.ruleset.backend_choice import check_names
 BUILT_IN = frozenset((AUTO, "nft", "iptables-nft", "iptables-legacy"))
 
 
-def add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "file",
-        nargs="?",
-        metavar="FILE",
-        help="validate the text of this file alone, without regard to its owner, instead of the configuration in force",
-    )
-
-
 def check(options: argparse.Namespace) -> int:
     """Say if the configuration is valid: 0, or 2 with the file and the key that are wrong."""
     files: tuple[Path, ...] = ()

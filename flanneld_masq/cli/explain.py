@@ -7,7 +7,7 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING
 
-from flanneld_masq.cli import live_options
+from flanneld_masq.cli import command_options
 from flanneld_masq.cli.output import print_json
 from flanneld_masq.cli.session import Session
 from flanneld_masq.cli.status import written_status
@@ -72,7 +72,7 @@ class Explanation:
 
 def explain(options: argparse.Namespace) -> int:
     session = Session.of(options)
-    live_options.check_flow(options)
+    command_options.check_flow(options)
     desired_state = session.desired_state()
     packet = Packet(options.src, options.dst, options.mark)
     family = family_of(packet.src)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flanneld_masq.cli.live_options import PROTOCOLS
+from flanneld_masq.cli.command_options import PROTOCOLS
 from flanneld_masq.errors import ConfigError, MasqError
 from flanneld_masq.model import SLOTS, Address
 from flanneld_masq.packet_path.collect import collect

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Optional
 
-from flanneld_masq.cli.live_options import PROTOCOLS
+from flanneld_masq.cli.command_options import PROTOCOLS
 from flanneld_masq.kernel.trace_events import Header
 from flanneld_masq.live.counters import Growth
 from flanneld_masq.live.journey import Fate

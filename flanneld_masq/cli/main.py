@@ -4,20 +4,40 @@ from __future__ import annotations
 
 from flanneld_masq import hangup  # noqa: F401  isort: skip  first of all, for SIGHUP may come any time
 import argparse
+import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from flanneld_masq import footprint  # noqa: F401  isort: skip  before what imports hashlib
 from flanneld_masq import __version__
-from flanneld_masq.cli import check as check_command
-from flanneld_masq.cli import commands, live_options, status
-from flanneld_masq.cli import explain as explain_command
-from flanneld_masq.cli import metrics as metrics_command
-from flanneld_masq.cli import wait as wait_command
+from flanneld_masq.cli import command_options
 from flanneld_masq.errors import MasqError
 
 DEFAULT_CONFIG = "/etc/flanneld-masq/config.toml"
+_COMMANDS: Mapping[str, str] = {
+    "run": "run the daemon, which keeps the rules right until SIGTERM; SIGHUP reloads the configuration",
+    "plan": "show what a reconcile would change, without changing it; exit status 3 if there is a difference",
+    "apply": "reconcile once",
+    "status": "show the state of the daemon, the backends, the lease and the last repair",
+    "wait": "wait until the daemon reports a state; exit status 1 after the timeout",
+    "check": "validate the configuration; needs neither a kernel nor root",
+    "render": "print the ruleset for a backend; needs neither a kernel nor root",
+    "explain": "show what this node does with a packet, and which rule of which program decides that",
+    "backends": "list every backend, if it can be used or why not, and the chosen one",
+    "selftest": "test the backends on this kernel with real packets, in throwaway network namespaces",
+    "doctor": "check the node for faults that break the traffic of pods, and name each remedy; exit status 1 for a "
+    "problem, 2 if a check could not be made",
+    "trace": "follow real packets of a flow live through the rules of every program; exit status 1 if it saw none",
+    "probe": "send packets from a throwaway pod through the node's own rules; exit status 1 if one does not arrive as "
+    "required, 2 if the result is not known",
+    "report": "write one archive for a bug report: rules, routes, status, findings, flows, journal, and an HTML page",
+    "monitor": "print the daemon's D-Bus signals as they arrive, one per line, until Ctrl-C: repairs with the program "
+    "that caused them, changes of state, lease and backends",
+    "metrics": "print the metrics of the daemon in the text format of Prometheus",
+    "cleanup": "remove the rules of flanneld-masq from every backend, and nothing else",
+}
+_WITHOUT_JSON = ("run", "metrics")
 _EPILOG = """\
 exit status:
   0  done, or in sync
@@ -40,7 +60,8 @@ wrong, `flanneld-masq apply` fixes it once, `flanneld-masq selftest` tests this 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status. Print each MasqError as one line."""
-    options = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    options = parser(words).parse_args(words)
     try:
         exit_status = int(options.function(options))
         sys.stdout.flush()  # while it can still be told that nobody reads
@@ -55,8 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def parser() -> argparse.ArgumentParser:
-    """All commands and options. The common ones are taken before and after the command alike."""
+def parser(words: Collection[str] | None = None) -> argparse.ArgumentParser:
+    """All commands and options. The common ones are taken before and after the command alike.
+
+    With the `words` of a command line, a command that is not among them gets no options: it will not be parsed.
+    """
     top = argparse.ArgumentParser(
         prog="flanneld-masq",
         description="Keeps the masquerade rules of a flannel node right, whatever else changes its firewall.",
@@ -65,116 +89,30 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"flanneld-masq {__version__}")
     _add_common(top, top_level=True)
-    commands_of = top.add_subparsers(metavar="COMMAND", required=True)
-
-    def add(name: str, function: commands.Command, text: str, *, json: bool = True) -> argparse.ArgumentParser:
-        command = commands_of.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        _add_common(command, top_level=False)
-        if json:
-            command.add_argument("--json", action="store_true", help="print JSON, for machines")
-        command.set_defaults(function=function, json=False)
-        return command
-
-    add(
-        "run",
-        commands.run,
-        "run the daemon, which keeps the rules right until SIGTERM; SIGHUP reloads the configuration",
-        json=False,
-    )
-    add(
-        "plan",
-        commands.plan,
-        "show what a reconcile would change, without changing it; exit status 3 if there is a difference",
-    )
-    add("apply", commands.apply, "reconcile once")
-    shown = add("status", status.status, "show the state of the daemon, the backends, the lease and the last repair")
-    how = shown.add_mutually_exclusive_group()
-    how.add_argument("--watch", action="store_true", help="print the status again after each change, until Ctrl-C")
-    how.add_argument(
-        "--check",
-        action="store_true",
-        help="exit status 0 if the rules are in sync or the daemon waits for a first subnet file, 1 if degraded or "
-        "contended, 2 if no daemon runs",
-    )
-    wait_command.add_options(
-        add("wait", wait_command.wait, "wait until the daemon reports a state; exit status 1 after the timeout")
-    )
-    check_command.add_options(
-        add("check", check_command.check, "validate the configuration; needs neither a kernel nor root")
-    )
-    add("render", commands.render, "print the ruleset for a backend; needs neither a kernel nor root")
-    live_options.add_explain(
-        add(
-            "explain",
-            explain_command.explain,
-            "show what this node does with a packet, and which rule of which program decides that",
-        )
-    )
-    add("backends", commands.backends, "list every backend, if it can be used or why not, and the chosen one")
-    add(
-        "selftest",
-        commands.selftest,
-        "test the backends on this kernel with real packets, in throwaway network namespaces",
-    )
-    live_options.add_doctor(
-        add(
-            "doctor",
-            commands.doctor,
-            "check the node for faults that break the traffic of pods, and name each remedy; exit status 1 for a "
-            "problem, 2 if a check could not be made",
-        )
-    )
-    live_options.add_trace(
-        add(
-            "trace",
-            live_options.trace,
-            "follow real packets of a flow live through the rules of every program; exit status 1 if it saw none",
-        )
-    )
-    live_options.add_probe(
-        add(
-            "probe",
-            live_options.probe,
-            "send packets from a throwaway pod through the node's own rules; exit status 1 if one does not arrive as "
-            "required, 2 if the result is not known",
-        )
-    )
-    report = add(
-        "report",
-        commands.report,
-        "write one archive for a bug report: rules, routes, status, findings, flows, journal, and an HTML page",
-    )
-    report.add_argument(
-        "file",
-        nargs="?",
-        default=None,
-        metavar="FILE",
-        help="file to write (default flanneld-masq-report-HOST-DATE.tar.gz); an existing file is not replaced",
-    )
-    add(
-        "monitor",
-        commands.monitor,
-        "print the daemon's D-Bus signals as they arrive, one per line, until Ctrl-C: repairs with the program that "
-        "caused them, changes of state, lease and backends",
-    )
-    metrics = add(
-        "metrics",
-        metrics_command.metrics,
-        "print the metrics of the daemon in the text format of Prometheus",
-        json=False,
-    )
-    metrics.add_argument(
-        "--write",
-        action="store_true",
-        help="replace the file of metrics.textfile, if no daemon runs; the service does so after the daemon has ended",
-    )
-    cleanup = add("cleanup", commands.cleanup, "remove the rules of flanneld-masq from every backend, and nothing else")
-    cleanup.add_argument(
-        "--flannel",
-        action="store_true",
-        help="also remove the rules that any release of flannel left; while the daemon runs, remove only these",
-    )
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    for name, text in _COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if words is None or name in words:
+            _add_options(name, command)
     return top
+
+
+def _add_options(name: str, command: argparse.ArgumentParser) -> None:
+    _add_common(command, top_level=False)
+    if name not in _WITHOUT_JSON:
+        command.add_argument("--json", action="store_true", help="print JSON, for machines")
+    command.set_defaults(function=_function(name), json=False)
+    command_options.add(name, command)
+
+
+def _function(name: str) -> Callable[[argparse.Namespace], int]:
+    """Return the function of a command. It is in the module of that name, which is imported when it is called: what the
+    other commands need takes longer to import than most commands run."""
+
+    def call(options: argparse.Namespace) -> int:
+        return int(getattr(importlib.import_module(f"flanneld_masq.cli.{name}"), name)(options))
+
+    return call
 
 
 def _add_common(target: argparse.ArgumentParser, *, top_level: bool) -> None:

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 
-from flanneld_masq.cli.live_options import PROTOCOLS, check_flow
+from flanneld_masq.cli.command_options import PROTOCOLS, check_flow
 from flanneld_masq.cli.live_output import trace_json, trace_lines
 from flanneld_masq.cli.output import print_json
 from flanneld_masq.errors import MasqError

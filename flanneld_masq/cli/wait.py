@@ -4,35 +4,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from functools import partial
 
-from flanneld_masq.cli import live_options
 from flanneld_masq.cli.output import print_json
 from flanneld_masq.cli.session import Session
 from flanneld_masq.cli.status import last_known, reported
-from flanneld_masq.controller.status import State, Status
+from flanneld_masq.controller.status import Status
 from flanneld_masq.errors import MasqError
-
-STATES = tuple(state.value for state in State if state is not State.UNKNOWN)
-_MAX_SECONDS = 86400.0
-
-
-def add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--for",
-        dest="state",
-        choices=STATES,
-        default=State.SYNCED.value,
-        metavar="STATE",
-        help=f"the state to wait for: {', '.join(STATES)} (default synced)",
-    )
-    command.add_argument(
-        "--timeout",
-        type=partial(live_options.seconds, most=_MAX_SECONDS, zero=True),
-        default=60.0,
-        metavar="S",
-        help="give up after so many seconds (default 60)",
-    )
 
 
 def wait(options: argparse.Namespace) -> int:

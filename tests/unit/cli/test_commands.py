@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 
 from flanneld_masq import plugin_loader
-from flanneld_masq.cli import commands
+from flanneld_masq.cli import apply
 from flanneld_masq.controller.status import FamilyStatus, State, Status
 from flanneld_masq.dbus import client
 from flanneld_masq.errors import KernelError
@@ -74,8 +74,8 @@ class TestHealing:
             def reconcile(self, state: DesiredState) -> Outcome:
                 return Outcome({}, repairs, {})
 
-        with mock.patch.object(commands, "heal", heal):
-            outcome = commands._reconcile(Pass(), DesiredState(settings))  # type: ignore[arg-type]
+        with mock.patch.object(apply, "heal", heal):
+            outcome = apply._reconcile(Pass(), DesiredState(settings))  # type: ignore[arg-type]
         assert outcome.repairs == repairs
         return healed
 

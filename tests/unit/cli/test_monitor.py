@@ -16,7 +16,7 @@ from typing import Any, Optional
 
 import pytest
 
-from flanneld_masq.cli import monitor
+from flanneld_masq.cli import bus_events
 from flanneld_masq.controller.status import GroupStatus, State
 from flanneld_masq.dbus import connection
 from flanneld_masq.dbus.manager1 import MANAGER, PATH, STATE_CHANGED
@@ -37,7 +37,7 @@ def of(member: str, *body: Any, interface: str = MANAGER.name) -> list[dict[str,
     signature = "".join(
         MANAGER.signals.get(member, {"interface": "s", "changed": "a{sv}", "invalidated": "as"}).values()
     )
-    return list(monitor.events(Message(signature, body, ":1.1", PATH, interface, member)))
+    return list(bus_events.events(Message(signature, body, ":1.1", PATH, interface, member)))
 
 
 class TestEvents:
@@ -64,7 +64,7 @@ class TestEvents:
         with pytest.raises(ValueError, match=r"Lease|Backends"):
             of("PropertiesChanged", MANAGER.name, rows, (), interface=PROPERTIES)
         with pytest.raises(ValueError, match="signature"):
-            list(monitor.events(Message("s", ("ipv4",), ":1.1", PATH, MANAGER.name, STATE_CHANGED)))
+            list(bus_events.events(Message("s", ("ipv4",), ":1.1", PATH, MANAGER.name, STATE_CHANGED)))
 
 
 class TestLines:
@@ -92,18 +92,18 @@ class TestLines:
         ],
     )
     def test_each_event(self, event: dict[str, Any], line: str) -> None:
-        assert monitor.text_line(NOW, event, colour=False) == f"09:10:11.012 {line}"
+        assert bus_events.text_line(NOW, event, colour=False) == f"09:10:11.012 {line}"
 
     def test_colour(self) -> None:
         event = {"event": "repaired", "message": "text"}
-        assert monitor.text_line(NOW, event, colour=True) == "09:10:11.012 \033[33mtext\033[0m"
+        assert bus_events.text_line(NOW, event, colour=True) == "09:10:11.012 \033[33mtext\033[0m"
 
     def test_no_character_of_an_event_commands_the_terminal(self) -> None:
         event = {"event": "repaired", "message": "by \033[2J\n\x9b2Jnft"}
-        assert monitor.text_line(NOW, event, colour=False) == r"09:10:11.012 by \x1b[2J; \x9b2Jnft"
+        assert bus_events.text_line(NOW, event, colour=False) == r"09:10:11.012 by \x1b[2J; \x9b2Jnft"
 
     def test_json(self) -> None:
-        event = json.loads(monitor.json_line(NOW, {"event": "not-running"}))
+        event = json.loads(bus_events.json_line(NOW, {"event": "not-running"}))
         assert event == {"time": "2026-07-08T09:10:11.012+02:00", "event": "not-running"}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from flanneld_masq.cli import commands, doctor_facts, explain_node, report, status
+from flanneld_masq.cli import backends, doctor_facts, explain_node, report, status
 from flanneld_masq.doctor.facts import Facts
 from flanneld_masq.errors import CommandError
 from flanneld_masq.model import Settings
@@ -48,7 +48,7 @@ def node(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (report, explain_node):
         monkeypatch.setattr(module, "collect", lambda run, root: SNAPSHOT)
     monkeypatch.setattr(report, "ProcessRunner", NoPrograms)
-    monkeypatch.setattr(commands, "backends", answer)
+    monkeypatch.setattr(backends, "backends", answer)
     monkeypatch.setattr(status, "status", answer)
     monkeypatch.setattr(doctor_facts, "gather", lambda *_: Facts(Settings()))
 

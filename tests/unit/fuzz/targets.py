@@ -31,7 +31,7 @@ from flanneld_masq_iptables.xtables_lock import XtablesLock
 from flanneld_masq_nft.backend import NftBackend
 from flanneld_masq_prometheus import requests
 
-from flanneld_masq.cli import monitor
+from flanneld_masq.cli import bus_events
 from flanneld_masq.cli.live_output import trace_json, trace_lines
 from flanneld_masq.cli.output import status_lines
 from flanneld_masq.controller.attribution import identify
@@ -605,13 +605,13 @@ def _dbus_answers(data: bytes) -> None:
             elif message.signature == "".join(MANAGER.methods["Reconcile"].values()):
                 manager1.repairs(message.body[0])
             elif message.signature == "a{sv}":
-                monitor.text_line(_NOW, monitor.greeting(message.body[0]), colour=True)
+                bus_events.text_line(_NOW, bus_events.greeting(message.body[0]), colour=True)
 
 
 def _show(signal: Message) -> None:
-    for found in monitor.events(signal):
-        monitor.json_line(_NOW, found)
-        monitor.text_line(_NOW, found, colour=True)
+    for found in bus_events.events(signal):
+        bus_events.json_line(_NOW, found)
+        bus_events.text_line(_NOW, found, colour=True)
 
 
 def _inotify(data: bytes) -> None:
@@ -872,7 +872,7 @@ TARGETS = (
             "flanneld_masq.dbus.bus",
             "flanneld_masq.dbus.client",
             "flanneld_masq.dbus.manager1",
-            "flanneld_masq.cli.monitor",
+            "flanneld_masq.cli.bus_events",
         ),
         _BUS_WORDS,
     ),

@@ -40,7 +40,7 @@ SIGNS = frozenset(
 MAYBE_CALL = re.compile(rf"\b(?:{'|'.join(sorted(SIGNS))})\(")  # quicker than to parse a module that has none
 # modules that take something apart, and why it is nothing that another program wrote, or cannot be wrong
 EXEMPT = {
-    "flanneld_masq.cli.live_options": "options of the command line, which argparse refuses",
+    "flanneld_masq.cli.command_options": "options of the command line, which argparse refuses",
     "flanneld_masq.cli.main": "options of the command line, which argparse refuses",
     "flanneld_masq.cli.report": "lines of warnings that other commands print",
     "flanneld_masq.controller.surveyor": "places that backends made",

@@ -1,4 +1,4 @@
-"""The options of `doctor`, `explain`, `trace` and `probe`. The daemon imports none of their code."""
+"""The options of each command, beside the common ones. This imports no code of a command."""
 
 from __future__ import annotations
 
@@ -6,31 +6,96 @@ import argparse
 import contextlib
 from functools import partial
 from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
 from flanneld_masq.errors import ConfigError
-from flanneld_masq.model import Address
+
+if TYPE_CHECKING:
+    from flanneld_masq.model import Address
 
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132}
 CLASSES = ("world", "remote-pod", "node", "pod")
 _WITH_PORTS = frozenset(PROTOCOLS[name] for name in ("tcp", "udp", "sctp"))
 _MAX_SECONDS = 3600.0
+_MAX_WAIT_SECONDS = 86400.0
 _MAX_PACKETS = 1000
 _BRIEF_SECONDS = 4.0  # node-problem-detector ends a program after 5 s
 
 
-def trace(options: argparse.Namespace) -> int:
-    from flanneld_masq.cli import trace as command
-
-    return command.trace(options)
-
-
-def probe(options: argparse.Namespace) -> int:
-    from flanneld_masq.cli import probe as command
-
-    return command.probe(options)
+def add(name: str, command: argparse.ArgumentParser) -> None:
+    """Add the options of the command of that name, which may have none."""
+    if name in _ADDERS:
+        _ADDERS[name](command)
 
 
-def add_trace(command: argparse.ArgumentParser) -> None:
+def _add_status(command: argparse.ArgumentParser) -> None:
+    how = command.add_mutually_exclusive_group()
+    how.add_argument("--watch", action="store_true", help="print the status again after each change, until Ctrl-C")
+    how.add_argument(
+        "--check",
+        action="store_true",
+        help="exit status 0 if the rules are in sync or the daemon waits for a first subnet file, 1 if degraded or "
+        "contended, 2 if no daemon runs",
+    )
+
+
+def _add_wait(command: argparse.ArgumentParser) -> None:
+    from flanneld_masq.controller.status import State  # the other commands that need it are few
+
+    states = tuple(state.value for state in State if state is not State.UNKNOWN)
+    command.add_argument(
+        "--for",
+        dest="state",
+        choices=states,
+        default=State.SYNCED.value,
+        metavar="STATE",
+        help=f"the state to wait for: {', '.join(states)} (default synced)",
+    )
+    command.add_argument(
+        "--timeout",
+        type=partial(_seconds, most=_MAX_WAIT_SECONDS, zero=True),
+        default=60.0,
+        metavar="S",
+        help="give up after so many seconds (default 60)",
+    )
+
+
+def _add_check(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "file",
+        nargs="?",
+        metavar="FILE",
+        help="validate the text of this file alone, without regard to its owner, instead of the configuration in force",
+    )
+
+
+def _add_report(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "file",
+        nargs="?",
+        default=None,
+        metavar="FILE",
+        help="file to write (default flanneld-masq-report-HOST-DATE.tar.gz); an existing file is not replaced",
+    )
+
+
+def _add_metrics(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--write",
+        action="store_true",
+        help="replace the file of metrics.textfile, if no daemon runs; the service does so after the daemon has ended",
+    )
+
+
+def _add_cleanup(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--flannel",
+        action="store_true",
+        help="also remove the rules that any release of flannel left; while the daemon runs, remove only these",
+    )
+
+
+def _add_trace(command: argparse.ArgumentParser) -> None:
     command.add_argument("--src", type=address, required=True, metavar="POD", help="source address, as the pod uses it")
     command.add_argument(
         "--dst", type=address, required=True, metavar="ADDRESS", help="destination address, as the pod uses it"
@@ -41,7 +106,7 @@ def add_trace(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dport", type=_port, default=0, metavar="PORT", help="destination port; needs --proto")
     command.add_argument(
         "--seconds",
-        type=partial(seconds, most=_MAX_SECONDS),
+        type=partial(_seconds, most=_MAX_SECONDS),
         default=10.0,
         metavar="N",
         help="how long to wait for packets (default 10)",
@@ -51,7 +116,7 @@ def add_trace(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_probe(command: argparse.ArgumentParser) -> None:
+def _add_probe(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--dst",
         action="append",
@@ -62,7 +127,7 @@ def add_probe(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_doctor(command: argparse.ArgumentParser) -> None:
+def _add_doctor(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--snapshot",
         default=None,
@@ -78,14 +143,14 @@ def add_doctor(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--timeout",
-        type=partial(seconds, most=_MAX_SECONDS),
+        type=partial(_seconds, most=_MAX_SECONDS),
         default=_BRIEF_SECONDS,
         metavar="S",
         help=f"with --brief, give up after so many seconds (default {_BRIEF_SECONDS:g})",
     )
 
 
-def add_explain(command: argparse.ArgumentParser) -> None:
+def _add_explain(command: argparse.ArgumentParser) -> None:
     command.add_argument("--src", type=address, required=True, metavar="ADDRESS", help="source address of the packet")
     command.add_argument("--dst", type=address, required=True, metavar="ADDRESS", help="destination address")
     command.add_argument(
@@ -158,7 +223,7 @@ def _number(text: str, least: int, most: int, refusal: str) -> int:
     raise argparse.ArgumentTypeError(refusal)
 
 
-def seconds(text: str, *, most: float, zero: bool = False) -> float:
+def _seconds(text: str, *, most: float, zero: bool = False) -> float:
     """Return a number of seconds up to `most`: more than 0, or 0 too. Raises ArgumentTypeError for another text."""
     with contextlib.suppress(ValueError):
         value = float(text)
@@ -175,3 +240,17 @@ def _mark(text: str) -> int:
     if not 0 <= value < 1 << 32:
         raise argparse.ArgumentTypeError(f"{text} is not a mark of 32 bits")
     return value
+
+
+_ADDERS = {
+    "status": _add_status,
+    "wait": _add_wait,
+    "check": _add_check,
+    "report": _add_report,
+    "metrics": _add_metrics,
+    "cleanup": _add_cleanup,
+    "trace": _add_trace,
+    "probe": _add_probe,
+    "doctor": _add_doctor,
+    "explain": _add_explain,
+}
