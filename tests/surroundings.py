@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from flanneld_masq.controller.report import FamilyReport, LogEntry
+from flanneld_masq.controller.log_entry import LogEntry
+from flanneld_masq.controller.report import FamilyReport
 from flanneld_masq.hookspecs import Event
 from flanneld_masq.kernel.ruleset_events import Transaction
 from flanneld_masq.model import Family, Settings

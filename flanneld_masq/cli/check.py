@@ -6,9 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
-from flanneld_masq import plugin_loader
 from flanneld_masq.cli.output import print_json
-from flanneld_masq.cli.session import load_settings
+from flanneld_masq.cli.settings import load_settings
 from flanneld_masq.errors import ConfigError
 from flanneld_masq.inputs import config, config_files
 from flanneld_masq.model import AUTO, Settings
@@ -54,6 +53,8 @@ def _validate(options: argparse.Namespace) -> None:
         overrides = (options.backend, options.subnet_file or ())
         settings = config.with_overrides(config.parse(text, options.file), *overrides)
     if not _names(settings) <= BUILT_IN:  # only then plugins are loaded, for their code is foreign
+        from flanneld_masq import plugin_loader
+
         plugins = plugin_loader.load()
         check_names(settings, plugins.backends, plugins.failures)
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from flanneld_masq.cli import command_options
 from flanneld_masq.cli.output import print_json
 from flanneld_masq.cli.session import Session
-from flanneld_masq.cli.status import written_status
 from flanneld_masq.errors import ConfigError, MasqError
 from flanneld_masq.inputs import config_values
 from flanneld_masq.model import (
@@ -120,6 +119,8 @@ def _mark(session: Session, reconciler: Reconciler, desired_state: DesiredState)
     choice = reconciler.selector.kube_proxy_mark(desired_state.settings)
     if not choice.unread:
         return choice
+    from flanneld_masq.cli.status import written_status  # `status` needs more than all of this
+
     status = written_status(session.directory)
     family = status.families.get(reconciler.family) if status is not None else None
     if family is None or family.kube_proxy_mark is None:

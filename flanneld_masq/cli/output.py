@@ -7,15 +7,15 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flanneld_masq.controller.status import FamilyStatus, GroupStatus, LastWrite, State, Status
 from flanneld_masq.errors import MasqError
-from flanneld_masq.model import Family, Group, Lease, Plan, Protection
-from flanneld_masq.reconcile.values import Repair
+from flanneld_masq.model import Family, Plan, Protection
 from flanneld_masq.reconcile.wording import describe
 from flanneld_masq.ruleset import diff
+
+if TYPE_CHECKING:
+    from flanneld_masq.reconcile.values import Repair
 
 _RED, _GREEN, _YELLOW, _PLAIN = "\033[31m", "\033[32m", "\033[33m", "\033[0m"
 _COLOURS = {"-": _RED, "+": _GREEN, "@": "\033[36m"}
@@ -71,27 +71,6 @@ def print_repairs(repairs: list[Repair], errors: list[MasqError], as_json: bool,
     return 1 if errors else 0
 
 
-def status_lines(status: Status, *, commands: bool = False) -> Iterator[str]:
-    """Yield the lines of `flanneld-masq status`. `commands` adds the command lines of programs, which are for root."""
-    yield f"flanneld-masq: {status.state}" + (f", pid {status.pid}" if status.pid else "")
-    for trouble in status.troubles:
-        yield f"  trouble: {trouble}"
-    for failure in status.plugin_failures:
-        yield f"  {failure}"
-    if status.since.daemon is not None:
-        yield f"  since: {_time_text(status.since.daemon)}"
-    for lease in status.leases:
-        yield f"  lease: {lease.path}: {', '.join(_subnets(lease))}"
-    for name, family in status.families.items():
-        named = status.names(name) or not status.leases
-        head, *rest = _family_lines(name, family, named=named, commands=commands)
-        yield head
-        since = status.since.families.get(name)
-        if named and since is not None and since != status.since.daemon:
-            yield f"  since: {_time_text(since)}"
-        yield from rest
-
-
 def backend_lines(families: Mapping[str, Any], failures: list[str]) -> Iterator[str]:
     """Yield the lines of `flanneld-masq backends`; `families` is the data of its JSON."""
     for name, family in families.items():
@@ -106,56 +85,6 @@ def backend_lines(families: Mapping[str, Any], failures: list[str]) -> Iterator[
     yield from failures
 
 
-def _subnets(lease: Lease) -> Iterator[str]:
-    return (f"{family} {part.subnet}" for family in Family if (part := lease.of(family)) is not None)
-
-
-def _family_lines(name: Family, family: FamilyStatus, *, named: bool, commands: bool) -> Iterator[str]:
-    """Yield the lines of one family. `named` is False if there are subnet files and none names the family."""
-    states = [str(family.state)] if named else ["not in the subnet file"]
-    if not named and family.state in (State.DEGRADED, State.CONTENDED):
-        states.append(str(family.state))
-    yield f"{name}: {', '.join(filter(None, (*states, family.last_error)))}"
-    for group, choice in family.groups.items():
-        yield from (f"  {_group_line(group, carrier)}" for carrier in choice.carriers)
-    for message in filter(None, (*family.flannel.effects, family.flannel.takeover_stopped)):
-        yield f"  flannel: {message}"
-    if family.kube_proxy_mark is not None:
-        yield f"  kube-proxy's mark: {family.kube_proxy_mark.mark or 'none'} ({family.kube_proxy_mark.why})"
-    if family.protection is not None:
-        yield f"  nft table: {protection_text(family.protection)}"
-    if family.kernel:
-        yield f"  kernel: {family.kernel}"
-    if family.verified is not None and named:
-        yield f"  verified: {_time_text(family.verified)}"
-    if family.repairs or (named and family.repairs is not None):
-        yield f"  repairs: {family.repairs}"
-    if family.healed_flows:
-        yield f"  healed flows: {family.healed_flows}"
-    if family.last_repair is not None:
-        yield f"  last repair: {_write_text(family.last_repair)}"
-        for culprit in family.last_repair.culprits:
-            command = f": {culprit.command}" if commands and culprit.command else ""
-            yield f"    changed by {culprit.name} ({culprit.pid_text}) {culprit.unit}".rstrip() + command
-    if family.last_write is not None:
-        yield f"  last write: {_write_text(family.last_write)}"
-
-
 def protection_text(protection: Protection) -> str:
     """Return whether other programs can change an nft table, in words."""
     return "not protected from other programs" if protection is Protection.NONE else f"protected ({protection})"
-
-
-def _time_text(time: datetime) -> str:
-    return time.isoformat(timespec="milliseconds")
-
-
-def _group_line(group: Group, choice: GroupStatus) -> str:
-    rules = "" if choice.rules is None else f"{choice.rules} rules in "
-    return f"{group}: {rules}{choice.backend} ({choice.why})"
-
-
-def _write_text(write: LastWrite) -> str:
-    changes = describe(write.changes)
-    what = f"{write.time}, {write.backend} in {write.duration_us / 1000:.1f} ms ({write.reason})"
-    return f"{what}: {changes}" if changes else what

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from flanneld_masq import footprint, plugin_loader
-from flanneld_masq.cli.session import load_settings
+from flanneld_masq.cli.settings import load_settings
 from flanneld_masq.errors import MasqError
 from flanneld_masq.hangup import HANGUP
 from flanneld_masq.model import Settings

@@ -9,10 +9,11 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from flanneld_masq import plugin_loader
 from flanneld_masq.cli.running import directory_of
+from flanneld_masq.cli.settings import load_settings
 from flanneld_masq.errors import ConfigError, MasqError
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.inputs import config, config_files
@@ -24,8 +25,10 @@ from flanneld_masq.reconcile.selection import missing_family
 from flanneld_masq.reconcile.values import DesiredState
 from flanneld_masq.ruleset.backend_choice import check_names
 from flanneld_masq.service.desired_state import DesiredStateBuilder, OnError
-from flanneld_masq.service.service_user import Unreadable, unreadable
 from flanneld_masq.state_directory import StateDirectory
+
+if TYPE_CHECKING:
+    from flanneld_masq.service.service_user import Unreadable
 
 _Result = TypeVar("_Result")
 
@@ -64,6 +67,8 @@ class Session:
 
     def unreadable(self) -> tuple[Unreadable, ...]:
         """Return the input files that the user of the service may not read, as far as root can find out."""
+        from flanneld_masq.service.service_user import unreadable  # most commands ask for none
+
         named = (*self.settings.subnet_files, *self.settings.masquerade.ip_masq_agent_files)
         return tuple(unreadable((self.config, *_drop_ins(self.config), *named), ProcessRunner()))
 
@@ -125,8 +130,3 @@ def warn(message: str) -> None:
     """Print a message that does not stop the command; nothing for an empty one."""
     if message:
         print(f"flanneld-masq: {message}", file=sys.stderr)
-
-
-def load_settings(options: argparse.Namespace) -> Settings:
-    """Read the configuration file and its drop-ins; options of the command line override it."""
-    return config.with_overrides(config.load(Path(options.config)), options.backend, options.subnet_file or ())

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from flanneld_masq.cli.comparison import compared
-from flanneld_masq.cli.output import in_colour, in_state_colour, print_json, status_lines
+from flanneld_masq.cli.output import in_colour, in_state_colour, print_json
 from flanneld_masq.cli.session import Session
+from flanneld_masq.cli.status_lines import status_lines
 from flanneld_masq.controller import authors
 from flanneld_masq.controller.status import FamilyStatus, GroupStatus, MarkStatus, State, Status, from_json, to_json
 from flanneld_masq.dbus import client

@@ -8,7 +8,8 @@ import sys
 from dataclasses import replace
 
 from flanneld_masq.cli.following import moments
-from flanneld_masq.cli.session import Session, load_settings
+from flanneld_masq.cli.session import Session
+from flanneld_masq.cli.settings import load_settings
 from flanneld_masq.cli.status import last_known, reported, status_text
 from flanneld_masq.controller.status import Status, to_json
 from flanneld_masq.errors import ConfigError

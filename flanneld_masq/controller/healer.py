@@ -6,7 +6,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
-from flanneld_masq.controller.report import FamilyReport, LogEntry
+from flanneld_masq.controller.log_entry import LogEntry
+from flanneld_masq.controller.report import FamilyReport
 from flanneld_masq.controller.step_watch import Publisher
 from flanneld_masq.controller.worker import Worker
 from flanneld_masq.errors import MasqError

@@ -10,6 +10,7 @@ from typing import Any
 
 from flanneld_masq.controller.attribution import Culprit
 from flanneld_masq.controller.backoff import LAST_DELAY
+from flanneld_masq.controller.log_entry import LogEntry
 from flanneld_masq.controller.log_throttle import DriftThrottle, LogThrottle
 from flanneld_masq.controller.status import FamilyStatus, FlannelStatus, GroupStatus, LastWrite, MarkStatus, State
 from flanneld_masq.controller.tally import Tally
@@ -23,21 +24,6 @@ from flanneld_masq.reconcile.wording import describe, describe_healed
 from flanneld_masq.ruleset.diff import diff_text
 
 MAX_SHOWN_COMMAND = 200
-
-
-@dataclass(frozen=True, **SLOTS)
-class LogEntry:
-    """An event and the level (of `logging`) that it is logged at. `once` is True for one that is logged only the first
-    time, and not passed to plugins."""
-
-    event: Event
-    level: int = logging.INFO
-    once: bool = False
-
-
-def notice(message: str, level: int = logging.INFO, *, once: bool = False) -> LogEntry:
-    """Return an entry that is worth knowing, and belongs to no family."""
-    return LogEntry(Event("notice", message), level, once)
 
 
 @dataclass(frozen=True, **SLOTS)

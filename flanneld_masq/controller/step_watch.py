@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
-from flanneld_masq.controller.report import FamilyReport, LogEntry
+from flanneld_masq.controller.log_entry import LogEntry
+from flanneld_masq.controller.report import FamilyReport
 from flanneld_masq.controller.worker import Worker
 
 STUCK_SECONDS = 4.0  # below the time that a tool waits for the xtables lock, so that it is there to be named

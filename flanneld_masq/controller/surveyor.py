@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
-from flanneld_masq.controller.report import LogEntry, SurveyReport
+from flanneld_masq.controller.log_entry import LogEntry
+from flanneld_masq.controller.report import SurveyReport
 from flanneld_masq.errors import MasqError
 from flanneld_masq.model import Item, ItemKind
 from flanneld_masq.reconcile.reconciler import Reconciler

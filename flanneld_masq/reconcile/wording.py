@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 from flanneld_masq.model import Change, ChangeKind, ItemKind
-from flanneld_masq.reconcile.healing import Healed
+
+if TYPE_CHECKING:
+    from flanneld_masq.reconcile.healing import Healed
 
 _ORDER: tuple[Optional[ItemKind], ...] = (ItemKind.TABLE, ItemKind.CHAIN, ItemKind.RULE, ItemKind.JUMP, None)
 _STATES = {

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from flanneld_masq.controller.report import LogEntry, notice
+from flanneld_masq.controller.log_entry import LogEntry, notice
 from flanneld_masq.controller.status import Status
 from flanneld_masq.hookspecs import Event
 

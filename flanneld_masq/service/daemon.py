@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from flanneld_masq import __version__, footprint
 from flanneld_masq.controller.attribution import OwnPorts
 from flanneld_masq.controller.family_loop import FamilyLoop
-from flanneld_masq.controller.report import FamilyReport, LogEntry, notice
+from flanneld_masq.controller.log_entry import LogEntry, notice
+from flanneld_masq.controller.report import FamilyReport
 from flanneld_masq.controller.schedule import RESYNC
 from flanneld_masq.controller.status import Status
 from flanneld_masq.errors import AlreadyRunning, ConfigError, MasqError, StateError

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flanneld_masq.controller.report import LogEntry, notice
+from flanneld_masq.controller.log_entry import LogEntry, notice
 from flanneld_masq.errors import ConfigError, MasqError, PluginError
 from flanneld_masq.hookspecs import Event
 from flanneld_masq.inputs.leases import NO_RULES, Change, Leases, News

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from flanneld_masq.controller.report import LogEntry
+from flanneld_masq.controller.log_entry import LogEntry
 from flanneld_masq.controller.status import State, Status
 from flanneld_masq.hookspecs import Event, Metric
 from flanneld_masq.model import Settings

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from flanneld_masq.controller.report import LogEntry, notice
+from flanneld_masq.controller.log_entry import LogEntry, notice
 from flanneld_masq.inputs.lock_events import LockEvents, LockState, Use
 from flanneld_masq.inputs.lock_watch import LockWatch
 from flanneld_masq.inputs.processes import Process, is_running, read_process, recent_processes

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 
 from flanneld_masq.controller.attribution import MAX_HEARD
-from flanneld_masq.controller.report import LogEntry, notice
+from flanneld_masq.controller.log_entry import LogEntry, notice
 from flanneld_masq.errors import MasqError
 from flanneld_masq.kernel.ruleset_events import RulesetEvents, Transaction
 from flanneld_masq.model import Family

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 
 from flanneld_masq import __version__
-from flanneld_masq.controller.report import FamilyReport, LogEntry, notice
+from flanneld_masq.controller.log_entry import LogEntry, notice
+from flanneld_masq.controller.report import FamilyReport
 from flanneld_masq.controller.status import State, Status
 from flanneld_masq.controller.status import stopped as all_stopped
 from flanneld_masq.hookspecs import Event

@@ -1,4 +1,4 @@
-"""A process never loads OpenSSL, and loads asyncio only where it is needed."""
+"""A process never loads OpenSSL, and loads asyncio and the code of a command only where they are needed."""
 
 from __future__ import annotations
 
@@ -28,6 +28,26 @@ def test_modules_that_are_not_needed_are_not_loaded(code: str, absent: str) -> N
         (sys.executable, "-c", show), capture_output=True, text=True, timeout=patience(30), check=True
     )
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    ("line", "absent"),
+    [
+        ("--version", "dataclasses pluggy flanneld_masq.model"),
+        ("plan --config /nonexistent --subnet-file /nonexistent", "asyncio flanneld_masq.controller.status"),
+    ],
+    ids=["--version", "plan"],
+)
+def test_a_command_loads_no_code_of_other_commands(line: str, absent: str) -> None:
+    show = (
+        "import atexit, sys; from flanneld_masq.cli import main\n"
+        f"atexit.register(lambda: print('loaded:', *(set({absent.split()}) & set(sys.modules))))\n"
+        f"main.main({line.split()})"
+    )
+    done = subprocess.run(
+        (sys.executable, "-c", show), capture_output=True, text=True, timeout=patience(30), check=True
+    )
+    assert done.stdout.splitlines()[-1] == "loaded:"
 
 
 def test_asyncio_works_without_openssl() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flanneld_masq import errors
-from flanneld_masq.cli.output import status_lines
+from flanneld_masq.cli.status_lines import status_lines
 from flanneld_masq.controller.attribution import Culprit
 from flanneld_masq.controller.status import FamilyStatus, LastWrite, State, Status, to_json
 from flanneld_masq.doctor.findings import Finding, Kind, Severity, text_of

@@ -12,6 +12,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from flanneld_masq.cli import output
+from flanneld_masq.cli.status_lines import status_lines
 from flanneld_masq.controller.attribution import Culprit
 from flanneld_masq.controller.status import FamilyStatus, GroupStatus, LastWrite, State, Status
 from flanneld_masq.errors import MasqError
@@ -44,7 +45,7 @@ class TestStatusLines:
             plugin_failures=("plugin x failed",),
             families=families,
         )
-        assert list(output.status_lines(status)) == [
+        assert list(status_lines(status)) == [
             "flanneld-masq: degraded, pid 7",
             "  trouble: /x is gone",
             "  plugin x failed",
@@ -60,7 +61,7 @@ class TestStatusLines:
     def test_a_kernel_without_a_daemon(self) -> None:
         groups = {Group.FORWARD: GroupStatus(NFT, "it is usable")}
         family = FamilyStatus(State.STOPPED, groups=groups, repairs=None, kernel="holds what is wanted")
-        assert list(output.status_lines(Status(State.STOPPED, families={Family.IPV6: family}))) == [
+        assert list(status_lines(Status(State.STOPPED, families={Family.IPV6: family}))) == [
             "flanneld-masq: stopped",
             "ipv6: stopped",
             "  forward: nft (it is usable)",
@@ -74,21 +75,21 @@ class TestStatusLines:
             Family.IPV6: FamilyStatus(State.WAITING),
         }
         status = Status(State.WAITING, leases=leases, families=families)
-        assert list(output.status_lines(status))[2:] == [
+        assert list(status_lines(status))[2:] == [
             "ipv4: waiting",
             "  verified: 2026-07-08T09:00:00.000+00:00",
             "  repairs: 0",
             "ipv6: not in the subnet file",
         ]
         failed = {Family.IPV6: FamilyStatus(State.DEGRADED, last_error="nft said no", repairs=1)}
-        assert list(output.status_lines(replace(status, families=failed)))[2:] == [
+        assert list(status_lines(replace(status, families=failed)))[2:] == [
             "ipv6: not in the subnet file, degraded, nft said no",
             "  repairs: 1",
         ]
 
     def test_without_a_subnet_file_every_family_waits(self) -> None:
         status = Status(State.WAITING, families={Family.IPV6: FamilyStatus(State.WAITING)})
-        assert list(output.status_lines(status))[1:] == ["ipv6: waiting", "  repairs: 0"]
+        assert list(status_lines(status))[1:] == ["ipv6: waiting", "  repairs: 0"]
 
     @pytest.mark.parametrize(
         ("family", "lines"),
@@ -121,7 +122,7 @@ class TestStatusLines:
         ids=["repair", "write", "both"],
     )
     def test_the_last_repair_and_the_last_other_write(self, family: FamilyStatus, lines: list[str]) -> None:
-        assert list(output.status_lines(Status(State.SYNCED, families={Family.IPV4: family})))[2:] == lines
+        assert list(status_lines(Status(State.SYNCED, families={Family.IPV4: family})))[2:] == lines
 
 
 class TestRepairs:

@@ -14,7 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flanneld_masq.controller.family_loop import FamilyLoop
-from flanneld_masq.controller.report import FamilyReport, LogEntry
+from flanneld_masq.controller.log_entry import LogEntry
+from flanneld_masq.controller.report import FamilyReport
 from flanneld_masq.controller.status import State
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.kernel.objects import following

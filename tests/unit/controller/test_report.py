@@ -10,7 +10,8 @@ from datetime import datetime, timezone
 import pytest
 
 from flanneld_masq.controller.attribution import Culprit
-from flanneld_masq.controller.report import Failure, FamilyReport, LogEntry, Repaired
+from flanneld_masq.controller.log_entry import LogEntry
+from flanneld_masq.controller.report import Failure, FamilyReport, Repaired
 from flanneld_masq.controller.status import GroupStatus, MarkStatus, State, group_json
 from flanneld_masq.errors import KernelError, LockHeld
 from flanneld_masq.model import (

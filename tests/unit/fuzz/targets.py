@@ -33,7 +33,7 @@ from flanneld_masq_prometheus import requests
 
 from flanneld_masq.cli import bus_events
 from flanneld_masq.cli.live_output import trace_json, trace_lines
-from flanneld_masq.cli.output import status_lines
+from flanneld_masq.cli.status_lines import status_lines
 from flanneld_masq.controller.attribution import identify
 from flanneld_masq.controller.status import from_json, to_json
 from flanneld_masq.dbus import client, manager1, wire

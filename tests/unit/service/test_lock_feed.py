@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flanneld_masq.controller.report import LogEntry
+from flanneld_masq.controller.log_entry import LogEntry
 from flanneld_masq.inputs import lock_events
 from flanneld_masq.inputs.processes import Process
 from flanneld_masq.service.lock_feed import LockFeed

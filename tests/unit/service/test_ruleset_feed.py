@@ -10,7 +10,7 @@ from typing import NoReturn, cast
 
 import pytest
 
-from flanneld_masq.controller.report import LogEntry
+from flanneld_masq.controller.log_entry import LogEntry
 from flanneld_masq.errors import KernelError
 from flanneld_masq.kernel.ruleset_events import RulesetEvents, Transaction
 from flanneld_masq.model import Family

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from flanneld_masq.controller.family_loop import FamilyLoop
-from flanneld_masq.controller.report import FamilyReport, LogEntry
+from flanneld_masq.controller.log_entry import LogEntry
+from flanneld_masq.controller.report import FamilyReport
 from flanneld_masq.controller.schedule import MAX_STEP_SECONDS
 from flanneld_masq.controller.status import FamilyStatus, GroupStatus, State, Status
 from flanneld_masq.hookspecs import Host
