@@ -34,8 +34,9 @@ from flanneld_masq.reconcile.writer import OwnCommits
 from flanneld_masq.ruleset.backend_choice import check_names
 from flanneld_masq.service import journal
 from flanneld_masq.service.bus_service import BusService
-from flanneld_masq.service.desired_state import DesiredStateBuilder, input_entries, plugin_entries
+from flanneld_masq.service.desired_state import DesiredStateBuilder
 from flanneld_masq.service.fd_store import FdStore
+from flanneld_masq.service.input_log import input_entries, plugin_entries
 from flanneld_masq.service.lock_feed import LockFeed
 from flanneld_masq.service.ruleset_feed import RulesetFeed
 from flanneld_masq.service.sd_notify import Notifier, Watchdog

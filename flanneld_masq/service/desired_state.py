@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import enum
-import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flanneld_masq.controller.log_entry import LogEntry, notice
 from flanneld_masq.errors import ConfigError, MasqError, PluginError
-from flanneld_masq.hookspecs import Event
-from flanneld_masq.inputs.leases import NO_RULES, Change, Leases, News
+from flanneld_masq.inputs.leases import NO_RULES, Leases, News
 from flanneld_masq.inputs.net_conf import flannel_uses_nftables
-from flanneld_masq.model import SLOTS, Lease, Network, Settings
+from flanneld_masq.model import SLOTS, Network, Settings
 from flanneld_masq.plugin_loader import Plugins
 from flanneld_masq.reconcile.values import DesiredState
 
@@ -137,28 +133,3 @@ def read_net_conf(settings: Settings) -> tuple[bool, str]:
         return flannel_uses_nftables(Path(settings.net_conf)), ""
     except ConfigError as error:
         return False, f"{error}; taken as if it were not there"
-
-
-def input_entries(refreshed: Refreshed, leases: tuple[Lease, ...]) -> Iterator[LogEntry]:
-    """Log what a refresh read. `leases` are the good ones now. Pure."""
-    if refreshed.net_conf:
-        yield notice(refreshed.net_conf, logging.WARNING, once=True)
-    for item in refreshed.news:
-        lease = next((lease for lease in leases if lease.path == item.path), None)
-        yield _news_entry(item)
-        if item.change is Change.ACCEPTED and lease is not None and lease.ipmasq:
-            message = f"{item.path} says FLANNEL_IPMASQ=true: flanneld was started with --ip-masq and masquerades too"
-            yield notice(message, once=True)
-
-
-def plugin_entries(failures: tuple[PluginError, ...]) -> Iterator[LogEntry]:
-    """Log the failures of plugins, each once. Pure."""
-    return (LogEntry(Event("plugin-failed", str(failure)), logging.ERROR, once=True) for failure in failures)
-
-
-def _news_entry(item: News) -> LogEntry:
-    if item.change is Change.REFUSED:
-        return LogEntry(Event("lease-refused", item.message), logging.ERROR)
-    if item.change is Change.VANISHED:
-        return LogEntry(Event("waiting", item.message), logging.WARNING if item.kept else logging.INFO)
-    return LogEntry(Event("lease-changed", item.message))

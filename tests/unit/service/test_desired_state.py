@@ -13,7 +13,8 @@ from flanneld_masq import plugin_loader
 from flanneld_masq.errors import MasqError, SubnetFileError
 from flanneld_masq.hookspecs import hookimpl
 from flanneld_masq.model import Network, Settings
-from flanneld_masq.service.desired_state import DesiredStateBuilder, OnError, input_entries, plugin_entries
+from flanneld_masq.service.desired_state import DesiredStateBuilder, OnError
+from flanneld_masq.service.input_log import input_entries, plugin_entries
 
 SUBNET = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\n"
 RANGE = ip_network("192.0.2.0/24")
