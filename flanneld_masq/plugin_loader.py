@@ -144,16 +144,25 @@ def load(extra: Mapping[str, object] | None = None) -> Plugins:
 
 def _entry_points() -> Iterator[importlib.metadata.EntryPoint]:
     """Yield the entry points of the project's group. A distribution may be on sys.path twice; only the first, which is
-    imported, counts.
+    imported, counts."""
+    offers = [(one, entries) for one in importlib.metadata.distributions() if (entries := _offered_by(one))]
+    seen: set[str] = set()
+    for distribution, entries in offers:
+        # A name is read only to be compared, because that imports a parser of mail.
+        name = distribution.metadata["Name"] if len(offers) > 1 else ""
+        if name not in seen:
+            seen.add(name)
+            yield from entries
+
+
+def _offered_by(distribution: importlib.metadata.Distribution) -> list[importlib.metadata.EntryPoint]:
+    """Return the entry points of the project's group. Most distributions have none, so the text is searched first.
 
     The API to select a group differs between Python 3.9 and 3.10; this way works in both.
     """
-    seen: set[str] = set()
-    for distribution in importlib.metadata.distributions():
-        entries = [entry for entry in distribution.entry_points if entry.group == ENTRY_POINT_GROUP]
-        if entries and (name := distribution.metadata["Name"]) not in seen:
-            seen.add(name)
-            yield from entries
+    if ENTRY_POINT_GROUP not in (distribution.read_text("entry_points.txt") or ""):
+        return []
+    return [entry for entry in distribution.entry_points if entry.group == ENTRY_POINT_GROUP]
 
 
 def _register(plugins: Plugins, name: str, plugin: object) -> None:
