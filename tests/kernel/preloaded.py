@@ -1,9 +1,12 @@
-"""Imports all that the program imports, once, for the process that forks each start of it (`started`)."""
+"""Imports all of the program, once, for the process that forks each start of it (`started`)."""
 
-from flanneld_masq import footprint, plugin_loader
-from flanneld_masq.cli import main  # noqa: F401
+import importlib
+import pkgutil
+
+from flanneld_masq import footprint
 
 footprint.load_asyncio()
-from flanneld_masq.service import daemon  # noqa: E402, F401
-
-plugin_loader.load()
+for package in map(importlib.import_module, ("flanneld_masq", "flanneld_masq_nft", "flanneld_masq_iptables")):
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
