@@ -78,7 +78,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[Frame]:
     return frames
 
 
-@pytest.fixture
+@pytest.fixture(scope="module", autouse=True)
 def small_heap() -> Iterator[None]:
     """Keep the garbage collector from the thousands of tests in this process, which the daemon has not."""
     gc.collect()
@@ -87,7 +87,6 @@ def small_heap() -> Iterator[None]:
     gc.unfreeze()
 
 
-@pytest.mark.usefixtures("small_heap")
 @pytest.mark.parametrize("kind", [*attacker.KINDS, *attacker.CROWDS])
 def test_an_attack_delays_nothing_and_others_get_answers(scene: Scene, kind: str, parsed: list[Frame]) -> None:
     async def story(scene: Scene) -> tuple[list[Gap], int, int]:
