@@ -95,7 +95,10 @@ def nested(depth: int) -> bytes:
 def messages(kind: str, destination: str) -> bytes:
     """Return a batch of one kind of message."""
     ping = (destination, PEER, "Ping")
-    numbers = struct.pack("<I", HUGE) + bytes(HUGE)
+
+    def numbers() -> bytes:
+        return struct.pack("<I", HUGE) + bytes(HUGE)
+
     batches: dict[str, Callable[[], bytes]] = {
         "pings": lambda: message(*ping) * 200,
         "silent-pings": lambda: message(*ping, flags=NO_REPLY) * 200,
@@ -103,12 +106,14 @@ def messages(kind: str, destination: str) -> bytes:
         "all-properties": lambda: message(destination, PROPERTIES, "GetAll", signature="s", body=text(MANAGER)) * 200,
         "signals": lambda: message(destination, "org.example", "Noise", kind=SIGNAL) * 200,
         "reloads": lambda: message(destination, "org.fedoraproject.FirewallD1", "Reloaded", kind=SIGNAL) * 200,
-        "huge-arrays": lambda: message(*ping, signature="ai", body=numbers),
-        "huge-bytes": lambda: message(*ping, signature="ay", body=numbers),
+        "huge-arrays": lambda: message(*ping, signature="ai", body=numbers()),
+        "huge-bytes": lambda: message(*ping, signature="ay", body=numbers()),
         "huge-strings": lambda: message(
             destination, PROPERTIES, "GetAll", signature="s", body=text("x" * (HUGE // 4)), flags=NO_REPLY
         ),
-        "huge-signals": lambda: message(destination, "org.example", "Noise", kind=SIGNAL, signature="ai", body=numbers),
+        "huge-signals": lambda: message(
+            destination, "org.example", "Noise", kind=SIGNAL, signature="ai", body=numbers()
+        ),
         "long-paths": lambda: message(*ping, path="/" + "a" * 1_000_000),
         "many-arrays": lambda: message(*ping, signature="aai", body=struct.pack("<I", 4000) + bytes(4000)) * 100,
         "deep-variants": lambda: message(*ping, signature="v", body=nested(60)) * 200,

@@ -38,7 +38,7 @@ PING = ("org.freedesktop.DBus.Peer", "Ping")
 @contextlib.contextmanager
 def attacked(scene: Scene, kind: str, seconds: float = SECONDS) -> Iterator[subprocess.Popen[str]]:
     path = scene.bus.address.partition("=")[2]
-    argv = (sys.executable, attacker.__file__, path, NAME, kind, str(seconds))
+    argv = (sys.executable, "-I", "-S", attacker.__file__, path, NAME, kind, str(seconds))
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         yield process
 
