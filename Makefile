@@ -11,7 +11,10 @@ JOBS := $(shell echo $$((2 * $(cores) + 1)))
 check: JOBS := $(shell echo $$(($(cores) + 1)))
 endif
 # Each process takes the next test when it has done one. Tests that need the machine to themselves come last, one by one.
-at_once = -n $(JOBS) --dist loadgroup -m "not timing"
+dist := loadgroup
+at_once = -n $(JOBS) --dist $(dist) -m "not timing"
+# Short tests are handed out in portions: pytest-xdist 3.1 counts all tests of a process again after each other one.
+check: dist := load
 
 .PHONY: help setup demo lint check test test-one fuzz coverage bench monitoring chaos fleet ansible matrix man \
 	docs recording deb rpm image apt-repo dnf-repo test-repositories kubernetes-check image-test release clean
