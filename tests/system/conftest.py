@@ -42,7 +42,7 @@ from flanneld_masq.selftest import netns
 
 from ..common import every_time, is_root, say, unable
 from . import cgroups
-from .layers import Overlay, install
+from .layers import Overlay, install, pack, unpack
 from .machine import Machine
 from .packages import Packages, PackageStore
 from .roots import RECIPES, RELEASES, Recipe, RootError, make
@@ -50,6 +50,7 @@ from .turns import left_out_in_turns
 
 _HERE = Path(__file__).parent
 _CONTROL = str(_HERE.parents[1] / "packaging/debian/control")
+_LAYER = "layer.tar"
 _names = itertools.count()
 _failures: dict[str, str] = {}
 
@@ -162,17 +163,27 @@ def rpms(packages: PackageStore) -> Packages:
 
 
 @pytest.fixture(scope="session")
-def installed(deb: Path, workshop: Path) -> Callable[[str], Path]:
+def installed(deb: Path, packages: PackageStore, workshop: Path) -> Callable[[str], Path]:
     """Return a function that maps a release to the files that the package adds to it."""
 
     @cache
     def install_into(release: str) -> Path:
-        overlay = Overlay(workshop / f"project-{release}", (RECIPES[release].directory,), ProcessRunner())
-        install(deb, overlay.root, ProcessRunner())
-        overlay.unmount()
-        return overlay.written
+        root, layer = RECIPES[release].directory, workshop / f"project-{release}"
+        install_once = partial(_pack_installed, deb, root, layer.with_name(f"{layer.name}.installing"))
+        kept = packages.made(f"installed-{root.name}", f"installing the deb in {release}", install_once)
+        unpack(kept / _LAYER, layer, ProcessRunner())
+        return layer
 
     return install_into
+
+
+def _pack_installed(deb: Path, root: Path, scratch: Path, directory: Path) -> None:
+    """Keep in a new directory what the installation of the package writes to a root."""
+    overlay = Overlay(scratch, (root,), ProcessRunner())
+    install(deb, overlay.root, ProcessRunner())
+    directory.mkdir()
+    pack(overlay.written, directory / _LAYER, ProcessRunner())
+    overlay.close()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from flanneld_masq.process import ProcessRunner
 from ..common import eventually, patience
 
 INSTALL_SECONDS = patience(120)
+_EXACTLY = ("--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner", "--preserve-permissions")
 
 
 class Overlay:
@@ -45,6 +46,18 @@ class Overlay:
     def close(self) -> None:
         self.unmount()
         shutil.rmtree(self._directory)
+
+
+def pack(layer: Path, archive: Path, run: ProcessRunner) -> None:
+    """Write what an Overlay wrote into an archive of tar, with the marks of overlayfs for what is removed."""
+    argv = ("tar", *_EXACTLY, "--create", "--file", str(archive), "--directory", str(layer), ".")
+    run(argv, timeout=INSTALL_SECONDS)
+
+
+def unpack(archive: Path, layer: Path, run: ProcessRunner) -> None:
+    """Make a layer from what `pack` wrote. `layer` is made."""
+    layer.mkdir()
+    run(("tar", *_EXACTLY, "--extract", "--file", str(archive), "--directory", str(layer)), timeout=INSTALL_SECONDS)
 
 
 def install(deb: Path, root: Path, run: ProcessRunner) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -85,7 +86,10 @@ class Packages:
 
 
 class PackageStore:
-    """Builds each package for the first process that asks; the others wait for it. `say` takes a line of progress."""
+    """Builds each package for the first process that asks, and keeps what tests make of it; other processes wait.
+
+    `say` takes a line of progress.
+    """
 
     def __init__(self, directory: Path, say: Say) -> None:
         """`directory` is for what is needed only meanwhile."""
@@ -109,15 +113,20 @@ class PackageStore:
         """Return a package of an earlier revision's files, with the version of `old` so that it can be upgraded."""
         return self._built(kind, f"of-{revision}", lambda out: build(kind, self._revision(revision), out))
 
-    def _built(self, kind: str, version: str, make: Callable[[Path], object]) -> Path:
-        directory = self._kept / f"{kind}-{version}"
-        partial = directory.with_name(f"{directory.name}.partial")
-        with locked(directory.with_name(f"{directory.name}.lock")):
+    def made(self, name: str, doing: str, make: Callable[[Path], object]) -> Path:
+        """Return a kept directory, which `make` makes for the first process that asks. `doing` is said meanwhile."""
+        directory = self._kept / name
+        partial = directory.with_name(f"{name}.partial")
+        with locked(directory.with_name(f"{name}.lock")):
             if not directory.is_dir():
-                self._say(f"building the {kind} of version {version}")
+                shutil.rmtree(partial, ignore_errors=True)
+                self._say(doing)
                 make(partial)
                 partial.rename(directory)
-        return package_in(directory, kind)
+        return directory
+
+    def _built(self, kind: str, version: str, make: Callable[[Path], object]) -> Path:
+        return package_in(self.made(f"{kind}-{version}", f"building the {kind} of version {version}", make), kind)
 
     def _old_tree(self, kind: str) -> Path:
         tree = copy_tree(self._directory / f"older-{kind}")
