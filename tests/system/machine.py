@@ -36,6 +36,7 @@ BOOT_SECONDS = 30.0
 TIMEOUT = 30.0
 UNIT = "flanneld-masq.service"
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+_SYSTEMD_SOCKET = "/run/systemd/private"  # of systemctl; it needs no D-Bus daemon
 _POWER_OFF = signal.SIGRTMIN + 4  # to systemd as pid 1
 
 
@@ -282,7 +283,10 @@ class Machine:
         self._nspawn.wait(patience(BOOT_SECONDS))
 
     def _booted(self) -> bool:
-        found = self.run("systemctl", "is-system-running", check=False).stdout.strip()
+        """Wait for the end of the boot. False: systemd cannot be asked yet."""
+        if not self.path(_SYSTEMD_SOCKET).exists():
+            return False
+        found = self.run("systemctl", "is-system-running", "--wait", check=False).stdout.strip()
         return found in ("running", "degraded")
 
     def _same_pids(self, process: Path) -> bool:
