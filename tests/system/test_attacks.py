@@ -49,7 +49,7 @@ def begin_attack(machine: Machine, kind: str, seconds: float) -> subprocess.Pope
 
 
 def test_attacks_on_d_bus_delay_no_repair_and_no_stop(target: Machine, tell: Tell) -> None:
-    pid, seconds = int(target.show("MainPID")), lasting(2.0, 20.0)
+    pid, seconds = int(target.show("MainPID")), lasting(0.7, 20.0)
     worst = {}
     for kind in ("none", *attacker.KINDS, *attacker.CROWDS):
         attack = begin_attack(target, kind, seconds) if kind != "none" else None
