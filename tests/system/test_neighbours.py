@@ -124,6 +124,19 @@ def happens(machine: Machine, what: Event) -> int:
     return status
 
 
+def assert_same_rules(beside: Machine, alone: Machine, told: str) -> None:
+    """Wait for a program that goes on for a moment after its command."""
+    found: list[list[str]] = []
+
+    def are_same() -> bool:
+        found[:] = map(foreign_rules, (beside, alone))
+        return found[0] == found[1]
+
+    with suppress(AssertionError):
+        eventually(are_same, SETTLED_SECONDS)
+    assert found[0] == found[1], told
+
+
 def compare(make_machine: MakeMachine, backend: str, prepare: Callable[[Machine], None], *events: Event) -> None:
     """Have all of it happen on both nodes, side by side."""
     alone, beside = make_machine(), make_machine()
@@ -142,9 +155,7 @@ def compare(make_machine: MakeMachine, backend: str, prepare: Callable[[Machine]
                 status = happens(beside, what)
                 eventually(lambda: beside.masq("plan", check=False).returncode == 0)
                 assert status == without.result(), told
-                with suppress(AssertionError):  # a program may go on for a moment after its command
-                    eventually(lambda: foreign_rules(beside) == foreign_rules(alone), SETTLED_SECONDS)
-                assert foreign_rules(beside) == foreign_rules(alone), told
+                assert_same_rules(beside, alone, told)
                 assert wrong_packets(beside, alone, what.lost, threads) == [], told
 
 
