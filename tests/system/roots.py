@@ -34,12 +34,14 @@ _PACKAGES = (
     *("firewalld", "netfilter-persistent", "iptables-persistent"),
     *("man-db", "bash-completion", "locales", "zsh", "fish", "rpm"),
 )
-# What the packages ask at their installation.
+# What the packages ask at their installation. man finds a page without its index.
 _ANSWERS = (
+    "man-db man-db/auto-update boolean false\n"
     "iptables-persistent iptables-persistent/autosave_v4 boolean false\n"
     "iptables-persistent iptables-persistent/autosave_v6 boolean false\n"
 )
-# $1 is the new root. Without the last two files each boot would do what is due after an update.
+# $1 is the new root. Without 70debconf apt does not look for questions in packages, of which ours asks none. Without
+# the last two files each boot would do what is due after an update.
 _FINISH = """\
 set -eu
 systemctl --root="$1" --quiet disable {units}
@@ -47,6 +49,7 @@ systemctl --root="$1" --quiet mask getty@.service console-getty.service systemd-
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer man-db.timer e2scrub_all.timer fstrim.timer
 echo node >"$1/etc/hostname"
 chroot "$1" localedef -i zh_CN -f UTF-8 zh_CN.UTF-8
+rm "$1/etc/apt/apt.conf.d/70debconf"
 touch "$1/etc/.updated" "$1/var/.updated"
 """
 
