@@ -109,6 +109,8 @@ class PackageStore:
 
     def old(self, kind: str) -> Path:
         """Return a package of the same files that says it is older."""
+        if kind == "deb":
+            return self._built(kind, OLD, lambda out: _make_older(self.new(kind), out))
         return self._built(kind, OLD, lambda out: build(kind, self._old_tree(kind), out))
 
     def previous(self, kind: str, revision: str) -> Path:
@@ -149,6 +151,30 @@ def _say_old(tree: Path, version: str) -> None:
     """Replace the version of a tree by OLD, wherever a release has it."""
     for file in filter(Path.exists, map(tree.joinpath, _VERSIONED)):
         file.write_text(file.read_text().replace(version, OLD))
+
+
+def _make_older(deb: Path, directory: Path) -> None:
+    """Write a deb with the content of another one, and OLD in place of its version. Each file keeps its date, as in a
+    build, where all have that of the changelog."""
+    tree = directory / "tree"
+    directory.mkdir()
+    _dpkg_deb("--raw-extract", str(deb), str(tree))
+    (info,) = tree.rglob(f"*-{__version__}.dist-info")
+    (module,) = tree.rglob("flanneld_masq/__init__.py")
+    for path in (tree / "DEBIAN/control", module, *info.iterdir()):
+        date = path.stat().st_mtime_ns
+        path.write_text(path.read_text().replace(__version__, OLD))
+        os.utime(path, ns=(date, date))
+    info.rename(info.with_name(info.name.replace(__version__, OLD)))
+    summed = (path for path in sorted((tree / "usr").rglob("*")) if path.is_file())  # not /etc, whose files are changed
+    lines = (f"{hashlib.md5(path.read_bytes()).hexdigest()}  {path.relative_to(tree)}\n" for path in summed)
+    (tree / "DEBIAN/md5sums").write_text("".join(lines))
+    _dpkg_deb("--root-owner-group", "-Zgzip", "--build", str(tree), str(directory))
+    shutil.rmtree(tree)
+
+
+def _dpkg_deb(*arguments: str) -> None:
+    subprocess.run(("dpkg-deb", *arguments), check=True, capture_output=True, timeout=patience(BUILD_SECONDS))
 
 
 def _key() -> str:
