@@ -6,17 +6,16 @@ bin := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 cores := $(shell nproc)
 ifndef JOBS
-# Most kernel and system tests wait more than they work. Unit tests do not, and each process collects all of them.
+# Most kernel and system tests wait more than they work.
 JOBS := $(shell echo $$((2 * $(cores) + 1)))
-check: JOBS := $(shell echo $$(($(cores) + 1)))
 endif
 # Each process takes the next test when it has done one. Tests that need the machine to themselves come last, one by one.
-dist := loadgroup
-at_once = -n $(JOBS) --dist $(dist) -m "not timing"
-# Short tests are handed out in portions: pytest-xdist 3.1 counts all tests of a process again after each other one.
-check: dist := load
+at_once = -n $(JOBS) --dist loadgroup -m "not timing"
+# `make check` runs the unit tests in a process more than there are cores. Each collects its share of the files: one of
+# pytest-xdist would collect all of them, and that takes a sixth of the time.
+shares := $(shell seq -f unit-%g 0 $(cores))
 
-.PHONY: help setup demo lint check test test-one fuzz coverage bench monitoring chaos fleet ansible matrix man \
+.PHONY: $(shares) help setup demo lint check test test-one fuzz coverage bench monitoring chaos fleet ansible matrix man \
 	docs recording deb rpm image apt-repo dnf-repo test-repositories kubernetes-check image-test release clean
 
 help: ## this list
@@ -37,10 +36,13 @@ lint: setup ## ruff and mypy --strict
 	$(bin)/ruff format --check
 	$(bin)/mypy
 
-check: lint ## lint and the unit tests, in seconds
-	$(bin)/python -m pytest -q $(at_once) tests/unit
-
 check: export QUICK := 1
+check: lint ## lint and the unit tests, in seconds
+	@$(MAKE) --no-print-directory --keep-going --output-sync=target -j $(words $(shares)) $(shares)
+
+$(shares): unit-%:
+	@$(bin)/python -m pytest -q -p no:cacheprovider -m "not timing" \
+		$$(find tests/unit -name 'test_*.py' | sort | awk 'NR % $(words $(shares)) == $*')
 
 test: export QUICK :=
 test: lint ## lint, then all tests: unit, kernel, system

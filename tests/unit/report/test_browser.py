@@ -14,7 +14,7 @@ import pytest
 
 from flanneld_masq.packet_path.evaluate import Node
 
-from ...common import patience, unable
+from ...common import amount, patience, unable
 from ..packet_path.nodes import DADDR, DROP, chain, match, rule, snapshot, table
 from .hostile import ATTACK, hostile_node, page_of
 
@@ -89,6 +89,8 @@ def _paeth(left: int, up: int, corner: int) -> int:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Browser:
+    if amount(usual=False, quick=True):
+        pytest.skip("starts a browser three times; `make test` does")
     return Browser(tmp_path_factory.mktemp("browser"))
 
 
