@@ -8,11 +8,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import stat
 from pathlib import Path
 from typing import NamedTuple
 
 _MAX_PID_BYTES = 64
+_PID = re.compile(rb"[1-9][0-9]{0,9}")  # /proc/locks has 0 for a program without a pid here
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
 _MAX_LOCKS = 1 << 20  # bytes of /proc/locks: some 18,000 locks
 _CHUNK = 1 << 16
@@ -45,7 +47,7 @@ def users_in(locks: bytes, place: bytes) -> FlockUsers:
     if end in locks:
         for line in locks.splitlines():
             words = line.split()[-7:-3] if line.endswith(end) else []
-            if words[:1] == [b"FLOCK"] and words[-1].isdigit() and int(words[-1]):
+            if words[:1] == [b"FLOCK"] and _PID.fullmatch(words[-1]):
                 (waiting if b" -> " in line else holding).append(int(words[-1]))
     return FlockUsers(tuple(holding), tuple(waiting))
 
