@@ -13,6 +13,7 @@ import pytest
 from flanneld_masq.controller.log_entry import LogEntry
 from flanneld_masq.inputs import lock_events
 from flanneld_masq.inputs.processes import Process
+from flanneld_masq.service import lock_feed
 from flanneld_masq.service.lock_feed import LockFeed
 
 from ...common import until
@@ -86,7 +87,9 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
     return run
 
 
-def test_program_that_ends_with_the_close_is_the_user(play: Play) -> None:
+def test_program_that_ends_with_the_close_is_the_user(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock_feed, "LOOK_SECONDS", 0.1)  # on a busy machine some milliseconds pass before it ends
+
     async def act(scene: Scene) -> None:
         scene.started(40, "iptables")  # goes on: it works on other tables
         scene.started(42)
@@ -94,7 +97,8 @@ def test_program_that_ends_with_the_close_is_the_user(play: Play) -> None:
             await scene.turns()
             assert scene.released == []
             scene.ended(42)
-        await until(lambda: scene.released == [[42]])
+        await until(lambda: scene.released)
+        assert scene.released[0] == [42]  # a look at /proc/locks that was due may follow with nobody
 
     play(act)
 
@@ -121,7 +125,7 @@ def test_other_programs_are_not_suspected(play: Play, name: str) -> None:
             await scene.turns()
             scene.ended(42)
         await until(lambda: scene.released)
-        assert scene.released == [[]]
+        assert not any(scene.released)
 
     play(act)
 
