@@ -7,14 +7,14 @@ export PYTHONDONTWRITEBYTECODE :=
 cores := $(shell nproc)
 ifndef JOBS
 # Most kernel and system tests wait more than they work.
-JOBS := $(shell echo $$((2 * $(cores) + 1)))
+JOBS := $(shell echo $$((3 * $(cores) + 1)))
 endif
 # Each process takes the next test when it has done one. Tests that need the machine to themselves come last, one by one.
 at_once = -n $(JOBS) --dist loadgroup -m "not timing"
-# Unit tests run in a process more than there are cores. Each collects its share of the files: one of pytest-xdist would
-# collect all of them, and that takes a sixth of the time.
-shares := $(shell seq -f unit-%g 0 $(cores))
-unit = $(MAKE) --no-print-directory --keep-going --output-sync=target -j $(words $(shares)) $(shares)
+# Unit tests run beside lint, in three processes for each core, for some wait. Each collects its share of the files: one of
+# pytest-xdist would collect all of them, and that takes a sixth of the time.
+shares := $(shell seq -f unit-%g 0 $$((3 * $(cores) - 1)))
+lint_and_unit = $(MAKE) --no-print-directory --keep-going --output-sync=target -j $(words lint $(shares)) lint $(shares)
 
 .PHONY: $(shares) help setup demo lint check test test-one fuzz coverage bench monitoring chaos fleet ansible matrix man \
 	docs recording deb rpm image apt-repo dnf-repo test-repositories kubernetes-check image-test release clean
@@ -38,19 +38,19 @@ lint: setup ## ruff and mypy --strict
 	$(bin)/mypy
 
 check: export QUICK := 1
-check: lint ## lint and the unit tests, in seconds
-	@$(unit)
+check: setup ## lint and the unit tests, in seconds
+	@$(lint_and_unit)
 
 $(shares): unit-%:
 	@$(bin)/python -m pytest -q -p no:cacheprovider \
 		$$(find tests/unit -name 'test_*.py' | sort | awk 'NR % $(words $(shares)) == $*')
 
 test: export QUICK :=
-test: lint ## lint, then all tests: unit, kernel, system
+test: setup ## lint, and all tests: unit, kernel, system
 	@scripts/setup-packaging deb rpm check browser
-	@$(unit); unit=$$?; \
+	@$(lint_and_unit); first=$$?; \
 	$(bin)/python -m pytest $(at_once) tests/kernel tests/system; others=$$?; \
-	$(bin)/python -m pytest -m timing tests/kernel tests/system && exit $$((unit + others))
+	$(bin)/python -m pytest -m timing tests/kernel tests/system && exit $$((first + others))
 
 test-one: setup ## the tests that T names, e.g. T=tests/kernel/test_daemon.py or T="tests/unit -k lease"
 	$(bin)/python -m pytest -v $(if $(T),$(T),$(error T is empty: make test-one T=tests/unit/test_process.py))
