@@ -115,7 +115,6 @@ def test_the_service_masquerades_with_each(machine: Machine, backend: BackendNam
     assert machine.masq("plan").stdout == "in sync: nothing to change\n"
 
 
-@pytest.mark.timing
 def test_it_takes_the_lock_of_every_iptables_legacy(machine: Machine) -> None:
     machine.configure(backend="iptables-legacy")
     machine.write_subnet()
