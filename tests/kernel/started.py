@@ -1,4 +1,4 @@
-"""Starts the program in a tenth of the time: a process that has imported it already forks, by multiprocessing.
+"""Starts the program in a third of the time: a process that has imported it already forks, by multiprocessing.
 
 The kernel layer starts it 1,300 times, and most of a short command is the import of its modules. A child has arguments,
 environment, files and a network namespace of its own, and ends like any program; only the imports are shared. A test of
