@@ -11,8 +11,8 @@ JOBS := $(shell echo $$((3 * $(cores) + 1)))
 endif
 # Each process takes the next test when it has done one. Tests that need the machine to themselves come last, one by one.
 at_once = -n $(JOBS) --dist loadgroup -m "not timing"
-# Unit tests run beside lint, in three processes for each core, for some wait. Each collects its share of the files: one of
-# pytest-xdist would collect all of them, and that takes a sixth of the time.
+# Unit tests run beside lint, in three processes for each core, because some wait. Each collects its share of the files:
+# one of pytest-xdist would collect all of them, and that takes a sixth of the time.
 shares := $(shell seq -f unit-%g 0 $$((3 * $(cores) - 1)))
 lint_and_unit = $(MAKE) --no-print-directory --keep-going --output-sync=target -j $(words lint $(shares)) lint $(shares)
 
@@ -38,10 +38,10 @@ lint: setup ## ruff and mypy --strict
 	$(bin)/mypy
 
 check: export QUICK := 1
-check: setup ## lint and the unit tests, in seconds
+check: ## lint and the unit tests, in seconds
 	@$(lint_and_unit)
 
-$(shares): unit-%:
+$(shares): unit-%: setup
 	@$(bin)/python -m pytest -q -p no:cacheprovider \
 		$$(find tests/unit -name 'test_*.py' | sort | awk 'NR % $(words $(shares)) == $*')
 
