@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver, reduction
 from typing import Any, Optional
 
-from flanneld_masq.hangup import HANGUP
 from flanneld_masq.selftest import netns
 from flanneld_masq.selftest.netns import Netns
 
@@ -122,7 +121,5 @@ def _become(argv: tuple[str, ...], environ: dict[str, str], namespace: int, out:
     sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, "w")
     sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace")
     sys.argv = ["flanneld-masq", *argv]
-    if "run" in argv:
-        HANGUP.hold()
     with Netns("the namespace of the test", namespace).entered():
         runpy.run_module("flanneld_masq", run_name="__main__", alter_sys=True)

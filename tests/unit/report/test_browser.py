@@ -70,21 +70,18 @@ def rows_of(png: bytes) -> Iterator[bytes]:
 
 
 def _unfiltered(kind: int, given: bytes, above: bytes) -> bytes:
-    if kind == 0:
-        return given
     row = bytearray(3)  # what is left of the first pixel
-    for value, up, corner in zip(given, above, bytes(3) + above):
-        left = row[-3]
-        guess = _paeth(left, up, corner) if kind == 4 else (left, up, (left + up) // 2)[kind - 1]
+    corner = bytes(3) + above
+    for index, value in enumerate(given):
+        left, up, before = row[index], above[index], corner[index]
+        guess = (0, left, up, (left + up) // 2, 0)[kind] if kind != 4 else _paeth(left, up, before)
         row.append((value + guess) & 255)
     return bytes(row[3:])
 
 
 def _paeth(left: int, up: int, corner: int) -> int:
-    to_left, to_up, to_corner = abs(up - corner), abs(left - corner), abs(left + up - 2 * corner)
-    if to_left <= to_up and to_left <= to_corner:
-        return left
-    return up if to_up <= to_corner else corner
+    near = left + up - corner
+    return min((left, up, corner), key=lambda one: abs(near - one))
 
 
 @pytest.fixture(scope="module")
