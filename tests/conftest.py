@@ -26,7 +26,13 @@ _numbers = count()
 
 
 def pytest_configure() -> None:
-    """Measure the machine before anything else loads it; the processes of pytest-xdist inherit the result."""
+    """Be no service of the systemd that started it all: systemd-nspawn passes NOTIFY_SOCKET on, and a daemon of a test
+    would wait 30 s for another instance to end.
+
+    Measure the machine before anything else loads it; the processes of pytest-xdist inherit the result.
+    """
+    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
+        os.environ.pop(name, None)
     if not patience_is_set():
         with contextlib.suppress(CommandError):  # there is no `ip`
             set_patience(measure(program(), ProcessRunner(), samples=1))

@@ -94,12 +94,9 @@ def private_namespaces() -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_service_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The daemon of a test is on no bus but one that the test makes, and no service of the systemd that started it all
-    (systemd-nspawn passes NOTIFY_SOCKET on)."""
+def no_bus_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon of a test is on no bus but one that the test makes."""
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent/bus")
-    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(params=list(Family), ids=str)
