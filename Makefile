@@ -6,17 +6,14 @@ bin := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 cores := $(shell nproc)
 ifndef JOBS
-# Most kernel and system tests wait more than they work.
+# Many tests wait more than they work.
 JOBS := $(shell echo $$((3 * $(cores) + 1)))
 endif
 # Each process takes the next test when it has done one. Tests that need the machine to themselves come last, one by one.
 at_once = -n $(JOBS) --dist loadgroup -m "not timing"
-# Unit tests run beside lint, in three processes for each core, because some wait. Each collects its share of the files:
-# one of pytest-xdist would collect all of them, and that takes a sixth of the time.
-shares := $(shell seq -f unit-%g 0 $$((3 * $(cores) - 1)))
-lint_and_unit = $(MAKE) --no-print-directory --keep-going --output-sync=target -j $(words lint $(shares)) lint $(shares)
+lint_and_unit = $(MAKE) --no-print-directory --keep-going -j 2 lint unit
 
-.PHONY: $(shares) help setup demo lint check test test-one fuzz coverage bench monitoring chaos fleet ansible matrix man \
+.PHONY: help setup demo lint unit check test test-one fuzz coverage bench monitoring chaos fleet ansible matrix man \
 	docs recording deb rpm image apt-repo dnf-repo test-repositories kubernetes-check image-test release clean
 
 help: ## this list
@@ -41,9 +38,8 @@ check: export QUICK := 1
 check: ## lint and the unit tests, in seconds
 	@$(lint_and_unit)
 
-$(shares): unit-%: setup
-	@$(bin)/python -m pytest -q -p no:cacheprovider \
-		$$(find tests/unit -name 'test_*.py' | sort | awk 'NR % $(words $(shares)) == $*')
+unit: setup
+	@$(bin)/python -m tests.unit $(JOBS)
 
 test: export QUICK :=
 test: setup ## lint, and all tests: unit, kernel, system

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -14,7 +15,10 @@ from typing import NoReturn, Optional, TypeVar
 
 import pytest
 
-from flanneld_masq.selftest.speed import Speed
+from flanneld_masq.errors import CommandError
+from flanneld_masq.process import ProcessRunner
+from flanneld_masq.selftest.daemon import program
+from flanneld_masq.selftest.speed import Speed, measure
 
 # A limit ends only tests that hang and costs nothing while they pass, so it suits a machine that is six times as slow.
 _USUAL_PATIENCE = 6.0
@@ -54,9 +58,14 @@ def patience(seconds: float) -> float:
     return seconds * float(os.environ.get(_VARIABLE, _USUAL_PATIENCE))
 
 
-def patience_is_set() -> bool:
-    """Return True if PATIENCE was given, or set by the process that started this one."""
-    return _VARIABLE in os.environ
+def measure_patience() -> None:
+    """Set PATIENCE by the speed of this machine, before anything loads it; processes inherit it.
+
+    Leave it if it was given, or set by the process that started this one.
+    """
+    if _VARIABLE not in os.environ:
+        with contextlib.suppress(CommandError):  # there is no `ip`
+            set_patience(measure(program(), ProcessRunner(), samples=1))
 
 
 def set_patience(speed: Speed) -> None:

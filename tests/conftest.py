@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import re
@@ -15,12 +14,7 @@ from typing import Any
 
 import pytest
 
-from flanneld_masq.errors import CommandError
-from flanneld_masq.process import ProcessRunner
-from flanneld_masq.selftest.daemon import program
-from flanneld_masq.selftest.speed import measure
-
-from .common import FIGURE, Tell, patience_is_set, set_patience
+from .common import FIGURE, Tell, measure_patience
 
 _numbers = count()
 
@@ -28,14 +22,10 @@ _numbers = count()
 def pytest_configure() -> None:
     """Be no service of the systemd that started it all: systemd-nspawn passes NOTIFY_SOCKET on, and a daemon of a test
     would wait 30 s for another instance to end.
-
-    Measure the machine before anything else loads it; the processes of pytest-xdist inherit the result.
     """
     for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
         os.environ.pop(name, None)
-    if not patience_is_set():
-        with contextlib.suppress(CommandError):  # there is no `ip`
-            set_patience(measure(program(), ProcessRunner(), samples=1))
+    measure_patience()
 
 
 @pytest.hookimpl(optionalhook=True)

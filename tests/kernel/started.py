@@ -26,7 +26,7 @@ _prepared: list[tuple[int, dict[str, str]]] = []
 
 def prepare() -> None:
     """Start the process that forks, where it keeps no namespace of a test alive."""
-    _context.set_forkserver_preload(["flanneld_masq.cli.main", "tests.kernel.preloaded"])
+    _context.set_forkserver_preload(["flanneld_masq.cli.main", "tests.preloaded"])
     forkserver.ensure_running()
     _prepared.append(_process())
 

@@ -1,4 +1,4 @@
-"""Imports all of the program, once, for the process that forks each start of it (`started`)."""
+"""Imports all of the program, once, for a process that forks: the starts of it (`kernel/started.py`), or unit tests."""
 
 import importlib
 import pkgutil
