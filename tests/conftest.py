@@ -25,6 +25,7 @@ def pytest_configure() -> None:
     """
     for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
         os.environ.pop(name, None)
+    os.environ["LANGUAGE"] = "C"  # else argparse looks for translations, in 16,000 files for the unit tests
     measure_patience()
 
 
