@@ -27,7 +27,7 @@ from ... import attacker
 from ...common import amount, patience
 from .scene import DEADLINE, Scene, call, in_thread, play, soon
 
-SECONDS = amount(0.3, quick=0.15)
+SECONDS = amount(0.3, quick=0.07)
 STEP_SECONDS = 0.002
 MAX_WORK_SECONDS = 0.1  # of the processor, on the bus's messages: repairs, signals and timers wait no longer for them
 MAX_GAP_SECONDS = patience(1)  # by the clock, so also what other programs take of a busy machine
