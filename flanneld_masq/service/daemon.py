@@ -268,8 +268,7 @@ class Daemon:
         """Return the families whose loop hangs; empty if there is none."""
         return ", ".join(str(each.family) for each in self._loops if each.hangs(self._runners[each.family].moved))
 
-    def _on_hung(self, families: str) -> None:
-        seconds = self._notifier.watchdog_seconds or 0
+    def _on_hung(self, families: str, seconds: float) -> None:
         message = f"{families}: a pass hangs; if that lasts, systemd's watchdog kills the daemon in {seconds:.0f} s"
         self._publisher.log(LogEntry(Event("hanging", message), logging.ERROR))
 

@@ -79,9 +79,9 @@ class Notifier:
 
 class Watchdog:
     """Feeds from the event loop, so one that is stuck feeds nothing; nor is anything fed while `hung` names another
-    part that is stuck. `tell` reports that once."""
+    part that is stuck. `tell` reports that once, with the seconds until systemd kills the daemon."""
 
-    def __init__(self, notifier: Notifier, hung: Callable[[], str], tell: Callable[[str], None]) -> None:
+    def __init__(self, notifier: Notifier, hung: Callable[[], str], tell: Callable[[str, float], None]) -> None:
         self._notifier = notifier
         self._hung = hung
         self._tell = tell
@@ -93,12 +93,13 @@ class Watchdog:
         period = self._notifier.watchdog_seconds
         if period is None:
             return
-        self._timer = asyncio.get_running_loop().call_later(period / FEEDS_PER_PERIOD, self.start)
+        pause = period / FEEDS_PER_PERIOD
+        self._timer = asyncio.get_running_loop().call_later(pause, self.start)
         hung = self._hung()
         if not hung:
             self._notifier.alive()
         elif hung != self._told:
-            self._tell(hung)
+            self._tell(hung, period - pause)
         self._told = hung
 
     def stop(self) -> None:

@@ -271,6 +271,10 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: time.monotonic() + seconds)
 
 
+def never(hung: str, seconds: float) -> None:
+    pytest.fail(f"{hung} hangs, {seconds} s are left")
+
+
 class TestWatchdog:
     """With the periods of the real one, only shorter."""
 
@@ -280,7 +284,7 @@ class TestWatchdog:
 
     def test_a_loop_that_works_is_fed(self, systemd: Systemd, notifier: Notifier) -> None:
         async def scene() -> list[str]:
-            watchdog = Watchdog(notifier, lambda: "", pytest.fail)
+            watchdog = Watchdog(notifier, lambda: "", never)
             watchdog.start()
             try:
                 return [(await asyncio.to_thread(systemd.wait))[0] for _ in range(5)]
@@ -291,14 +295,14 @@ class TestWatchdog:
 
     def test_none_is_fed_that_nobody_watches(self, systemd: Systemd) -> None:
         async def scene() -> None:
-            Watchdog(Notifier(systemd.environ()), pytest.fail, pytest.fail).start()
+            Watchdog(Notifier(systemd.environ()), pytest.fail, never).start()
 
         asyncio.run(scene())
         assert systemd.heard() == []
 
     def test_an_event_loop_that_is_stuck_feeds_nothing(self, systemd: Systemd, notifier: Notifier) -> None:
         async def scene() -> None:
-            watchdog = Watchdog(notifier, lambda: "", pytest.fail)
+            watchdog = Watchdog(notifier, lambda: "", never)
             watchdog.start()
             await asyncio.to_thread(systemd.wait)
             systemd.heard()  # while that was on its way
@@ -318,11 +322,14 @@ class TestWatchdog:
         kernel.interfere = lambda: None if release.wait(DEADLINE) else pytest.fail("never released")
         backend = memory_backend_type(BackendName("memory"), kernel=kernel).create(Family.IPV4, Host(ProcessRunner()))
         reconciler = Reconciler(Family.IPV4, {backend.name: backend}, StateDirectory(tmp_path / "state"))
-        told: list[str] = []
+        told: list[tuple[str, float]] = []
+
+        def tell(hung: str, seconds: float) -> None:
+            told.append((hung, seconds))
 
         async def scene() -> None:
             loop = loop_of(reconciler)
-            watchdog = Watchdog(notifier, lambda: "ipv4" if loop.hangs(float("-inf")) else "", told.append)
+            watchdog = Watchdog(notifier, lambda: "ipv4" if loop.hangs(float("-inf")) else "", tell)
             task = asyncio.create_task(loop.run())
             await until(lambda: kernel.generation)  # written, and hanging before it is read back
             watchdog.start()
@@ -343,7 +350,7 @@ class TestWatchdog:
             loop.close()
 
         asyncio.run(scene())
-        assert told == ["ipv4"]
+        assert told == [("ipv4", 0.01)]  # half of the period is over when a feed is left out
 
     def test_one_of_many_steps_does_not_hang(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         async def scene() -> None:
