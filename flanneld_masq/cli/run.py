@@ -38,5 +38,5 @@ def _serve(options: argparse.Namespace) -> None:
     HANGUP.hold()
     daemon = Daemon(lambda: load_settings(options), plugin_loader.load(), config=options.config)
     journal.set_level(daemon.settings.log_level)
-    faulthandler.enable()  # when systemd's watchdog ends us, the journal says where each thread was
+    faulthandler.enable()  # when systemd's watchdog kills the daemon, the journal says where each thread was
     asyncio.run(daemon.run())

@@ -228,7 +228,7 @@ class EventFilter:
     def needs_pass(self, transactions: Iterable[Transaction], lost: bool, verified: int) -> bool:
         """Return True if commits after the generation `verified` may have changed what a pass reads.
 
-        `lost` is True if some events are missing. Our own commits, and what came before them, are known already.
+        `lost` is True if some events are missing. What the daemon committed, and what came before, is known.
         """
         self.suspects.add(one for one in transactions if one.after(verified))
         return bool(self.suspects.undecided or lost) and not self.are_irrelevant()

@@ -65,7 +65,7 @@ class Surveyor:
         self._takeover = Takeover()
 
     def read(self, desired: DesiredState, *, changed: bool) -> Found:
-        """Look for rules of flannel and of the CNI plugin. Our rules are in place by now, so flannel's may go.
+        """Look for rules of flannel and of the CNI plugin. The daemon's rules are in place by now, so flannel's may go.
 
         `changed` is True if the desired state is new. A removal that failed is not tried again before that.
         """

@@ -20,11 +20,11 @@ from flanneld_masq.model import Family, Lease
 
 FEEDS_PER_PERIOD = 2.0  # as sd_watchdog_enabled(3) recommends
 MAX_BYTES = 1024  # of a status; systemd drops a message of more than 4096 bytes whole
-SEND_SECONDS = 1.0  # how long a systemd that does not read may hold us up
+SEND_SECONDS = 1.0  # how long a systemd that does not read may hold the daemon up
 
 
 class Notifier:
-    """Speaks to the service manager that started us, if one did."""
+    """Speaks to the service manager that started the daemon, if one did."""
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         self._address = environ.get("NOTIFY_SOCKET", "").replace("@", "\0", 1)
@@ -63,7 +63,7 @@ class Notifier:
         self._send("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", descriptors=(descriptor,))
 
     def alive(self) -> None:
-        """Feed the watchdog. It does not watch over a start, so that is given more time as long as we are alive."""
+        """Feed the watchdog. It does not watch over a start, so that is given more time as long as the daemon lives."""
         more = () if self._ready else (f"EXTEND_TIMEOUT_USEC={round((self.watchdog_seconds or 0) * 1_000_000)}",)
         self._send("WATCHDOG=1", *more)
 
