@@ -1,32 +1,25 @@
 """The iptables backends: one base class, and for each flavour a subclass that reads what it keeps in the kernel.
 
-A backend's code is loaded when the backend is first used: `render` and `explain` may need only another one.
+Their code is loaded with the plugin. A daemon that waits for its first lease during an upgrade must not load a newer
+one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flanneld_masq.hookspecs import Backend, BackendType, Host, hookimpl
-from flanneld_masq.model import Family
-from flanneld_masq_iptables.names import LEGACY, NF_TABLES
+from flanneld_masq.hookspecs import BackendType, hookimpl
+from flanneld_masq_iptables import legacy_backend, nft_backend
 
 
 @hookimpl
 def flanneld_masq_backends() -> Sequence[BackendType]:
     return [
-        BackendType(NF_TABLES, "iptables over nf_tables", _nf_tables, preference=20),
-        BackendType(LEGACY, "iptables over the kernel's older ip_tables", _legacy, preference=30),
+        BackendType(nft_backend.NAME, "iptables over nf_tables", nft_backend.IptablesNft, preference=20),
+        BackendType(
+            legacy_backend.NAME,
+            "iptables over the kernel's older ip_tables",
+            legacy_backend.IptablesLegacy,
+            preference=30,
+        ),
     ]
-
-
-def _nf_tables(family: Family, host: Host) -> Backend:
-    from flanneld_masq_iptables.nft_backend import IptablesNft
-
-    return IptablesNft(family, host)
-
-
-def _legacy(family: Family, host: Host) -> Backend:
-    from flanneld_masq_iptables.legacy_backend import IptablesLegacy
-
-    return IptablesLegacy(family, host)

@@ -18,6 +18,7 @@ from flanneld_masq.errors import BackendUnavailable, CommandError, KernelError, 
 from flanneld_masq.hookspecs import Host
 from flanneld_masq.model import (
     COMMENT_PREFIX,
+    BackendName,
     Blocker,
     Change,
     Desired,
@@ -35,7 +36,7 @@ from flanneld_masq.model import (
     tag_of,
 )
 from flanneld_masq.ruleset import flannel_rules
-from flanneld_masq_iptables import binaries, names, rules, save_format
+from flanneld_masq_iptables import binaries, rules, save_format
 from flanneld_masq_iptables.base import IptablesBackend, PlaceItems, Removal
 from flanneld_masq_iptables.forward_chain import Drop
 from flanneld_masq_iptables.kube_proxy import LegacyMarkReader
@@ -44,6 +45,7 @@ from flanneld_masq_iptables.rules import PLACES, Jumps, Place
 from flanneld_masq_iptables.sockopt import TableInfo
 from flanneld_masq_iptables.xtables_lock import XtablesLock
 
+NAME = BackendName("iptables-legacy")
 _MAX_LISTINGS = 4  # of a place: the desired state, and what other programs make of it
 _LOCK_STATUS = 4  # RESOURCE_PROBLEM of iptables: the lock is held, for example
 
@@ -80,7 +82,7 @@ class _Glance(NamedTuple):
 class IptablesLegacy(IptablesBackend):
     """Chains and jumps of iptables-legacy, which are entries of ip_tables and not of nf_tables."""
 
-    name = names.LEGACY
+    name = NAME
     flavour = binaries.LEGACY
     privilege = "run as root"
 

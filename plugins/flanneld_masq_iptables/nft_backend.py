@@ -22,6 +22,7 @@ from flanneld_masq.kernel.nfnetlink import AddedRule, Nfnetlink
 from flanneld_masq.kernel.objects import Chain, KernelRule, following
 from flanneld_masq.kernel.rule_cache import RuleCache, holds
 from flanneld_masq.model import (
+    BackendName,
     Blocker,
     Desired,
     Family,
@@ -40,11 +41,12 @@ from flanneld_masq.model import (
     tag_of,
 )
 from flanneld_masq.ruleset import flannel_rules
-from flanneld_masq_iptables import binaries, names, rules
+from flanneld_masq_iptables import binaries, rules
 from flanneld_masq_iptables.base import IptablesBackend, PlaceItems, Removal
 from flanneld_masq_iptables.forward_chain import OURS, Action, Analysis, Drop, Step
 from flanneld_masq_iptables.rules import PLACES, Jumps, Place
 
+NAME = BackendName("iptables-nft")
 _SOURCE = re.compile(r"\bsaddr ([\da-f.:/]+)")
 _JUMP_EXPRESSIONS = frozenset({"match", "counter", "immediate"})
 _ACTIONS = {
@@ -66,7 +68,7 @@ _BUILT_IN = {
 class IptablesNft(IptablesBackend):
     """Chains and jumps of iptables-nft, which are chains and rules of nf_tables."""
 
-    name = names.NF_TABLES
+    name = NAME
     flavour = binaries.NF_TABLES
     privilege = "run as root (CAP_NET_ADMIN), on a kernel with nf_tables"
 

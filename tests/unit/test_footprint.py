@@ -50,6 +50,16 @@ def test_a_command_loads_no_code_of_other_commands(line: str, absent: str) -> No
     assert done.stdout.splitlines()[-1] == "loaded:"
 
 
+def test_a_backend_is_loaded_with_its_plugin() -> None:
+    """Not at the first pass, which may come when an upgrade has replaced the files of a daemon that runs."""
+    code = "from flanneld_masq import plugin_loader; plugin_loader.load(); import sys; print(*sys.modules)"
+    done = subprocess.run(
+        (sys.executable, "-c", code), capture_output=True, text=True, timeout=patience(30), check=True
+    )
+    names = ("flanneld_masq_nft.backend", "flanneld_masq_iptables.nft_backend", "flanneld_masq_iptables.legacy_backend")
+    assert set(names) <= set(done.stdout.split())
+
+
 def test_asyncio_works_without_openssl() -> None:
     code = f"{DAEMON}; import asyncio; asyncio.run(asyncio.sleep(0)); import ssl; print(ssl.OPENSSL_VERSION)"
     done = subprocess.run(
