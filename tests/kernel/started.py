@@ -2,7 +2,7 @@
 
 The kernel layer starts it 1,300 times, and most of a short command is the import of its modules. A child has arguments,
 environment, files and a network namespace of its own, and ends like any program; only the imports are shared. A test of
-the start itself, or of what the environment does to it, starts it as a user does.
+the start itself, of a SIGHUP during it, or of what the environment does to it, starts it as a user does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver, reduction
-from typing import Any, Optional
+from typing import IO, Any, Optional
 
 from flanneld_masq.selftest import netns
 from flanneld_masq.selftest.netns import Netns
@@ -26,7 +26,7 @@ _prepared: list[tuple[int, dict[str, str]]] = []
 
 def prepare() -> None:
     """Start the process that forks, where it keeps no namespace of a test alive."""
-    _context.set_forkserver_preload(["flanneld_masq.cli.main", "tests.preloaded"])
+    _context.set_forkserver_preload(["flanneld_masq.cli.main", "tests.preloaded", "tests.kernel.ends_with_tests"])
     forkserver.ensure_running()
     _prepared.append(_process())
 
@@ -98,16 +98,23 @@ class Started:
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
-    """Run the program to its end, with what it printed. Raises subprocess.TimeoutExpired after `timeout` seconds."""
+    """Run the program to its end, with what it printed. Raises subprocess.TimeoutExpired after `timeout` seconds, and
+    shows what the program had printed by then."""
     with os.fdopen(os.memfd_create("out"), "r+") as out, os.fdopen(os.memfd_create("err"), "r+") as err:
         started = Started(argv, environ, out.fileno(), err.fileno())
         try:
             status = started.wait(timeout)
+        except subprocess.TimeoutExpired:
+            print(*argv, "does not end. It printed:", _whole(out), _whole(err))
+            raise
         finally:
             started.kill()
-        out.seek(0)
-        err.seek(0)
-        return subprocess.CompletedProcess(argv, status, out.read(), err.read())
+        return subprocess.CompletedProcess(argv, status, _whole(out), _whole(err))
+
+
+def _whole(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()
 
 
 def _become(argv: tuple[str, ...], environ: dict[str, str], namespace: int, out: int, err: int) -> None:
