@@ -19,6 +19,7 @@ from flanneld_masq.kernel.expressions import jump_target
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.model import BackendName, Family, Group
 
+from .. import preloaded  # noqa: F401  so that `apply` is killed while it writes, not while it imports
 from .conftest import SUBNET_ENV, Node
 
 KILLS = 100
