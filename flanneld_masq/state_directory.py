@@ -167,7 +167,7 @@ class StateDirectory:
         """Find out if a daemon holds the directory. Only its owner can open the lock; others read the status file."""
         lock = self._path(_INSTANCE_LOCK)
         try:
-            descriptor = os.open(lock, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = os.open(lock, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
         except (FileNotFoundError, NotADirectoryError):
             return self._without_lock(Holder(False, 0, f"there is no {lock}, so no process holds it"))
         except OSError as error:

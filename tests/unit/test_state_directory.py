@@ -239,6 +239,15 @@ class TestDirectory:
                 assert "lock: " in kept.trouble
         assert (directory / "precious").read_text() == "precious"
 
+    def test_a_lock_that_is_a_link_names_no_holder(self, directory: Path) -> None:
+        directory.mkdir(parents=True)
+        write(directory / "another", str(os.getpid()))
+        (directory / "lock").symlink_to("another")
+        with (directory / "another").open() as another:
+            fcntl.flock(another, fcntl.LOCK_EX)
+            holder = StateDirectory(directory).holder()
+        assert (holder.runs, os.strerror(errno.ELOOP) in holder.why) == (None, True)
+
     def test_a_file_system_without_locks(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(*_: object) -> None:
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
