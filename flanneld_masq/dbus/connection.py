@@ -153,7 +153,7 @@ class Connection:
         if frame.fields is None:
             return
         if frame.kind == wire.SIGNAL:
-            self._take_signal(frame, _header(frame, frame.fields))
+            self._take_signal(frame, _header(frame.fields))
         elif frame.kind == wire.METHOD_CALL:
             self._take_call(frame, frame.fields.sender)
 
@@ -249,7 +249,7 @@ def _ignore(_: str) -> None:
     """Do nothing. Commands use it, because they serve no calls."""
 
 
-def _header(frame: Frame, fields: wire.Fields) -> Message:
+def _header(fields: wire.Fields) -> Message:
     """Return the message without its body."""
     return Message(fields.signature, (), fields.sender, fields.path, fields.interface, fields.member)
 
@@ -259,7 +259,7 @@ def _call(frame: Frame) -> Message:
     is too large or cannot be read."""
     if frame.fields is None or not frame.content:
         raise BusError("D-Bus", f"a call may have {MAX_BODY} bytes, not {frame.size}", f"{ERROR}LimitsExceeded")
-    call = _header(frame, frame.fields)
+    call = _header(frame.fields)
     count = _STRINGS.get(call.signature)
     if count is None:
         return call

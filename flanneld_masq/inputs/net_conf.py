@@ -11,7 +11,6 @@ from flanneld_masq.inputs.text import read_regular, shown, why
 
 MAX_BYTES = 1024 * 1024
 _BOOLEANS = {name.casefold(): name for name in ("EnableIPv4", "EnableIPv6", "EnableNFTables")}
-_Pairs = tuple[tuple[str, object], ...]
 
 
 def flannel_uses_nftables(net_conf: Path) -> bool:
