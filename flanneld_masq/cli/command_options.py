@@ -34,8 +34,8 @@ def _add_status(command: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--check",
         action="store_true",
-        help="exit status 0 if the rules are in sync or the daemon waits for a first subnet file, 1 if degraded or "
-        "contended, 2 if no daemon runs",
+        help="exit status 0 if the rules are in sync or the daemon waits for a first subnet file, 1 if degraded, "
+        "contended or starting, 2 if no daemon runs",
     )
 
 
