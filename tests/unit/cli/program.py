@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +39,9 @@ FLANNEL_IPV6_SUBNET=fd00:10:244:1::1/64
 FLANNEL_MTU=1450
 FLANNEL_IPMASQ=false
 """
+
+
+USER = os.geteuid() or 1000  # an ordinary one, whose files those of a test are, or root's
 
 
 class Done(NamedTuple):

@@ -19,7 +19,7 @@ from flanneld_masq.reconcile.values import DesiredState, Outcome, Repair
 from flanneld_masq.service import journal
 from flanneld_masq.state_directory import StateDirectory
 
-from .program import Done, Program
+from .program import USER, Done, Program
 
 
 class TestRender:
@@ -178,11 +178,11 @@ class TestDoctor:
         assert "daemon-not-running" not in found
 
     def test_an_ordinary_user_learns_what_cannot_be_told(self, masq: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("os.geteuid", lambda: 1000)
+        monkeypatch.setattr("os.geteuid", lambda: USER)
         monkeypatch.setattr(client, "status", lambda _: Status(State.SYNCED))
         done = masq("doctor --json")
         unknown = [one for one in done.json["findings"] if one["severity"] == "unknown"]
-        assert [(one["id"], one["seen"]) for one in unknown] == [("rules-unreadable", "this is user 1000, not root")]
+        assert [(one["id"], one["seen"]) for one in unknown] == [("rules-unreadable", f"this is user {USER}, not root")]
         assert not any(one["id"].startswith(("rules-differ", "backend")) for one in done.json["findings"])
 
 

@@ -15,7 +15,7 @@ from flanneld_masq.packet_path.evaluate import Node
 from flanneld_masq.packet_path.packet import ICMP, TCP
 
 from ..packet_path.nodes import DROP, ROUTES4, chain, match, meta, payload, rule, snapshot, table
-from .program import Program
+from .program import USER, Program
 
 LIMIT = {"limit": {"rate": 5, "burst": 5, "per": "second"}}
 OWN = [
@@ -102,15 +102,15 @@ def test_a_source_without_a_route_needs_an_interface() -> None:
 
 
 def test_an_ordinary_user_gets_the_answer_of_the_policy(masq: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr("os.geteuid", lambda: USER)
     flow = "--src 10.244.1.5 --dst 1.1.1.1"
     text, ours = masq(f"explain {flow}"), masq(f"explain --ours {flow}")
     assert text.status == ours.status == 0
     first, note, *rest = text.out.splitlines()
     assert [first, *rest] == ours.out.splitlines()
-    assert note.strip().endswith("this is user 1000, not root")
+    assert note.strip().endswith(f"this is user {USER}, not root")
     data = masq(f"explain --json {flow}").json
-    assert (data.pop("node"), data.pop("node_unread")) == (None, "this is user 1000, not root")
+    assert (data.pop("node"), data.pop("node_unread")) == (None, f"this is user {USER}, not root")
     assert data == masq(f"explain --ours --json {flow}").json
 
 
