@@ -7,6 +7,7 @@ function or under TYPE_CHECKING counts like any other.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,3 +70,15 @@ def test_each_module_imports_earlier_layers_only() -> None:
     files = [file for file in FILES if file != Path("flanneld_masq/__init__.py")]
     assert len(files) > 100
     assert [refused for file in files for refused in refused_imports(file)] == []
+
+
+def test_the_table_of_packages_is_complete_and_in_this_order() -> None:
+    table = (ROOT / "ARCHITECTURE.md").read_text().split("\n| package | question |")[1].split("\n\n")[0]
+    first_cells = [row.split("|")[1] for row in table.splitlines()[2:]]
+    names = [name for cell in first_cells for name in re.findall(r"`([a-z_]+)(?:\.py|/)`", cell)]
+    plugins = names.index("plugins")
+    assert RANKS[names[plugins - 1]] <= RANKS["flanneld_masq_nft"] <= RANKS[names[plugins + 1]]
+    names.remove("plugins")
+    assert [RANKS[name] for name in names] == sorted(RANKS[name] for name in names)
+    unnamed = {"__version__", "__main__"}
+    assert {*names, *unnamed} == {package for package in RANKS if not package.startswith("flanneld_masq_")}
