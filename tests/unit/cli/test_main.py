@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,10 @@ class TestUsage:
         listed = masq("--help", options=False).out
         names = [line.split()[0] for line in listed.splitlines() if line.startswith("    ") and line[4] != " "]
         assert tuple(names) == COMMANDS
+
+    def test_every_command_is_in_the_readme(self) -> None:
+        table = (Path(__file__).parents[3] / "README.md").read_text().split("\n| command |")[1].split("\n\n")[0]
+        assert sorted(re.findall(r"^\| `(\w+)", table, re.MULTILINE)) == sorted(COMMANDS)
 
     def test_help(self, masq: Program) -> None:
         done = masq("--help", options=False)
