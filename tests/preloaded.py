@@ -1,4 +1,4 @@
-"""Imports all of the program, once, for a process that forks: the starts of it (`kernel/started.py`), or unit tests."""
+"""Imports the program and its backends, once, for a process that forks: starts of it, or the unit tests."""
 
 import importlib
 import pkgutil

@@ -19,7 +19,6 @@ PLACEHOLDERS = {
     "POD": "10.244.1.5",
     "ADDRESS": "8.8.8.8",
     "OTHERPOD": "10.244.2.5",
-    "CLASS": "internet",
     "FILE": "/tmp/file",
     "NAME": "nft",
     "STATE": "synced",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -69,12 +70,20 @@ def test_an_error_is_one_printable_line(error: MasqError) -> None:
     assert getattr(error, "remedy", "").isprintable()
 
 
+# Each field is in it. The kind is one of the daemon's own, and the lines of a diff stay lines.
+EVENT: dict[str, Any] = {
+    **{field.name: EVIL if field.type == "str" else 1 for field in dataclasses.fields(Event)},
+    "kind": "notice",
+    "diff": EVIL.replace("\n", ""),
+}
+
+
 @pytest.mark.parametrize(
     "value",
     [
         Change(ChangeKind.EXTRA, EVIL, EVIL, EVIL * 1000),
         Choice(NFT, EVIL),
-        Event("notice", EVIL, EVIL, EVIL, EVIL, EVIL, 1, EVIL, 2, EVIL, EVIL, EVIL.replace("\n", "")),
+        Event(**EVENT),
         Observation(obstacle=EVIL),
         Probe(False, EVIL, EVIL, (EVIL,)),
         Survey(cni_masquerade=EVIL),
@@ -114,4 +123,4 @@ def test_no_command_line_is_in_the_status() -> None:
 
 def test_a_finding_of_doctor_is_printable() -> None:
     lines = list(text_of([Finding(Kind.RULES_DIFFER, Severity.PROBLEM, *[EVIL] * 6)]))
-    assert all(line.isprintable() for line in lines)
+    assert lines and all(line.isprintable() for line in lines)

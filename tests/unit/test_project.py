@@ -126,7 +126,7 @@ def is_path(span: str) -> bool:
     return span.endswith(".py") or ("/" in span and span.split("/")[0] not in MADE_DIRECTORIES)
 
 
-@pytest.mark.parametrize("name", ENTRY_DOCUMENTS)
+@pytest.mark.parametrize("name", [*ENTRY_DOCUMENTS, "README.md"])
 def test_each_path_in_a_document_exists(name: str) -> None:
     missing = [path for path in paths_in(document(name)) if not any(list(base.glob(path)) for base in PATH_BASES)]
     assert missing == []
