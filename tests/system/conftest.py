@@ -170,7 +170,8 @@ def installed(deb: Path, packages: PackageStore, workshop: Path) -> Callable[[st
     def install_into(release: str) -> Path:
         root, layer = RECIPES[release].directory, workshop / f"project-{release}"
         install_once = partial(_pack_installed, deb, root, layer.with_name(f"{layer.name}.installing"))
-        kept = packages.made(f"installed-{root.name}", f"installing the deb in {release}", install_once)
+        name = f"installed-{root.name}-{root.stat().st_ino}"
+        kept = packages.made(name, f"installing the deb in {release}", install_once)
         unpack(kept / _LAYER, layer, ProcessRunner())
         return layer
 
