@@ -9,6 +9,6 @@ import sys
 from flanneld_masq.selftest import netns
 
 if __name__ == "__main__":
-    with contextlib.suppress(netns.LabError):  # each test that needs them says so
+    with contextlib.suppress(netns.NamespaceError):  # each test that needs them says so
         netns.enter()
     os.execvp(sys.argv[1], sys.argv[1:])

@@ -26,7 +26,7 @@ _TAG = re.compile(f'{COMMENT_PREFIX}[0-9a-f]{{{TAG_LENGTH}}}(?![^"])')
 _TRIES = 10
 
 
-class SabotageError(MasqError):
+class InjectionError(MasqError):
     """The object to be damaged does not exist."""
 
 
@@ -52,7 +52,7 @@ def _insist(damage: Callable[[], None]) -> None:
     for _ in range(_TRIES - 1):
         try:
             return damage()
-        except (CommandError, SabotageError):
+        except (CommandError, InjectionError):
             continue
     return damage()
 
@@ -107,7 +107,7 @@ class NftTools:
             rule, _, handle = line.strip().partition(" # handle ")
             if " masquerade" in rule:
                 return rule, handle
-        raise SabotageError(f"no masquerade rule in {self._family} {TABLE} postrouting")
+        raise InjectionError(f"no masquerade rule in {self._family} {TABLE} postrouting")
 
     def _delete_rule(self) -> None:
         _, handle = self._masquerade_rule()
@@ -164,7 +164,7 @@ class IptablesTools:
         for number, line in enumerate(rules, start=1):
             if f" -j {target}" in line:
                 return number, line
-        raise SabotageError(f"no rule in {self._tool} nat {chain} goes to {target}")
+        raise InjectionError(f"no rule in {self._tool} nat {chain} goes to {target}")
 
     def _delete(self, chain: str, target: str) -> None:
         number, _ = self._find(chain, target)

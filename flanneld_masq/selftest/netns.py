@@ -30,7 +30,7 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class LabError(MasqError):
+class NamespaceError(MasqError):
     """This process can get no private network namespace."""
 
 
@@ -73,7 +73,7 @@ def _call(function: str, *arguments: object, attempt: str) -> None:
     if getattr(_libc, function)(*arguments) == 0:
         return
     reason = os.strerror(ctypes.get_errno())
-    raise LabError(f"no private network namespaces here: {attempt} as uid {uid}: {reason}; {_remedy()}")
+    raise NamespaceError(f"no private network namespaces here: {attempt} as uid {uid}: {reason}; {_remedy()}")
 
 
 def _map_root(uid: int, gid: int) -> None:
@@ -82,7 +82,7 @@ def _map_root(uid: int, gid: int) -> None:
         Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
         Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
     except OSError as error:
-        raise LabError(
+        raise NamespaceError(
             f"no private network namespaces here: mapping uid {uid} to root, {error.filename}: {error.strerror}; "
             + _remedy()
         ) from error
@@ -110,7 +110,7 @@ class Netns:
     def unnamed(cls, name: str) -> Netns:
         """Make one that only this process has: the kernel removes it with the process, also after SIGKILL.
 
-        `name` is for messages. Raises LabError.
+        `name` is for messages. Raises NamespaceError.
         """
         back = cls.current()
         try:
@@ -163,7 +163,7 @@ class Netns:
     def _setns(self, fd: int) -> None:
         # os.setns came with Python 3.12.
         if _libc.setns(fd, _CLONE_NEWNET):
-            raise LabError(f"entering the network namespace {self.name}: {os.strerror(ctypes.get_errno())}")
+            raise NamespaceError(f"entering the network namespace {self.name}: {os.strerror(ctypes.get_errno())}")
 
 
 def _open_current() -> int:

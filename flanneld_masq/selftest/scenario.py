@@ -20,7 +20,7 @@ from flanneld_masq.process import ProcessRunner
 from flanneld_masq.selftest import packet_cases, packets
 from flanneld_masq.selftest.commit_log import Commits
 from flanneld_masq.selftest.daemon import Daemon, SelftestError, until
-from flanneld_masq.selftest.fault_injection import PROGRAMS, TABLE, SabotageError, tools
+from flanneld_masq.selftest.fault_injection import PROGRAMS, TABLE, InjectionError, tools
 from flanneld_masq.selftest.netns import DIRECTORY
 from flanneld_masq.selftest.packet_cases import Case
 from flanneld_masq.selftest.report import Repaired, Result, Sent
@@ -74,7 +74,7 @@ class Scenario:
         try:
             self._all()
         except MasqError as error:
-            self._check("the trial", False, f"{error}; the daemon said last: {self._daemon.said()}")
+            self._check("the scenario", False, f"{error}; the daemon said last: {self._daemon.said()}")
         return {
             family: Result(
                 self._backend,
@@ -237,7 +237,7 @@ class Scenario:
         protected, succeeded = self._ours(), []
         for family, known in self._tools.items():
             for name, damage in known.damages.items():
-                with self._topology.node.entered(), contextlib.suppress(CommandError, SabotageError):
+                with self._topology.node.entered(), contextlib.suppress(CommandError, InjectionError):
                     damage()
                 if self._ours() != protected:
                     succeeded.append(f"{family}, {name}")

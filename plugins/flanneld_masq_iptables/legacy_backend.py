@@ -67,7 +67,7 @@ class _Listing(NamedTuple):
     jumps: tuple[int, ...]
 
 
-class _Glance(NamedTuple):
+class _Reading(NamedTuple):
     """The entries of a table, read without a process. `fingerprint` is None if nothing in them is the daemon's, and
     empty if a listing is needed, if only for its error. `hits` are the packets that each rule of POSTROUTING has
     counted. `foreign` is the number of rules in the built-in chain if nothing is the daemon's."""
@@ -274,30 +274,30 @@ class IptablesLegacy(IptablesBackend):
 
     def _read(self, place: Place) -> PlaceItems:
         """Read a listing, unless nothing in the entries is the daemon's, or they are those of an earlier listing."""
-        glance = self._glance(place)
-        listing = _Listing((), Neighbours(place.jump, ("",) * glance.foreign), ())
-        if glance.fingerprint is not None:
-            glance, listing = self._listed(place, glance)
-        blocker = _blocker(listing, glance.drop) if glance.readable else _stay(listing)
-        return listing.items, replace(listing.neighbours, blocker=blocker, hits=_foreign_hits(listing, glance.hits))
+        reading = self._reading(place)
+        listing = _Listing((), Neighbours(place.jump, ("",) * reading.foreign), ())
+        if reading.fingerprint is not None:
+            reading, listing = self._listed(place, reading)
+        blocker = _blocker(listing, reading.drop) if reading.readable else _stay(listing)
+        return listing.items, replace(listing.neighbours, blocker=blocker, hits=_foreign_hits(listing, reading.hits))
 
-    def _listed(self, place: Place, glance: _Glance) -> tuple[_Glance, _Listing]:
+    def _listed(self, place: Place, reading: _Reading) -> tuple[_Reading, _Listing]:
         """Return the listing of the entries, and what they held when it was read."""
         listings = self._listings.setdefault(place, {})
-        listing = listings.get(glance.fingerprint or b"")
+        listing = listings.get(reading.fingerprint or b"")
         if listing is not None:
-            return glance, listing
-        listing = _read_listing(place, self._lines_with_ours(place) if glance.readable else self._lines(place))
+            return reading, listing
+        listing = _read_listing(place, self._lines_with_ours(place) if reading.readable else self._lines(place))
         footprint.trim()  # nothing is left of the lines, which may have been 50,000
-        again = self._glance(place)
-        if glance.fingerprint and glance.fingerprint == again.fingerprint:
+        again = self._reading(place)
+        if reading.fingerprint and reading.fingerprint == again.fingerprint:
             if len(listings) >= _MAX_LISTINGS:
                 del listings[next(iter(listings))]
-            listings[glance.fingerprint] = listing
+            listings[reading.fingerprint] = listing
             return again, listing
         return again._replace(hits=()), listing  # the rules may be others
 
-    def _glance(self, place: Place) -> _Glance:
+    def _reading(self, place: Place) -> _Reading:
         """Read the entries: what drops in FORWARD, and a fingerprint, None if nothing in them is the daemon's, empty if
         only a listing shows it."""
         try:
@@ -310,9 +310,9 @@ class IptablesLegacy(IptablesBackend):
                     hits = entries.packets(place.hook)
                 fingerprint = entries.fingerprint(place.chain, place.hook)
                 foreign = len(hits or entries.packets(place.hook)) if fingerprint is None else 0
-                return _Glance(fingerprint, drop, hits=hits, foreign=foreign)
+                return _Reading(fingerprint, drop, hits=hits, foreign=foreign)
         except KernelError:
-            return _Glance(readable=False)
+            return _Reading(readable=False)
 
 
 def _foreign_hits(listing: _Listing, hits: tuple[int, ...]) -> tuple[int, ...]:

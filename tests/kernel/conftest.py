@@ -86,7 +86,7 @@ def _send_result(sender: Connection, call: Callable[[], object]) -> None:
 def private_namespaces() -> None:
     try:
         netns.enter()
-    except netns.LabError as error:
+    except netns.NamespaceError as error:
         unable(str(error))
     started.prepare()
     # Unit tests that follow in this process connect to loopback addresses.

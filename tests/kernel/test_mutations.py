@@ -66,7 +66,7 @@ class Bench:
         before, seen = self._before, self._reconciler.detector.fingerprint()
         mutation.do()
         if any(seen) and self._reconciler.detector.fingerprint() == seen:
-            yield "a glance does not see it"
+            yield "a fingerprint does not show it"
         changes = self.plan()
         self._jump_changed = any(change.place in self.subject.bases for change in changes)
         if not any(_names(change, mutation) for change in changes):

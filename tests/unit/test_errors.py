@@ -80,7 +80,7 @@ def test_only_what_the_user_wrote_is_the_user_s_fault() -> None:
 def test_each_has_a_place_in_the_table() -> None:
     """But those of the selftest, which never meet the bus, and are plain failures."""
     plain = [kind.__name__ for kind in ALL if errors.outside(kind) is errors.OUTSIDE[MasqError]]
-    assert sorted(plain) == ["LabError", "PacketError", "SabotageError", "SelftestError"]
+    assert sorted(plain) == ["InjectionError", "NamespaceError", "PacketError", "SelftestError"]
 
 
 def test_each_has_a_d_bus_name_of_its_own() -> None:

@@ -190,7 +190,7 @@ def test_text_to_a_pipe_is_without_colour(bus: Bus) -> None:
         publisher = BusPublisher(FakeManager(), print)
         async with watching() as watcher:
             while "1.2.3 runs: synced" not in await watcher.line():
-                continue  # it may have been quicker than the presence
+                continue  # it may have been quicker than the daemon on the bus
             publisher.tell(DRIFT)
             line = await watcher.line()
             assert line[13:] == "ipv4: drift repaired, by nft (pid 77)\n"
@@ -209,7 +209,7 @@ def test_an_impostor_is_not_shown(bus: Bus) -> None:
         impostor = await connection.connect()
         async with watching("--json") as watcher:
             while (await watcher.event())["event"] != "running":
-                continue  # it may have been quicker than the presence
+                continue  # it may have been quicker than the daemon on the bus
             for name in (await impostor.ask_bus("ListNames"))[0]:
                 if await impostor.ask_bus("GetConnectionUnixProcessID", name) == (watcher.process.pid,):
                     await forge(impostor, name, forged)

@@ -1,4 +1,4 @@
-"""A real bus for the tests of D-Bus: the daemon's presence on it, and other programs there."""
+"""A real bus for the tests of D-Bus: the daemon on it, and other programs there."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import NoReturn, cast
 import pytest
 from flanneld_masq_iptables import binaries, legacy_tables, rules
 from flanneld_masq_iptables.forward_chain import Drop
-from flanneld_masq_iptables.legacy_backend import IptablesLegacy, _Glance
+from flanneld_masq_iptables.legacy_backend import IptablesLegacy, _Reading
 from flanneld_masq_iptables.sockopt import TableInfo
 from flanneld_masq_iptables.xtables_lock import XtablesLock
 
@@ -56,7 +56,7 @@ def root(tmp_path: Path) -> Path:
 def without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TableInfo, "read", lambda self, table: b"")
     monkeypatch.setattr(TableInfo, "watch", lambda self, table: Quiet())
-    monkeypatch.setattr(IptablesLegacy, "_glance", lambda self, place: _Glance())  # every listing is read
+    monkeypatch.setattr(IptablesLegacy, "_reading", lambda self, place: _Reading())  # every listing is read
 
 
 class Watched:
@@ -315,7 +315,7 @@ class TestLeftovers:
             backend.observe(tuple(Group))
 
     def test_a_table_without_ours_is_not_listed(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(IptablesLegacy, "_glance", lambda self, place: _Glance(None))
+        monkeypatch.setattr(IptablesLegacy, "_reading", lambda self, place: _Reading(None))
         assert IptablesLegacy(V4, Host(Tools(), root)).observe(tuple(Group)).items == ()
 
     def test_without_any_table_there_is_nothing_to_poll(self, root: Path) -> None:
