@@ -12,6 +12,9 @@ from ..kernel.answers import Socket, done, error
 _ENOENT = 2
 
 
+_PORT = 4242
+
+
 class AnsweringSocket(Socket):
     """Each request is answered by all messages, under its sequence number; a dump then ends.
 
@@ -26,6 +29,10 @@ class AnsweringSocket(Socket):
     def sendto(self, data: bytes, address: object) -> None:
         requests = [NLMSGHDR.unpack_from(request) for request in _split(data) if len(request) >= NLMSGHDR.size]
         self.datagrams = iter([answer for request in requests for answer in self._answer(*request)])
+
+    def getsockname(self) -> tuple[int, int]:
+        """Return a port that no message names, and no groups."""
+        return _PORT, 0
 
     def _answer(self, length: int, kind: int, flags: int, sequence: int, port: int) -> list[bytes]:
         dump = flags & uapi.NLM_F_DUMP == uapi.NLM_F_DUMP
