@@ -29,6 +29,7 @@ from ...common import amount, patience
 from .scene import DEADLINE, Scene, call, in_thread, play, soon
 
 SECONDS = amount(0.3, quick=0.07)
+ATTACKS = (*attacker.KINDS, *attacker.CROWDS)[:: amount(1, quick=4)]
 STEP_SECONDS = 0.002
 MAX_WORK_SECONDS = 0.1  # of the processor, on the bus's messages: repairs, signals and timers wait no longer for them
 MAX_GAP_SECONDS = patience(1)  # by the clock, so also what other programs take of a busy machine
@@ -88,7 +89,7 @@ def small_heap() -> Iterator[None]:
     gc.unfreeze()
 
 
-@pytest.mark.parametrize("kind", [*attacker.KINDS, *attacker.CROWDS])
+@pytest.mark.parametrize("kind", ATTACKS)
 def test_an_attack_delays_nothing_and_others_get_answers(scene: Scene, kind: str, parsed: list[Frame]) -> None:
     async def story(scene: Scene) -> tuple[list[Gap], int, int]:
         _, client = await scene.present()
