@@ -18,7 +18,7 @@ from flanneld_masq.doctor.flow_remedies import NO_RULE, Remedy, Traffic
 from flanneld_masq.doctor.interfaces import of_family
 from flanneld_masq.model import SLOTS, Address, Family, FamilyLease
 from flanneld_masq.packet_path.flows import KUBE_PROXY, Cause, Fault, FlowResult, Judgement
-from flanneld_masq.packet_path.packet import Packet
+from flanneld_masq.packet_path.packet import ICMPV6, Packet
 from flanneld_masq.packet_path.rules import Hook
 from flanneld_masq.packet_path.state import Effect, Step
 
@@ -227,6 +227,9 @@ def _traffic(one: FlowResult, kind: Kind, leases: tuple[FamilyLease, ...]) -> It
     if packet is None:
         return
     networks = [str(network) for lease in leases for network in lease.networks]
+    if packet.proto == ICMPV6:
+        yield from (Traffic(network, icmpv6=True) for network in networks)
+        return
     step = one.causes[0].step if one.causes else None
     tracked = step is None or step.tracked
     if one.answer and step is not None and step.hook in _BEFORE_NAT and not _is_within(packet.dst, leases):

@@ -22,12 +22,14 @@ _ANSWERS = "RELATED,ESTABLISHED"
 @dataclass(frozen=True, **SLOTS)
 class Traffic:
     """Packets that must pass, by source and destination; empty for any. With `answers`, those of connections alone,
-    with `udp_port` those to that port alone."""
+    with `udp_port` those to that port alone. With `icmpv6` those of ICMPv6 alone; a rule then accepts it from anywhere,
+    because the uplink needs it as well."""
 
     source: str = ""
     destination: str = ""
     answers: bool = False
     udp_port: int = 0
+    icmpv6: bool = False
 
     @property
     def shape(self) -> str:
@@ -181,6 +183,7 @@ def _tool(place: Place, family: Family) -> str:
 
 def _accept(place: Place, one: Traffic, family: Family) -> list[str]:
     """Return the command that accepts packets right before a rule, or at the end of a chain before its policy."""
+    one = Traffic(icmpv6=True) if one.icmpv6 else one
     if is_xtables(place):
         table = place.table.rpartition(" ")[2]
         where = ["-I", place.chain, str(place.number)] if place.number else ["-A", place.chain]
@@ -188,14 +191,16 @@ def _accept(place: Place, one: Traffic, family: Family) -> list[str]:
         state = ["-m", "conntrack", "--ctstate", _ANSWERS] if one.answers else []
         named = [] if table == "filter" else ["-t", table]
         port = ["-p", "udp", "--dport", str(one.udp_port)] if one.udp_port else []
-        return [_tool(place, family), *named, *where, *ends, *port, *state, "-j", "ACCEPT"]
+        kind = ["-p", "ipv6-icmp"] if one.icmpv6 else port
+        return [_tool(place, family), *named, *where, *ends, *kind, *state, "-j", "ACCEPT"]
     at = ["handle", str(place.handle)] if place.number and place.handle else []
     ip = family.data.nft
     ends = [word for key, end in (("saddr", one.source), ("daddr", one.destination)) if end for word in (ip, key, end)]
     state = ["ct", "state", _ANSWERS.lower()] if one.answers else []
     port = ["udp", "dport", str(one.udp_port)] if one.udp_port else []
+    kind = ["meta", "l4proto", "ipv6-icmp"] if one.icmpv6 else port
     verb = "insert" if place.number else "add"
-    return ["nft", verb, "rule", *place.table.split(" ", 1), place.chain, *at, *ends, *port, *state, "accept"]
+    return ["nft", verb, "rule", *place.table.split(" ", 1), place.chain, *at, *ends, *kind, *state, "accept"]
 
 
 def _persist(place: Place, family: Family) -> str:

@@ -17,7 +17,7 @@ from typing import Optional
 from flanneld_masq.model import SLOTS, Address, Family
 from flanneld_masq.packet_path.owners import owner_of
 from flanneld_masq.packet_path.packet import CtState, Endpoint, Packet
-from flanneld_masq.packet_path.routing import LOCAL, LOOPBACK, NO_ROUTE, UNICAST, Route, Routing
+from flanneld_masq.packet_path.routing import LOCAL, LOOPBACK, MULTICAST, NO_ROUTE, UNICAST, Route, Routing
 from flanneld_masq.packet_path.rules import BaseChain, Hook, Place, Verdict
 from flanneld_masq.packet_path.ruleset import NAT_PRIORITY, Ruleset, ruleset, runs_at
 from flanneld_masq.packet_path.snapshot import Snapshot
@@ -26,7 +26,7 @@ from flanneld_masq.packet_path.walk import TooManyWays, Walk, joined, with_step
 
 _LAST = 1 << 31
 _ANY_MARK = (0, *(1 << bit for bit in range(32)))  # examples of a mark that is not known
-_HERE = (LOCAL, "broadcast", "multicast", "anycast")
+_HERE = (LOCAL, "broadcast", MULTICAST, "anycast")
 
 
 class Fate(str, enum.Enum):

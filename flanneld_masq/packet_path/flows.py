@@ -27,7 +27,7 @@ from flanneld_masq.model import (
 from flanneld_masq.model import Packet as PolicyPacket
 from flanneld_masq.model import Verdict as PolicyVerdict
 from flanneld_masq.packet_path.evaluate import Node, Outcome, Result
-from flanneld_masq.packet_path.packet import TCP, UDP, Connection, CtState, Packet
+from flanneld_masq.packet_path.packet import ICMPV6, TCP, UDP, Connection, CtState, Packet
 from flanneld_masq.packet_path.routing import BRIDGE_KEYS, UNICAST, Route, Routing
 from flanneld_masq.packet_path.rules import Hook
 from flanneld_masq.packet_path.services import services
@@ -57,6 +57,8 @@ class Flow(str, enum.Enum):
     POD_TO_WORLD_UDP = "pod to world by UDP"
     POD_TO_REMOTE_POD_UDP = "pod to remote pod by UDP"
     REMOTE_POD_TO_POD_UDP = "remote pod to pod by UDP"
+    POD_TO_GATEWAY = "pod to gateway by neighbour discovery"
+    GATEWAY_TO_POD = "gateway to pod by neighbour discovery"
 
     @property
     def udp(self) -> Optional[Flow]:
@@ -206,6 +208,8 @@ class _Flows:
                 yield FlowResult(self._family, flow, False, Source.ANY, Judgement.SKIPPED, case)
             else:
                 yield from self._both_ways(case)
+        for packet in _discovery(self._lease, self._routing, self._pod, self._device):
+            yield self._discovered(packet)
 
     # ---- the packets
 
@@ -317,6 +321,12 @@ class _Flows:
         back = _Case(case.flow, answer, first.iif, kept=False)
         result = self._node.evaluate(answer)
         return self._judge(back, result, Source.ANY, answer=True, original=first)
+
+    def _discovered(self, packet: Packet) -> FlowResult:
+        asked_by_pod = bool(packet.iif) != packet.reply
+        case = _Case(Flow.POD_TO_GATEWAY if asked_by_pod else Flow.GATEWAY_TO_POD, packet, None, kept=False)
+        found = self._judge(case, self._node.evaluate(packet), Source.ANY, answer=False)
+        return replace(found, answer=packet.reply)
 
     def _bridged(self, case: _Case, outcome: Outcome) -> str:
         """Return why the answer of another pod on the same bridge misses NAT, empty if it does not."""
@@ -442,6 +452,7 @@ def _marked(outcome: Outcome) -> list[Step]:
 
 _NO_REMOTE = "the node has no route to pods of other nodes"
 _NO_DEVICE = "there is no device of the pods yet"
+_SOLICITED_NODE = int(ip_address("ff02::1:ff00:0"))
 
 
 def _route(routing: Routing, src: Optional[Address], dst: Address) -> Optional[Route]:
@@ -486,6 +497,25 @@ def _pods(lease: FamilyLease, routing: Routing, device: str, beside: Address) ->
         found = _route(routing, None, pod) if pod in lease.subnet else None
         if found is not None and found.device == device:
             yield pod
+
+
+def _discovery(lease: FamilyLease, routing: Routing, pod: Address, device: str) -> Iterator[Packet]:
+    """Yield the packets by which a pod and its gateway, the node, find each other in IPv6, if the gateway is there.
+
+    The node's own solicitation is left out, because it leaves by the device of the pods whatever the routes say.
+    """
+    gateway = lease.gateway
+    if gateway.version == 4 or not any((one.address, one.device) == (gateway, device) for one in routing.addresses):
+        return
+    by_pod = Packet(pod, gateway, ICMPV6, iif=device, state=CtState.UNTRACKED)
+    yield replace(by_pod, dst=_group_of(gateway))
+    yield Packet(gateway, pod, ICMPV6, state=CtState.UNTRACKED, reply=True)
+    yield replace(by_pod, reply=True)
+
+
+def _group_of(address: Address) -> Address:
+    """Return the group to which a solicitation for an address of IPv6 goes. Source: RFC 4291, section 2.7.1."""
+    return ip_address((_SOLICITED_NODE | int(address) & 0xFFFFFF).to_bytes(16, "big"))
 
 
 def _free_address(lease: FamilyLease, routing: Routing) -> Address:

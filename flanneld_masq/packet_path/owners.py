@@ -94,7 +94,8 @@ def owner_of(place: Place, beside: Collection[str] = (), jumps: Collection[Place
     if place.chain not in _BUILT_IN:
         return UNKNOWN
     there = {_match(Place(place.table, chain)) for chain in beside if chain not in _BUILT_IN}
-    return next((name for name in _SET_POLICIES if name in there), UNKNOWN)
+    setters = _SET_POLICIES if place.chain == "FORWARD" else _SET_ALL_POLICIES
+    return next((name for name in setters if name in there), UNKNOWN)
 
 
 def owner_by_text(table: str, chain: str, text: str) -> str:
@@ -105,6 +106,7 @@ def owner_by_text(table: str, chain: str, text: str) -> str:
 
 
 _SET_POLICIES = ("ufw", "docker", "firewalld", "libvirt")  # of the programs above, those that set policies
+_SET_ALL_POLICIES = ("ufw", "firewalld")  # not that of FORWARD alone
 
 
 def _match(place: Place) -> str:

@@ -11,6 +11,7 @@ from flanneld_masq.model import SLOTS, Address, Family, family_of
 TCP, UDP, ICMP, ICMPV6, SCTP, DCCP, UDPLITE = 6, 17, 1, 58, 132, 33, 136
 WITH_PORTS = frozenset({TCP, UDP, SCTP, DCCP, UDPLITE})
 ECHO_REQUEST = {ICMP: 8, ICMPV6: 128}
+NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT = 135, 136
 SYN, ACK = 0x02, 0x10
 
 
@@ -59,6 +60,9 @@ class Packet:
     empty for a packet of the node itself. An established packet belongs to `connection`, in the direction of its first
     packet or, with `reply`, against it. `tcp_flags` None stands for those that the state implies. `uid` is the owner of
     the socket of a packet of the node.
+
+    Of ICMPv6, an untracked packet is a neighbour solicitation or, with `reply`, an advertisement: the kernel tracks
+    neither. Source: net/netfilter/nf_conntrack_proto_icmpv6.c.
     """
 
     src: Address

@@ -22,7 +22,7 @@ from flanneld_masq.packet_path.snapshot import Snapshot
 
 _MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 LOCAL, MAIN, LOOPBACK = "local", "main", "lo"
-UNICAST = "unicast"
+UNICAST, MULTICAST = "unicast", "multicast"
 BRIDGE_KEYS = {  # switches that have packets on bridges pass the rules of a family
     Family.IPV4: "net.bridge.bridge-nf-call-iptables",
     Family.IPV6: "net.bridge.bridge-nf-call-ip6tables",
@@ -153,7 +153,7 @@ class Routing:
             network = _network(route.get("dst", "default"), self.family)
             kind = route.get("type", UNICAST)
             # multicast routes of IPv6 stand for every device and decide nothing here
-            if network is None or (kind == "multicast" and self.family is Family.IPV6):
+            if network is None or (kind == MULTICAST and self.family is Family.IPV6):
                 continue
             routes = tuple(_routes_of(route, kind))
             if routes and not _is_dead(route):
@@ -161,7 +161,12 @@ class Routing:
         return dict(tables)
 
     def route(self, src: Optional[Address], dst: Address, iif: str, mark: int) -> tuple[Route, ...]:
-        """Return every route that a packet may take, at least one. `iif` is empty for a packet of the node."""
+        """Return every route that a packet may take, at least one. `iif` is empty for a packet of the node.
+
+        A packet to a group of IPv6 that comes by a device is for the node; no other route forwards it.
+        """
+        if iif and self.family is Family.IPV6 and dst.is_multicast:
+            return (Route(MULTICAST, iif),)
         found: dict[Route, None] = {}
         skipped = doubtful = 0  # priorities below which rules do not count, or only may
         for rule in self._rules:
@@ -198,7 +203,7 @@ class Routing:
         if self.family is Family.IPV4 and (int(address) == 0xFFFFFFFF or int(address) >> 24 == 0):
             return ROUTE_TYPES["broadcast"]
         if address.is_multicast:
-            return ROUTE_TYPES["multicast"]
+            return ROUTE_TYPES[MULTICAST]
         table = self._tables.get(LOCAL)
         routes = table.find(address)[1] if table else ()
         if routes:

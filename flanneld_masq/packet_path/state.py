@@ -10,7 +10,18 @@ from typing import Callable, Optional
 
 from flanneld_masq.model import SLOTS, Address, Family
 from flanneld_masq.packet_path import names
-from flanneld_masq.packet_path.packet import ECHO_REQUEST, ICMP, ICMPV6, TCP, WITH_PORTS, CtState, Endpoint, Packet
+from flanneld_masq.packet_path.packet import (
+    ECHO_REQUEST,
+    ICMP,
+    ICMPV6,
+    NEIGHBOUR_ADVERTISEMENT,
+    NEIGHBOUR_SOLICITATION,
+    TCP,
+    WITH_PORTS,
+    CtState,
+    Endpoint,
+    Packet,
+)
 from flanneld_masq.packet_path.routing import LOCAL, LOOPBACK, Route, Routing
 from flanneld_masq.packet_path.rules import Field, Hook, Place
 from flanneld_masq.packet_path.values import MISSING, UNKNOWN, Choices, Value
@@ -141,6 +152,8 @@ def _icmp(state: State, proto: int) -> Value:
     first = state.first
     if first.proto != proto:
         return MISSING
+    if proto == ICMPV6 and first.state is CtState.UNTRACKED:
+        return NEIGHBOUR_ADVERTISEMENT if first.reply else NEIGHBOUR_SOLICITATION
     return ECHO_REQUEST[proto] if not first.reply else {ICMP: 0, ICMPV6: 129}[proto]
 
 

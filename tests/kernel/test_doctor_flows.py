@@ -14,6 +14,7 @@ from flanneld_masq.selftest import packets
 from flanneld_masq.selftest.packets import PacketError
 from flanneld_masq.selftest.topology import Addresses, Topology
 
+from ..common import eventually
 from .conftest import Node
 from .test_packet_flows import DOCKER_NFT, FIREWALLD, OTHER_NETWORK
 
@@ -39,6 +40,20 @@ UDP = "*filter\n-I FORWARD -s {networks} -p udp -j DROP\nCOMMIT\n"
 POLICIES = "*filter\n:cali-FORWARD - [0:0]\n-A FORWARD -j cali-FORWARD\n-A cali-FORWARD -s {pod} -j DROP\nCOMMIT\n"
 MASQUERADE = "*nat\n-A POSTROUTING -s {subnet} ! -o cni0 -j MASQUERADE\nCOMMIT\n"
 NOTRACK = "*raw\n-A PREROUTING -s {networks} -j CT --notrack\nCOMMIT\n"
+INPUT = """*filter
+-A INPUT -i lo -j ACCEPT
+-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A INPUT -j DROP
+COMMIT
+"""
+INPUT_NATIVE = """
+table inet filter {
+  chain input {
+    type filter hook input priority filter; policy drop;
+    ct state established,related accept
+  }
+}
+"""
 ACCEPTED = "*nat\n-I POSTROUTING -s {networks} -j ACCEPT\nCOMMIT\n"
 
 
@@ -102,6 +117,12 @@ class Site:
     def wanted(self, flow: str) -> Address:
         return self.of.node if flow == "world" else self.of.pod
 
+    def forget_neighbours(self) -> None:
+        """Have the pod and the node ask for each other again."""
+        for netns, device in ((self._topology.pod, "eth0"), (self._topology.node, "cni0")):
+            with netns.entered():
+                self.node.run(("ip", "-6", "neigh", "flush", "dev", device))
+
     def findings(self) -> list[dict[str, Any]]:
         """Return the findings on flows of the family."""
         done = self.node.masq("doctor", "--json")
@@ -129,6 +150,28 @@ def test_the_rule_is_named_and_the_remedy_works(site: Site, name: str) -> None:
     assert found["persist"]
     site.node.tool("sh", "-c", found["remedy"])
     assert site.arrives(broken.flow) == site.wanted(broken.flow)
+    assert site.findings() == []
+
+
+@pytest.mark.parametrize("family", [Family.IPV6], ids=str)
+@pytest.mark.parametrize(
+    ("tool", "rules", "seen"),
+    [
+        ("nft", INPUT_NATIVE, "the policy of input in inet filter"),
+        ("nft", INPUT, "rule 3 of INPUT in ip6 filter"),
+        ("legacy", INPUT, "rule 3 of INPUT in legacy ip6 filter"),
+    ],
+)
+def test_pods_that_do_not_find_their_gateway(site: Site, tool: str, rules: str, seen: str) -> None:
+    assert site.arrives("world") == site.of.node
+    site.load(tool, rules)
+    site.forget_neighbours()
+    assert site.arrives("world") == LOST
+    (found,) = site.findings()
+    assert (found["id"], found["severity"]) == ("flow-dropped", "problem")
+    assert "pod to gateway by neighbour discovery" in found["seen"] and seen in found["seen"]
+    site.node.tool("sh", "-c", found["remedy"])
+    assert eventually(lambda: site.arrives("world") == site.of.node)
     assert site.findings() == []
 
 

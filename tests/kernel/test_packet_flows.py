@@ -94,7 +94,7 @@ def plain(lab_node: Node) -> Node:
 
 def test_all_flows_of_a_healthy_node_are_as_wanted(healthy: Node) -> None:
     found = evaluated(healthy)
-    assert len(found) == 11 * 2 * 2 + 2  # and the service, of which there is none
+    assert len(found) == 11 * 2 * 2 + 2 + 3  # and the service, of which there is none, and neighbour discovery
     for one in found.values():
         expected = Judgement.SKIPPED if one.flow is Flow.POD_TO_SERVICE else Judgement.AS_WANTED
         assert one.judgement is expected, f"{one.family} {one.flow.value} {one.answer}: {one.why}"

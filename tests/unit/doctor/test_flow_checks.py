@@ -13,15 +13,44 @@ from flanneld_masq.controller.status import State, Status
 from flanneld_masq.doctor.examine import examine
 from flanneld_masq.doctor.facts import DaemonFacts, Facts, FamilyFacts, PacketFacts, Unread
 from flanneld_masq.doctor.findings import Finding, Kind, Severity, exit_status
-from flanneld_masq.model import BackendName, Family, FamilyLease, ForwardSettings, Holder, Lease, Settings
+from flanneld_masq.model import (
+    BackendName,
+    Family,
+    FamilyLease,
+    ForwardSettings,
+    Holder,
+    Lease,
+    MasqueradeSettings,
+    Settings,
+)
 from flanneld_masq.packet_path.evaluate import Node
 from flanneld_masq.packet_path.flows import flows
+from flanneld_masq.packet_path.snapshot import LEGACY, Save
 
-from ..packet_path.nodes import DADDR, DROP, ROUTES4, SADDR, chain, match, meta, payload, rule, snapshot, table
+from ..packet_path.nodes import (
+    ACCEPT,
+    DADDR,
+    DROP,
+    ROUTES4,
+    SADDR,
+    chain,
+    ct,
+    match,
+    meta,
+    payload,
+    rule,
+    snapshot,
+    table,
+)
 
 LEASE = Lease(
     "/run/flannel/subnet.env",
     FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1")),
+)
+LEASE6 = Lease(
+    "/run/flannel/subnet.env",
+    None,
+    FamilyLease((ip_network("fd00:10:244::/48"),), ip_network("fd00:10:244:1::/64"), ip_address("fd00:10:244:1::1")),
 )
 OWN = [
     table("flanneld-masq"),
@@ -45,6 +74,12 @@ def node_facts(objects: Sequence[Any], **more: Any) -> Facts:
     found = flows(Node(snapshot([*OWN, *objects], **more)), LEASE, Settings())
     daemon = DaemonFacts(Holder(True, 7, "it is held"), Status(State.SYNCED))
     return Facts(Settings(), (LEASE,), daemon=daemon, families=(FamilyFacts(Family.IPV4),), packets=PacketFacts(found))
+
+
+def found_in_ipv6(objects: Sequence[Any], **more: Any) -> list[Finding]:
+    settings = Settings(masquerade=MasqueradeSettings(enabled=False))
+    found = flows(Node(snapshot(objects, **more)), LEASE6, settings)
+    return list(examine(replace(node_facts([]), leases=(LEASE6,), settings=settings, packets=PacketFacts(found))))
 
 
 def found_in(objects: Sequence[Any], **more: Any) -> list[Finding]:
@@ -292,3 +327,30 @@ COMMIT
     (found,) = (one for one in found_in([], legacy=save) if one.owner == "kube-proxy")
     assert found.kind is Kind.FLOW_MASQUERADED
     assert "marked at prerouting by rule 1" in found.seen
+
+
+def test_input_that_drops_icmpv6_cuts_pods_off() -> None:
+    """A pod does not find its gateway (k3s 9797)."""
+    assert found_in_ipv6([]) == []
+    lines = "-A INPUT -i lo -j ACCEPT\n-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n"
+    save = Save(Family.IPV6, LEGACY, f"*filter\n:INPUT DROP [0:0]\n{lines}COMMIT\n")
+    (found,) = found_in_ipv6([], saves=(save,))
+    assert (found.kind, found.family, found.severity) == (Kind.FLOW_DROPPED, "ipv6", Severity.PROBLEM)
+    assert "-> ff02::1:ff00:1), answers of gateway to pod by neighbour discovery" in found.seen
+    assert found.seen.endswith("dropped at input by the policy of INPUT in legacy ip6 filter")
+    assert found.remedy == "ip6tables-legacy -A INPUT -p ipv6-icmp -j ACCEPT"
+
+
+def test_the_remedy_lets_icmpv6_pass_before_the_rule() -> None:
+    where: dict[str, Any] = {"table": "t", "family": "inet"}
+    own = [match(ct("state"), ["established", "related"], "in"), ACCEPT]
+    objects = [
+        table(family="inet"),
+        chain("in", "input", **where),
+        rule("in", *own, **where),
+        rule("in", DROP, **where),
+    ]
+    (found,) = found_in_ipv6(objects)
+    assert found.remedy == "nft insert rule inet t in handle 7 meta l4proto ipv6-icmp accept"
+    accepted = rule("in", match(meta("l4proto"), "ipv6-icmp"), ACCEPT, **where)
+    assert found_in_ipv6([*objects[:-1], accepted, objects[-1]]) == []

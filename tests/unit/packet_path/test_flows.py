@@ -12,7 +12,7 @@ import pytest
 from flanneld_masq.model import Family, FamilyLease, Lease, MasqueradeSettings, Settings
 from flanneld_masq.packet_path.evaluate import Node
 from flanneld_masq.packet_path.flows import Flow, FlowResult, Judgement, Source, flows
-from flanneld_masq.packet_path.snapshot import Snapshot
+from flanneld_masq.packet_path.snapshot import LEGACY, Save, Snapshot
 
 from .nodes import DROP, ROUTES4, ROUTES6, RULES, chain, match, meta, rule, snapshot, table
 
@@ -75,6 +75,7 @@ SERVICE_NFT: list[Any] = [
 ]
 
 _DEFAULT = Settings()
+DISCOVERY = {Flow.POD_TO_GATEWAY, Flow.GATEWAY_TO_POD}  # of IPv6 alone
 
 
 def judged(found: Snapshot, settings: Settings = _DEFAULT) -> dict[tuple[Flow, bool], FlowResult]:
@@ -117,7 +118,7 @@ def test_an_exempt_world_must_see_the_pod() -> None:
         ),
         (
             [route for route in ROUTES4 if route["dst"] != "10.244.1.0/24"],
-            set(Flow) - {Flow.HOST_TO_REMOTE_POD},
+            set(Flow) - {Flow.HOST_TO_REMOTE_POD} - DISCOVERY,
         ),
     ],
     ids=["no world", "no other node", "no pod yet"],
@@ -240,3 +241,61 @@ def test_pods_may_have_another_way_to_the_world_than_the_node() -> None:
     assert world.judgement is Judgement.AS_WANTED, world.why
     assert world.result is not None
     assert world.result.outcomes[0].device == "wg0"
+
+
+def discovered(*rules: str, chain: str = "INPUT") -> dict[tuple[Flow, bool], FlowResult]:
+    """Return the results of neighbour discovery where the chain drops all that these rules do not accept."""
+    lines = "".join(f"-A {chain} {one}\n" for one in rules)
+    save = Save(Family.IPV6, LEGACY, f"*filter\n:{chain} DROP [0:0]\n{lines}COMMIT\n")
+    return {key: one for key, one in judged6(snapshot(saves=(save,))).items() if one.flow in DISCOVERY}
+
+
+def test_neighbour_discovery_passes_input_and_output() -> None:
+    found = {key: one for key, one in judged6(snapshot()).items() if one.flow in DISCOVERY}
+    assert {one.judgement for one in found.values()} == {Judgement.AS_WANTED}
+    packets = [one.result.packet for one in found.values() if one.result is not None]
+    assert [(str(one.src), str(one.dst), one.iif) for one in packets] == [
+        ("fd00:10:244:1:ffff:ffff:ffff:fffa", "ff02::1:ff00:1", "cni0"),
+        ("fd00:10:244:1::1", "fd00:10:244:1:ffff:ffff:ffff:fffa", ""),
+        ("fd00:10:244:1:ffff:ffff:ffff:fffa", "fd00:10:244:1::1", "cni0"),
+    ]
+
+
+def test_input_without_icmpv6_loses_neighbour_discovery() -> None:
+    rules = ["-i lo -j ACCEPT", "-m conntrack --ctstate NEW,RELATED,ESTABLISHED -j ACCEPT"]
+    found = discovered(*rules, "-p ipv6-icmp -m icmp6 --icmpv6-type 128 -j ACCEPT")
+    wrong = {key for key, one in found.items() if one.judgement is Judgement.WRONG}
+    assert wrong == {(Flow.POD_TO_GATEWAY, False), (Flow.GATEWAY_TO_POD, True)}
+    lost = found[Flow.POD_TO_GATEWAY, False]
+    assert (lost.why, lost.narrow) == ("dropped by INPUT in legacy ip6 filter: policy drop", False)
+
+
+@pytest.mark.parametrize(
+    ("rules", "judgement"),
+    [
+        (["-p ipv6-icmp -j ACCEPT"], Judgement.AS_WANTED),
+        (["-p ipv6-icmp -m icmp6 --icmpv6-type 135 -j ACCEPT"], Judgement.AS_WANTED),
+        (["-m conntrack --ctstate INVALID -j DROP", "-i cni0 -j ACCEPT"], Judgement.AS_WANTED),
+        (["-m conntrack --ctstate UNTRACKED -j ACCEPT"], Judgement.AS_WANTED),
+        (["-d ff02::/16 -j ACCEPT"], Judgement.AS_WANTED),
+        (["-p ipv6-icmp -m icmp6 --icmpv6-type 135 -m hl --hl-eq 255 -j ACCEPT"], Judgement.MAY),
+        (["-p ipv6-icmp -m icmp6 --icmpv6-type 136 -j ACCEPT"], Judgement.WRONG),
+        (["-s fe80::/10 -j ACCEPT"], Judgement.WRONG),
+    ],
+    ids=str,
+)
+def test_a_solicitation_is_untracked_and_goes_to_a_group(rules: list[str], judgement: Judgement) -> None:
+    """The type, the state and the destination of what a pod sends to find its gateway."""
+    assert discovered(*rules)[Flow.POD_TO_GATEWAY, False].judgement is judgement
+
+
+def test_output_without_icmpv6_loses_the_nodes_advertisement() -> None:
+    found = discovered(chain="OUTPUT")
+    assert {key for key, one in found.items() if one.judgement is Judgement.WRONG} == {(Flow.POD_TO_GATEWAY, True)}
+
+
+def test_discovery_is_left_out_without_the_gateways_address() -> None:
+    """Pods of calico have a gateway of their own."""
+    routes = [*(one for one in ROUTES6 if one["dst"] != "fd00:10:244:1::/64"), {"dst": "fd00:10:244:1::7", "dev": "v7"}]
+    found = judged6(snapshot(routes6=routes))
+    assert not {flow for flow, _ in found} & DISCOVERY

@@ -74,6 +74,11 @@ def test_a_policy_belongs_to_a_program_there_that_sets_policies(beside: tuple[st
     assert owner_of(place("ip filter", "FORWARD", "policy drop", number=0), beside) == owner
 
 
+@pytest.mark.parametrize(("chain", "owner"), [("DOCKER", ""), ("LIBVIRT_INP", ""), ("ufw6-before-input", "ufw")])
+def test_docker_sets_the_policy_of_forward_alone(chain: str, owner: str) -> None:
+    assert owner_of(place("ip6 filter", "INPUT", "policy drop", number=0), ("INPUT", chain)) == owner
+
+
 @pytest.mark.parametrize(
     ("table", "chain", "text", "owner"),
     [
