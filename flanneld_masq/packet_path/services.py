@@ -54,10 +54,14 @@ def _service(field: Optional[Field], key: tuple[object, ...]) -> Iterator[Servic
 
 
 def _exact(tests: list[Test], field: Field) -> Optional[int]:
-    """Return the one number that the tests want of a field."""
+    """Return the one number that the tests want of a field. The test of a port may name the protocol as well."""
     for test in tests:
-        if test.op is Op.EQ and len(test.key) == 1 and isinstance(test.key[0], Read) and test.key[0].field is field:
-            for key, _ in test.elements.all():
-                if isinstance(key[0], int):
-                    return key[0]
+        part = test.key[0] if test.op is Op.EQ and len(test.key) == 1 else None
+        if not isinstance(part, Read):
+            continue
+        if field is Field.PROTO and part.proto is not None:
+            return part.proto
+        numbers = (key[0] for key, _ in test.elements.all() if part.field is field)
+        if (found := next((number for number in numbers if isinstance(number, int)), None)) is not None:
+            return found
     return None

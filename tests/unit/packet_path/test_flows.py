@@ -14,7 +14,7 @@ from flanneld_masq.packet_path.evaluate import Node
 from flanneld_masq.packet_path.flows import Flow, FlowResult, Judgement, Source, flows
 from flanneld_masq.packet_path.snapshot import LEGACY, Save, Snapshot
 
-from .nodes import DROP, ROUTES4, ROUTES6, RULES, chain, match, meta, rule, snapshot, table
+from .nodes import DADDR, DROP, ROUTES4, ROUTES6, RULES, chain, match, meta, payload, rule, snapshot, table
 
 LEASE = Lease(
     "/run/flannel/subnet.env",
@@ -72,6 +72,22 @@ SERVICE_NFT: list[Any] = [
         },
         table="kube-proxy",
     ),
+]
+
+SERVICE_IPTABLES_NFT: list[Any] = [  # as nft prints a rule of iptables-nft that has no comment
+    table("nat"),
+    chain("KUBE-SERVICES", table="nat"),
+    chain("KUBE-SVC-A", table="nat"),
+    chain("PREROUTING", "prerouting", "nat", prio=-100, table="nat"),
+    rule("PREROUTING", {"jump": {"target": "KUBE-SERVICES"}}, table="nat"),
+    rule(
+        "KUBE-SERVICES",
+        match(DADDR, "10.96.0.10"),
+        match(payload("tcp", "dport"), 80),
+        {"jump": {"target": "KUBE-SVC-A"}},
+        table="nat",
+    ),
+    rule("KUBE-SVC-A", {"dnat": {"addr": "10.244.1.77", "port": 8080}}, table="nat"),
 ]
 
 _DEFAULT = Settings()
@@ -192,7 +208,11 @@ def test_what_cannot_be_read_leaves_every_flow_uncertain() -> None:
     assert {one.judgement for one in found.values()} == {Judgement.MAY, Judgement.SKIPPED}
 
 
-@pytest.mark.parametrize("found", [snapshot(legacy=SERVICE), snapshot(SERVICE_NFT)], ids=["iptables", "nft"])
+@pytest.mark.parametrize(
+    "found",
+    [snapshot(legacy=SERVICE), snapshot(SERVICE_IPTABLES_NFT), snapshot(SERVICE_NFT)],
+    ids=["iptables", "iptables-nft", "nft"],
+)
 def test_services_of_both_modes_are_found(found: Snapshot) -> None:
     service = judged(found)[Flow.POD_TO_SERVICE, False]
     assert service.judgement is Judgement.AS_WANTED
