@@ -11,6 +11,7 @@ from flanneld_masq.doctor.host_network import HostNetwork, Link
 from flanneld_masq.doctor.interfaces import BRIDGES, DOCKER, of_family, pod_links, with_gateway
 from flanneld_masq.inputs.text import Interface
 from flanneld_masq.model import Family, FamilyLease, Lease
+from flanneld_masq.packet_path.flows import Flow
 
 _SHOWN = 3  # ports
 
@@ -84,6 +85,35 @@ def netfilter(facts: Facts) -> Iterator[Finding]:
                 yield finding(Kind.BRIDGE_NETFILTER_OFF, f"{fields['key']} = 0", family, **fields)
             elif key not in facts.sysctls and not network.br_netfilter:
                 yield finding(Kind.BRIDGE_NETFILTER_MISSING, f"/proc/sys/{key} is missing", family, **fields)
+
+
+def hairpin(facts: Facts) -> Iterator[Finding]:
+    """Yield bridges by which kube-proxy's rules lead packets to a pod of this node, but not back to their sender.
+
+    Without a bridge's call of the rules, the node itself translates and sends the packets, which needs no hairpin mode.
+    A promiscuous bridge may hand them to the node. Source: br_netfilter_hooks.c and br_input.c of the kernel.
+    """
+    network = facts.network or HostNetwork()
+    for family in Family:
+        called = facts.sysctls.get(call_sysctl(family))
+        for link in pod_links(network, facts.leases):
+            ports = [port for port in network.ports(link.name) if port.kind == "veth"]
+            off = bool(ports) and all(port.hairpin is False for port in ports)
+            pod = _pod_of_service(facts, family, link.name)
+            if pod and off and not link.promiscuous and (called or family in link.calls):
+                names = ", ".join(port.name for port in ports[:_SHOWN])
+                more = f" and {len(ports) - _SHOWN} more" if len(ports) > _SHOWN else ""
+                seen = f"hairpin is off on the ports of {link.name}: {names}{more}; a service leads to {pod}"
+                yield finding(Kind.BRIDGE_HAIRPIN_OFF, seen, family, device=link.name)
+
+
+def _pod_of_service(facts: Facts, family: Family, device: str) -> str:
+    """Return a pod behind a device to which kube-proxy's rules lead packets to a service; empty if none is known."""
+    results = [one.result for one in facts.packets.flows if (one.flow, one.family) == (Flow.POD_TO_SERVICE, family)]
+    outcomes = (outcome for result in results if result is not None for outcome in result.outcomes)
+    found = [outcome.dst for outcome in outcomes if outcome.delivered and outcome.device == device]
+    subnets = [lease.subnet for lease in of_family(facts.leases, family)]
+    return next((str(pod) for pod in found if any(pod.address in subnet for subnet in subnets)), "")
 
 
 def _links(facts: Facts) -> tuple[Link, ...]:

@@ -79,6 +79,15 @@ TEXTS: Mapping[Kind, Text] = {
         "`ip link set {port} mtu {mtu}`; the flannel CNI plugin gives new pods the MTU of the subnet file",
         'no other "mtu" in the delegate of the flannel CNI configuration (docker: --mtu={mtu}), then make new pods',
     ),
+    Kind.BRIDGE_HAIRPIN_OFF: Text(
+        PROBLEM,
+        "no port of the pods' bridge has hairpin mode",
+        "a pod that calls a service and is chosen to answer it loses these packets: kube-proxy's rules translate them "
+        "on the bridge, and a port without that mode does not send them back to where they came from",
+        "for port in /sys/class/net/{device}/brif/*; do echo 1 >$port/hairpin_mode; done",
+        '"hairpinMode": true in the delegate of the flannel CNI configuration (ConfigMap kube-flannel-cfg, or '
+        "/etc/cni/net.d), which is for new pods",
+    ),
     Kind.POD_NETWORK_ON_NODE: Text(
         PROBLEM,
         "the node has a network of its own inside flannel's pod network",

@@ -36,6 +36,7 @@ _OF_NETWORK = (  # their facts are subnet files, interfaces, routes, switches an
     bridge_checks.prefix_length,
     bridge_checks.same_gateway,
     bridge_checks.mtu,
+    bridge_checks.hairpin,
     network_checks.forwarding,
     network_checks.ipv6_disabled,
     network_checks.inside_pod_network,

@@ -24,6 +24,7 @@ class Kind(str, enum.Enum):
 
     BACKEND_UNUSABLE = "backend-unusable"
     BRIDGE_ADDRESS_DIFFERS = "bridge-address-differs"
+    BRIDGE_HAIRPIN_OFF = "bridge-hairpin-off"
     BRIDGE_MTU_TOO_LARGE = "bridge-mtu-too-large"
     BRIDGE_NETFILTER_MISSING = "bridge-netfilter-missing"
     BRIDGE_NETFILTER_OFF = "bridge-netfilter-off"

@@ -38,7 +38,9 @@ class Vxlan:
 class Link:
     """An interface. `mtu` is in bytes; `master` is the bridge that it is a port of, and `kind` the kernel's name of
     its type, empty for hardware. `calls` are the families whose rules a bridge calls whatever the sysctl says. `up` is
-    False if it was switched off. `vxlan` is None for an interface of another kind."""
+    False if it was switched off. `vxlan` is None for an interface of another kind. `hairpin` says if a bridge sends
+    packets back by this port of it, None if that is not known; `promiscuous` if the interface takes packets to others.
+    """
 
     name: str
     mtu: int = 1500
@@ -48,6 +50,8 @@ class Link:
     calls: frozenset[Family] = frozenset()
     up: bool = True
     vxlan: Optional[Vxlan] = None
+    hairpin: Optional[bool] = None
+    promiscuous: bool = False
 
     @property
     def is_flannel(self) -> bool:
@@ -163,6 +167,7 @@ def _entries(text: str) -> list[dict[str, Any]]:
 def _link(entry: dict[str, Any]) -> Link:
     info = _object(entry, "linkinfo")
     data = _object(info, "info_data")
+    hairpin = _object(info, "info_slave_data").get("hairpin")
     calls = {Family.IPV4: "nf_call_iptables", Family.IPV6: "nf_call_ip6tables"}
     return Link(
         _name(_text(entry, "ifname")),
@@ -171,17 +176,19 @@ def _link(entry: dict[str, Any]) -> Link:
         _text(entry, "master"),
         tuple(_address(one) for one in _list(entry, "addr_info") if _text(one, "local")),
         frozenset(family for family, key in calls.items() if data.get(key) in (1, True)),
-        _is_up(entry),
+        "UP" in _flags(entry),
         _vxlan(data) if _text(info, "info_kind") == "vxlan" else None,
+        hairpin if isinstance(hairpin, bool) else None,
+        "PROMISC" in _flags(entry),
     )
 
 
-def _is_up(entry: dict[str, Any]) -> bool:
-    """Return False for an interface whose flags lack UP; True also for one that is printed without flags."""
+def _flags(entry: dict[str, Any]) -> list[Any]:
+    """Return the flags of an interface; UP for one that is printed without flags."""
     flags = entry.get("flags", ["UP"])
     if not isinstance(flags, list):
         raise ValueError("flags is not a list")  # noqa: TRY004
-    return "UP" in flags
+    return flags
 
 
 def _vxlan(data: dict[str, Any]) -> Vxlan:

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import json
 import shlex
+import socket
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flanneld_masq.model import Family
+from flanneld_masq.selftest.netns import Netns
 from flanneld_masq.selftest.topology import batch
 
-from ..common import unable
+from ..common import eventually, unable
 from .conftest import SUBNET_ENV, Daemon, Node
 from .test_kube_proxy import iptables, nftables
 
@@ -54,6 +57,17 @@ FLANNELS = """\
 COMMIT
 """
 SERVICES = "*nat\n:KUBE-SERVICES - [0:0]\n-A PREROUTING -j KUBE-SERVICES\nCOMMIT\n"
+SERVICE_OF_POD = """\
+*nat
+:KUBE-SERVICES - [0:0]
+:KUBE-SVC-A - [0:0]
+-A PREROUTING -j KUBE-SERVICES
+-A KUBE-SERVICES -d 10.96.0.10/32 -p tcp -m tcp --dport 80 -j KUBE-SVC-A
+-A KUBE-SVC-A -p tcp -m tcp -j DNAT --to-destination 10.244.1.5:8080
+-A POSTROUTING -s 10.244.1.5/32 -d 10.244.1.5/32 -j MASQUERADE
+COMMIT
+"""
+POD = ("link set lo up", "link set pod0 up", "address add 10.244.1.5/24 dev pod0", "route add default via 10.244.1.1")
 
 
 @pytest.fixture
@@ -99,6 +113,14 @@ def ids(node: Node, *argv: str) -> list[str]:
 
 def run_remedy(node: Node, found: dict[str, Any]) -> None:
     node.tool(*shlex.split(found["remedy"]))
+
+
+def reaches_itself(pod: Netns) -> bool:
+    """Connect the pod to its own service."""
+    with pod.entered(), socket.create_server(("10.244.1.5", 8080)), socket.socket() as client:
+        client.bind(("10.244.1.5", 0))
+        client.settimeout(0.5)
+        return client.connect_ex(("10.96.0.10", 80)) == 0
 
 
 def has_bridge_netfilter(node: Node) -> None:
@@ -162,6 +184,20 @@ class TestFlannelNode:
         assert (found["id"], found["family"]) == ("bridge-netfilter-off", str(family))
         run_remedy(flannel_node, found)
         assert findings(flannel_node) == []
+
+    def test_a_pod_reaches_itself_by_hairpin_mode(self, flannel_node: Node) -> None:
+        has_bridge_netfilter(flannel_node)
+        flannel_node.tool("iptables-nft-restore", "--noflush", stdin=SERVICE_OF_POD)
+        with closing(Netns.unnamed("pod")) as pod:
+            flannel_node.tool("ip", *["link", "set", "pod0", "netns", pod.path])
+            with pod.entered():
+                batch(flannel_node.run, POD)
+            assert not reaches_itself(pod)
+            found = only(flannel_node)
+            assert (found["id"], found["family"]) == ("bridge-hairpin-off", "ipv4")
+            flannel_node.tool("ip", *["link", "set", "veth0", "type", "bridge_slave", "hairpin", "on"])
+            assert eventually(lambda: reaches_itself(pod))
+            assert findings(flannel_node) == []
 
     def test_policy_route_takes_packets_to_pods(self, flannel_node: Node) -> None:
         with flannel_node.entered():

@@ -52,6 +52,15 @@ def test_a_bridge_may_call_rules_by_itself(value: object) -> None:
     assert link.calls == {Family.IPV4}
 
 
+def test_a_port_of_a_bridge() -> None:
+    links = {link.name: link for link in parse_links(printed("ip-address/node"))}
+    assert [links[name].hairpin for name in ("veth0", "p0", "cni0")] == [False, None, None]
+    info = {"info_kind": "veth", "info_slave_kind": "bridge", "info_slave_data": {"hairpin": True}}
+    flags = ["PROMISC", "UP"]
+    (link,) = parse_links(json.dumps([{"ifname": "veth1", "mtu": 1500, "flags": flags, "linkinfo": info}]))
+    assert (link.hairpin, link.promiscuous, link.up) == (True, True, True)
+
+
 def test_a_vxlan() -> None:
     data = {"id": 1, "local": "192.0.2.1", "link": "eth0", "port": 8472}
     info = {"info_kind": "vxlan", "info_data": data}

@@ -11,10 +11,13 @@ import pytest
 
 from flanneld_masq.controller.status import State, Status
 from flanneld_masq.doctor.examine import examine
-from flanneld_masq.doctor.facts import DaemonFacts, Facts, FamilyFacts, KubeProxy
+from flanneld_masq.doctor.facts import DaemonFacts, Facts, FamilyFacts, KubeProxy, PacketFacts
 from flanneld_masq.doctor.findings import Finding, Kind, Severity
 from flanneld_masq.doctor.host_network import HostNetwork, Link, Peer, Route, Vxlan, Way
 from flanneld_masq.model import Family, FamilyLease, Holder, Lease, Settings
+from flanneld_masq.packet_path.evaluate import Outcome, Result
+from flanneld_masq.packet_path.flows import Flow, FlowResult, Judgement, Source
+from flanneld_masq.packet_path.packet import TCP, Endpoint, Packet
 
 IPV4 = FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1"))
 IPV6 = FamilyLease((ip_network("fd00:10:244::/48"),), ip_network("fd00:10:244:1::/64"), ip_address("fd00:10:244:1::1"))
@@ -53,6 +56,8 @@ ROUTES = {
         Route(ip_network("::/0"), "eth0", gateway=True),
     ),
 }
+POD = "10.244.1.5"
+PODS = {Family.IPV4: POD, Family.IPV6: "fd00:10:244:1::5"}
 WAYS = (
     Way(ip_network("10.244.1.0/24"), ip_address("10.244.1.254"), "cni0", "cni0"),
     Way(ip_network("10.244.2.0/24"), ip_address("10.244.2.254"), "flannel.1", "flannel.1"),
@@ -96,6 +101,20 @@ def with_links(*links: Link, **changes: Any) -> Facts:
     names = {link.name for link in links}
     kept = tuple(link for link in LINKS if link.name not in names)
     return replace(NODE, network=HostNetwork((*kept, *links), ROUTES, WAYS), **changes)
+
+
+def with_service(pod: str, *links: Link, device: str = "cni0") -> Facts:
+    """The node with these links, where kube-proxy leads packets to a service to this pod; to none without one."""
+    facts = with_links(*links)
+    if not pod:
+        return facts
+    first, end = ip_address(pod) + 1, ip_address(pod)
+    packet = Packet(first, end, TCP, 40000, 80, "cni0")
+    outcome = Outcome(True, Endpoint(first, 40000), Endpoint(end, 8080), device, 0, 0, ())
+    family = Family.IPV4 if end.version == 4 else Family.IPV6
+    result = Result(packet, (outcome,))
+    flow = FlowResult(family, Flow.POD_TO_SERVICE, False, Source.ANY, Judgement.AS_WANTED, result=result)
+    return replace(facts, packets=PacketFacts((flow,)))
 
 
 def with_routes(*routes: Route, links: tuple[Link, ...] = ()) -> Facts:
@@ -310,6 +329,46 @@ class TestBridge:
         assert (found.kind, found.family) == (Kind.BRIDGE_NETFILTER_OFF, str(family))
         assert found.seen == f"net.bridge.bridge-nf-call-{family.data.tools} = 0"
         assert "modules-load.d" in found.persist
+
+    @pytest.mark.parametrize("family", list(Family))
+    def test_ports_without_hairpin_mode(self, family: Family) -> None:
+        facts = with_service(PODS[family], replace(VETH, hairpin=False), replace(VETH, name="veth1", hairpin=False))
+        found = only(facts)
+        assert (found.kind, found.family, found.severity) == (Kind.BRIDGE_HAIRPIN_OFF, str(family), Severity.PROBLEM)
+        assert found.seen.startswith("hairpin is off on the ports of cni0: veth0, veth1; a service leads to ")
+        assert found.remedy == "for port in /sys/class/net/cni0/brif/*; do echo 1 >$port/hairpin_mode; done"
+        assert '"hairpinMode": true' in found.persist
+
+    @pytest.mark.parametrize(
+        ("pod", "device", "links", "call"),
+        [
+            (POD, "cni0", [replace(VETH, hairpin=True)], 1),
+            (POD, "cni0", [VETH], 1),
+            (POD, "cni0", [replace(VETH, hairpin=False), replace(VETH, name="veth1", hairpin=True)], 1),
+            (POD, "cni0", [replace(VETH, hairpin=False), replace(CNI0, promiscuous=True)], 1),
+            (POD, "cni0", [replace(VETH, hairpin=False, master="docker0")], 1),
+            (POD, "flannel.1", [replace(VETH, hairpin=False)], 1),
+            ("10.244.2.5", "cni0", [replace(VETH, hairpin=False)], 1),
+            ("", "", [replace(VETH, hairpin=False)], 1),
+            (POD, "cni0", [replace(VETH, hairpin=False)], 0),
+        ],
+        ids=[
+            "on",
+            "not known",
+            "on one port",
+            "promiscuous",
+            "another bridge",
+            "other device",
+            "remote",
+            "none",
+            "uncalled",
+        ],
+    )
+    def test_hairpin_mode_is_not_missed(self, pod: str, device: str, links: list[Link], call: int) -> None:
+        facts = with_service(pod, *links, device=device)
+        switches = {**SWITCHES, "net/bridge/bridge-nf-call-iptables": call}
+        kinds = {found.kind for found in examine(replace(facts, sysctls=switches))}
+        assert kinds == (set() if call else {Kind.BRIDGE_NETFILTER_OFF})
 
     def test_module_is_missing(self) -> None:
         switches = {key: value for key, value in SWITCHES.items() if "bridge" not in key}
