@@ -12,11 +12,15 @@ from dataclasses import dataclass
 
 from flanneld_masq.model import SLOTS, Family
 from flanneld_masq.packet_path.rules import Hook, Place
+from flanneld_masq.packet_path.snapshot import XTABLES
 from flanneld_masq.packet_path.state import Effect, Step
 
 NO_RULE = ("sysctl", "routing")  # what stands for a table where the kernel drops without a rule
 _LEGACY = "legacy "
 _ANSWERS = "RELATED,ESTABLISHED"
+_BUILT_IN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+_OF_IPTABLES = frozenset(f"{family.data.nft} {table}" for family in Family for table in XTABLES)
+_COMMENT = "pods-of-flannel"  # in FORWARD, where flannel's own accepts look like these but for it
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -173,8 +177,12 @@ def _fields(one: Traffic, step: Step, family: Family, device: str) -> Mapping[st
 
 
 def is_xtables(place: Place) -> bool:
-    """Return True for a rule that iptables wrote, of either flavour."""
-    return place.table.startswith(_LEGACY) or place.text.startswith("-A ")
+    """Return True for a rule that iptables wrote, of either flavour, and for a policy in one of its tables.
+
+    A rule of nft in such a table, for example one with `ct state`, makes iptables-nft refuse the table.
+    """
+    policy = not place.number and place.chain in _BUILT_IN and place.table in _OF_IPTABLES
+    return policy or place.table.startswith(_LEGACY) or place.text.startswith("-A ")
 
 
 def _tool(place: Place, family: Family) -> str:
@@ -192,7 +200,8 @@ def _accept(place: Place, one: Traffic, family: Family) -> list[str]:
         named = [] if table == "filter" else ["-t", table]
         port = ["-p", "udp", "--dport", str(one.udp_port)] if one.udp_port else []
         kind = ["-p", "ipv6-icmp"] if one.icmpv6 else port
-        return [_tool(place, family), *named, *where, *ends, *kind, *state, "-j", "ACCEPT"]
+        comment = ["-m", "comment", "--comment", _COMMENT] if _is_forward(place) else []
+        return [_tool(place, family), *named, *where, *ends, *kind, *state, *comment, "-j", "ACCEPT"]
     at = ["handle", str(place.handle)] if place.number and place.handle else []
     ip = family.data.nft
     ends = [word for key, end in (("saddr", one.source), ("daddr", one.destination)) if end for word in (ip, key, end)]
@@ -200,7 +209,12 @@ def _accept(place: Place, one: Traffic, family: Family) -> list[str]:
     port = ["udp", "dport", str(one.udp_port)] if one.udp_port else []
     kind = ["meta", "l4proto", "ipv6-icmp"] if one.icmpv6 else port
     verb = "insert" if place.number else "add"
-    return ["nft", verb, "rule", *place.table.split(" ", 1), place.chain, *at, *ends, *kind, *state, "accept"]
+    comment = ["comment", _COMMENT] if _is_forward(place) else []
+    return ["nft", verb, "rule", *place.table.split(" ", 1), place.chain, *at, *ends, *kind, *state, "accept", *comment]
+
+
+def _is_forward(place: Place) -> bool:
+    return place.table.endswith(" filter") and place.chain == "FORWARD"
 
 
 def _persist(place: Place, family: Family) -> str:

@@ -25,7 +25,7 @@ from flanneld_masq.model import (
 )
 from flanneld_masq.packet_path.evaluate import Node
 from flanneld_masq.packet_path.flows import flows
-from flanneld_masq.packet_path.snapshot import LEGACY, Save
+from flanneld_masq.packet_path.snapshot import LEGACY, NFT, Save
 
 from ..packet_path.nodes import (
     ACCEPT,
@@ -138,6 +138,29 @@ def test_a_policy_is_met_at_the_end_of_its_chain() -> None:
     found = only(forward([match(SADDR, "192.0.2.9"), {"accept": None}], policy="drop"))
     assert "by the policy of f in ip t" in found.seen
     assert found.remedy.startswith("nft add rule ip t f ip saddr 10.244.0.0/16 accept")
+
+
+def of_iptables(name: str) -> Finding:
+    """Policy DROP of the chain FORWARD, as `iptables-nft -P` sets it."""
+    objects = [table(name), chain("FORWARD", "forward", policy="drop", table=name)]
+    return only(objects, saves=(Save(Family.IPV4, NFT, f"*{name}\n:FORWARD DROP [0:0]\nCOMMIT\n"),))
+
+
+@pytest.mark.parametrize(("name", "option"), [("filter", ""), ("mangle", "-t mangle ")])
+def test_a_policy_of_iptables_gets_accepts_of_iptables(name: str, option: str) -> None:
+    """After a rule of nft, iptables-nft refuses the table, and so kube-proxy and docker fail."""
+    found = of_iptables(name)
+    assert found.remedy.startswith(f"iptables-nft {option}-A FORWARD -s 10.244.0.0/16 ")
+    assert "nft add rule" not in found.remedy
+    assert "netfilter-persistent save" in found.persist
+
+
+def test_the_remedy_does_not_look_like_a_rule_of_flannel() -> None:
+    """Old releases of flannel accepted in FORWARD with the same matches, and `cleanup --flannel` removes such rules."""
+    found = of_iptables("filter")
+    assert found.remedy.startswith(
+        "iptables-nft -A FORWARD -s 10.244.0.0/16 -m comment --comment pods-of-flannel -j ACCEPT"
+    )
 
 
 @pytest.mark.parametrize(
