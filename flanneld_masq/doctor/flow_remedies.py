@@ -1,7 +1,8 @@
 """Writes the commands that let packets of pods pass, in the terms of the program that owns the rule. Pure.
 
 `DROPS` and `MASQUERADES` are data. Where they have no command, the remedy is an accept right before the rule that
-decides, in the same chain: there it helps against that rule, and stands ahead of no other.
+decides, in the same chain: there it helps against that rule, and stands ahead of no other. Before a rule that changes
+the destination it is a return, so that the chains which called this one still see the packet.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from flanneld_masq.model import SLOTS, Family
+from flanneld_masq.packet_path.flows import DESTINATION_NAT
 from flanneld_masq.packet_path.rules import Hook, Place
 from flanneld_masq.packet_path.snapshot import XTABLES
 from flanneld_masq.packet_path.state import Effect, Step
@@ -134,7 +136,8 @@ def remedy(step: Step, owner: str, family: Family, traffic: Iterable[Traffic], d
         commands = [program.commands[one.shape].format(**named) for one, named in zip(traffic, fields)]
         command = _joined(commands)
         return Remedy(command, program.persist.format(command_permanent=_permanent(command)))
-    command = _joined(shlex.join(_accept(step.place, one, family)) for one in traffic)
+    verdict = "return" if _redirects(step) else "accept"
+    command = _joined(shlex.join(_accept(step.place, one, family, verdict)) for one in traffic)
     return Remedy(command, program.persist if program is not None else _persist(step.place, family))
 
 
@@ -149,12 +152,17 @@ def tunnel(step: Step, owner: str, family: Family, port: int) -> Remedy:
 
 def _program(step: Step, owner: str) -> Program | None:
     if step.effect is Effect.TRANSLATED:
-        return MASQUERADES.get(owner)
+        return None if _redirects(step) else MASQUERADES.get(owner)
     if owner == "docker" and not is_xtables(step.place) and step.place.number:
         return _DOCKER_NFT
     if owner == "docker" and not step.place.number:
         return _DOCKER_POLICY
     return DROPS.get(owner) if step.hook is Hook.FORWARD else None
+
+
+def _redirects(step: Step) -> bool:
+    """Return True for a rule that changes the destination."""
+    return step.effect is Effect.TRANSLATED and step.hook in DESTINATION_NAT
 
 
 def _joined(commands: Iterable[str]) -> str:
@@ -189,7 +197,7 @@ def _tool(place: Place, family: Family) -> str:
     return f"{family.data.tools}-{'legacy' if place.table.startswith(_LEGACY) else 'nft'}"
 
 
-def _accept(place: Place, one: Traffic, family: Family) -> list[str]:
+def _accept(place: Place, one: Traffic, family: Family, verdict: str = "accept") -> list[str]:
     """Return the command that accepts packets right before a rule, or at the end of a chain before its policy."""
     one = Traffic(icmpv6=True) if one.icmpv6 else one
     if is_xtables(place):
@@ -201,7 +209,7 @@ def _accept(place: Place, one: Traffic, family: Family) -> list[str]:
         port = ["-p", "udp", "--dport", str(one.udp_port)] if one.udp_port else []
         kind = ["-p", "ipv6-icmp"] if one.icmpv6 else port
         comment = ["-m", "comment", "--comment", _COMMENT] if _is_forward(place) else []
-        return [_tool(place, family), *named, *where, *ends, *kind, *state, *comment, "-j", "ACCEPT"]
+        return [_tool(place, family), *named, *where, *ends, *kind, *state, *comment, "-j", verdict.upper()]
     at = ["handle", str(place.handle)] if place.number and place.handle else []
     ip = family.data.nft
     ends = [word for key, end in (("saddr", one.source), ("daddr", one.destination)) if end for word in (ip, key, end)]
@@ -210,7 +218,7 @@ def _accept(place: Place, one: Traffic, family: Family) -> list[str]:
     kind = ["meta", "l4proto", "ipv6-icmp"] if one.icmpv6 else port
     verb = "insert" if place.number else "add"
     comment = ["comment", _COMMENT] if _is_forward(place) else []
-    return ["nft", verb, "rule", *place.table.split(" ", 1), place.chain, *at, *ends, *kind, *state, "accept", *comment]
+    return ["nft", verb, "rule", *place.table.split(" ", 1), place.chain, *at, *ends, *kind, *state, verdict, *comment]
 
 
 def _is_forward(place: Place) -> bool:

@@ -71,6 +71,7 @@ class Flow(str, enum.Enum):
         return self not in (Flow.WORLD_TO_POD, Flow.POD_TO_HOST)
 
 
+DESTINATION_NAT = (Hook.PREROUTING, Hook.OUTPUT)  # where NAT changes the destination; later only the source
 _BY_UDP = {
     Flow.POD_TO_WORLD: Flow.POD_TO_WORLD_UDP,
     Flow.POD_TO_REMOTE_POD: Flow.POD_TO_REMOTE_POD_UDP,
@@ -117,8 +118,8 @@ class FlowResult:
     """A flow, what is wanted of it, and what becomes of it. `answer` is True for the direction of the answers.
 
     `why` is the fault, or the reason why the flow was skipped. A skipped flow has no result. `fault` is what is wrong
-    with it, or may be. `narrow` is True for a packet that is lost while those of another pod, or to another address or
-    port, are not: the rule decides by more than pods.
+    with it, or may be. `narrow` is True for a packet that is lost or redirected while those of another pod, or to
+    another address or port, are not: the rule decides by more than pods.
     """
 
     family: Family
@@ -360,21 +361,22 @@ class _Flows:
             marked = (Cause(step, self._node.owner(step)) for step in _marked(bad[0][0]))
             causes += tuple(cause for cause in marked if cause.owner != KUBE_PROXY)[-1:]
         first = bad[0][1][0] if bad else None
-        lost = judgement is Judgement.WRONG and first is Fault.LOST
-        narrow = lost and self._is_narrow(original or case.packet, answer=answer)
+        decided = judgement is Judgement.WRONG and first in (Fault.LOST, Fault.REDIRECTED)
+        narrow = decided and self._is_narrow(original or case.packet, answer=answer, kept=first is Fault.REDIRECTED)
         return FlowResult(self._family, case.flow, answer, wanted, judgement, why, causes, result, first, narrow)
 
-    def _is_narrow(self, packet: Packet, *, answer: bool) -> bool:
-        """Return True if the packet of another pod, or to another address or port, may pass, or the `answer` to it."""
+    def _is_narrow(self, packet: Packet, *, answer: bool, kept: bool) -> bool:
+        """Return True if the packet of another pod, or to another address or port, may pass, or the `answer` to it;
+        with `kept` only if it may keep its destination."""
         others = [replace(packet, dport=OTHER_PORT)]
         others += [replace(packet, src=address) for address in self._others(packet.src)]
         others += [replace(packet, dst=address) for address in self._others(packet.dst)]
-        return any(self._passes(other, answer=answer) for other in others)
+        return any(self._passes(other, answer=answer, kept=kept) for other in others)
 
-    def _passes(self, packet: Packet, *, answer: bool) -> bool:
+    def _passes(self, packet: Packet, *, answer: bool, kept: bool = False) -> bool:
         delivered = [outcome for outcome in self._node.evaluate(packet).outcomes if outcome.delivered]
         if not answer:
-            return bool(delivered)
+            return any(not kept or outcome.dst.address == packet.dst for outcome in delivered)
         return any(self._passes(_answer_to(packet, outcome), answer=False) for outcome in delivered)
 
     def _others(self, address: Address) -> Iterator[Address]:
@@ -438,6 +440,10 @@ def _answer_to(first: Packet, outcome: Outcome) -> Packet:
 
 def _cause(outcome: Outcome, fault: Fault) -> tuple[Step, ...]:
     """Return the rule that did it: one that dropped or translated, or else one that kept NAT away."""
+    if fault in (Fault.REDIRECTED, Fault.MISROUTED):
+        moved = [step for step in outcome.deciders if step.hook in DESTINATION_NAT]
+        written = _marked(outcome) if fault is Fault.REDIRECTED else []
+        return tuple((moved or written)[-1:])
     if outcome.deciders or fault not in (Fault.NOT_MASQUERADED, Fault.UNANSWERED):
         return outcome.deciders[-1:]
     untracked = [step for step in outcome.steps if step.effect is Effect.UNTRACKED]

@@ -285,6 +285,33 @@ def test_a_rule_that_redirects_pods() -> None:
     found = only(objects)
     assert found.kind is Kind.FLOW_REDIRECTED
     assert "sent to 192.0.2.77, not to 8.8.8.8" in found.seen
+    assert "translated at prerouting by rule 1 of pre in ip t" in found.seen, "not by the masquerade behind it"
+    assert found.owner == "unknown"
+    assert found.remedy == "nft insert rule ip t pre handle 7 ip saddr 10.244.0.0/16 return"
+
+
+def dnat(*matches: str, owner: str = "") -> list[Finding]:
+    """The findings where iptables sends packets of the pods' bridge to a host of the LAN."""
+    rules = f"-A PREROUTING -i cni0 {' '.join(matches)} -j DNAT --to-destination 192.0.2.77"
+    jump = f":{owner} - [0:0]\n-A PREROUTING -j {owner}\n{rules.replace('PREROUTING', owner)}" if owner else rules
+    return found_in([], legacy=f"*nat\n:PREROUTING ACCEPT [0:0]\n{jump}\nCOMMIT\n")
+
+
+def test_a_redirection_of_one_port_is_intended() -> None:
+    """All DNS to one resolver, for example. The answers come back as such."""
+    assert dnat("-p udp -m udp --dport 53") == []
+
+
+def test_the_remedy_for_a_redirection_of_everything() -> None:
+    (found,) = dnat("-p tcp")
+    assert found.remedy == "iptables-legacy -t nat -I PREROUTING 1 -s 10.244.0.0/16 -j RETURN"
+
+
+def test_a_redirection_by_docker_is_not_its_masquerade() -> None:
+    (found,) = dnat("-p tcp", owner="DOCKER")
+    assert (found.kind, found.owner) == (Kind.FLOW_REDIRECTED, "docker")
+    assert found.remedy == "iptables-legacy -t nat -I DOCKER 1 -s 10.244.0.0/16 -j RETURN"
+    assert "ip-masq" not in found.persist
 
 
 def test_a_missing_route_is_no_rule() -> None:
