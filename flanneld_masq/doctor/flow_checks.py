@@ -231,21 +231,35 @@ def _traffic(one: FlowResult, kind: Kind, leases: tuple[FamilyLease, ...]) -> It
         yield from (Traffic(network, icmpv6=True) for network in networks)
         return
     step = one.causes[0].step if one.causes else None
-    tracked = step is None or step.tracked
-    if one.answer and step is not None and step.hook in _BEFORE_NAT and not _is_within(packet.dst, leases):
+    tracked = step is None or (step.tracked and step.hook is not Hook.EGRESS)  # a chain of a device has no state
+    src, dst = _ends(one, packet, step)
+    to_pods = _is_within(dst, leases)
+    if one.answer and step is not None and step.hook in _BEFORE_NAT and not to_pods:
         # Such answers still have the address that the pod was masqueraded with.
-        yield Traffic("", str(packet.dst), answers=tracked)
+        yield Traffic("", str(dst), answers=tracked)
         networks = networks if tracked else []
-    from_pods = _is_within(packet.src, leases)
-    to_pods = _is_within(packet.dst, leases)
+    masqueraded = src != packet.src and not one.answer and bool(packet.iif)
+    if masqueraded and not to_pods:
+        yield Traffic(str(src))
+        return
+    from_pods = _is_within(src, leases)
     for network in networks:
-        if from_pods:
+        if masqueraded:
+            yield Traffic(str(src), network)
+        elif from_pods:
             # An exception from NAT must not hold for the world.
             yield Traffic(network, network if kind is Kind.FLOW_MASQUERADED and to_pods else "")
         elif one.answer or not packet.iif:
             yield Traffic("", network, answers=one.answer and tracked)
         else:
-            yield Traffic(str(packet.src), network)
+            yield Traffic(str(src), network)
+
+
+def _ends(one: FlowResult, packet: Packet, step: Optional[Step]) -> tuple[Address, Address]:
+    """Return source and destination of a packet as the rule that drops it sees them, behind NAT for example."""
+    outcomes = one.result.outcomes if one.result is not None else ()
+    lost = (outcome for outcome in outcomes if not outcome.delivered and outcome.steps[-1:] == (step,))
+    return next(((outcome.src.address, outcome.dst.address) for outcome in lost), (packet.src, packet.dst))
 
 
 def _is_within(address: Address, leases: Collection[FamilyLease]) -> bool:

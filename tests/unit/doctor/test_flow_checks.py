@@ -231,6 +231,30 @@ def test_answers_have_the_nodes_address_before_nat(family: str, hook: str, prio:
 
 
 @pytest.mark.parametrize(
+    ("family", "hook", "prio", "device", "end"),
+    [
+        ("ip", "postrouting", 0, "eth0", "saddr 10.244.0.0/16"),
+        ("ip", "postrouting", 150, "eth0", "saddr 192.0.2.1"),
+        ("netdev", "egress", 0, "eth0", "saddr 192.0.2.1"),
+        ("netdev", "egress", 0, "flannel.1", "saddr 10.244.0.0/16"),
+    ],
+)
+def test_packets_have_the_nodes_address_behind_nat(family: str, hook: str, prio: int, device: str, end: str) -> None:
+    by = [match(meta("oifname"), device)]
+    objects = [table(family=family), chain("f", hook, family=family, prio=prio, dev=device)]
+    found = only([*objects, rule("f", *by, DROP, family=family)])
+    assert found.remedy.split("; ")[0] == f"nft insert rule {family} t f handle 7 ip {end} accept"
+
+
+def test_a_chain_of_a_device_knows_no_state() -> None:
+    """The kernel refuses `ct` in tables of the family netdev."""
+    objects = [table(family="netdev"), chain("f", "egress", family="netdev", dev="cni0")]
+    found = only([*objects, rule("f", match(SADDR, POD_NETWORK, "!="), DROP, family="netdev")])
+    assert "answers of pod to world" in found.seen
+    assert found.remedy == "nft insert rule netdev t f handle 7 ip daddr 10.244.0.0/16 accept"
+
+
+@pytest.mark.parametrize(
     "matches",
     [
         [match(payload("tcp", "dport"), 443)],
