@@ -39,6 +39,7 @@ _ASTRAY = {
 _BRIDGED = {Kind.BRIDGE_NETFILTER_MISSING, Kind.BRIDGE_NETFILTER_OFF}
 _OTHER_MASQUERADE = {"flannel": Kind.FLANNEL_OVERRULES, "cni-plugins": Kind.CNI_MASQUERADES}
 _BEFORE_NAT = (Hook.INGRESS, Hook.PREROUTING)
+_BOTH_WAYS = (Hook.FORWARD, Hook.POSTROUTING)  # packets and answers to them pass, the latter to the pod's own address
 _KINDS = {
     Fault.LOST: Kind.FLOW_DROPPED,
     Fault.MISROUTED: Kind.FLOW_MISROUTED,
@@ -194,7 +195,8 @@ def _remedy(decision: _Decision, leases: tuple[FamilyLease, ...]) -> Remedy:
     if decision.kind is Kind.FLOW_NOT_MASQUERADED and cause.step.effect in _OWN_REMEDIES:
         return _OWN_REMEDIES[cause.step.effect]
     traffic = [found for one in decision.flows for found in _traffic(one, decision.kind, leases)]
-    return flow_remedies.remedy(cause.step, cause.owner, decision.family, traffic, _device(decision))
+    answers = _answers(decision, leases)
+    return flow_remedies.remedy(cause.step, cause.owner, decision.family, traffic, _device(decision), answers)
 
 
 def _remediable(decision: _Decision) -> Optional[Cause]:
@@ -253,6 +255,16 @@ def _traffic(one: FlowResult, kind: Kind, leases: tuple[FamilyLease, ...]) -> It
             yield Traffic("", network, answers=one.answer and tracked)
         else:
             yield Traffic(str(src), network)
+
+
+def _answers(decision: _Decision, leases: tuple[FamilyLease, ...]) -> Iterator[Traffic]:
+    """Yield the answers of the world, which drops of everything lose as soon as the pods' own packets pass."""
+    step = decision.step
+    if step is None or step.hook not in _BOTH_WAYS or not flow_remedies.drops_all(step):
+        return
+    packets = [packet for one in decision.flows if not one.answer and (packet := _packet(one)) is not None]
+    if any(_is_within(packet.src, leases) and not _is_within(packet.dst, leases) for packet in packets):
+        yield from (Traffic("", str(network), answers=True) for lease in leases for network in lease.networks)
 
 
 def _ends(one: FlowResult, packet: Packet, step: Optional[Step]) -> tuple[Address, Address]:

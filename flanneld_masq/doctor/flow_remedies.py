@@ -7,6 +7,7 @@ the destination it is a return, so that the chains which called this one still s
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ from flanneld_masq.packet_path.state import Effect, Step
 NO_RULE = ("sysctl", "routing")  # what stands for a table where the kernel drops without a rule
 _LEGACY = "legacy "
 _ANSWERS = "RELATED,ESTABLISHED"
+_DROPS_ALL = re.compile(
+    r"(?:log )?(?:drop|reject(?: with .*)?)"
+    r"|-A \S+ (?:-m comment --comment (?:\"[^\"]*\"|\S+) )?-j (?:DROP|REJECT)(?: .*)?"
+)
 _BUILT_IN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 _OF_IPTABLES = frozenset(f"{family.data.nft} {table}" for family in Family for table in XTABLES)
 _COMMENT = "pods-of-flannel"  # in FORWARD, where flannel's own accepts look like these but for it
@@ -127,8 +132,16 @@ _FILES = "the same in the file of the nftables service (/etc/nftables.conf, RHEL
 _SAVED = "`netfilter-persistent save` (RHEL: `service {tools} save`), or the command in the script that makes the rules"
 
 
-def remedy(step: Step, owner: str, family: Family, traffic: Iterable[Traffic], device: str = "") -> Remedy:
-    """Return how to let the packets pass a rule. `device` is the one by which they leave."""
+def remedy(
+    step: Step,
+    owner: str,
+    family: Family,
+    traffic: Iterable[Traffic],
+    device: str = "",
+    answers: Iterable[Traffic] = (),
+) -> Remedy:
+    """Return how to let the packets pass a rule. `device` is the one by which they leave. `answers` must pass too where
+    the remedy is an accept; programs with commands of their own let answers pass by themselves."""
     traffic = tuple(dict.fromkeys(traffic))
     program = _program(step, owner)
     if program is not None and program.commands:
@@ -137,7 +150,7 @@ def remedy(step: Step, owner: str, family: Family, traffic: Iterable[Traffic], d
         command = _joined(commands)
         return Remedy(command, program.persist.format(command_permanent=_permanent(command)))
     verdict = "return" if _redirects(step) else "accept"
-    command = _joined(shlex.join(_accept(step.place, one, family, verdict)) for one in traffic)
+    command = _joined(shlex.join(_accept(step.place, one, family, verdict)) for one in (*traffic, *answers))
     return Remedy(command, program.persist if program is not None else _persist(step.place, family))
 
 
@@ -182,6 +195,13 @@ def _fields(one: Traffic, step: Step, family: Family, device: str) -> Mapping[st
         "tool": _tool(step.place, family),
         "device": device,
     }
+
+
+def drops_all(step: Step) -> bool:
+    """Return True for a policy that drops, and for a rule that drops or rejects every packet that reaches it."""
+    if step.effect not in (Effect.DROPPED, Effect.REJECTED):
+        return False
+    return not step.place.number or bool(_DROPS_ALL.fullmatch(step.place.text))
 
 
 def is_xtables(place: Place) -> bool:

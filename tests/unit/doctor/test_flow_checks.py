@@ -199,6 +199,39 @@ def test_the_remedy_of_a_rule_of_iptables(line: str, command: str) -> None:
     assert only([], legacy=legacy).remedy == command
 
 
+FROM_PODS = "ip saddr 10.244.0.0/16 accept"
+ANSWERS = "ip daddr 10.244.0.0/16 ct state related,established accept"
+
+
+@pytest.mark.parametrize(
+    ("objects", "command"),
+    [
+        (forward(policy="drop"), "nft add rule ip t f"),
+        (forward([{"counter": None}, DROP]), "nft insert rule ip t f handle 7"),
+        (forward([{"reject": None}]), "nft insert rule ip t f handle 7"),
+    ],
+    ids=["policy", "drop", "reject"],
+)
+def test_one_remedy_lets_packets_and_answers_pass(objects: list[Any], command: str) -> None:
+    """Without the accept of answers, a second run of doctor would ask for it."""
+    assert only(objects).remedy == f"{command} {FROM_PODS}; {command} {ANSWERS}"
+
+
+@pytest.mark.parametrize("line", ["-j DROP", "-j REJECT --reject-with icmp-host-prohibited"])
+def test_one_remedy_of_iptables_lets_answers_pass(line: str) -> None:
+    legacy = f"*filter\n:FORWARD ACCEPT [0:0]\n:MYFW - [0:0]\n-A FORWARD -j MYFW\n-A MYFW {line}\nCOMMIT\n"
+    answers = "-d 10.244.0.0/16 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
+    assert only([], legacy=legacy).remedy == (
+        f"iptables-legacy -I MYFW 1 -s 10.244.0.0/16 -j ACCEPT; iptables-legacy -I MYFW 1 {answers}"
+    )
+
+
+def test_a_policy_behind_nat_lets_the_answers_pass() -> None:
+    objects = [table(), chain("f", "postrouting", prio=150, policy="drop")]
+    ends = ("ip saddr 192.0.2.1 accept", FROM_PODS, ANSWERS)
+    assert only(objects).remedy == "; ".join(f"nft add rule ip t f {end}" for end in ends)
+
+
 def test_answers_are_let_through_as_answers() -> None:
     answers = [match({"ct": {"key": "state"}}, "established", "in"), match(meta("iifname"), "eth0")]
     found = only(forward([*answers, DROP]))
