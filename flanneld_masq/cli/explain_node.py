@@ -12,12 +12,12 @@ from flanneld_masq.errors import ConfigError, MasqError
 from flanneld_masq.model import SLOTS, Address
 from flanneld_masq.packet_path.collect import collect
 from flanneld_masq.packet_path.evaluate import Fate, Node, Outcome, Result
+from flanneld_masq.packet_path.owners import OURS
 from flanneld_masq.packet_path.packet import WITH_PORTS, Packet
 from flanneld_masq.packet_path.routing import UNICAST, Routing
 from flanneld_masq.packet_path.state import Effect, Step
 from flanneld_masq.process import ProcessRunner
 
-OURS = "flanneld-masq"
 _NO_RULE = ("sysctl", "routing")  # what stands for a table where the kernel drops without a rule
 _CLIENT_PORT = 40000
 _VERBS = {Effect.DROPPED: "drop", Effect.REJECTED: "reject"}

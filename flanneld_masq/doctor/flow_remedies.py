@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from flanneld_masq.model import SLOTS, Family
 from flanneld_masq.packet_path.flows import DESTINATION_NAT
+from flanneld_masq.packet_path.owners import OURS
 from flanneld_masq.packet_path.rules import Hook, Place
 from flanneld_masq.packet_path.snapshot import XTABLES
 from flanneld_masq.packet_path.state import Effect, Step
@@ -128,6 +129,11 @@ PORTS: Mapping[str, str] = {
     "firewalld": "firewall-cmd --add-port={port}/udp",
     "ufw": "ufw prepend allow {port}/udp",
 }
+# Nobody edits the daemon's rules: it replaces them, and its tables may be protected.
+_SETTINGS = Remedy(
+    "the rule is the daemon's own: `flanneld-masq explain` says why it is there; change the settings, then "
+    "`systemctl reload flanneld-masq`"
+)
 _FILES = "the same in the file of the nftables service (/etc/nftables.conf, RHEL: /etc/sysconfig/nftables.conf)"
 _SAVED = "`netfilter-persistent save` (RHEL: `service {tools} save`), or the command in the script that makes the rules"
 
@@ -142,6 +148,8 @@ def remedy(
 ) -> Remedy:
     """Return how to let the packets pass a rule. `device` is the one by which they leave. `answers` must pass too where
     the remedy is an accept; programs with commands of their own let answers pass by themselves."""
+    if owner == OURS:
+        return _SETTINGS
     traffic = tuple(dict.fromkeys(traffic))
     program = _program(step, owner)
     if program is not None and program.commands:
@@ -156,6 +164,8 @@ def remedy(
 
 def tunnel(step: Step, owner: str, family: Family, port: int) -> Remedy:
     """Return how to let UDP packets to a port of the node pass a rule."""
+    if owner == OURS:
+        return _SETTINGS
     command = PORTS.get(owner, "").format(port=port)
     if command:
         return Remedy(command, f"`{_permanent(command)}`" if command != _permanent(command) else "")

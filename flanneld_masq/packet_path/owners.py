@@ -15,6 +15,7 @@ from flanneld_masq.model import SLOTS
 from flanneld_masq.packet_path.rules import Place
 
 UNKNOWN = ""
+OURS = "flanneld-masq"
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -29,9 +30,9 @@ class Fingerprint:
 
 
 FINGERPRINTS = (
-    Fingerprint("flanneld-masq", comment=r"flanneld-masq:[0-9a-f]{12}"),
-    Fingerprint("flanneld-masq", table=r"flanneld-masq(-(trace|probe|trial)\b.*)?"),
-    Fingerprint("flanneld-masq", chain=r"FLANNELD-MASQ(-FWD)?"),
+    Fingerprint(OURS, comment=r"flanneld-masq:[0-9a-f]{12}"),
+    Fingerprint(OURS, table=r"flanneld-masq(-(trace|probe|trial)\b.*)?"),
+    Fingerprint(OURS, chain=r"FLANNELD-MASQ(-FWD)?"),
     Fingerprint("flannel", comment=r"flanneld (masq|forward).*"),
     Fingerprint("flannel", table=r"flannel-ipv[46]"),
     Fingerprint("flannel", chain=r"FLANNEL-.*"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from flanneld_masq.controller.status import State, Status
+from flanneld_masq.doctor import flow_remedies
 from flanneld_masq.doctor.examine import examine
 from flanneld_masq.doctor.facts import DaemonFacts, Facts, FamilyFacts, PacketFacts, Unread
 from flanneld_masq.doctor.findings import Finding, Kind, Severity, exit_status
@@ -25,13 +26,17 @@ from flanneld_masq.model import (
 )
 from flanneld_masq.packet_path.evaluate import Node
 from flanneld_masq.packet_path.flows import flows
+from flanneld_masq.packet_path.owners import OURS, owner_of
+from flanneld_masq.packet_path.rules import Hook, Place
 from flanneld_masq.packet_path.snapshot import LEGACY, NFT, Save
+from flanneld_masq.packet_path.state import Effect, Step
 
 from ..packet_path.nodes import (
     ACCEPT,
     DADDR,
     DROP,
     ROUTES4,
+    RULES,
     SADDR,
     chain,
     ct,
@@ -461,3 +466,33 @@ def test_the_remedy_lets_icmpv6_pass_before_the_rule() -> None:
     assert found.remedy == "nft insert rule inet t in handle 7 meta l4proto ipv6-icmp accept"
     accepted = rule("in", match(meta("l4proto"), "ipv6-icmp"), ACCEPT, **where)
     assert found_in_ipv6([*objects[:-1], accepted, objects[-1]]) == []
+
+
+OWN_PLACES = (
+    Place("ip flanneld-masq", "postrouting", 4, 5, "ip saddr 10.244.0.0/16 masquerade"),
+    Place("ip flanneld-masq", "forward", text="policy drop"),
+    Place("ip6 flanneld-masq", "forward", 1, 7, "ct state invalid drop"),
+    Place("ip nat", "FLANNELD-MASQ", 6, 5, "-A FLANNELD-MASQ -s 10.244.0.0/16 -j MASQUERADE"),
+    Place("legacy ip filter", "FLANNELD-MASQ-FWD", 1, 0, "-A FLANNELD-MASQ-FWD -m conntrack --ctstate INVALID -j DROP"),
+)
+
+
+@pytest.mark.parametrize("hook", [Hook.PREROUTING, Hook.FORWARD, Hook.OUTPUT, Hook.POSTROUTING], ids=str)
+@pytest.mark.parametrize("effect", list(Effect), ids=str)
+def test_no_remedy_changes_the_daemons_own_rules(hook: Hook, effect: Effect) -> None:
+    for place in OWN_PLACES:
+        step, owner = Step(hook, place, effect), owner_of(place)
+        traffic = [flow_remedies.Traffic("10.244.0.0/16")]
+        advice = flow_remedies.remedy(step, owner, Family.IPV4, traffic, "eth0", traffic)
+        for one in (advice, flow_remedies.tunnel(step, owner, Family.IPV4, 8472)):
+            assert one.command.startswith("the rule is the daemon's own")
+            assert one.persist == ""
+
+
+def test_a_wrong_route_is_no_fault_of_our_masquerade() -> None:
+    """Packets to other pods leave by the uplink, where the daemon masquerades them."""
+    rules = [{"priority": 100, "src": "10.244.1.0", "srclen": 24, "table": "100"}, *RULES]
+    routes = [*ROUTES4, {"dst": "10.244.2.0/24", "gateway": "192.0.2.100", "dev": "eth0", "table": "100"}]
+    found = found_in([], rules=rules, routes=routes)
+    assert Kind.FLOW_MISROUTED in {one.kind for one in found}
+    assert [one for one in found if one.owner == OURS or "flanneld-masq" in one.seen] == []
