@@ -35,6 +35,15 @@ table netdev guard {
   }
 }
 """
+BEHIND_NAT = """
+table inet late {
+  chain post {
+    type filter hook postrouting priority 150; policy accept;
+    oifname "eth0" meta l4proto { tcp, udp } drop
+  }
+}
+"""
+POLICY = "*mangle\n:FORWARD DROP [0:0]\nCOMMIT\n"
 JUMPED = "*filter\n:MYFW - [0:0]\n-I FORWARD -j MYFW\n-A MYFW -s {networks} -j DROP\nCOMMIT\n"
 UDP = "*filter\n-I FORWARD -s {networks} -p udp -j DROP\nCOMMIT\n"
 POLICIES = "*filter\n:cali-FORWARD - [0:0]\n-A FORWARD -j cali-FORWARD\n-A cali-FORWARD -s {pod} -j DROP\nCOMMIT\n"
@@ -72,6 +81,8 @@ class Broken:
 CASES = {
     "native policy": Broken("nft", NATIVE, "world", "flow-dropped", "unknown", "the policy of forward in inet filter"),
     "ingress": Broken("nft", INGRESS, "world", "flow-dropped", "unknown", "rule 1 of in in netdev guard"),
+    "policy": Broken("nft", POLICY, "world", "flow-dropped", "unknown", "the policy of FORWARD in {ip} mangle"),
+    "behind NAT": Broken("nft", BEHIND_NAT, "world", "flow-dropped", "unknown", "rule 1 of post in inet late"),
     "jumped": Broken("nft", JUMPED, "world", "flow-dropped", "unknown", "rule 1 of MYFW in {ip} filter"),
     "jumped, legacy": Broken(
         "legacy", JUMPED, "world", "flow-dropped", "unknown", "rule 1 of MYFW in legacy {ip} filter"
