@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import ip_address
 from typing import Any, Optional, TypeVar, Union
 
 from flanneld_masq.model import SLOTS
-from flanneld_masq.packet_path import names
-from flanneld_masq.packet_path.nft_tables import RawTable, content_of, shown
+from flanneld_masq.packet_path import names, nft_inline
+from flanneld_masq.packet_path.nft_tables import RawTable, content_of, shown, statements_of
 from flanneld_masq.packet_path.packet import DCCP, SCTP, TCP, UDP, UDPLITE
 from flanneld_masq.packet_path.rules import (
     BEYOND,
+    Chain,
     Change,
     ChangeField,
     Compute,
@@ -310,16 +311,31 @@ class Compiler:
 
     def rule(self, content: Any, place: Place) -> Rule:
         """Compile a rule, given the content of its object."""
-        return Rule(place, tuple(self._operations(content["expr"])))
+        return self._rule(statements_of(content), place)
 
-    def _operations(self, expressions: Any) -> Iterator[Operation]:
-        for expression in expressions:
-            try:
-                ((kind, content),) = expression.items()
+    def _rule(self, statements: Iterable[Any], place: Place) -> Rule:
+        return Rule(place, tuple(operation for one in statements for operation in self._operations(one, place)))
+
+    def _operations(self, statement: Any, place: Place) -> Iterator[Operation]:
+        try:
+            if isinstance(statement, str):
+                yield self._anonymous(statement, place)
+            else:
+                ((kind, content),) = statement.items()
                 yield from self._statements[kind](content)
-            except BEYOND:
-                text = shown(expression)
-                yield May(text) if "match" in expression else MayEnd(text)
+        except BEYOND:
+            text = shown(statement)
+            yield May(text) if isinstance(statement, dict) and "match" in statement else MayEnd(text)
+
+    def _anonymous(self, text: str, place: Place) -> Jump:
+        """Return the jump to a chain within the rule. Each of its rules has the place of that one, whose handle nft
+        takes, and a text of its own."""
+        kind, found = nft_inline.chain_of(text)
+        before = place.text.partition(f"{kind} {{")[0]
+        rules = [
+            self._rule(statements, replace(place, text=f"{before}{kind} {{ {line} }}")) for line, statements in found
+        ]
+        return Jump("", kind == "jump", Chain("", [line for line, _ in found], rules.__getitem__))
 
     def _match(self, content: Any) -> Iterable[Operation]:
         op, right = _OPS[content["op"]], content["right"]

@@ -133,11 +133,12 @@ def _chain(table: RawTable, content: Any, _: str) -> None:
 
 def _rule(table: RawTable, content: Any, raw: str) -> None:
     extensions = False
-    for expression in content["expr"]:
-        extensions |= "xt" in expression
-        for kind in ("set", "map"):
-            if isinstance(changed := expression.get(kind), dict):
-                table.dynamic.add(str(changed.get(kind, "")).lstrip("@"))
+    for statement in statements_of(content):
+        if isinstance(statement, dict):
+            extensions |= "xt" in statement
+            for kind in ("set", "map"):
+                if isinstance(changed := statement.get(kind), dict):
+                    table.dynamic.add(str(changed.get(kind, "")).lstrip("@"))
     rule = RawRule(raw, _number(content.get("handle", 0)), extensions)
     table.chains[content["chain"]].rules.append(rule)
 
@@ -146,7 +147,7 @@ def _set(table: RawTable, content: Any, raw: str) -> None:
     name = str(content["name"])
     table.sets[name] = raw
     flags = content.get("flags", ())
-    if "timeout" in content or _DYNAMIC.intersection([flags] if isinstance(flags, str) else flags):
+    if "timeout" in content or _DYNAMIC.intersection([flags] if isinstance(flags, str) else map(str, flags)):
         table.dynamic.add(name)
 
 
@@ -252,3 +253,10 @@ def shown(expression: object) -> str:
 def content_of(raw: str) -> Any:
     """Return the content of an object's text."""
     return next(iter(json.loads(raw).values()))
+
+
+def statements_of(content: Any) -> list[Any]:
+    """Return the statements of a rule: objects, or texts where nft has no JSON. A rule without a list of them is one
+    that nothing is known of."""
+    found = content.get("expr")
+    return found if isinstance(found, list) else [found]

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from flanneld_masq.packet_path.nft_tables import shown
+from flanneld_masq.packet_path import nft_inline
+from flanneld_masq.packet_path.nft_tables import shown, statements_of
 from flanneld_masq.packet_path.rules import BEYOND
 
 
 def text_of(content: Any) -> str:
     """Return the text of a rule; an expression that is not known stays JSON."""
-    return " ".join(filter(None, map(_statement, content["expr"])))
+    return " ".join(filter(None, map(_statement, statements_of(content))))
 
 
 def comment_of(content: Any) -> str:
@@ -22,6 +23,8 @@ def comment_of(content: Any) -> str:
 
 
 def _statement(statement: Any) -> str:
+    if isinstance(statement, str):
+        return nft_inline.shown(statement)
     try:
         ((kind, content),) = statement.items()
         return _STATEMENTS[kind](content) if kind in _STATEMENTS else _other(kind, content)

@@ -166,10 +166,12 @@ class Verdict(str, enum.Enum):
 
 @dataclass(frozen=True, **SLOTS)
 class Jump:
-    """Go to a chain of the same table. With `back`, the rules behind the jump follow."""
+    """Go to a chain of the same table, or to `inline`, which has no name. With `back`, the rules behind the jump
+    follow."""
 
     chain: str
     back: bool = True
+    inline: Optional[Chain] = None
 
 
 class ChangeField(enum.Enum):

@@ -274,7 +274,7 @@ class Walk:
             self._end(verdict, self._noted(way, rule, _EFFECTS[verdict], frame))
 
     def _jump(self, jump: Jump, rule: Rule, way: State, frame: _Frame) -> None:
-        chain = self._base.chains.get(jump.chain)
+        chain = self._base.chains.get(jump.chain) if jump.inline is None else jump.inline
         if chain is None:  # the target of an extension that the model does not know
             frame.following += self._changed(MayEnd(f"-j {jump.chain}"), rule, way, frame)
             return

@@ -881,7 +881,10 @@ TARGETS = (
         "packet-path-nft",
         _packet_path_nft,
         (SnapshotError,),
-        tuple(f"flanneld_masq.packet_path.{name}" for name in ("nft_tables", "nft_rules", "ruleset", "state", "walk")),
+        tuple(
+            f"flanneld_masq.packet_path.{name}"
+            for name in ("nft_tables", "nft_rules", "nft_inline", "ruleset", "state", "walk")
+        ),
         _JSON_WORDS,
     ),
     Target(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
 
 from flanneld_masq.packet_path.evaluate import Fate, Node
 from flanneld_masq.packet_path.packet import ICMP, UDP, CtState
+from tests.unit.json_documents import JSON
 
 from .nodes import (
     ACCEPT,
@@ -123,6 +125,10 @@ UNSURE: list[Any] = [
     {"set": {"op": "update", "elem": SADDR, "set": "@s", "stmt": [{"limit": {"rate": 5, "per": "minute"}}]}},
     {"something": {"new": 1}},
     {},
+    "reset tcp option sack-perm",
+    "jump {",
+    None,
+    [],
 ]
 
 
@@ -254,6 +260,104 @@ def test_jump_return_goto_and_policy() -> None:
     assert follow(forwarding([goto], [DROP], beside=helper)).fate is Fate.DELIVERED
     assert follow(forwarding([goto], policy="drop", beside=helper)).fate is Fate.DROPPED
     assert follow(forwarding([jump], beside=helper), dport=80).fate is Fate.DROPPED
+
+
+def inline(*lines: str, verb: str = "jump", end: str = "}") -> str:
+    """Return a statement as nft prints it, for which it has no JSON."""
+    return verb + " {\n" + "".join(f"\t\t\t{line}\n" for line in lines) + "\t\t" + end
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "ip saddr 10.244.0.0/16",
+        "ip saddr != 10.0.0.0/16 ip daddr 198.51.100.7",
+        "ip saddr { 10.2.0.0/16, 10.244.1.5 }",
+        "ip daddr 198.51.100.1-198.51.100.9",
+        "ip saddr @s",
+        "meta l4proto { tcp, udp } th dport 443",
+        "tcp dport { 80, 400-500 } counter packets 0 bytes 0",
+        "tcp dport != 53",
+        "tcp dport >= 400",
+        "ct state established,new",
+        "ct state { established, new }",
+        'iifname "cni0" oifname != "cni*"',
+        'iifname { "a,b", "cni0" }',
+        "ip protocol tcp",
+        "meta mark 0x00000000",
+        "meta pkttype host",
+        'log prefix "drop " level warn',
+        'counter name "c"',
+        "",
+    ],
+)
+def test_rules_of_an_anonymous_chain(test: str) -> None:
+    for end in ("drop", 'drop comment "no"', "reject with icmp admin-prohibited", "goto c"):
+        node = forwarding([inline(f"{test} {end}".strip())], beside=[SET, chain("c"), rule("c", DROP)])
+        assert follow(node).fate is Fate.DROPPED
+
+
+@pytest.mark.parametrize("test", ["ip saddr 10.9.0.0/16", "tcp dport { 80, 8080 }", "ct state invalid", "udp sport 5"])
+def test_rules_of_an_anonymous_chain_that_miss(test: str) -> None:
+    assert follow(forwarding([inline(f"{test} drop")])).fate is Fate.DELIVERED
+
+
+@pytest.mark.parametrize(
+    ("line", "fate"),
+    [
+        ("limit rate 1/second counter packets 0 bytes 0 drop", Fate.MAY),
+        ("ip saddr . tcp dport { 10.244.1.5 . 443 } drop", Fate.MAY),
+        ("tcp flags syn / fin,syn drop", Fate.MAY),
+        ("meta mark & 0x00000010 == 0x00000010 drop", Fate.MAY),
+        ("fib daddr type unicast drop", Fate.MAY),
+        ('ip saddr { 10.244.1.5 comment "x" } drop', Fate.MAY),
+        ("ct state vmap { new : drop }", Fate.MAY),
+        ("meta mark set meta mark & 0x000000ff drop", Fate.MAY),
+        ("queue to 5", Fate.MAY),
+        ('log prefix "x', Fate.MAY),
+        ("limit rate 1/second accept", Fate.DELIVERED),
+    ],
+)
+def test_what_an_anonymous_chain_may_do(line: str, fate: Fate) -> None:
+    assert follow(forwarding([inline(line)])).fate is fate
+
+
+def test_an_anonymous_chain_that_nft_cut_off_may_drop() -> None:
+    """It prints 1023 bytes of the text."""
+    node = forwarding([inline("ip saddr 1.2.3.4 drop", end="\tip saddr 10.24")])
+    assert follow(node).fate is Fate.MAY
+    assert follow(node, src="1.2.3.4").fate is Fate.DROPPED
+
+
+def test_jump_and_goto_of_an_anonymous_chain() -> None:
+    assert follow(forwarding([inline("meta mark set 0x1", "accept")], [DROP])).fate is Fate.DELIVERED
+    assert follow(forwarding([inline("meta mark set 0x1")], [match(meta("mark"), 1), DROP])).fate is Fate.DROPPED
+    assert follow(forwarding([inline("return")], [DROP])).fate is Fate.DROPPED
+    assert follow(forwarding([inline("return", verb="goto")], [DROP])).fate is Fate.DELIVERED
+    assert follow(forwarding([inline()], [DROP])).fate is Fate.DROPPED
+
+
+def test_an_anonymous_chain_has_the_place_of_its_rule() -> None:
+    node = forwarding([match(meta("iifname"), "cni0"), inline("ip daddr 10.0.0.0/8 accept", "drop")])
+    (step,) = follow(node).deciders
+    assert (step.place.chain, step.place.number, step.place.handle) == ("f", 1, 7)
+    assert step.place.text == "iifname cni0 jump { drop }"
+    (jump,) = step.jumps
+    assert jump.text == "iifname cni0 jump { ip daddr 10.0.0.0/8 accept; drop }"
+
+
+@given(JSON)
+def test_a_statement_in_any_form_leaves_the_other_rules(statement: Any) -> None:
+    result = follow(forwarding([statement], [DROP]))
+    assert result.fate in (Fate.MAY, Fate.DROPPED)
+
+
+@given(JSON)
+def test_statements_in_any_form_leave_the_other_rules(statements: Any) -> None:
+    odd = rule("f")
+    odd["rule"]["expr"] = statements  # type: ignore[index]
+    objects = [table(), chain("f", "forward"), odd, rule("f", DROP)]
+    assert follow(Node(snapshot(objects))).fate in (Fate.MAY, Fate.DROPPED)
 
 
 def test_the_deciding_rule_has_its_place_and_the_jumps_to_it() -> None:
