@@ -190,8 +190,8 @@ def _conntrack(option: Option) -> Iterable[Operation]:
         return [_states(option)]
     if name == "--ctstatus":
         bits = sum(names.CT_STATUS[one.lower()] for one in option.argument.split(","))
-        if not bits:
-            return [Test((Read(Field.CT_STATUS),), Op.NE if option.negated else Op.EQ, Elements([((0,), None)]))]
+        if not bits:  # NONE, which no status is: the kernel tests its bits, of which it has none
+            return [_test(Field.CT_STATUS, [], option.negated)]
         return [_bits(Field.CT_STATUS, bits, option.negated)]
     if name == "--ctdir":
         return [_test(Field.CT_DIRECTION, [names.DIRECTIONS[option.argument.lower()]], option.negated)]
