@@ -48,7 +48,7 @@ class Decider:
         translated = "masquerade" if detail.startswith("masquerade") else "translate"
         verb = _VERBS.get(self.step.effect, translated)
         done = f"{verb}s it" if self.certain else f"may {verb} it"
-        return f"{done} ({detail})" if verb == "translate" else done
+        return f"{done} ({detail})" if verb in ("translate", "drop") and detail else done
 
     def as_data(self) -> dict[str, object]:
         place = self.step.place

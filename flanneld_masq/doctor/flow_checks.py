@@ -173,7 +173,11 @@ def _what(decision: _Decision) -> str:
     place = step.place
     handle = f", handle {place.handle}" if place.handle and place.number else ""
     which = str(place) if place.number else f"the policy of {place.chain} in {place.table}"
-    return f"{why}{step.effect.value} at {step.hook.value} by {which}{handle}{_mark(decision)}"
+    return f"{why}{step.effect.value} at {step.hook.value} by {which}{handle}{_reason(step)}{_mark(decision)}"
+
+
+def _reason(step: Step) -> str:
+    return f"; {step.detail}" if step.effect is Effect.DROPPED and step.detail else ""
 
 
 def _mark(decision: _Decision) -> str:

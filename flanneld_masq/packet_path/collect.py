@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from flanneld_masq.errors import CommandError, SnapshotError
-from flanneld_masq.inputs.text import read_start
+from flanneld_masq.inputs.text import read_regular, read_start
 from flanneld_masq.model import Family
 from flanneld_masq.packet_path import nft_tables, save_format
 from flanneld_masq.packet_path.snapshot import LEGACY, NFT, XTABLES, Save, Snapshot
@@ -23,6 +23,8 @@ MANY_CHAINS = 1000  # beyond which nft takes seconds, and more memory than this 
 MAX_TABLES = 64  # that are listed one by one
 MAX_DEVICES = 4096  # whose sysctls are read
 MAX_BYTES = 4096  # of a file below /proc
+MAX_QUEUES = 1 << 20  # bytes of the list of queues
+_QUEUES = "proc/thread-self/net/netfilter/nfnetlink_queue"
 _OWN_TABLE = '"table": "flanneld-masq"'
 _OF_DEVICES = {
     "net/ipv4/conf": ("forwarding", "rp_filter", "accept_local", "src_valid_mark"),
@@ -73,6 +75,7 @@ class Collector:
             ipsets=self._ipsets(saves),
             sysctls=dict(self._sysctls()),
             unread=tuple(self._unread),
+            queues=self._queues(),
         )
 
     def _has(self, family: Family) -> bool:
@@ -145,6 +148,16 @@ class Collector:
         if not any("--match-set" in save.text for save in saves):
             return ""
         return self._output("ipset", "save", needed=False)
+
+    def _queues(self) -> str | None:
+        """Return the queues that programs read, None if that is not known. Without its module the kernel has none."""
+        path = self._root / _QUEUES
+        try:
+            return read_regular(path, MAX_QUEUES)[0].decode("ascii", "replace")
+        except FileNotFoundError:
+            return "" if path.parent.is_dir() else None
+        except (OSError, ValueError):
+            return None
 
     def _sysctls(self) -> Iterator[tuple[str, str]]:
         base = self._root / "proc/sys"

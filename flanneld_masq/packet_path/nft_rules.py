@@ -16,6 +16,7 @@ from flanneld_masq.model import SLOTS
 from flanneld_masq.packet_path import names, nft_inline
 from flanneld_masq.packet_path.nft_tables import RawTable, content_of, shown, statements_of
 from flanneld_masq.packet_path.packet import DCCP, SCTP, TCP, UDP, UDPLITE
+from flanneld_masq.packet_path.queues import Queues
 from flanneld_masq.packet_path.rules import (
     BEYOND,
     Chain,
@@ -287,10 +288,11 @@ def _action(kind: str, content: Any) -> Union[Verdict, Jump]:
 
 
 class Compiler:
-    """Compiles the rules of one table, and keeps its named sets."""
+    """Compiles the rules of one table, and keeps its named sets. `queues` are those that programs read."""
 
-    def __init__(self, table: RawTable) -> None:
+    def __init__(self, table: RawTable, queues: Queues) -> None:
         self._table = table
+        self._queues = queues
         self._sets: dict[object, Elements[Any]] = {}
         self._statements: Mapping[str, Callable[[Any], Iterable[Operation]]] = {
             "match": self._match,
@@ -303,6 +305,7 @@ class Compiler:
             "ct count": lambda _: [May("ct count")],
             "set": self._update,
             "map": self._update,
+            "queue": self._queue,
             "xt": _extension,
             **{name: partial(_end, name) for name in (*_PLAIN_VERDICTS, *_JUMPS)},
             **{kind.value: partial(self._nat, kind) for kind in NatKind},
@@ -403,6 +406,14 @@ class Compiler:
     def _update(self, content: Any) -> Iterable[Operation]:
         """Return a test for each limit on an element; an update as such always succeeds."""
         return [May(shown(one)) for one in content.get("stmt") or () if "counter" not in one]
+
+    def _queue(self, content: Any) -> Iterable[Operation]:
+        content = content or {}
+        numbers, flags = element_of(content.get("num", 0), _number), content.get("flags", ())
+        if not isinstance(numbers, (int, Interval)):
+            raise _Unsupported
+        first, last = (numbers, numbers) if isinstance(numbers, int) else (numbers.low, numbers.high)
+        return [self._queues.action(first, last, bypass="bypass" in flags)]
 
     def _nat(self, kind: NatKind, content: Any) -> Iterable[Operation]:
         content = content or {}

@@ -248,7 +248,14 @@ class MayEnd:
     text: str
 
 
-Action = Union[Verdict, Jump, Change, Nat, VerdictMap, NoTrack, MayEnd]
+@dataclass(frozen=True, **SLOTS)
+class Lost:
+    """An action that drops the packet for the reason that `text` gives."""
+
+    text: str
+
+
+Action = Union[Verdict, Jump, Change, Nat, VerdictMap, NoTrack, MayEnd, Lost]
 Operation = Union[Test, May, Never, Action]
 
 

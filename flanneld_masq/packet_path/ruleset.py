@@ -16,6 +16,7 @@ from flanneld_masq.packet_path.ipsets import IpSets
 from flanneld_masq.packet_path.nft_rules import Compiler as NftCompiler
 from flanneld_masq.packet_path.nft_tables import RawChain, RawTable, content_of
 from flanneld_masq.packet_path.nft_text import comment_of, text_of
+from flanneld_masq.packet_path.queues import queues
 from flanneld_masq.packet_path.rules import BaseChain, Chain, Hook, Place, Rule, Verdict
 from flanneld_masq.packet_path.save_format import SavedChain, SavedTable
 from flanneld_masq.packet_path.snapshot import LEGACY, NFT, Snapshot
@@ -85,19 +86,19 @@ class Ruleset:
 def ruleset(snapshot: Snapshot) -> Ruleset:
     """Return the ruleset of a snapshot. Raises SnapshotError."""
     tables = nft_tables.tables(snapshot.ruleset)
-    sets = IpSets(snapshot.ipsets)
+    sets, read_queues = IpSets(snapshot.ipsets), queues(snapshot.queues)
     saved = {
-        (save.family, save.flavour): (save_format.tables(save.text), XtablesCompiler(save.family, sets))
+        (save.family, save.flavour): (save_format.tables(save.text), XtablesCompiler(save.family, sets, read_queues))
         for save in snapshot.saves
     }
     bases: list[BaseChain] = []
     for table in tables:
         own: SavedTable = {}
-        xtables = XtablesCompiler(_family(table), sets)
+        xtables = XtablesCompiler(_family(table), sets, read_queues)
         if table.family in ("ip", "ip6") and (_family(table), NFT) in saved:
             found, xtables = saved[_family(table), NFT]
             own = found.get(table.name, {})
-        bases += _nft_bases(table, own, xtables)
+        bases += _nft_bases(table, NftCompiler(table, read_queues), own, xtables)
     for (family, flavour), (found, xtables) in saved.items():
         read = {table.name for table in tables if table.family == family.data.nft}
         for name, chains in found.items():
@@ -121,10 +122,11 @@ def _is_beside(table: RawTable) -> bool:
 # ---- nf_tables
 
 
-def _nft_bases(table: RawTable, saved: SavedTable, xtables: XtablesCompiler) -> Iterator[BaseChain]:
+def _nft_bases(
+    table: RawTable, compiler: NftCompiler, saved: SavedTable, xtables: XtablesCompiler
+) -> Iterator[BaseChain]:
     if table.dormant or table.family not in _FAMILIES:
         return
-    compiler = NftCompiler(table)
     chains = {name: _nft_chain(table, raw, compiler, saved.get(name), xtables) for name, raw in table.chains.items()}
     for name, raw in table.chains.items():
         if raw.hook in _HOOKS and (raw.devices is not None or raw.hook not in _OF_DEVICES):

@@ -30,7 +30,8 @@ class Snapshot:
 
     `ruleset` is that of `nft -j list ruleset`, `links` and `addresses` are `ip -j -d link` and `ip -j -d addr`,
     `routes` and `rules` hold `ip -j route show table all` and `ip -j rule` of each family, `neighbours` and `ends` are
-    `ip -j neigh show nud permanent` and `bridge -j fdb`, `ipsets` is that of `ipset save`.
+    `ip -j neigh show nud permanent` and `bridge -j fdb`, `ipsets` is that of `ipset save`, `queues` is the file
+    /proc/net/netfilter/nfnetlink_queue, None if it was not read.
     `sysctls` are paths below /proc/sys with dots between their parts. `unread` says what could not be read, a line for
     each.
     """
@@ -46,6 +47,7 @@ class Snapshot:
     unread: tuple[str, ...] = ()
     neighbours: str = "[]"
     ends: str = "[]"
+    queues: str | None = None
 
     def sysctl(self, key: str) -> int | None:
         """Return a number; None if the node has no such key or it was not read."""
@@ -67,6 +69,7 @@ def to_json(snapshot: Snapshot) -> str:
         "neighbours": snapshot.neighbours,
         "ends": snapshot.ends,
         "ipsets": snapshot.ipsets,
+        "queues": snapshot.queues,
         "sysctls": dict(snapshot.sysctls),
         "unread": list(snapshot.unread),
     }
@@ -98,6 +101,7 @@ def _snapshot(content: Any) -> Snapshot:
         ipsets=_text(content["ipsets"]),
         sysctls={_text(key): _text(value) for key, value in content["sysctls"].items()},
         unread=tuple(_text(line) for line in content["unread"]),
+        queues=None if content.get("queues") is None else _text(content["queues"]),
     )
 
 

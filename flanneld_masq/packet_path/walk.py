@@ -27,6 +27,7 @@ from flanneld_masq.packet_path.rules import (
     Expression,
     Hook,
     Jump,
+    Lost,
     MapLookup,
     May,
     MayEnd,
@@ -258,6 +259,8 @@ class Walk:
         """Do what ends a rule."""
         if isinstance(operation, Verdict):
             self._verdict(operation, rule, way, frame)
+        elif isinstance(operation, Lost):
+            self._end(Verdict.DROP, self._noted(way, rule, Effect.DROPPED, frame, operation.text))
         elif isinstance(operation, Jump):
             self._jump(operation, rule, way, frame)
         elif isinstance(operation, VerdictMap):

@@ -16,6 +16,7 @@ from flanneld_masq.model import SLOTS, Family
 from flanneld_masq.packet_path import names
 from flanneld_masq.packet_path.ipsets import IpSets
 from flanneld_masq.packet_path.packet import DCCP, ICMP, ICMPV6, SCTP, TCP, UDP, UDPLITE
+from flanneld_masq.packet_path.queues import Queues
 from flanneld_masq.packet_path.rules import (
     BEYOND,
     Change,
@@ -420,11 +421,13 @@ def _target_ports(text: str) -> Element:
 
 
 class Compiler:
-    """Compiles the lines of one family. `sets` are the sets of ipset, for the match and the target of that name."""
+    """Compiles the lines of one family. `sets` are the sets of ipset, for the match and the target of that name,
+    `queues` those that programs read."""
 
-    def __init__(self, family: Family, sets: IpSets) -> None:
+    def __init__(self, family: Family, sets: IpSets, queues: Queues) -> None:
         self._family = family
         self._sets = sets
+        self._queues = queues
 
     def rule(self, found: Sequence[Part], place: Place) -> Rule:
         """Compile a rule, given its parts."""
@@ -468,6 +471,8 @@ class Compiler:
                 return [_VERDICTS[name]]
             if name in _HARMLESS:
                 return []
+            if name in _QUEUES:
+                return [_queue(options, self._queues)]
             if name in _TARGETS:
                 return [_TARGETS[name](options, self._family.data.version)]
             if not options and name not in _TAKING:
@@ -484,6 +489,13 @@ def _ct(options: Mapping[str, Option], _: int) -> Operation:
     return NoTrack() if "--notrack" in options else Verdict.CONTINUE
 
 
+def _queue(options: Mapping[str, Option], queues: Queues) -> Operation:
+    """Return what becomes of packets for one queue, or one of several. Source: net/netfilter/xt_NFQUEUE.c."""
+    numbers = next((options[name].argument for name in ("--queue-num", "--queue-balance") if name in options), "0")
+    first, _, last = numbers.partition(":")
+    return queues.action(int(first), int(last or first), bypass="--queue-bypass" in options)
+
+
 _TARGETS: Mapping[str, _Target] = {
     "MARK": lambda options, _: _set_mark(ChangeField.MARK, Field.MARK, options),
     "CONNMARK": lambda options, _: _connection_mark(options),
@@ -491,7 +503,8 @@ _TARGETS: Mapping[str, _Target] = {
     "NOTRACK": lambda options, _: NoTrack(),
     **{kind.value.upper(): partial(_nat, kind) for kind in NatKind},
 }
-_TAKING = frozenset({"QUEUE", "NFQUEUE", "TPROXY", "SYNPROXY", "CLUSTERIP", "HMARK", "DNPT", "SNPT", "NETMAP"})
+_QUEUES = ("NFQUEUE", "QUEUE")
+_TAKING = frozenset({"TPROXY", "SYNPROXY", "CLUSTERIP", "HMARK", "DNPT", "SNPT", "NETMAP"})
 
 
 def _protocol(_: Family, option: Option) -> Iterable[Operation]:

@@ -79,6 +79,7 @@ from flanneld_masq.packet_path.evaluate import Node
 from flanneld_masq.packet_path.flows import flows
 from flanneld_masq.packet_path.owners import owner_by_text
 from flanneld_masq.packet_path.packet import TCP, Packet
+from flanneld_masq.packet_path.queues import queues
 from flanneld_masq.packet_path.snapshot import LEGACY, NFT, Save, Snapshot
 from flanneld_masq.process import Completed, ProcessRunner
 from flanneld_masq.report import journal_text, saved_node
@@ -191,6 +192,12 @@ def _packet_path_ip(data: bytes) -> None:
 def _packet_path_ipset(data: bytes) -> None:
     line = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -m set --match-set s src,dst,src -j DROP\nCOMMIT\n"
     _follow(saves=(Save(Family.IPV4, LEGACY, line),), ipsets=_as_printed(data))
+
+
+def _packet_path_snapshot(data: bytes) -> None:
+    snapshot = path_snapshot.from_json(_as_printed(data))
+    path_snapshot.to_json(snapshot)
+    queues(snapshot.queues)
 
 
 def _netlink_attributes(data: bytes) -> None:
@@ -917,9 +924,9 @@ TARGETS = (
     Target(
         "packet-path-snapshot",
         "packet-path-snapshot",
-        lambda data: path_snapshot.to_json(path_snapshot.from_json(_as_printed(data))),
+        _packet_path_snapshot,
         (SnapshotError,),
-        ("flanneld_masq.packet_path.snapshot",),
+        ("flanneld_masq.packet_path.snapshot", "flanneld_masq.packet_path.queues"),
         _JSON_WORDS,
     ),
     Target(

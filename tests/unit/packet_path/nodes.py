@@ -67,6 +67,7 @@ def snapshot(
     rules: Sequence[Any] = RULES,
     ipsets: str = "",
     unread: tuple[str, ...] = (),
+    queues: str | None = None,
 ) -> Snapshot:
     """Return a snapshot with these objects of `nft -j`, and the tables of iptables-legacy-save."""
     found = (*saves, Save(Family.IPV4, LEGACY, legacy)) if legacy else saves
@@ -80,6 +81,7 @@ def snapshot(
         ipsets,
         {"net.ipv4.ip_forward": "1", **(sysctls or {})},
         unread,
+        queues=queues,
     )
 
 

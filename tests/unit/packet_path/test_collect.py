@@ -13,6 +13,7 @@ from flanneld_masq.model import Family
 from flanneld_masq.packet_path import collect as module
 from flanneld_masq.packet_path.collect import collect
 from flanneld_masq.packet_path.nft_tables import tables
+from flanneld_masq.packet_path.queues import queues
 from flanneld_masq.packet_path.ruleset import ruleset
 from flanneld_masq.process import Completed, ProcessRunner
 
@@ -71,6 +72,18 @@ def test_sysctls_of_the_node_and_its_devices(tmp_path: Path) -> None:
     assert found.sysctls == {"net.ipv4.ip_forward": "1", "net.ipv4.conf.flannel.1.rp_filter": "2"}
     assert found.sysctl("net.ipv4.conf.flannel.1.rp_filter") == 2
     assert found.sysctl("net.ipv4.conf.eth0.rp_filter") is None
+
+
+def test_queues_that_programs_read(tmp_path: Path) -> None:
+    assert collect(Tools({}), tmp_path).queues is None
+    file = tmp_path / "proc/thread-self/net/netfilter/nfnetlink_queue"
+    file.parent.mkdir(parents=True)
+    assert collect(Tools({}), tmp_path).queues == ""  # the kernel without its module
+    file.write_text("    0   1234     0 2 65531     0     0        7  1\n")
+    assert queues(collect(Tools({}), tmp_path).queues).numbers == frozenset({0})
+    file.unlink()
+    file.mkdir()
+    assert collect(Tools({}), tmp_path).queues is None
 
 
 def test_a_family_that_the_kernel_lacks_is_not_asked_for(tmp_path: Path) -> None:

@@ -154,6 +154,26 @@ def test_what_cannot_be_evaluated_may_drop(expression: Any) -> None:
     assert result.deciders
 
 
+@pytest.mark.parametrize(
+    ("content", "fate"),
+    [
+        (None, Fate.DROPPED),
+        ({"num": 5}, Fate.DROPPED),
+        ({"num": {"range": [5, 9]}, "flags": "fanout"}, Fate.DROPPED),
+        ({"num": {"range": [3, 9]}}, Fate.MAY),
+        ({"num": 4, "flags": ["bypass"]}, Fate.MAY),
+        ({"num": 5, "flags": ["bypass", "fanout"]}, Fate.DELIVERED),
+        ({"num": 5, "flags": "bypass"}, Fate.DELIVERED),
+        ({"num": {"numgen": {"mode": "inc", "mod": 2, "offset": 0}}}, Fate.MAY),
+    ],
+)
+def test_a_queue_that_no_program_reads_loses_packets(content: Any, fate: Fate) -> None:
+    objects = [table(), chain("f", "forward"), rule("f", {"queue": content})]
+    queues = "    4   1234     0 2 65531     0     0        7  1\n"
+    assert follow(Node(snapshot(objects, queues=queues))).fate is fate
+    assert follow(Node(snapshot(objects))).fate is Fate.MAY
+
+
 def test_named_set_of_networks() -> None:
     node = forwarding([match(SADDR, "@s"), DROP], beside=[SET])
     assert follow(node).fate is Fate.DROPPED

@@ -14,7 +14,8 @@ from flanneld_masq.packet_path.ipsets import IpSets
 from flanneld_masq.packet_path.packet import ICMP, UDP, CtState
 from flanneld_masq.packet_path.rules import Test
 from flanneld_masq.packet_path.save_format import tables
-from flanneld_masq.packet_path.snapshot import NFT, Save
+from flanneld_masq.packet_path.snapshot import NFT, Save, from_json, to_json
+from flanneld_masq.packet_path.state import Effect
 from flanneld_masq.packet_path.xtables_rules import Option, parts
 
 from .nodes import chain, follow, packet, rule, snapshot, table
@@ -220,6 +221,38 @@ def test_targets(target: str, fate: Fate) -> None:
 def test_marks(targets: list[str], expected: int) -> None:
     (outcome,) = follow(node(*targets, table_name="mangle")).outcomes
     assert outcome.mark == expected
+
+
+QUEUES = "    0   1234     0 2 65531     0     0        7  1\n    4   1234     0 2 65531     0     0        7  1\n"
+
+
+@pytest.mark.parametrize(
+    ("target", "queues", "fate"),
+    [
+        ("NFQUEUE --queue-num 0", "", Fate.DROPPED),
+        ("NFQUEUE --queue-num 5", QUEUES, Fate.DROPPED),
+        ("NFQUEUE --queue-num 4", QUEUES, Fate.MAY),
+        ("NFQUEUE --queue-balance 5:9", QUEUES, Fate.DROPPED),
+        ("NFQUEUE --queue-balance 3:9 --queue-cpu-fanout", QUEUES, Fate.MAY),
+        ("NFQUEUE --queue-num 5 --queue-bypass", QUEUES, Fate.DELIVERED),
+        ("NFQUEUE --queue-num 4 --queue-bypass", QUEUES, Fate.MAY),
+        ("NFQUEUE --queue-num 0", None, Fate.MAY),
+        ("NFQUEUE --queue-num 0 --queue-bypass", None, Fate.MAY),
+        ("NFQUEUE --queue-num 0", "unheard of", Fate.MAY),
+        ("NFQUEUE --queue-num x", "", Fate.MAY),
+        ("QUEUE", "", Fate.DROPPED),
+    ],
+)
+def test_a_queue_that_no_program_reads_loses_packets(target: str, queues: str | None, fate: Fate) -> None:
+    save = f"*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -j {target}\nCOMMIT\n"
+    found = snapshot(legacy=save, queues=queues)
+    assert follow(Node(from_json(to_json(found)))).fate is fate
+
+
+def test_the_reason_of_a_lost_packet_names_the_queue() -> None:
+    save = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -j NFQUEUE --queue-num 3\nCOMMIT\n"
+    (step,) = follow(Node(snapshot(legacy=save, queues=""))).deciders
+    assert (step.effect, step.detail) == (Effect.DROPPED, "no program reads queue 3")
 
 
 def test_an_iptables_rule_that_nft_omits_is_read_from_its_save() -> None:
