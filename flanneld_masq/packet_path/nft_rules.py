@@ -146,6 +146,10 @@ _ROUTE_TYPE = _named(names.ROUTE_TYPES)
 _FIB = {
     ("type", frozenset({"saddr"})): Key(Read(Field.SOURCE_TYPE), _ROUTE_TYPE),
     ("type", frozenset({"daddr"})): Key(Read(Field.DESTINATION_TYPE), _ROUTE_TYPE),
+    ("type", frozenset({"saddr", "iif"})): Key(Read(Field.SOURCE_TYPE_IIF), _ROUTE_TYPE),
+    ("type", frozenset({"daddr", "iif"})): Key(Read(Field.DESTINATION_TYPE_IIF), _ROUTE_TYPE),
+    ("type", frozenset({"saddr", "oif"})): Key(Read(Field.SOURCE_TYPE_OIF), _ROUTE_TYPE),
+    ("type", frozenset({"daddr", "oif"})): Key(Read(Field.DESTINATION_TYPE_OIF), _ROUTE_TYPE),
     ("oif", frozenset({"saddr"})): Key(Read(Field.REVERSE_OIF), _reverse_device),
     ("oif", frozenset({"saddr", "iif"})): Key(Read(Field.REVERSE_OIF_STRICT), _reverse_device),
     ("oif", frozenset({"saddr", "mark"})): Key(Read(Field.REVERSE_OIF_MARK), _reverse_device),

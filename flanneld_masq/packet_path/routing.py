@@ -198,20 +198,42 @@ class Routing:
         for network, routes in table.all() if table else ():
             yield from ((network, route) for route in routes[:1] if route.kind == UNICAST)
 
-    def type_of(self, address: Address) -> int:
-        """Return the type of an address for this host, as `fib daddr type` and the match addrtype see it."""
+    def type_of(self, address: Address, device: str = "") -> int:
+        """Return the type of an address for this host, as `fib daddr type` and the match addrtype see it.
+
+        With a device, an address of another one is no address of the host.
+        Sources: `inet_dev_addr_type` in net/ipv4/fib_frontend.c, net/ipv6/netfilter/nft_fib_ipv6.c.
+        """
         if self.family is Family.IPV4 and (int(address) == 0xFFFFFFFF or int(address) >> 24 == 0):
             return ROUTE_TYPES["broadcast"]
         if address.is_multicast:
             return ROUTE_TYPES[MULTICAST]
         table = self._tables.get(LOCAL)
         routes = table.find(address)[1] if table else ()
-        if routes:
+        if routes and (not device or self._is_at(address, device, routes[0])):
             return ROUTE_TYPES.get(routes[0].kind, 0)
         if self.family is Family.IPV4:
             return ROUTE_TYPES[UNICAST]
         kinds = {route.kind for route in self.route(None, address, "", 0)}
         return ROUTE_TYPES["unreachable" if kinds == {"unreachable"} else UNICAST]
+
+    def _is_at(self, address: Address, device: str, route: Route) -> bool:
+        """Return True if a route of the table local is one of a device. For IPv6 the device must have the address
+        itself; anycast addresses are those of every device."""
+        if self.family is Family.IPV4:
+            return route.device == device
+        return route.kind == "anycast" or self._has(device, address)
+
+    def _has(self, device: str, address: Address) -> bool:
+        return any(one.address == address and one.device == device for one in self.addresses)
+
+    def type_at(self, address: Address, device: str) -> Optional[int]:
+        """Return the type of an address for one device; None if that is not known.
+
+        nft calls an address of the device anycast if it is one of another device too, addrtype calls it local.
+        """
+        found = self.type_of(address, device)
+        return None if found == ROUTE_TYPES["anycast"] and self._has(device, address) else found
 
     def is_bridge(self, device: str) -> bool:
         info = self.links.get(device, {}).get("linkinfo")

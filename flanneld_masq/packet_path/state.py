@@ -245,6 +245,11 @@ def _packet_type(state: State, _: Scene) -> Value:
     return names.PACKET_TYPES["host"] if state.first.iif else UNKNOWN
 
 
+def _type_at(address: Address, device: Value, scene: Scene) -> Value:
+    """Return the type of an address for one device."""
+    return _known(scene.routing.type_at(address, device)) if isinstance(device, str) and device else UNKNOWN
+
+
 def _uid(state: State, scene: Scene) -> Value:
     """Return the owner of the packet's socket. A packet that the node forwards has none."""
     if not state.first.iif:
@@ -293,6 +298,10 @@ _READERS: Mapping[Field, _Reader] = {
     Field.CT_REPLY_DADDR: _unread,
     Field.SOURCE_TYPE: lambda state, scene: scene.routing.type_of(state.src.address),
     Field.DESTINATION_TYPE: lambda state, scene: scene.routing.type_of(state.dst.address),
+    Field.SOURCE_TYPE_IIF: lambda state, scene: _type_at(state.src.address, _iif(state, scene), scene),
+    Field.DESTINATION_TYPE_IIF: lambda state, scene: _type_at(state.dst.address, _iif(state, scene), scene),
+    Field.SOURCE_TYPE_OIF: lambda state, scene: _type_at(state.src.address, _oif(state, scene), scene),
+    Field.DESTINATION_TYPE_OIF: lambda state, scene: _type_at(state.dst.address, _oif(state, scene), scene),
     Field.REVERSE_OIF: lambda state, scene: _reverse(state, scene, strict=False),
     Field.REVERSE_OIF_STRICT: lambda state, scene: _reverse(state, scene, strict=True),
     Field.REVERSE_OIF_MARK: lambda state, scene: _reverse(state, scene, strict=False, marked=True),

@@ -219,12 +219,29 @@ def _states(option: Option) -> Operation:
     return _bits(Field.CT_STATE_NAT, sum(names.STATES_AND_NAT[one] for one in wanted), option.negated)
 
 
-def _addrtype(option: Option) -> Iterable[Operation]:
-    fields = {"--src-type": Field.SOURCE_TYPE, "--dst-type": Field.DESTINATION_TYPE}
-    if option.name not in fields:
-        return [May(option.name)]
-    types = [names.ROUTE_TYPES[one.lower()] for one in option.argument.split(",")]
-    return [_test(fields[option.name], types, option.negated)]
+def _addrtype(family: Family, options: Sequence[Option]) -> Iterable[Operation]:
+    """Return tests of the types of addresses, for one device with an option that limits them to it.
+
+    Of IPv6, which then has types of its own, only the type LOCAL is known. Source: net/netfilter/xt_addrtype.c.
+    """
+    limits = [option.name for option in options if option.name.startswith("--limit-iface-")]
+    fields = _ADDRESS_TYPES[limits[0] if limits else ""]
+    for option in options:
+        if option.name in fields:
+            types = [names.ROUTE_TYPES[one.lower()] for one in option.argument.split(",")]
+            if limits and family is Family.IPV6 and types != [names.ROUTE_TYPES["local"]]:
+                yield May(option.name)
+            else:
+                yield _test(fields[option.name], types, option.negated)
+        elif option.name not in _ADDRESS_TYPES:
+            yield May(option.name)
+
+
+_ADDRESS_TYPES: Mapping[str, Mapping[str, Field]] = {
+    "": {"--src-type": Field.SOURCE_TYPE, "--dst-type": Field.DESTINATION_TYPE},
+    "--limit-iface-in": {"--src-type": Field.SOURCE_TYPE_IIF, "--dst-type": Field.DESTINATION_TYPE_IIF},
+    "--limit-iface-out": {"--src-type": Field.SOURCE_TYPE_OIF, "--dst-type": Field.DESTINATION_TYPE_OIF},
+}
 
 
 def _address_range(family: Family, option: Option) -> Iterable[Operation]:
@@ -312,7 +329,6 @@ _MATCHES: Mapping[str, _Handler] = {
     "state": _conntrack,
     "mark": partial(_mark, Field.MARK),
     "connmark": partial(_mark, Field.CT_MARK),
-    "addrtype": _addrtype,
     "owner": _owner,
     "devgroup": _devgroup,
     "physdev": _physdev,
@@ -449,6 +465,8 @@ class Compiler:
             return [test for option in part.options for test in _address_range(self._family, option)]
         if part.name == "set":
             return list(self._sets.tests(self._family, part.options))
+        if part.name == "addrtype":
+            return list(_addrtype(self._family, part.options))
         if part.name == "rpfilter":
             return list(_reverse_path(part.options))
         if part.name in _EXTENSION_HEADERS:

@@ -16,7 +16,10 @@ from .nodes import (
     DADDR,
     DROP,
     OWN,
+    POD,
     REMOTE_POD,
+    ROUTES4,
+    ROUTES6,
     SADDR,
     WORLD,
     chain,
@@ -411,6 +414,47 @@ def test_established_packets_and_those_out_of_state() -> None:
     node = of(match(ct("state"), "invalid", "in"))
     assert follow(node, state=CtState.INVALID).fate is Fate.DROPPED
     assert follow(node, state=CtState.ESTABLISHED).fate is Fate.DELIVERED
+
+
+LOCAL = [{"type": "local", "dst": one, "dev": device, "table": "local"} for one, device in ((OWN, "eth0"),)]
+BROADCAST = {"type": "broadcast", "dst": "192.0.2.255", "dev": "eth0", "table": "local"}
+
+
+def types_at(flags: list[str], *types: str, dst: str = OWN, iif: str = "cni0", src: str = POD) -> Fate:
+    """Return the end of a packet that a rule drops unless its address is of a type, for a device."""
+    test = match({"fib": {"result": "type", "flags": flags}}, {"set": list(types)}, "!=")
+    objects = [table(family="inet"), chain("p", "prerouting", family="inet"), rule("p", test, DROP, family="inet")]
+    return follow(Node(snapshot(objects, routes=[*LOCAL, BROADCAST, *ROUTES4])), dst=dst, iif=iif, src=src).fate
+
+
+def test_an_address_of_another_device_is_not_local_at_this_one() -> None:
+    at = ["daddr", "iif"]
+    assert types_at(at, "local") is Fate.DROPPED
+    assert types_at(at, "local", iif="eth0", src=WORLD) is Fate.DELIVERED
+    assert types_at(at, "unicast") is Fate.DELIVERED
+    assert types_at(at, "unicast", dst=WORLD) is Fate.DELIVERED
+    assert types_at(at, "local", "broadcast", "multicast", dst=WORLD) is Fate.DROPPED
+    assert types_at(at, "broadcast", dst="192.0.2.255", iif="eth0", src=WORLD) is Fate.DELIVERED
+    assert types_at(at, "broadcast", dst="192.0.2.255") is Fate.DROPPED
+    assert types_at(["saddr", "iif"], "unicast") is Fate.DELIVERED
+
+
+def test_an_ipv6_address_of_another_device_is_not_local_at_this_one() -> None:
+    pod, gateway, own = "fd00:10:244:1::5", "fd00:10:244:1::1", "2001:db8:1::1"
+    assert types_at(["daddr", "iif"], "local", src=pod, dst=gateway) is Fate.DELIVERED
+    assert types_at(["daddr", "iif"], "local", src=pod, dst=own) is Fate.DROPPED
+    assert types_at(["daddr", "iif"], "unicast", src=pod, dst=own) is Fate.DELIVERED
+
+
+def test_an_address_that_is_anycast_elsewhere_has_no_certain_type() -> None:
+    """A subnet's first address is anycast where the node forwards; flannel's device has it as its own."""
+    both = [{"type": "anycast", "dst": "fd00:10:244:1::", "dev": "cni0", "table": "local"}, *ROUTES6]
+    rules = [match({"fib": {"result": "type", "flags": ["daddr", "iif"]}}, "local"), DROP]
+    objects = [table(family="inet"), chain("p", "prerouting", family="inet"), rule("p", *rules, family="inet")]
+    node = Node(snapshot(objects, routes6=both))
+    ends = {"src": "fd00:10:244:2::5", "dst": "fd00:10:244:1::"}
+    assert follow(node, iif="flannel.1", **ends).fate is Fate.MAY
+    assert follow(node, iif="cni0", **ends).fate is Fate.DELIVERED
 
 
 def test_a_chain_that_jumps_to_itself_is_given_up() -> None:

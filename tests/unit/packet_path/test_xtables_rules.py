@@ -14,7 +14,7 @@ from flanneld_masq.packet_path.ipsets import IpSets
 from flanneld_masq.packet_path.packet import ICMP, UDP, CtState
 from flanneld_masq.packet_path.rules import Test
 from flanneld_masq.packet_path.save_format import tables
-from flanneld_masq.packet_path.snapshot import NFT, Save, from_json, to_json
+from flanneld_masq.packet_path.snapshot import LEGACY, NFT, Save, from_json, to_json
 from flanneld_masq.packet_path.state import Effect
 from flanneld_masq.packet_path.xtables_rules import Option, parts
 
@@ -51,6 +51,8 @@ HITS = [
     "-m connmark --mark 0x0",
     "-m addrtype --dst-type UNICAST",
     "-m addrtype ! --dst-type LOCAL",
+    "-m addrtype ! --dst-type LOCAL --limit-iface-in",
+    "-m addrtype --src-type UNICAST --limit-iface-out",
     "-m iprange --src-range 10.244.1.1-10.244.1.9",
     '-m comment --comment "it\'s -j ACCEPT \\"x\\""',
     '-m comment --comment "one\n-A FORWARD -j ACCEPT\ntwo"',
@@ -86,6 +88,7 @@ MISSES = [
     "-m conntrack --ctstatus NONE",
     "-m mark --mark 0x4000/0x4000",
     "-m addrtype --src-type LOCAL",
+    "-m addrtype --dst-type LOCAL,BROADCAST --limit-iface-in",
     "-m physdev --physdev-is-bridged",
     "-m physdev --physdev-in veth0",
     "-m physdev --physdev-is-in",
@@ -121,6 +124,7 @@ UNSURE = [
     "-m set --match-set except src",
     "-m owner ! --uid-owner 0",
     "-m icmp6 --what",
+    "-m addrtype --what LOCAL",
     "-s 10.0.0.0/255.0.255.0",
     "-m unheard --of -s x",
 ]
@@ -177,6 +181,16 @@ def test_what_cannot_be_evaluated_may_drop(match: str) -> None:
 @pytest.mark.parametrize(("match", "proto"), [("esp --espspi 7", 50), ("ah --ahspi 7", 51), ("mh --mh-type 1", 135)])
 def test_a_header_that_is_the_protocol_of_the_packet_may_match(match: str, proto: int) -> None:
     assert follow(node(f"-p {proto} -m {match} -j DROP"), proto=proto).fate is Fate.MAY
+
+
+@pytest.mark.parametrize(
+    ("match", "fate"),
+    [("! --dst-type LOCAL", Fate.DROPPED), ("--dst-type LOCAL", Fate.DELIVERED), ("--dst-type UNICAST", Fate.MAY)],
+)
+def test_types_of_ipv6_addresses_for_one_device(match: str, fate: Fate) -> None:
+    save = f"*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -m addrtype {match} --limit-iface-in -j DROP\nCOMMIT\n"
+    found = Node(snapshot(saves=(Save(Family.IPV6, LEGACY, save),)))
+    assert follow(found, src="fd00:10:244:1::5", dst="2001:db8:2::7").fate is fate
 
 
 def test_a_set_is_parsed_once_for_all_its_rules() -> None:
