@@ -187,6 +187,7 @@ class _NftTable(_Words):
         out = hook in ("forward", "postrouting", "output")
         device = source.choice(('"cni0"', '"eth0"', '"flannel.1"', '"fl*"', '{ "cni0", "eth0" }'))
         side = source.choice(("saddr", "daddr"))
+        at = " . oif" if hook in ("postrouting", "output") else " . iif"
         choices = [
             f"{ip} {side} {source.choice(('', '!= '))}{self.network()}",
             f"{ip} {side} {source.choice(('', '!= '))}@nets",
@@ -201,7 +202,7 @@ class _NftTable(_Words):
             f"meta mark & {source.choice(MARKS):#x} {source.choice(('!= 0', '== 0'))}",
             f"meta mark {source.choice(MARKS):#x}",
             f"ct mark {source.choice(MARKS):#x}",
-            f"fib {side} type {source.choice(('local', 'unicast', '!= local'))}",
+            f"fib {side}{source.choice(('', at))} type {source.choice(('local', 'unicast', '!= local'))}",
             "ct direction original",
             "tcp flags & (syn|ack) == syn",
             f"{'icmp' if self.of.family is Family.IPV4 else 'icmpv6'} type echo-request",
@@ -216,6 +217,7 @@ class _NftTable(_Words):
         if helpers:
             found += [lambda: f"{source.choice(('jump', 'jump', 'goto'))} {source.choice(helpers)}"] * 3
             found.append(lambda: self.verdict_map(helpers))
+        found.append(lambda: self.anonymous(kind))
         if kind == "nat":
             found += [lambda: self.nat(hook)] * 5
         elif tested:
@@ -225,6 +227,19 @@ class _NftTable(_Words):
         if priority < -200 and tested:
             found.append(lambda: "notrack")
         return source.choice(found)()
+
+    def anonymous(self, kind: str) -> str:
+        """Return a chain without a name, which nft prints as text in JSON too."""
+        source = self.source
+        end = source.choice(("return", "accept", "accept" if kind == "nat" else "drop"))
+        side, mark = source.choice(("saddr", "daddr")), source.choice(MARKS)
+        rules = (
+            f"{self.ip} {side} {source.choice(('', '!= '))}{self.network()} {end}",
+            f"{self.ip} {side} {{ {self.target()}, {vips(self.of.family)} }} meta mark set {mark:#x}",
+            f"ct state established,related counter {end}",
+            f"th dport {source.choice(PORTS)}-65535 {end}",
+        )
+        return f"{source.choice(('jump', 'goto'))} {{ {'; '.join(source.sample(rules, 2))}; }}"
 
     def mark(self) -> str:
         mark = self.source.choice(MARKS)
@@ -331,6 +346,7 @@ class _Xtables(_Words):
         proto = source.choice(("tcp", "udp"))
         low_address, high_address = sorted((self.target(), self.target()))
         device = f"{no}-o" if hook in ("FORWARD", "POSTROUTING", "OUTPUT") else f"{no}-i"
+        limit = f" --limit-iface-{'out' if hook in ('POSTROUTING', 'OUTPUT') else 'in'}"
         found = [
             f"{no}-s {self.network()}",
             f"{no}-d {self.network()}",
@@ -341,7 +357,7 @@ class _Xtables(_Words):
             f"-m conntrack {no}--ctstate {source.choice(('NEW', 'RELATED,ESTABLISHED', 'INVALID,DNAT', 'DNAT'))}",
             f"-m mark {no}--mark {source.choice(MARKS):#x}/{source.choice(MARKS):#x}",
             f"-m connmark {no}--mark {source.choice(MARKS):#x}",
-            f"-m addrtype {no}--{source.choice(('src', 'dst'))}-type LOCAL",
+            f"-m addrtype {no}--{source.choice(('src', 'dst'))}-type LOCAL{source.choice(('', limit))}",
             f"-m iprange {no}--dst-range {low_address}-{high_address}",
             '-m comment --comment "a \\"word\\" -j DROP"',
             f"-p tcp -m tcp {no}--tcp-flags SYN,ACK SYN",
