@@ -200,10 +200,17 @@ class NatKind(str, enum.Enum):
     DNAT = "dnat"
     MASQUERADE = "masquerade"
     REDIRECT = "redirect"
+    NETMAP = "netmap"  # SNAT or DNAT, by the hook
 
     @property
     def source(self) -> bool:
         return self in (NatKind.SNAT, NatKind.MASQUERADE)
+
+    def at(self, hook: Hook) -> NatKind:
+        """Return what the kernel does at a hook. Source: net/netfilter/xt_NETMAP.c."""
+        if self is not NatKind.NETMAP:
+            return self
+        return NatKind.DNAT if hook in (Hook.PREROUTING, Hook.OUTPUT) else NatKind.SNAT
 
 
 @dataclass(frozen=True, **SLOTS)

@@ -296,13 +296,14 @@ class Walk:
 
     def _translate(self, nat: Nat, rule: Rule, way: State, frame: _Frame) -> None:
         """Translate the flow, in every way that the kernel may; a rule without a target for it does nothing."""
+        name, nat = nat.kind.value, replace(nat, kind=nat.kind.at(self._scene.hook))
         fits = nat.version in (0, way.src.address.version)
         key = [evaluate(part, way, self._scene) for part in nat.key]
         found, complete = _found(nat.targets, key) if fits else ({}, False)
         for target in islice(found, MAX_TARGETS):
             for moved in translated(nat, target, way, self._scene):
                 old, new = (way.src, moved.src) if nat.kind.source else (way.dst, moved.dst)
-                detail = f"{nat.kind.value} {old} -> {'?' if moved.unknown_end else new}"
+                detail = f"{name} {old} -> {'?' if moved.unknown_end else new}"
                 self._end(Verdict.ACCEPT, self._noted(moved, rule, Effect.TRANSLATED, frame, detail))
         if not complete:
             frame.following.append(way)

@@ -408,6 +408,11 @@ def _nat(kind: NatKind, options: Mapping[str, Option], version: int) -> Operatio
     return Nat(kind, (), Elements([((), target)]), random, version)
 
 
+def _netmap(options: Mapping[str, Option], version: int) -> Operation:
+    target = Target(masked(options["--to"].argument), prefix=True)
+    return Nat(NatKind.NETMAP, (), Elements([((), target)]), version=version)
+
+
 _TO = ("--to-destination", "--to-source", "--to-ports")
 
 
@@ -519,10 +524,11 @@ _TARGETS: Mapping[str, _Target] = {
     "CONNMARK": lambda options, _: _connection_mark(options),
     "CT": _ct,
     "NOTRACK": lambda options, _: NoTrack(),
-    **{kind.value.upper(): partial(_nat, kind) for kind in NatKind},
+    **{kind.value.upper(): partial(_nat, kind) for kind in NatKind if kind is not NatKind.NETMAP},
+    "NETMAP": _netmap,
 }
 _QUEUES = ("NFQUEUE", "QUEUE")
-_TAKING = frozenset({"TPROXY", "SYNPROXY", "CLUSTERIP", "HMARK", "DNPT", "SNPT", "NETMAP"})
+_TAKING = frozenset({"TPROXY", "SYNPROXY", "CLUSTERIP", "HMARK", "DNPT", "SNPT"})
 
 
 def _protocol(_: Family, option: Option) -> Iterable[Operation]:

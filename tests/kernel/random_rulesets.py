@@ -389,9 +389,15 @@ class _Xtables(_Words):
         if hook in ("PREROUTING", "OUTPUT"):
             return [
                 f"DNAT --to-destination {self.target()}",
+                f"NETMAP --to {self.network()}",
                 f"DNAT --to-destination {_host(self.target())}:9000",
                 *(["REDIRECT --to-ports 9000"] if hook == "PREROUTING" else []),
             ]
         if hook == "POSTROUTING":
-            return ["MASQUERADE", "MASQUERADE --random-fully", f"SNAT --to-source {self.own()}"]
+            return [
+                "MASQUERADE",
+                "MASQUERADE --random-fully",
+                f"SNAT --to-source {self.own()}",
+                f"NETMAP --to {vips(self.of.family)}",
+            ]
         return [f"SNAT --to-source {self.own()}"]

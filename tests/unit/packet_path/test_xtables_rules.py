@@ -307,6 +307,23 @@ def test_dnat_then_masquerade() -> None:
     ]
 
 
+def test_netmap_translates_the_source_or_the_destination() -> None:
+    lines = "-A POSTROUTING -s 10.244.1.0/24 -j C\n-A C -j NETMAP --to 10.99.1.0/24\n"
+    save = f"*nat\n:POSTROUTING ACCEPT [0:0]\n:C - [0:0]\n{lines}COMMIT\n"
+    (outcome,) = follow(Node(snapshot(legacy=save)), sport=1234).outcomes
+    assert str(outcome.src) == "10.99.1.5:1234"
+    assert [step.detail for step in outcome.deciders] == ["netmap 10.244.1.5:1234 -> 10.99.1.5:1234"]
+    save = f"*nat\n:PREROUTING ACCEPT [0:0]\n:C - [0:0]\n{lines.replace('POST', 'PRE')}COMMIT\n"
+    (outcome,) = follow(Node(snapshot(legacy=save)), sport=1234).outcomes
+    assert (str(outcome.src), str(outcome.dst)) == ("10.244.1.5:1234", "10.99.1.7:443")
+
+
+def test_netmap_of_an_odd_mask_is_not_known() -> None:
+    save = "*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -j NETMAP --to 10.0.0.0/255.0.255.0\nCOMMIT\n"
+    result = follow(Node(snapshot(legacy=save)))
+    assert result.fate is Fate.DELIVERED and not result.certain
+
+
 def test_statistic_of_two_backends_has_two_outcomes() -> None:
     save = (
         "*nat\n:PREROUTING ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n"
