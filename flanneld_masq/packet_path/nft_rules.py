@@ -387,6 +387,8 @@ class Compiler:
         ((kind, what),) = content["key"].items()
         name = what.get("key", what.get("field"))
         changed = _WRITTEN.get((kind, name))
+        if (kind, name) == ("ct", "zone") and content["value"] != 0:  # in which answers may find no entry
+            return [MayEnd("another zone of conntrack")]
         if changed is None:
             return [] if kind != "payload" or name not in ("sport", "dport") else [MayEnd("changes a port")]
         address = changed in (ChangeField.SADDR, ChangeField.DADDR)

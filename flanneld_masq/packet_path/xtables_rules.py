@@ -509,7 +509,11 @@ _Target = Callable[[Mapping[str, Option], int], Operation]
 
 
 def _ct(options: Mapping[str, Option], _: int) -> Operation:
-    return NoTrack() if "--notrack" in options else Verdict.CONTINUE
+    """Return what keeps packets from tracking, or puts them into another zone, in which answers may find no entry."""
+    if "--notrack" in options:
+        return NoTrack()
+    zones = {option.argument for name, option in options.items() if name.startswith("--zone")}
+    return MayEnd("another zone of conntrack") if zones - {"0"} else Verdict.CONTINUE
 
 
 def _queue(options: Mapping[str, Option], queues: Queues) -> Operation:

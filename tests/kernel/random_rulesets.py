@@ -389,7 +389,6 @@ class _Xtables(_Words):
         if hook in ("PREROUTING", "OUTPUT"):
             return [
                 f"DNAT --to-destination {self.target()}",
-                f"NETMAP --to {self.network()}",
                 f"DNAT --to-destination {_host(self.target())}:9000",
                 *(["REDIRECT --to-ports 9000"] if hook == "PREROUTING" else []),
             ]

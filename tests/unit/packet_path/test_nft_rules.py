@@ -91,6 +91,7 @@ HITS: list[Any] = [
     match({"concat": [DADDR, TH_DPORT]}, "@s"),
     {"counter": {"packets": 0, "bytes": 0}},
     {"log": {"prefix": "x"}},
+    {"mangle": {"key": ct("zone"), "value": 0}},
 ]
 MISSES: list[Any] = [
     match(SADDR, "10.244.1.6"),
@@ -127,6 +128,9 @@ UNSURE: list[Any] = [
     {"xt": {"type": "match", "name": "statistic"}},
     {"set": {"op": "update", "elem": SADDR, "set": "@s", "stmt": [{"limit": {"rate": 5, "per": "minute"}}]}},
     {"something": {"new": 1}},
+    {"mangle": {"key": ct("zone"), "value": 5}},
+    {"mangle": {"key": ct("zone"), "value": {"map": {"key": meta("iifname"), "data": {"set": [["cni0", 5]]}}}}},
+    {"mangle": {"key": {"ct": {"key": "zone", "dir": "original"}}, "value": 7}},
     {},
     "reset tcp option sack-perm",
     "jump {",

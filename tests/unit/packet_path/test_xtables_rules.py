@@ -213,6 +213,10 @@ def test_a_set_is_parsed_once_for_all_its_rules() -> None:
         ("-j TCPMSS --clamp-mss-to-pmtu", Fate.DELIVERED),
         ("-j NFQUEUE --queue-num 1", Fate.MAY),
         ("-j UNHEARD", Fate.MAY),
+        ("-j CT --zone 5", Fate.MAY),
+        ("-j CT --zone-orig mark", Fate.MAY),
+        ("-j CT --zone 0", Fate.DELIVERED),
+        ("-j CT --helper ftp", Fate.DELIVERED),
         ("", Fate.DELIVERED),
     ],
 )
