@@ -206,7 +206,7 @@ class _Path:
         """Return the packets that pass every chain of a hook."""
         states = tuple(states)
         connection = NAT_PRIORITY.get(hook, _LAST)
-        done = self._packet.connection is None
+        done = self._packet.connection is None or hook not in NAT_PRIORITY
         for base in self._node.ruleset.at(hook, self._packet.family, latest_first=self._latest_first):
             if not done and runs_at(base) >= connection:
                 states, done = tuple(_reversed_nat(state, hook) for state in states), True

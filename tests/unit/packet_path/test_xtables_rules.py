@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from ipaddress import ip_address
 
 import pytest
 
@@ -11,14 +12,14 @@ from flanneld_masq.errors import SnapshotError
 from flanneld_masq.model import Family
 from flanneld_masq.packet_path.evaluate import Fate, Node
 from flanneld_masq.packet_path.ipsets import IpSets
-from flanneld_masq.packet_path.packet import ICMP, UDP, CtState
+from flanneld_masq.packet_path.packet import ICMP, UDP, Connection, CtState, Endpoint
 from flanneld_masq.packet_path.rules import Test
 from flanneld_masq.packet_path.save_format import tables
 from flanneld_masq.packet_path.snapshot import LEGACY, NFT, Save, from_json, to_json
 from flanneld_masq.packet_path.state import Effect
 from flanneld_masq.packet_path.xtables_rules import Option, parts
 
-from .nodes import chain, follow, packet, rule, snapshot, table
+from .nodes import OWN, POD, WORLD, chain, follow, packet, rule, snapshot, table
 
 HITS = [
     "-s 10.244.0.0/16",
@@ -309,6 +310,17 @@ def test_dnat_then_masquerade() -> None:
         "dnat 10.96.0.1:443 -> 198.51.100.7:6443",
         "masquerade 10.244.1.5:40000 -> 192.0.2.1",
     ]
+
+
+@pytest.mark.parametrize(("source", "fate"), [(WORLD, Fate.DROPPED), (OWN, Fate.DELIVERED)])
+def test_an_answer_is_translated_back_after_mangle(source: str, fate: Fate) -> None:
+    """Its old source is at POSTROUTING what rules before NAT see."""
+    pod, node, world = (Endpoint(ip_address(one), 80) for one in (POD, OWN, WORLD))
+    save = f"*mangle\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -s {source}/32 -j DROP\nCOMMIT\n"
+    ends = {"src": WORLD, "dst": POD, "sport": 80, "dport": 80, "iif": "eth0"}
+    connection = Connection(pod, node, pod, world)
+    result = follow(Node(snapshot(legacy=save)), **ends, state=CtState.ESTABLISHED, reply=True, connection=connection)
+    assert result.fate is fate
 
 
 def test_netmap_translates_the_source_or_the_destination() -> None:
