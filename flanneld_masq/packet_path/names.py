@@ -142,6 +142,19 @@ ROUTE_TYPES: Mapping[str, int] = {
     "nat": 10,
     "xresolve": 11,
 }
+# Types of devices, as nft and ip name them. Source: include/uapi/linux/if_arp.h
+DEVICE_TYPES: Mapping[str, int] = {
+    "ether": 1,
+    "ppp": 512,
+    "ipip": 768,
+    "ipip6": 769,
+    "tunnel6": 769,
+    "loopback": 772,
+    "sit": 776,
+    "ipgre": 778,
+    "gre": 778,
+    "none": 0xFFFE,
+}
 PACKET_TYPES: Mapping[str, int] = {"host": 0, "unicast": 0, "broadcast": 1, "multicast": 2, "other": 3}
 SERVICES: Mapping[str, int] = {
     "ftp": 21,

@@ -28,6 +28,8 @@ class Field(str, enum.Enum):
 
     NFPROTO = "nfproto"
     ETHER_TYPE = "ether type"
+    VERSION4 = "ip version"
+    VERSION6 = "ip6 version"
     PROTO = "l4proto"
     SADDR4 = "ip saddr"
     DADDR4 = "ip daddr"
@@ -43,6 +45,8 @@ class Field(str, enum.Enum):
     PHYSDEV_IN = "physdev in"
     IIFGROUP = "iifgroup"
     OIFGROUP = "oifgroup"
+    IIFTYPE = "iiftype"
+    OIFTYPE = "oiftype"
     MARK = "mark"
     CT_STATE = "ct state"
     CT_STATE_NAT = "ct state and nat"

@@ -183,6 +183,17 @@ def _group(device: Value, scene: Scene) -> Value:
     return int(text) if text.isdecimal() else names.DEVICE_GROUPS.get(text, UNKNOWN)
 
 
+def _type(device: Value, scene: Scene) -> Value:
+    """Return the type of a device."""
+    if not isinstance(device, str) or not device:
+        return MISSING
+    return names.DEVICE_TYPES.get(str(scene.routing.links.get(device, {}).get("link_type")), UNKNOWN)
+
+
+def _version(number: int, state: State) -> Value:
+    return number if state.src.address.version == number else MISSING
+
+
 def _state_bit(state: State, scene: Scene) -> int:
     if state.untracked:
         return names.STATE_BITS[CtState.UNTRACKED]
@@ -270,6 +281,8 @@ _Reader = Callable[[State, Scene], Value]
 _READERS: Mapping[Field, _Reader] = {
     Field.NFPROTO: lambda state, _: _nfproto(state),
     Field.ETHER_TYPE: lambda state, scene: _nfproto(state) if _has_ethernet(state, scene) else MISSING,
+    Field.VERSION4: lambda state, _: _version(4, state),
+    Field.VERSION6: lambda state, _: _version(6, state),
     Field.PROTO: lambda state, _: state.first.proto,
     Field.SADDR4: lambda state, _: _address(IPv4Address, state.src.address),
     Field.DADDR4: lambda state, _: _address(IPv4Address, state.dst.address),
@@ -285,6 +298,8 @@ _READERS: Mapping[Field, _Reader] = {
     Field.PHYSDEV_IN: _port_in,
     Field.IIFGROUP: lambda state, scene: _group(_iif(state, scene), scene),
     Field.OIFGROUP: lambda state, scene: _group(_oif(state, scene), scene),
+    Field.IIFTYPE: lambda state, scene: _type(_iif(state, scene), scene),
+    Field.OIFTYPE: lambda state, scene: _type(_oif(state, scene), scene),
     Field.MARK: lambda state, _: _known(state.mark),
     Field.CT_STATE: _state_bit,
     Field.CT_STATE_NAT: _state_and_nat,

@@ -30,9 +30,9 @@ ADDRESSES = [
     _device("eth0", (OWN, 24), ("2001:db8:1::1", 64)),
 ]
 LINKS = [
-    {"ifname": "cni0", "group": "default"},
-    {"ifname": "eth0", "group": "7"},
-    {"ifname": "flannel.1", "group": "mgmt"},
+    {"ifname": "cni0", "link_type": "ether", "group": "default"},
+    {"ifname": "eth0", "link_type": "none", "group": "7"},
+    {"ifname": "flannel.1", "link_type": "unheard", "group": "mgmt"},
 ]
 ROUTES4: list[Any] = [
     {"dst": "default", "gateway": "192.0.2.100", "dev": "eth0"},

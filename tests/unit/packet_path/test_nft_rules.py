@@ -62,6 +62,9 @@ HITS: list[Any] = [
     match(meta("iifgroup"), "default"),
     match(meta("iifgroup"), {"set": [0, 9]}),
     match(meta("oifgroup"), {"set": [3, {"range": [5, 9]}]}),
+    match(meta("iiftype"), "ether"),
+    match(meta("oiftype"), 65534),
+    match(payload("ip", "version"), 4),
     match(meta("l4proto"), "tcp"),
     match(meta("l4proto"), {"set": ["udp", "tcp"]}),
     match(payload("ip", "protocol"), 6),
@@ -100,6 +103,9 @@ MISSES: list[Any] = [
     match(payload("udp", "dport"), 443),
     match(payload("udp", "dport"), 53, "!="),
     match(payload("ip6", "saddr"), "fd00::1", "!="),
+    match(payload("ip6", "version"), 6),
+    match(payload("ip", "version"), 4, "!="),
+    match(meta("iiftype"), "loopback"),
     match(payload("icmp", "type"), "echo-request"),
     match(payload("arp", "operation"), "request"),
     match(meta("protocol"), "arp"),
@@ -478,6 +484,11 @@ def test_text_of_other_programs_is_printable() -> None:
     (step,) = follow(node).deciders
     assert step.place.number == 2
     assert "\x1b" not in str(node.ruleset.bases[0].chain.rule(0).place)
+
+
+def test_a_type_of_device_that_ip_names_otherwise_is_not_known() -> None:
+    node = forwarding([match(meta("oiftype"), "ether"), DROP])
+    assert follow(node, dst=REMOTE_POD).fate is Fate.MAY
 
 
 def test_destination_is_of_the_node() -> None:
