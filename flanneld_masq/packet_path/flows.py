@@ -166,7 +166,8 @@ def flows(
     for family, family_lease in leases.items():
         wanted = _Wanted(settings, lease, family, exceptions, mark)
         address, device = pods[family]
-        results += _Flows(node, family, family_lease, wanted, address, device or bridge).results()
+        cases = _Cases(node, family, family_lease, address, device or bridge)
+        results += _Flows(node, family, family_lease, wanted, cases).results()
     return tuple(results)
 
 
@@ -188,33 +189,20 @@ class _Wanted:
         return Source.NODE if rule.verdict is PolicyVerdict.MASQUERADE else Source.KEPT
 
 
-class _Flows:
-    """The flows of one family, with a pod of this address behind this device; an empty one if there is no pod yet."""
+class _Cases:
+    """The packets of one family, with a pod of this address behind this device; an empty one if there is no pod yet."""
 
-    def __init__(
-        self, node: Node, family: Family, lease: FamilyLease, wanted: _Wanted, pod: Address, device: str
-    ) -> None:
+    def __init__(self, node: Node, family: Family, lease: FamilyLease, pod: Address, device: str) -> None:
         self._node = node
         self._family = family
         self._lease = lease
-        self._wanted = wanted
         self._routing: Routing = node.routing[family]
         self._pod, self._device = pod, device
         self._remote = _remote_route(self._routing, lease)
         self._world = _route(self._routing, None, WORLD[family])
 
-    def results(self) -> Iterator[FlowResult]:
-        for flow, case in self._cases():
-            if isinstance(case, str):
-                yield FlowResult(self._family, flow, False, Source.ANY, Judgement.SKIPPED, case)
-            else:
-                yield from self._both_ways(case)
-        for packet in _discovery(self._lease, self._routing, self._pod, self._device):
-            yield self._discovered(packet)
-
-    # ---- the packets
-
-    def _cases(self) -> Iterator[tuple[Flow, _Case | str]]:
+    def all(self) -> Iterator[tuple[Flow, _Case | str]]:
+        """Yield each flow with its case, or the reason why the node cannot have it."""
         attempts = tuple(self._attempts())
         for flow, case in (*attempts, *_by_udp(attempts)):
             yield flow, case if self._device or flow is Flow.HOST_TO_REMOTE_POD else _NO_DEVICE
@@ -300,7 +288,39 @@ class _Flows:
                     return _Case(Flow.POD_TO_SERVICE, packet, None, kept=False)
         return "no service has a pod on this node"
 
-    # ---- judgement
+    def discovery(self) -> Iterator[Packet]:
+        """Yield the packets by which neighbours find each other."""
+        yield from _discovery(self._lease, self._routing, self._pod, self._device)
+
+    def others(self, address: Address) -> Iterator[Address]:
+        """Yield another address of the same kind: of the world, or of a pod. A node has no other."""
+        if address == WORLD[self._family]:
+            yield OTHER_WORLD[self._family]
+        elif address == self._pod:
+            yield from islice(_pods(self._lease, self._routing, self._device, address), 1)
+        elif self._remote is not None and address == self._remote[0]:
+            yield address + 1
+
+
+class _Flows:
+    """The flows of one family, judged."""
+
+    def __init__(self, node: Node, family: Family, lease: FamilyLease, wanted: _Wanted, cases: _Cases) -> None:
+        self._node = node
+        self._family = family
+        self._lease = lease
+        self._wanted = wanted
+        self._cases = cases
+        self._routing: Routing = node.routing[family]
+
+    def results(self) -> Iterator[FlowResult]:
+        for flow, case in self._cases.all():
+            if isinstance(case, str):
+                yield FlowResult(self._family, flow, False, Source.ANY, Judgement.SKIPPED, case)
+            else:
+                yield from self._both_ways(case)
+        for packet in self._cases.discovery():
+            yield self._discovered(packet)
 
     def _both_ways(self, case: _Case) -> Iterator[FlowResult]:
         result = self._node.evaluate(case.packet)
@@ -369,8 +389,8 @@ class _Flows:
         """Return True if the packet of another pod, or to another address or port, may pass, or the `answer` to it;
         with `kept` only if it may keep its destination."""
         others = [replace(packet, dport=OTHER_PORT)]
-        others += [replace(packet, src=address) for address in self._others(packet.src)]
-        others += [replace(packet, dst=address) for address in self._others(packet.dst)]
+        others += [replace(packet, src=address) for address in self._cases.others(packet.src)]
+        others += [replace(packet, dst=address) for address in self._cases.others(packet.dst)]
         return any(self._passes(other, answer=answer, kept=kept) for other in others)
 
     def _passes(self, packet: Packet, *, answer: bool, kept: bool = False) -> bool:
@@ -378,15 +398,6 @@ class _Flows:
         if not answer:
             return any(not kept or outcome.dst.address == packet.dst for outcome in delivered)
         return any(self._passes(_answer_to(packet, outcome), answer=False) for outcome in delivered)
-
-    def _others(self, address: Address) -> Iterator[Address]:
-        """Yield another address of the same kind: of the world, or of a pod. A node has no other."""
-        if address == WORLD[self._family]:
-            yield OTHER_WORLD[self._family]
-        elif address == self._pod:
-            yield from islice(_pods(self._lease, self._routing, self._device, address), 1)
-        elif self._remote is not None and address == self._remote[0]:
-            yield address + 1
 
     def _fault(
         self, case: _Case, outcome: Outcome, wanted: Source, original: Optional[Packet]
