@@ -195,6 +195,16 @@ TEXTS: Mapping[Kind, Text] = {
         "node had another name before, `kubectl delete node OLD-NAME` instead",
         "in flannel's DaemonSet or unit, on each node",
     ),
+    Kind.UPLINK_WITHOUT_ADDRESS: Text(
+        PROBLEM,
+        "{device}, by which packets of pods leave for the world, has no address of its own",
+        "the kernel masquerades them with the address of another interface, which lies inside the pod network, so no "
+        "answer comes back",
+        "`ip address add ADDRESS dev {device}`, or dev lo if {device} is to have none: an address that the "
+        "world has a route to",
+        "the network configuration of the node (netplan, /etc/network/interfaces, `nmcli connection modify`); for "
+        "addresses from IPv6 routers net.ipv6.conf.{device}.accept_ra = 2 in /etc/sysctl.d",
+    ),
     Kind.FLANNEL_MASQUERADES: Text(
         NOTICE,
         "flanneld was started with --ip-masq and masquerades too{state}",

@@ -82,6 +82,7 @@ class Kind(str, enum.Enum):
     TUNNEL_MTU_TOO_LARGE = "tunnel-mtu-too-large"
     TUNNEL_PORT_TAKEN = "tunnel-port-taken"
     TUNNEL_TO_ITSELF = "tunnel-to-itself"
+    UPLINK_WITHOUT_ADDRESS = "uplink-without-address"
 
 
 @dataclass(frozen=True, **SLOTS)

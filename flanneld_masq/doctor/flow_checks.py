@@ -47,6 +47,7 @@ _KINDS = {
     Fault.UNANSWERED: Kind.FLOW_REDIRECTED,
     Fault.MASQUERADED: Kind.FLOW_MASQUERADED,
     Fault.NOT_MASQUERADED: Kind.FLOW_NOT_MASQUERADED,
+    Fault.NO_ADDRESS: Kind.UPLINK_WITHOUT_ADDRESS,
 }
 
 
@@ -143,6 +144,7 @@ def _finding(decision: _Decision, leases: tuple[FamilyLease, ...]) -> Finding:
         verb="rejects" if step is not None and step.effect is Effect.REJECTED else "drops",
         src=packet.src if packet else "SOURCE",
         dst=packet.dst if packet else "DESTINATION",
+        device=_device(decision),
         remedy=advice.command,
         persist=advice.persist,
     )

@@ -95,6 +95,7 @@ class Fault(str, enum.Enum):
     UNANSWERED = "an answer that is none"
     MASQUERADED = "with another source"
     NOT_MASQUERADED = "without a source of the node"
+    NO_ADDRESS = "with a source inside the pods' networks"
 
 
 class Source(str, enum.Enum):
@@ -418,7 +419,17 @@ class _Flows:
             return Fault.MASQUERADED, f"arrives from {outcome.src.address}, not from {packet.src}"
         if wanted is Source.NODE and not self._is_own(outcome.src.address):
             return Fault.NOT_MASQUERADED, f"arrives from {outcome.src.address}, not from an address of the node"
+        if wanted is Source.NODE and self._lacks_address(packet, outcome):
+            return Fault.NO_ADDRESS, f"arrives from {outcome.src.address}, for {outcome.device} has no global address"
         return None
+
+    def _lacks_address(self, packet: Packet, outcome: Outcome) -> bool:
+        """Return True if a packet leaves the pods' networks with an address inside them, by a device without any."""
+        source, destination = (
+            any(end in network for network in self._lease.networks) for end in (outcome.src.address, packet.dst)
+        )
+        own = (one for one in self._routing.addresses if one.scope == "global" and one.device == outcome.device)
+        return source and not destination and next(own, None) is None
 
     def _is_own(self, address: Address) -> bool:
         return any(one.address == address for one in self._routing.addresses)
@@ -455,6 +466,8 @@ def _cause(outcome: Outcome, fault: Fault) -> tuple[Step, ...]:
         moved = [step for step in outcome.deciders if step.hook in DESTINATION_NAT]
         written = _marked(outcome) if fault is Fault.REDIRECTED else []
         return tuple((moved or written)[-1:])
+    if fault is Fault.NO_ADDRESS:
+        return ()
     if outcome.deciders or fault not in (Fault.NOT_MASQUERADED, Fault.UNANSWERED):
         return outcome.deciders[-1:]
     untracked = [step for step in outcome.steps if step.effect is Effect.UNTRACKED]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -33,6 +34,7 @@ from flanneld_masq.packet_path.state import Effect, Step
 
 from ..packet_path.nodes import (
     ACCEPT,
+    ADDRESSES,
     DADDR,
     DROP,
     ROUTES4,
@@ -336,6 +338,16 @@ def test_notrack_keeps_the_masquerade_away() -> None:
     assert found.kind is Kind.FLOW_NOT_MASQUERADED
     assert "-j CT --notrack" in found.seen
     assert found.remedy == "iptables-legacy -t raw -I PREROUTING 1 -s 10.244.0.0/16 -j ACCEPT"
+
+
+def test_an_uplink_without_an_address_is_named() -> None:
+    facts = node_facts([])
+    addresses = json.dumps([one for one in ADDRESSES if one["ifname"] != "eth0"])
+    found = flows(Node(replace(snapshot(OWN), addresses=addresses)), LEASE, Settings())
+    (finding,) = examine(replace(facts, packets=PacketFacts(found)))
+    assert (finding.kind, finding.owner) == (Kind.UPLINK_WITHOUT_ADDRESS, "")
+    assert finding.what.startswith("eth0, by which packets of pods leave")
+    assert finding.remedy.startswith("`ip address add ADDRESS dev eth0`")
 
 
 def test_a_rule_that_redirects_pods() -> None:

@@ -11,10 +11,10 @@ import pytest
 
 from flanneld_masq.model import Family, FamilyLease, Lease, MasqueradeSettings, Settings
 from flanneld_masq.packet_path.evaluate import Node
-from flanneld_masq.packet_path.flows import Flow, FlowResult, Judgement, Source, flows
+from flanneld_masq.packet_path.flows import Fault, Flow, FlowResult, Judgement, Source, flows
 from flanneld_masq.packet_path.snapshot import LEGACY, Save, Snapshot
 
-from .nodes import DADDR, DROP, ROUTES4, ROUTES6, RULES, chain, match, meta, payload, rule, snapshot, table
+from .nodes import ADDRESSES, DADDR, DROP, ROUTES4, ROUTES6, RULES, chain, match, meta, payload, rule, snapshot, table
 
 LEASE = Lease(
     "/run/flannel/subnet.env",
@@ -109,6 +109,27 @@ def test_without_masquerade_the_world_sees_the_pod() -> None:
     found = judged(snapshot())[Flow.POD_TO_WORLD, False]
     assert (found.judgement, found.wanted) == (Judgement.WRONG, Source.NODE)
     assert found.why == "arrives from 10.244.1.250, not from an address of the node"
+
+
+def without_address(found: Snapshot) -> Snapshot:
+    """Return a node whose uplink has no address."""
+    return replace(found, addresses=json.dumps([one for one in ADDRESSES if one["ifname"] != "eth0"]))
+
+
+def test_an_uplink_without_an_address_masquerades_as_a_pod() -> None:
+    found = judged(without_address(snapshot(MASQUERADING)))[Flow.POD_TO_WORLD, False]
+    assert (found.judgement, found.fault, found.causes) == (Judgement.WRONG, Fault.NO_ADDRESS, ())
+    assert found.why == "arrives from 10.244.1.1, for eth0 has no global address"
+
+
+def test_an_uplink_without_an_address_may_use_that_of_lo() -> None:
+    unnumbered = without_address(snapshot(MASQUERADING))
+    info = {"family": "inet", "local": "192.0.2.9", "prefixlen": 32, "scope": "global"}
+    addresses = [{"ifname": "lo", "addr_info": [info]}, *json.loads(unnumbered.addresses)[1:]]
+    found = judged(replace(unnumbered, addresses=json.dumps(addresses)))[Flow.POD_TO_WORLD, False]
+    assert found.result is not None
+    assert str(found.result.source) == "192.0.2.9"
+    assert found.fault is None
 
 
 def test_nothing_is_wanted_of_the_source_where_masquerade_is_off() -> None:
@@ -256,7 +277,10 @@ def test_pods_may_have_another_way_to_the_world_than_the_node() -> None:
     ]
     objects = [table(), chain("p", "postrouting", "nat", prio=100)]
     objects.append(rule("p", match(meta("oifname"), "wg0"), {"masquerade": None}))
-    found = flows(Node(snapshot(objects, routes=routes, rules=rules)), LEASE, Settings())
+    info = {"family": "inet", "local": "203.0.113.5", "prefixlen": 32, "scope": "global"}
+    addresses = json.dumps([*ADDRESSES, {"ifname": "wg0", "addr_info": [info]}])
+    node = Node(replace(snapshot(objects, routes=routes, rules=rules), addresses=addresses))
+    found = flows(node, LEASE, Settings())
     world = next(one for one in found if one.flow is Flow.POD_TO_WORLD and not one.answer)
     assert world.judgement is Judgement.AS_WANTED, world.why
     assert world.result is not None
