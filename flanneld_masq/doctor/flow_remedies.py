@@ -108,6 +108,10 @@ DROPS: Mapping[str, Program] = {
     "NetworkManager": Program({}, _SHARED),
     "tailscale": Program({}, "`tailscale set --netfilter-mode=nodivert` and rules of your own"),
 }
+INPUT_DROPS: Mapping[str, Program] = {
+    "firewalld": DROPS["firewalld"],
+    "ufw": Program({"from": "ufw prepend allow from {source}"}, ""),
+}
 MASQUERADES: Mapping[str, Program] = {
     "docker": Program(
         {},
@@ -180,7 +184,7 @@ def _program(step: Step, owner: str) -> Program | None:
         return _DOCKER_NFT
     if owner == "docker" and not step.place.number:
         return _DOCKER_POLICY
-    return DROPS.get(owner) if step.hook is Hook.FORWARD else None
+    return {Hook.FORWARD: DROPS, Hook.INPUT: INPUT_DROPS}.get(step.hook, {}).get(owner)
 
 
 def _redirects(step: Step) -> bool:

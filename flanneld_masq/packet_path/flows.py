@@ -30,7 +30,7 @@ from flanneld_masq.packet_path.evaluate import Node, Outcome, Result
 from flanneld_masq.packet_path.packet import ICMPV6, TCP, UDP, Connection, CtState, Packet
 from flanneld_masq.packet_path.routing import BRIDGE_KEYS, UNICAST, Route, Routing
 from flanneld_masq.packet_path.rules import Hook
-from flanneld_masq.packet_path.services import services
+from flanneld_masq.packet_path.services import Service, api_server, services
 from flanneld_masq.packet_path.state import Effect, Step
 from flanneld_masq.ruleset import policy
 
@@ -54,6 +54,7 @@ class Flow(str, enum.Enum):
     HOST_TO_POD = "host to pod"
     POD_TO_HOST = "pod to host"
     POD_TO_SERVICE = "pod to service on the same node"
+    POD_TO_API_SERVER = "pod to API server on the same node"
     POD_TO_WORLD_UDP = "pod to world by UDP"
     POD_TO_REMOTE_POD_UDP = "pod to remote pod by UDP"
     REMOTE_POD_TO_POD_UDP = "remote pod to pod by UDP"
@@ -77,6 +78,9 @@ _BY_UDP = {
     Flow.POD_TO_REMOTE_POD: Flow.POD_TO_REMOTE_POD_UDP,
     Flow.REMOTE_POD_TO_POD: Flow.REMOTE_POD_TO_POD_UDP,
 }
+
+
+_SERVICES = (Flow.POD_TO_SERVICE, Flow.POD_TO_API_SERVER)
 
 
 class Judgement(str, enum.Enum):
@@ -224,6 +228,7 @@ class _Cases:
         yield Flow.HOST_TO_POD, self._host_to_pod()
         yield Flow.POD_TO_HOST, self._to_host()
         yield Flow.POD_TO_SERVICE, self._to_service()
+        yield Flow.POD_TO_API_SERVER, self._to_api_server()
 
     def _case(
         self,
@@ -282,12 +287,26 @@ class _Cases:
 
     def _to_service(self) -> _Case | str:
         """Return a packet to a service that may reach a pod of this node."""
-        for address, proto, port in islice(services(self._node.ruleset, self._family), MAX_SERVICES):
-            packet = Packet(self._pod, address, proto, CLIENT_PORT, port, self._device)
+        for service in islice(services(self._node.ruleset, self._family), MAX_SERVICES):
+            packet = self._for(service)
             for outcome in self._node.evaluate(packet).outcomes:
                 if outcome.delivered and outcome.dst.address in self._lease.subnet:
                     return _Case(Flow.POD_TO_SERVICE, packet, None, kept=False)
         return "no service has a pod on this node"
+
+    def _to_api_server(self) -> _Case | str:
+        """Return a packet to the API server by its service, if that may lead to this node."""
+        service = api_server(self._node.ruleset, self._family)
+        if service is not None:
+            packet = self._for(service)
+            ends = {outcome.dst.address for outcome in self._node.evaluate(packet).outcomes} - {packet.dst}
+            if any(self._routing.is_local(end) for end in ends):
+                return _Case(Flow.POD_TO_API_SERVER, packet, None, kept=False)
+        return "no API server is known to run on this node"
+
+    def _for(self, service: Service) -> Packet:
+        address, proto, port = service
+        return Packet(self._pod, address, proto, CLIENT_PORT, port, self._device)
 
     def discovery(self) -> Iterator[Packet]:
         """Yield the packets by which neighbours find each other."""
@@ -383,7 +402,11 @@ class _Flows:
             causes += tuple(cause for cause in marked if cause.owner != KUBE_PROXY)[-1:]
         first = bad[0][1][0] if bad else None
         decided = judgement is Judgement.WRONG and first in (Fault.LOST, Fault.REDIRECTED)
-        narrow = decided and self._is_narrow(original or case.packet, answer=answer, kept=first is Fault.REDIRECTED)
+        tried = original or case.packet
+        if decided and case.flow in _SERVICES:  # another port of a service leads nowhere
+            end = case.packet.source if answer else bad[0][0].dst
+            tried = replace(tried, dst=end.address, dport=end.port)
+        narrow = decided and self._is_narrow(tried, answer=answer, kept=first is Fault.REDIRECTED)
         return FlowResult(self._family, case.flow, answer, wanted, judgement, why, causes, result, first, narrow)
 
     def _is_narrow(self, packet: Packet, *, answer: bool, kept: bool) -> bool:

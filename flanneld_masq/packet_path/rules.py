@@ -328,6 +328,10 @@ class Chain:
     def __iter__(self) -> Iterator[Rule]:
         return map(self.rule, range(len(self)))
 
+    def containing(self, *words: str) -> Iterator[Rule]:
+        """Yield the rules whose text has one of the words. The others are not parsed."""
+        return (self.rule(position) for position, text in enumerate(self._texts) if any(word in text for word in words))
+
     def rule(self, position: int) -> Rule:
         """Return the rule of a position, which begins at 0."""
         if position not in self._rules:

@@ -141,6 +141,52 @@ def test_forward_drops_names_the_program() -> None:
     assert (found.kind, found.owner) == (Kind.FORWARD_DROPS, "ufw")
 
 
+API_SERVER = """*nat
+:PREROUTING ACCEPT [0:0]
+:KUBE-SERVICES - [0:0]
+:KUBE-SVC-NPX46M4PTMTKRN6Y - [0:0]
+-A PREROUTING -j KUBE-SERVICES
+-A KUBE-SERVICES -d 10.96.0.1/32 -p tcp -m tcp --dport 443 -j KUBE-SVC-NPX46M4PTMTKRN6Y
+-A KUBE-SVC-NPX46M4PTMTKRN6Y -p tcp -m tcp -j DNAT --to-destination 192.0.2.1:6443
+COMMIT
+*filter
+:INPUT DROP [0:0]
+:{chain} - [0:0]
+-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT
+-A INPUT -j {chain}
+-A {chain} -j DROP
+COMMIT
+"""
+
+
+@pytest.mark.parametrize(
+    ("chain_name", "command"),
+    [
+        ("MYFW", "iptables-legacy -I MYFW 1 -s 10.244.0.0/16 -j ACCEPT"),
+        ("ufw-reject-input", "ufw prepend allow from 10.244.0.0/16"),
+    ],
+)
+def test_a_firewall_before_the_api_server_of_this_node(chain_name: str, command: str) -> None:
+    found = only([], legacy=API_SERVER.format(chain=chain_name))
+    assert found.kind is Kind.FLOW_DROPPED
+    assert found.seen.startswith("pod to API server on the same node (10.244.1.250 -> 10.96.0.1): dropped at input")
+    assert found.remedy == command
+
+
+def test_firewalld_before_the_api_server_of_this_node() -> None:
+    save = API_SERVER.partition("*filter")[0]
+    where: dict[str, Any] = {"family": "inet", "table": "firewalld"}
+    objects = [
+        table("firewalld", "inet"),
+        chain("filter_INPUT", "input", **where),
+        rule("filter_INPUT", match(meta("iifname"), "cni0"), match(ct("state"), "new", "in"), DROP, **where),
+    ]
+    found = only(objects, legacy=save)
+    assert found.remedy == "firewall-cmd --zone=trusted --add-source=10.244.0.0/16"
+    assert "--permanent" in found.persist
+
+
 def test_a_policy_is_met_at_the_end_of_its_chain() -> None:
     found = only(forward([match(SADDR, "192.0.2.9"), {"accept": None}], policy="drop"))
     assert "by the policy of f in ip t" in found.seen

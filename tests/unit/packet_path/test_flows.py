@@ -90,6 +90,29 @@ SERVICE_IPTABLES_NFT: list[Any] = [  # as nft prints a rule of iptables-nft that
     rule("KUBE-SVC-A", {"dnat": {"addr": "10.244.1.77", "port": 8080}}, table="nat"),
 ]
 
+API_SERVER = """*nat
+:PREROUTING ACCEPT [0:0]
+:KUBE-SERVICES - [0:0]
+:KUBE-SVC-NPX46M4PTMTKRN6Y - [0:0]
+:KUBE-SVC-A - [0:0]
+-A PREROUTING -j KUBE-SERVICES
+-A KUBE-SERVICES -d 10.96.0.10/32 -p tcp -m tcp --dport 80 -j KUBE-SVC-A
+-A KUBE-SERVICES -d 10.96.0.1/32 -p tcp -m tcp --dport 443 -j KUBE-SVC-NPX46M4PTMTKRN6Y
+-A KUBE-SVC-A -p tcp -m tcp -j DNAT --to-destination 192.0.2.1:9100
+-A KUBE-SVC-NPX46M4PTMTKRN6Y -p tcp -m tcp -j DNAT --to-destination 192.0.2.1:6443
+COMMIT
+"""
+INPUT = """*filter
+:INPUT ACCEPT [0:0]
+{}
+COMMIT
+"""
+API_SERVER_NFT: list[Any] = json.loads(
+    json.dumps(SERVICE_NFT)
+    .replace("service-a", "service-2QRHZV4L-default/kubernetes/tcp/https")
+    .replace("10.244.1.77", "192.0.2.1")
+)
+SKIPPED = {Flow.POD_TO_SERVICE, Flow.POD_TO_API_SERVER}  # where there is no kube-proxy
 _DEFAULT = Settings()
 DISCOVERY = {Flow.POD_TO_GATEWAY, Flow.GATEWAY_TO_POD}  # of IPv6 alone
 
@@ -100,8 +123,8 @@ def judged(found: Snapshot, settings: Settings = _DEFAULT) -> dict[tuple[Flow, b
 
 def test_a_node_that_masquerades_is_as_wanted() -> None:
     found = judged(snapshot(MASQUERADING))
-    assert len(found) == 2 * 11 + 1
-    assert all(one.judgement is Judgement.AS_WANTED for one in found.values() if one.flow is not Flow.POD_TO_SERVICE)
+    assert len(found) == 2 * 11 + len(SKIPPED)
+    assert all(one.judgement is Judgement.AS_WANTED for one in found.values() if one.flow not in SKIPPED)
     assert {one.family for one in found.values()} == {Family.IPV4}
 
 
@@ -162,7 +185,7 @@ def test_an_exempt_world_must_see_the_pod() -> None:
 )
 def test_flows_that_the_node_cannot_have_are_skipped(routes: list[Any], skipped: set[Flow]) -> None:
     found = judged(snapshot(MASQUERADING, routes=routes))
-    assert {one.flow for one in found.values() if one.judgement is Judgement.SKIPPED} == skipped | {Flow.POD_TO_SERVICE}
+    assert {one.flow for one in found.values() if one.judgement is Judgement.SKIPPED} == skipped | SKIPPED
 
 
 def test_a_drop_of_udp_alone_breaks_the_flows_by_udp() -> None:
@@ -239,6 +262,36 @@ def test_services_of_both_modes_are_found(found: Snapshot) -> None:
     assert service.judgement is Judgement.AS_WANTED
     assert service.result is not None
     assert str(service.result.outcomes[0].dst) == "10.244.1.77:8080"
+
+
+@pytest.mark.parametrize("found", [snapshot(legacy=API_SERVER), snapshot(API_SERVER_NFT)], ids=["iptables", "nft"])
+def test_the_api_server_of_this_node_is_followed(found: Snapshot) -> None:
+    flow = judged(found)[Flow.POD_TO_API_SERVER, False]
+    assert flow.judgement is Judgement.AS_WANTED
+    assert flow.result is not None
+    assert str(flow.result.outcomes[0].dst).startswith("192.0.2.1:")
+
+
+@pytest.mark.parametrize("place", ["192.0.2.2", "10.244.1.77"])
+def test_an_api_server_elsewhere_is_not_followed(place: str) -> None:
+    found = judged(snapshot(legacy=API_SERVER.replace("192.0.2.1:6443", f"{place}:6443")))
+    assert found[Flow.POD_TO_API_SERVER, False].judgement is Judgement.SKIPPED
+
+
+@pytest.mark.parametrize(
+    ("rule_text", "narrow"),
+    [
+        ("-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT\n-A INPUT -j REJECT", False),
+        ("-A INPUT -p tcp -m tcp --dport 6443 -j DROP", True),
+        ("-A INPUT -s 10.244.1.250 -j DROP", True),
+    ],
+    ids=["all", "port", "pod"],
+)
+def test_an_api_server_that_pods_may_not_reach(rule_text: str, narrow: bool) -> None:
+    found = judged(snapshot(legacy=API_SERVER + INPUT.format(rule_text)))[Flow.POD_TO_API_SERVER, False]
+    assert (found.judgement, found.narrow) == (Judgement.WRONG, narrow)
+    assert found.flow.essential
+    assert found.causes[0].step.place.chain == "INPUT"
 
 
 @pytest.mark.parametrize(
