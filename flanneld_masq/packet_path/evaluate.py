@@ -165,6 +165,10 @@ class _Path:
         if self._is_kept_off(state):
             return ()
         for after in self._hook(Hook.PREROUTING, self._at_device(Hook.INGRESS, (state,))):
+            if self._is_bridged(after):
+                bridged = replace(after, route=Route(UNICAST, self._packet.iif))
+                found += self._leave(self._hook(Hook.FORWARD, (bridged,)))
+                continue
             for routed in self._routed(after):
                 if not self._is_source_valid(routed):
                     continue
@@ -254,6 +258,16 @@ class _Path:
                 yield replace(state, route=route)
             else:
                 self._stop(state, "routing", route.text or NO_ROUTE.text)
+
+    def _is_bridged(self, state: State) -> bool:
+        """Return True if a bridge sends the packet on: it passes the rules, and neither routes nor sysctls decide.
+
+        Source: `br_nf_pre_routing_finish` in net/bridge/br_netfilter_hooks.c.
+        """
+        device, dst = self._packet.iif, self._packet.dst
+        near = any(one.device == device and dst in one.network for one in self._routing.addresses)
+        same = state.dst.address == dst and not self._routing.is_local(dst)
+        return near and same and self._routing.bridge_calls(device)
 
     def _is_kept_off(self, state: State) -> bool:
         """Return True if the device takes no packets of the family."""

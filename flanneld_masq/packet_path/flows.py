@@ -55,11 +55,13 @@ class Flow(str, enum.Enum):
     POD_TO_HOST = "pod to host"
     POD_TO_SERVICE = "pod to service on the same node"
     POD_TO_API_SERVER = "pod to API server on the same node"
+    POD_TO_LOCAL_POD = "pod to pod on the same node"
     POD_TO_WORLD_UDP = "pod to world by UDP"
     POD_TO_REMOTE_POD_UDP = "pod to remote pod by UDP"
     REMOTE_POD_TO_POD_UDP = "remote pod to pod by UDP"
     POD_TO_GATEWAY = "pod to gateway by neighbour discovery"
     GATEWAY_TO_POD = "gateway to pod by neighbour discovery"
+    POD_TO_LOCAL_POD_UDP = "pod to pod on the same node by UDP"
 
     @property
     def udp(self) -> Optional[Flow]:
@@ -77,6 +79,7 @@ _BY_UDP = {
     Flow.POD_TO_WORLD: Flow.POD_TO_WORLD_UDP,
     Flow.POD_TO_REMOTE_POD: Flow.POD_TO_REMOTE_POD_UDP,
     Flow.REMOTE_POD_TO_POD: Flow.REMOTE_POD_TO_POD_UDP,
+    Flow.POD_TO_LOCAL_POD: Flow.POD_TO_LOCAL_POD_UDP,
 }
 
 
@@ -205,6 +208,7 @@ class _Cases:
         self._pod, self._device = pod, device
         self._remote = _remote_route(self._routing, lease)
         self._world = _route(self._routing, None, WORLD[family])
+        self._neighbour = max(_neighbours(lease, self._routing, device, pod), default=None)
 
     def all(self) -> Iterator[tuple[Flow, _Case | str]]:
         """Yield each flow with its case, or the reason why the node cannot have it."""
@@ -229,6 +233,7 @@ class _Cases:
         yield Flow.POD_TO_HOST, self._to_host()
         yield Flow.POD_TO_SERVICE, self._to_service()
         yield Flow.POD_TO_API_SERVER, self._to_api_server()
+        yield Flow.POD_TO_LOCAL_POD, self._to_local_pod()
 
     def _case(
         self,
@@ -304,6 +309,11 @@ class _Cases:
                 return _Case(Flow.POD_TO_API_SERVER, packet, None, kept=False)
         return "no API server is known to run on this node"
 
+    def _to_local_pod(self) -> _Case | str:
+        if self._neighbour is None or not self._routing.bridge_calls(self._device):
+            return "packets between pods of this node are not known to pass its rules"
+        return self._case(Flow.POD_TO_LOCAL_POD, self._pod, self._neighbour, POD_PORT, self._device, self._device)
+
     def _for(self, service: Service) -> Packet:
         address, proto, port = service
         return Packet(self._pod, address, proto, CLIENT_PORT, port, self._device)
@@ -318,7 +328,7 @@ class _Cases:
             yield OTHER_WORLD[self._family]
         elif address == self._pod:
             yield from islice(_pods(self._lease, self._routing, self._device, address), 1)
-        elif self._remote is not None and address == self._remote[0]:
+        elif address == self._neighbour or (self._remote is not None and address == self._remote[0]):
             yield address + 1
 
 
@@ -542,10 +552,15 @@ def _routes_to_pods(lease: FamilyLease, routing: Routing) -> Iterator[tuple[Netw
 
 def _pods(lease: FamilyLease, routing: Routing, device: str, beside: Address) -> Iterator[Address]:
     """Yield addresses of other pods of this node: those with a host route of their own, then the neighbours of the
-    address `beside` that the same device reaches."""
+    address `beside`."""
     for network, _ in _routes_to_pods(lease, routing):
         if network.num_addresses == 1 and network.network_address != beside:
             yield network.network_address
+    yield from _neighbours(lease, routing, device, beside)
+
+
+def _neighbours(lease: FamilyLease, routing: Routing, device: str, beside: Address) -> Iterator[Address]:
+    """Yield the neighbours of an address that the device reaches."""
     for pod in (beside - 1, beside + 1):
         found = _route(routing, None, pod) if pod in lease.subnet else None
         if found is not None and found.device == device:

@@ -59,7 +59,8 @@ SERVICE = """*nat
 -A KUBE-SEP-B -p tcp -m tcp -j DNAT --to-destination 10.244.2.5:8080
 COMMIT
 """
-SKIPPED = {Flow.POD_TO_SERVICE, Flow.POD_TO_API_SERVER}  # where there is no kube-proxy
+# where there is no kube-proxy, and no bridge
+SKIPPED = {Flow.POD_TO_SERVICE, Flow.POD_TO_API_SERVER, Flow.POD_TO_LOCAL_POD, Flow.POD_TO_LOCAL_POD_UDP}
 
 
 def evaluated(node: Node) -> dict[tuple[Family, Flow, bool], FlowResult]:

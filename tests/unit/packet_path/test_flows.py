@@ -112,7 +112,10 @@ API_SERVER_NFT: list[Any] = json.loads(
     .replace("service-a", "service-2QRHZV4L-default/kubernetes/tcp/https")
     .replace("10.244.1.77", "192.0.2.1")
 )
-SKIPPED = {Flow.POD_TO_SERVICE, Flow.POD_TO_API_SERVER}  # where there is no kube-proxy
+# where there is no kube-proxy, and no bridge
+SKIPPED = {Flow.POD_TO_SERVICE, Flow.POD_TO_API_SERVER, Flow.POD_TO_LOCAL_POD, Flow.POD_TO_LOCAL_POD_UDP}
+CALLING = {"net.bridge.bridge-nf-call-iptables": "1"}
+BRIDGES = json.dumps([{"ifname": "cni0", "linkinfo": {"info_kind": "bridge"}}])
 _DEFAULT = Settings()
 DISCOVERY = {Flow.POD_TO_GATEWAY, Flow.GATEWAY_TO_POD}  # of IPv6 alone
 
@@ -314,6 +317,58 @@ def test_answers_of_a_pod_on_the_same_bridge(sysctls: dict[str, str], own: int, 
     assert answer.judgement is judgement
     if judgement is Judgement.WRONG:
         assert "bridged past NAT" in answer.why
+
+
+def bridged(objects: list[Any], sysctls: dict[str, str], **more: Any) -> dict[tuple[Flow, bool], FlowResult]:
+    """Judge the flows of a node whose cni0 is a bridge."""
+    return judged(replace(snapshot([*MASQUERADING, *objects], sysctls=sysctls, **more), links=BRIDGES))
+
+
+BETWEEN_PODS = [chain("f", "forward"), rule("f", match(meta("iifname"), "cni0"), match(meta("oifname"), "cni0"), DROP)]
+
+
+def test_a_rule_between_pods_of_one_bridge_is_found() -> None:
+    found = bridged(BETWEEN_PODS, CALLING)
+    wrong = {one.flow: one for one in found.values() if one.judgement is Judgement.WRONG}
+    assert set(wrong) == {Flow.POD_TO_LOCAL_POD, Flow.POD_TO_LOCAL_POD_UDP}
+    assert wrong[Flow.POD_TO_LOCAL_POD].causes[0].step.place.chain == "f"
+    assert not any(one.narrow for one in wrong.values())
+
+
+@pytest.mark.parametrize(
+    "matches",
+    [
+        [match({"payload": {"protocol": "tcp", "field": "dport"}}, 8080)],
+        [match({"payload": {"protocol": "ip", "field": "saddr"}}, "10.244.1.250")],
+        [match({"payload": {"protocol": "ip", "field": "daddr"}}, "10.244.1.251")],
+    ],
+    ids=["port", "source", "destination"],
+)
+def test_a_rule_for_one_pod_of_a_bridge_is_intended(matches: list[Any]) -> None:
+    found = bridged([chain("f", "forward"), rule("f", *matches, DROP)], CALLING)[Flow.POD_TO_LOCAL_POD, False]
+    assert (found.judgement, found.narrow) == (Judgement.WRONG, True)
+
+
+def test_packets_of_a_bridge_that_pass_no_rules_are_not_judged() -> None:
+    assert bridged(BETWEEN_PODS, {})[Flow.POD_TO_LOCAL_POD, False].judgement is Judgement.SKIPPED
+
+
+def test_pods_of_one_bridge_must_see_each_other() -> None:
+    masquerade = rule(
+        "p", match({"payload": {"protocol": "ip", "field": "saddr"}}, "10.244.1.250"), {"masquerade": None}
+    )
+    found = bridged([masquerade], CALLING)[Flow.POD_TO_LOCAL_POD, False]
+    assert (found.judgement, found.fault) == (Judgement.WRONG, Fault.MASQUERADED)
+
+
+def test_no_route_and_no_sysctl_decides_about_bridged_packets() -> None:
+    rules = [{"priority": 10, "src": "10.244.1.250", "table": "77"}, *RULES]
+    routes = [*ROUTES4, {"dst": "default", "dev": "eth0", "table": "77"}]
+    sysctls = {**CALLING, "net.ipv4.ip_forward": "0", "net.ipv4.conf.cni0.forwarding": "0"}
+    found = bridged([], sysctls, rules=rules, routes=routes)
+    assert found[Flow.POD_TO_WORLD, False].judgement is Judgement.WRONG
+    assert found[Flow.POD_TO_LOCAL_POD, False].judgement is Judgement.AS_WANTED
+    assert found[Flow.POD_TO_LOCAL_POD, True].judgement is Judgement.AS_WANTED
 
 
 def test_firewalls_may_restrict_what_is_not_essential() -> None:
