@@ -402,8 +402,8 @@ class _Flows:
         judgement = Judgement.AS_WANTED
         if bad:
             judgement = Judgement.WRONG if len(bad) == len(faults) and not result.why_not else Judgement.MAY
-        elif result.why_not or any(outcome.unknown_end for outcome in result.outcomes):
-            judgement, why = Judgement.MAY, result.why_not or "an address that NAT picks is not known"
+        elif doubt := self._doubt(result, wanted):
+            judgement, why = Judgement.MAY, doubt
         if judgement is Judgement.MAY:
             steps += [step for step in result.deciders if step not in steps]
         causes = tuple(Cause(step, self._node.owner(step)) for step in dict.fromkeys(steps))
@@ -450,22 +450,33 @@ class _Flows:
             return Fault.UNANSWERED, f"arrives as {outcome.src.address} -> {outcome.dst.address}, so it is no answer"
         if wanted is Source.KEPT and outcome.src.address != packet.src:
             return Fault.MASQUERADED, f"arrives from {outcome.src.address}, not from {packet.src}"
-        if wanted is Source.NODE and not self._is_own(outcome.src.address):
-            return Fault.NOT_MASQUERADED, f"arrives from {outcome.src.address}, not from an address of the node"
-        if wanted is Source.NODE and self._lacks_address(packet, outcome):
-            return Fault.NO_ADDRESS, f"arrives from {outcome.src.address}, for {outcome.device} has no global address"
+        return self._foreign_source(packet, outcome) if wanted is Source.NODE else None
+
+    def _foreign_source(self, packet: Packet, outcome: Outcome) -> Optional[tuple[Fault, str]]:
+        """Return what is wrong with a source that must be the node's. One outside the pods' networks may be routed
+        to the node."""
+        source, device = outcome.src.address, outcome.device
+        if not self._is_of_pods(source):
+            return None
+        if not self._routing.is_local(source):
+            return Fault.NOT_MASQUERADED, f"arrives from {source}, not from an address of the node"
+        bare = not any(one.device == device and one.scope == "global" for one in self._routing.addresses)
+        if bare and not self._is_of_pods(packet.dst):
+            return Fault.NO_ADDRESS, f"arrives from {source}, for {device} has no global address"
         return None
 
-    def _lacks_address(self, packet: Packet, outcome: Outcome) -> bool:
-        """Return True if a packet leaves the pods' networks with an address inside them, by a device without any."""
-        source, destination = (
-            any(end in network for network in self._lease.networks) for end in (outcome.src.address, packet.dst)
-        )
-        own = (one for one in self._routing.addresses if one.scope == "global" and one.device == outcome.device)
-        return source and not destination and next(own, None) is None
+    def _doubt(self, result: Result, wanted: Source) -> str:
+        """Return why a result without a fault may have one, empty if it has none."""
+        if result.why_not:
+            return result.why_not
+        if any(outcome.unknown_end for outcome in result.outcomes):
+            return "an address that NAT picks is not known"
+        sources = {outcome.src.address for outcome in result.outcomes} if wanted is Source.NODE else set()
+        foreign = [one for one in sources if not self._is_of_pods(one) and not self._routing.is_local(one)]
+        return f"arrives from {foreign[0]}, which is no address of the node, but may be routed to it" if foreign else ""
 
-    def _is_own(self, address: Address) -> bool:
-        return any(one.address == address for one in self._routing.addresses)
+    def _is_of_pods(self, address: Address) -> bool:
+        return any(address in network for network in self._lease.networks)
 
 
 def _by_udp(attempts: Iterable[tuple[Flow, _Case | str]]) -> Iterator[tuple[Flow, _Case | str]]:

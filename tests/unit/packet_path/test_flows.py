@@ -158,6 +158,30 @@ def test_an_uplink_without_an_address_may_use_that_of_lo() -> None:
     assert found.fault is None
 
 
+def egress(address: str, device: str = "eth0") -> list[Any]:
+    """Return an administrator's SNAT."""
+    snat = rule("p", match({"meta": {"key": "oifname"}}, device), {"snat": {"addr": address}})
+    return [table(), chain("p", "postrouting", "nat", prio=100), snat]
+
+
+def test_snat_to_a_local_route_is_as_wanted() -> None:
+    routes = [*ROUTES4, {"type": "local", "dst": "203.0.113.0/29", "dev": "lo", "table": "local"}]
+    found = judged(snapshot(egress("203.0.113.1"), routes=routes))
+    assert found[Flow.POD_TO_WORLD, False].judgement is Judgement.AS_WANTED
+
+
+def test_snat_to_another_address_may_be_routed_here() -> None:
+    found = judged(snapshot(egress("203.0.113.1")))[Flow.POD_TO_WORLD, False]
+    assert (found.judgement, found.fault) == (Judgement.MAY, None)
+    assert found.why == "arrives from 203.0.113.1, which is no address of the node, but may be routed to it"
+    assert [cause.step.place.chain for cause in found.causes] == ["p"]
+
+
+def test_snat_to_an_address_of_a_pod_is_wrong() -> None:
+    found = judged(snapshot(egress("10.244.7.7")))[Flow.POD_TO_WORLD, False]
+    assert (found.judgement, found.fault) == (Judgement.WRONG, Fault.NOT_MASQUERADED)
+
+
 def test_nothing_is_wanted_of_the_source_where_masquerade_is_off() -> None:
     settings = Settings(masquerade=MasqueradeSettings(enabled=False))
     found = judged(snapshot(), settings)[Flow.POD_TO_WORLD, False]
@@ -382,6 +406,7 @@ def test_pods_may_have_another_way_to_the_world_than_the_node() -> None:
         *ROUTES4,
         {"dst": "default", "dev": "wg0", "table": "100"},
         {"dst": "10.244.0.0/16", "dev": "cni0", "table": "100"},
+        {"type": "local", "dst": "203.0.113.5", "dev": "wg0", "table": "local"},
     ]
     objects = [table(), chain("p", "postrouting", "nat", prio=100)]
     objects.append(rule("p", match(meta("oifname"), "wg0"), {"masquerade": None}))
