@@ -541,11 +541,13 @@ def _pod(lease: FamilyLease, routing: Routing) -> tuple[Address, str]:
     With a bridge the address is probably free, because policies may restrict an existing pod. Where each pod has a
     route of its own, the address is that of an existing pod.
     """
-    address = _free_address(lease, routing)
+    address = _free_address(lease, lease.subnet, routing)
     route = _route(routing, None, address)
     if route is not None and route.via is None:
         return address, route.device
-    return next(((pods.network_address, device) for pods, device in _routes_to_pods(lease, routing)), (address, ""))
+    for pods, device in _routes_to_pods(lease, routing):
+        return (pods.network_address if pods.num_addresses == 1 else _free_address(lease, pods, routing)), device
+    return address, ""
 
 
 def _routes_to_pods(lease: FamilyLease, routing: Routing) -> Iterator[tuple[Network, str]]:
@@ -597,12 +599,12 @@ def _group_of(address: Address) -> Address:
     return ip_address((_SOLICITED_NODE | int(address) & 0xFFFFFF).to_bytes(16, "big"))
 
 
-def _free_address(lease: FamilyLease, routing: Routing) -> Address:
-    """Return an address near the end of the subnet that the node does not have: pods get those at its beginning."""
+def _free_address(lease: FamilyLease, pods: Network, routing: Routing) -> Address:
+    """Return an address near the end of a network that the node does not have: pods get those at its beginning."""
     own = {one.address for one in routing.addresses}
-    last = lease.subnet.num_addresses - 1
-    candidates = (lease.subnet[last - index] for index in range(5, min(last, 64)))
-    return next((one for one in candidates if one not in own and one != lease.gateway), lease.subnet[min(last, 1)])
+    last = pods.num_addresses - 1
+    candidates = (pods[last - index] for index in range(5, min(last, 64)))
+    return next((one for one in candidates if one not in own and one != lease.gateway), pods[min(last, 1)])
 
 
 def _remote_route(routing: Routing, lease: FamilyLease) -> Optional[tuple[Address, Route]]:

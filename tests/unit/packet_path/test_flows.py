@@ -12,9 +12,26 @@ import pytest
 from flanneld_masq.model import Family, FamilyLease, Lease, MasqueradeSettings, Settings
 from flanneld_masq.packet_path.evaluate import Node
 from flanneld_masq.packet_path.flows import Fault, Flow, FlowResult, Judgement, Source, flows
+from flanneld_masq.packet_path.rules import Hook
 from flanneld_masq.packet_path.snapshot import LEGACY, Save, Snapshot
 
-from .nodes import ADDRESSES, DADDR, DROP, ROUTES4, ROUTES6, RULES, chain, match, meta, payload, rule, snapshot, table
+from .nodes import (
+    ACCEPT,
+    ADDRESSES,
+    DADDR,
+    DROP,
+    ROUTES4,
+    ROUTES6,
+    RULES,
+    chain,
+    ct,
+    match,
+    meta,
+    payload,
+    rule,
+    snapshot,
+    table,
+)
 
 LEASE = Lease(
     "/run/flannel/subnet.env",
@@ -247,6 +264,19 @@ def test_flannels_own_address_is_no_pod_with_a_route_of_its_own() -> None:
     packet = judged6(snapshot(routes6=routes))[Flow.POD_TO_REMOTE_POD, False].result
     assert packet is not None
     assert (str(packet.packet.src), packet.packet.iif) == ("fd00:10:244:1::7", "v7")
+
+
+def test_flannels_own_address_is_no_pod_of_a_route_to_many() -> None:
+    """A policy rule takes packets to the pods away, so that the main table's route alone says where they are."""
+    rules = [{"priority": 10, "dst": "10.244.1.0", "dstlen": 24, "table": "77"}, *RULES]
+    routes = [*ROUTES4, {"dst": "default", "gateway": "192.0.2.100", "dev": "eth0", "table": "77"}]
+    objects = [*MASQUERADING, chain("i", "input", policy="drop"), rule("i", match(ct("state"), "new", "!="), ACCEPT)]
+    found = judged(snapshot(objects, rules=rules, routes=routes))
+    result = found[Flow.REMOTE_POD_TO_POD, False].result
+    assert result is not None
+    assert str(result.packet.dst) == "10.244.1.250"
+    wrong = (one for one in found.values() if one.judgement is Judgement.WRONG and one.flow.essential)
+    assert Hook.INPUT not in {cause.step.hook for one in wrong for cause in one.causes}
 
 
 def test_pods_with_a_route_each_are_followed_by_one_of_them() -> None:
