@@ -330,8 +330,9 @@ def _network(text: object, family: Family) -> Optional[Network]:
 
 
 def _is_dead(route: Any) -> bool:
-    flags = route.get("flags", ())
-    return "dead" in flags or "linkdown" in flags
+    """Return True for a route that the kernel passes over. One by a link without a carrier ("linkdown") it passes over
+    only with ignore_routes_with_linkdown, and then marks it dead, too. Source: `fib_nexthop_info`."""
+    return "dead" in route.get("flags", ())
 
 
 def _routes_of(route: Any, kind: str) -> Iterator[Route]:

@@ -3,6 +3,9 @@ did otherwise."""
 
 from __future__ import annotations
 
+import json
+from ipaddress import ip_address
+
 import pytest
 
 from flanneld_masq.model import Family
@@ -158,6 +161,23 @@ def test_forwarding_off_for_one_device_is_found(plain: Node) -> None:
     assert found[Family.IPV4, Flow.POD_TO_WORLD, False].why.endswith("net.ipv4.conf.cni0.forwarding = 0")
     assert found[Family.IPV4, Flow.REMOTE_POD_TO_POD, False].judgement is Judgement.AS_WANTED
     assert found[Family.IPV4, Flow.REMOTE_POD_TO_POD, True].judgement is Judgement.WRONG
+
+
+@pytest.mark.parametrize(("ignored", "device"), [(0, "up0"), (1, "eth0")])
+def test_a_route_by_a_link_without_a_carrier(plain: Node, ignored: int, device: str) -> None:
+    for command in (
+        "link add up0 type veth peer name up1",
+        "link set up0 up",
+        "address add 198.18.9.1/24 dev up0",
+        "route add 203.0.113.0/24 via 198.18.9.2",
+    ):
+        plain.tool("ip", *command.split())
+    plain.netns.sysctl({"ipv4/conf/up0/ignore_routes_with_linkdown": ignored})
+    with plain.entered():
+        routing = PathNode(collect(plain.run)).routing[Family.IPV4]
+        (shown,) = json.loads(plain.run(("ip", "-j", "route", "get", "203.0.113.9")).stdout)
+    (route,) = routing.route(None, ip_address("203.0.113.9"), "", 0)
+    assert (route.device, shown["dev"]) == (device, device)
 
 
 @pytest.mark.parametrize("tools", ["iptables-nft-restore", "iptables-legacy-restore"])

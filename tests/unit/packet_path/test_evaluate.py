@@ -305,6 +305,16 @@ def test_kinds_of_routes(route: dict[str, object], fate: Fate) -> None:
     assert follow(Node(snapshot(routes=[*ROUTES4, route]))).fate is fate
 
 
+@pytest.mark.parametrize(("flags", "device"), [(["linkdown"], "eth1"), (["dead", "linkdown"], "eth0")], ids=str)
+@pytest.mark.parametrize("hops", [False, True], ids=["one", "several"])
+def test_a_link_without_a_carrier(flags: list[str], device: str, hops: bool) -> None:
+    """The kernel uses such a route, unless ignore_routes_with_linkdown has it marked dead."""
+    hop: dict[str, object] = {"dev": "eth1", "gateway": "203.0.113.2", "flags": flags}
+    route = {"dst": "198.51.100.0/24", **({"flags": ["linkdown"], "nexthops": [hop]} if hops else hop)}
+    (outcome,) = follow(Node(snapshot(routes=[*ROUTES4, route]))).outcomes
+    assert outcome.device == device
+
+
 def test_the_longest_prefix_and_the_lowest_metric_win() -> None:
     routes = [
         *ROUTES4,
