@@ -294,8 +294,7 @@ TEXTS: Mapping[Kind, Text] = {
         "the kernel forwards no packets that come in on {device}",
         "it forwards elsewhere, but not {direction}",
         "sysctl -w {key}={value}",
-        "systemd-networkd: `IPv4Forwarding=yes` (before release 256 `IPForward=yes`) in the .network file of {device}; "
-        "otherwise " + _SYSCTL,
+        "{networkd}" + _SYSCTL,
     ),
     Kind.IPV6_DISABLED: Text(
         PROBLEM,

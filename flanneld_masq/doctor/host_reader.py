@@ -75,7 +75,7 @@ def sysctl_paths(network: HostNetwork, leases: tuple[Lease, ...]) -> Iterator[st
         yield from (family.data.forwarding, bridge_checks.call_sysctl(family))
         yield network_checks.interface_sysctl(family, "all", "rp_filter")
         for device in sorted(pods | uplinks(network, leases, family)):
-            for name in ("forwarding", "rp_filter", "disable_ipv6", "accept_ra"):
+            for name in ("forwarding", "force_forwarding", "rp_filter", "disable_ipv6", "accept_ra"):
                 yield network_checks.interface_sysctl(family, device, name)
 
 

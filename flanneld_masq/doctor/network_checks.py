@@ -20,6 +20,10 @@ _LOOPBACK = "lo"
 _VPN = ("tun", "wireguard", "ppp")
 _HARDWARE = ("", "bond", "team", "vlan", "bridge")
 _SHOWN = 3  # addresses and routes
+_NETWORKD = (
+    "systemd-networkd: `IPv4Forwarding=yes` (before release 256 `IPForward=yes`) in the .network file of {device}; "
+    "otherwise "
+)
 
 
 def interface_sysctl(family: Family, device: str, name: str) -> str:
@@ -40,14 +44,17 @@ def unread(facts: Facts) -> Iterator[Finding]:
 
 
 def forwarding(facts: Facts) -> Iterator[Finding]:
-    """Yield each family that the kernel does not forward. For IPv4, also interfaces from which it does not."""
+    """Yield each family that the kernel does not forward, and interfaces from which it does not: for IPv4 each has a
+    switch, for IPv6 one that forwards although conf.all does not (Linux 6.17)."""
     for family in Family:
         path = family.data.forwarding
         if not of_family(facts.leases, family):
             continue
-        if facts.sysctls.get(path) == 0:
+        off = facts.sysctls.get(path) == 0
+        forced = [name for name in _directions(facts, family) if facts.sysctls.get(_forwarding(family, name))]
+        if off and (family is Family.IPV4 or not forced):
             yield finding(Kind.FORWARDING_OFF, f"{_key(path)} = 0", family, key=_key(path), value=1)
-        elif family is Family.IPV4:  # for IPv6 the kernel looks at conf.all alone
+        elif off or family is Family.IPV4:
             yield from _closed_interfaces(facts, family)
 
 
@@ -144,22 +151,39 @@ def _strict(facts: Facts, device: str, family: Family) -> Iterator[Finding]:
 
 
 def _closed_interfaces(facts: Facts, family: Family) -> Iterator[Finding]:
+    for device, direction in _directions(facts, family).items():
+        path = _forwarding(family, device)
+        if facts.sysctls.get(path) == 0:
+            key = _key(path)
+            seen, networkd = f"{key} = 0", _NETWORKD.format(device=device)
+            if family is Family.IPV6:
+                seen, networkd = f"{_key(family.data.forwarding)} = 0, {seen}", ""
+            fields = {"device": device, "key": key, "value": 1, "direction": direction, "networkd": networkd}
+            yield finding(Kind.INTERFACE_FORWARDING_OFF, seen, family, **fields)
+
+
+def _forwarding(family: Family, device: str) -> str:
+    return interface_sysctl(family, device, "forwarding" if family is Family.IPV4 else "force_forwarding")
+
+
+def _directions(facts: Facts, family: Family) -> dict[str, str]:
+    """Return the packets that the node must forward, by the interface that they come in on."""
     network = facts.network or HostNetwork()
-    directions = {
-        **dict.fromkeys(uplinks(network, facts.leases, family), "answers of the world to pods"),
-        **{link.name: "packets of pods on other nodes" for link in network.links if link.is_flannel},
+    leading = uplinks(network, facts.leases, family)
+    flannel = (
+        link.name for link in network.links if link.is_flannel and (family is Family.IPV4 or link.name in leading)
+    )
+    return {
+        **dict.fromkeys(leading, "answers of the world to pods"),
+        **dict.fromkeys(flannel, "packets of pods on other nodes"),
         **{link.name: "packets of this node's pods" for link in pod_links(network, facts.leases)},
     }
-    for device, direction in directions.items():
-        path = interface_sysctl(family, device, "forwarding")
-        if facts.sysctls.get(path) == 0:
-            yield _switch(Kind.INTERFACE_FORWARDING_OFF, facts, path, family, device, 1, direction=direction)
 
 
-def _switch(kind: Kind, facts: Facts, path: str, family: Family, device: str, value: int, **fields: str) -> Finding:
+def _switch(kind: Kind, facts: Facts, path: str, family: Family, device: str, value: int) -> Finding:
     """Return a finding about one switch of an interface, which is to have that value."""
     seen = f"{_key(path)} = {facts.sysctls[path]}"
-    return finding(kind, seen, family, device=device, key=_key(path), value=value, **fields)
+    return finding(kind, seen, family, device=device, key=_key(path), value=value)
 
 
 def _key(path: str) -> str:

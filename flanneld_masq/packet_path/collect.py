@@ -28,7 +28,7 @@ _QUEUES = "proc/thread-self/net/netfilter/nfnetlink_queue"
 _OWN_TABLE = '"table": "flanneld-masq"'
 _OF_DEVICES = {
     "net/ipv4/conf": ("forwarding", "rp_filter", "accept_local", "src_valid_mark"),
-    "net/ipv6/conf": ("forwarding", "disable_ipv6", "accept_ra"),
+    "net/ipv6/conf": ("forwarding", "force_forwarding", "disable_ipv6", "accept_ra"),
 }
 _OF_NODE = (
     "net/ipv4/ip_forward",

@@ -280,6 +280,8 @@ class _Path:
     def _is_forwarded(self, state: State) -> bool:
         """Return True if no sysctl keeps the node from forwarding the packet."""
         keys = ["net.ipv6.conf.all.forwarding"]
+        if self._sysctl(f"net.ipv6.conf.{self._packet.iif}.force_forwarding") and self._packet.family is Family.IPV6:
+            return True  # since Linux 6.17; source: `ip6_forward`
         if self._packet.family is Family.IPV4:
             keys = ["net.ipv4.ip_forward", f"net.ipv4.conf.{self._packet.iif}.forwarding"]
         values = [self._sysctl(key) for key in keys]

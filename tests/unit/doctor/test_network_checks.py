@@ -199,6 +199,12 @@ def test_what_is_usual_is_no_finding(facts: Facts) -> None:
     assert list(examine(facts)) == []
 
 
+FORCED = {
+    "net/ipv6/conf/all/forwarding": 0,
+    **{f"net/ipv6/conf/{device}/force_forwarding": 1 for device in ("cni0", "eth0", "flannel-v6.1")},
+}
+
+
 class TestForwarding:
     @pytest.mark.parametrize(
         ("device", "key"),
@@ -220,6 +226,23 @@ class TestForwarding:
             (Kind.FORWARDING_OFF, "ipv4"),
             (Kind.FORWARDING_OFF, "ipv6"),
         ]
+
+    def test_forced_on_each_interface_of_ipv6(self) -> None:
+        assert list(examine(switched(FORCED))) == []
+
+    def test_forced_on_some_interfaces_of_ipv6(self) -> None:
+        found = only(switched({**FORCED, "net/ipv6/conf/flannel-v6.1/force_forwarding": 0}))
+        key = "net.ipv6.conf.flannel-v6/1.force_forwarding"
+        assert (found.kind, found.seen) == (
+            Kind.INTERFACE_FORWARDING_OFF,
+            f"net.ipv6.conf.all.forwarding = 0, {key} = 0",
+        )
+        assert found.remedy == f"sysctl -w {key}=1"
+        assert "IPv4Forwarding" not in found.persist
+
+    def test_forced_on_no_interface_of_ipv6(self) -> None:
+        off = dict.fromkeys(FORCED, 0)
+        assert only(switched(off)).kind is Kind.FORWARDING_OFF
 
     def test_family_without_a_lease(self) -> None:
         facts = switched({"net/ipv6/conf/all/forwarding": 0, "net/ipv6/conf/cni0/disable_ipv6": 1})

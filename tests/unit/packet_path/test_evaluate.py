@@ -286,6 +286,13 @@ def test_ipv6_sysctls() -> None:
     assert follow(Node(snapshot(sysctls={"net.ipv6.conf.cni0.disable_ipv6": "1"})), **ends).fate is Fate.DROPPED
 
 
+@pytest.mark.parametrize(("device", "fate"), [("cni0", Fate.DELIVERED), ("eth0", Fate.DROPPED)])
+def test_a_device_may_force_forwarding_of_ipv6(device: str, fate: Fate) -> None:
+    sysctls = {"net.ipv6.conf.all.forwarding": "0", f"net.ipv6.conf.{device}.force_forwarding": "1"}
+    node = Node(snapshot(sysctls=sysctls))
+    assert follow(node, src="fd00:10:244:1::5", dst="2001:db8:2::7").fate is fate
+
+
 def test_no_route_drops() -> None:
     (step,) = follow(Node(snapshot(routes=ROUTES4[1:])), dst=WORLD).deciders
     assert step.place.text == "no route"
