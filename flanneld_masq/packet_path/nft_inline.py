@@ -65,7 +65,7 @@ def chain_of(statement: str) -> tuple[str, list[tuple[str, list[Any]]]]:
     if found is None:
         raise _Unread
     *lines, last = _lines(found[2])
-    if any(line.count('"') % 2 for line in lines):  # a text of several lines
+    if any(line.count('"') % 2 or line.count("{") != line.count("}") for line in lines):  # a text or a chain of its own
         raise _Unread
     rules = [(line, _rule(line)) for line in lines if line]
     return found[1], rules if last == "}" else [*rules, ("...", ["..."])]

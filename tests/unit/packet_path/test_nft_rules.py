@@ -347,6 +347,7 @@ def test_rules_of_an_anonymous_chain_that_miss(test: str) -> None:
         ("ct state vmap { new : drop }", Fate.MAY),
         ("meta mark set meta mark & 0x000000ff drop", Fate.MAY),
         ("queue to 5", Fate.MAY),
+        ("ip saddr 1.2.3.4 jump {\n\t\tdrop\n\t}", Fate.MAY),
         ('log prefix "x', Fate.MAY),
         ("limit rate 1/second accept", Fate.DELIVERED),
     ],
