@@ -13,9 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from flanneld_masq.model import SLOTS, Family
-from flanneld_masq.packet_path.flows import DESTINATION_NAT
-from flanneld_masq.packet_path.owners import OURS
-from flanneld_masq.packet_path.rules import Hook, Place
+from flanneld_masq.packet_path.owners import BUILT_IN, OURS
+from flanneld_masq.packet_path.rules import DESTINATION_NAT, Hook, Place
 from flanneld_masq.packet_path.snapshot import XTABLES
 from flanneld_masq.packet_path.state import Effect, Step
 
@@ -26,7 +25,6 @@ _DROPS_ALL = re.compile(
     r"(?:log )?(?:drop|reject(?: with .*)?)"
     r"|-A \S+ (?:-m comment --comment (?:\"[^\"]*\"|\S+) )?-j (?:DROP|REJECT)(?: .*)?"
 )
-_BUILT_IN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 _OF_IPTABLES = frozenset(f"{family.data.nft} {table}" for family in Family for table in XTABLES)
 _COMMENT = "pods-of-flannel"  # in FORWARD, where flannel's own accepts look like these but for it
 
@@ -223,7 +221,7 @@ def is_xtables(place: Place) -> bool:
 
     A rule of nft in such a table, for example one with `ct state`, makes iptables-nft refuse the table.
     """
-    policy = not place.number and place.chain in _BUILT_IN and place.table in _OF_IPTABLES
+    policy = not place.number and place.chain in BUILT_IN and place.table in _OF_IPTABLES
     return policy or place.table.startswith(_LEGACY) or place.text.startswith("-A ")
 
 

@@ -279,11 +279,12 @@ class _Path:
 
     def _is_forwarded(self, state: State) -> bool:
         """Return True if no sysctl keeps the node from forwarding the packet."""
-        keys = ["net.ipv6.conf.all.forwarding"]
-        if self._sysctl(f"net.ipv6.conf.{self._packet.iif}.force_forwarding") and self._packet.family is Family.IPV6:
-            return True  # since Linux 6.17; source: `ip6_forward`
-        if self._packet.family is Family.IPV4:
-            keys = ["net.ipv4.ip_forward", f"net.ipv4.conf.{self._packet.iif}.forwarding"]
+        device = self._packet.iif
+        keys = ["net.ipv4.ip_forward", f"net.ipv4.conf.{device}.forwarding"]
+        if self._packet.family is Family.IPV6:
+            if self._sysctl(f"net.ipv6.conf.{device}.force_forwarding"):  # since Linux 6.17; source: `ip6_forward`
+                return True
+            keys = ["net.ipv6.conf.all.forwarding"]
         values = [self._sysctl(key) for key in keys]
         # ip_forward writes all devices' keys; the device's own decides.
         if values[-1] == 0:

@@ -29,7 +29,7 @@ from flanneld_masq.model import Verdict as PolicyVerdict
 from flanneld_masq.packet_path.evaluate import Node, Outcome, Result
 from flanneld_masq.packet_path.packet import ICMPV6, TCP, UDP, Connection, CtState, Packet
 from flanneld_masq.packet_path.routing import BRIDGE_KEYS, UNICAST, Route, Routing
-from flanneld_masq.packet_path.rules import Hook
+from flanneld_masq.packet_path.rules import DESTINATION_NAT, Hook
 from flanneld_masq.packet_path.services import Service, api_server, services
 from flanneld_masq.packet_path.state import Effect, Step
 from flanneld_masq.ruleset import policy
@@ -59,9 +59,9 @@ class Flow(str, enum.Enum):
     POD_TO_WORLD_UDP = "pod to world by UDP"
     POD_TO_REMOTE_POD_UDP = "pod to remote pod by UDP"
     REMOTE_POD_TO_POD_UDP = "remote pod to pod by UDP"
+    POD_TO_LOCAL_POD_UDP = "pod to pod on the same node by UDP"
     POD_TO_GATEWAY = "pod to gateway by neighbour discovery"
     GATEWAY_TO_POD = "gateway to pod by neighbour discovery"
-    POD_TO_LOCAL_POD_UDP = "pod to pod on the same node by UDP"
 
     @property
     def udp(self) -> Optional[Flow]:
@@ -74,7 +74,6 @@ class Flow(str, enum.Enum):
         return self not in (Flow.WORLD_TO_POD, Flow.POD_TO_HOST)
 
 
-DESTINATION_NAT = (Hook.PREROUTING, Hook.OUTPUT)  # where NAT changes the destination; later only the source
 _BY_UDP = {
     Flow.POD_TO_WORLD: Flow.POD_TO_WORLD_UDP,
     Flow.POD_TO_REMOTE_POD: Flow.POD_TO_REMOTE_POD_UDP,
@@ -319,8 +318,18 @@ class _Cases:
         return Packet(self._pod, address, proto, CLIENT_PORT, port, self._device)
 
     def discovery(self) -> Iterator[Packet]:
-        """Yield the packets by which neighbours find each other."""
-        yield from _discovery(self._lease, self._routing, self._pod, self._device)
+        """Yield the packets by which a pod and its gateway, the node, find each other in IPv6, if the gateway is there.
+
+        The node's own solicitation is left out, because it leaves by the device of the pods whatever the routes say.
+        """
+        gateway, device = self._lease.gateway, self._device
+        own = ((one.address, one.device) for one in self._routing.addresses)
+        if gateway.version == 4 or (gateway, device) not in own:
+            return
+        by_pod = Packet(self._pod, gateway, ICMPV6, iif=device, state=CtState.UNTRACKED)
+        yield replace(by_pod, dst=_group_of(gateway))
+        yield Packet(gateway, self._pod, ICMPV6, state=CtState.UNTRACKED, reply=True)
+        yield replace(by_pod, reply=True)
 
     def others(self, address: Address) -> Iterator[Address]:
         """Yield another address of the same kind: of the world, or of a pod. A node has no other."""
@@ -545,9 +554,10 @@ def _pod(lease: FamilyLease, routing: Routing) -> tuple[Address, str]:
     route = _route(routing, None, address)
     if route is not None and route.via is None:
         return address, route.device
-    for pods, device in _routes_to_pods(lease, routing):
-        return (pods.network_address if pods.num_addresses == 1 else _free_address(lease, pods, routing)), device
-    return address, ""
+    pods, device = next(_routes_to_pods(lease, routing), (None, ""))
+    if pods is not None:
+        address = pods.network_address if pods.num_addresses == 1 else _free_address(lease, pods, routing)
+    return address, device
 
 
 def _routes_to_pods(lease: FamilyLease, routing: Routing) -> Iterator[tuple[Network, str]]:
@@ -578,20 +588,6 @@ def _neighbours(lease: FamilyLease, routing: Routing, device: str, beside: Addre
         found = _route(routing, None, pod) if pod in lease.subnet else None
         if found is not None and found.device == device:
             yield pod
-
-
-def _discovery(lease: FamilyLease, routing: Routing, pod: Address, device: str) -> Iterator[Packet]:
-    """Yield the packets by which a pod and its gateway, the node, find each other in IPv6, if the gateway is there.
-
-    The node's own solicitation is left out, because it leaves by the device of the pods whatever the routes say.
-    """
-    gateway = lease.gateway
-    if gateway.version == 4 or not any((one.address, one.device) == (gateway, device) for one in routing.addresses):
-        return
-    by_pod = Packet(pod, gateway, ICMPV6, iif=device, state=CtState.UNTRACKED)
-    yield replace(by_pod, dst=_group_of(gateway))
-    yield Packet(gateway, pod, ICMPV6, state=CtState.UNTRACKED, reply=True)
-    yield replace(by_pod, reply=True)
 
 
 def _group_of(address: Address) -> Address:

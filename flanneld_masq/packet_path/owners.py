@@ -79,7 +79,7 @@ FINGERPRINTS = (
     # The form in which docker masquerades the network of any bridge, also one that it was given.
     Fingerprint("docker", text=r"-A POSTROUTING -s \S+ ! -o \S+ -j MASQUERADE"),
 )
-_BUILT_IN = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
+BUILT_IN = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
 _COMMENT = re.compile(r'\bcomment (?!--)(?:"([^"]*)"|(\S+))')
 _CALLED = re.compile(r"(?:-[jg]|\bjump|\bgoto) (\S+)")
 
@@ -92,9 +92,9 @@ def owner_of(place: Place, beside: Collection[str] = (), jumps: Collection[Place
     own = _match(place)
     if own or place.number:
         return own or next((found for jump in reversed(tuple(jumps)) if (found := _match(jump))), UNKNOWN)
-    if place.chain not in _BUILT_IN:
+    if place.chain not in BUILT_IN:
         return UNKNOWN
-    there = {_match(Place(place.table, chain)) for chain in beside if chain not in _BUILT_IN}
+    there = {_match(Place(place.table, chain)) for chain in beside if chain not in BUILT_IN}
     setters = _SET_POLICIES if place.chain == "FORWARD" else _SET_ALL_POLICIES
     return next((name for name in setters if name in there), UNKNOWN)
 

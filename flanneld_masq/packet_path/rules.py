@@ -214,7 +214,7 @@ class NatKind(str, enum.Enum):
         """Return what the kernel does at a hook. Source: net/netfilter/xt_NETMAP.c."""
         if self is not NatKind.NETMAP:
             return self
-        return NatKind.DNAT if hook in (Hook.PREROUTING, Hook.OUTPUT) else NatKind.SNAT
+        return NatKind.DNAT if hook in DESTINATION_NAT else NatKind.SNAT
 
 
 @dataclass(frozen=True, **SLOTS)
@@ -359,6 +359,9 @@ class Hook(str, enum.Enum):
     OUTPUT = "output"
     POSTROUTING = "postrouting"
     EGRESS = "egress"
+
+
+DESTINATION_NAT = (Hook.PREROUTING, Hook.OUTPUT)  # where NAT changes the destination; later only the source
 
 
 @dataclass(frozen=True, **SLOTS)
