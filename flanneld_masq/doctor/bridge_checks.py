@@ -11,7 +11,7 @@ from flanneld_masq.doctor.host_network import HostNetwork, Link
 from flanneld_masq.doctor.interfaces import BRIDGES, DOCKER, of_family, pod_links, with_gateway
 from flanneld_masq.inputs.text import Interface
 from flanneld_masq.model import Family, FamilyLease, Lease
-from flanneld_masq.packet_path.flows import Flow
+from flanneld_masq.packet_path.flow_cases import Flow
 
 _SHOWN = 3  # ports
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from flanneld_masq.model import Family
-from flanneld_masq.packet_path.flows import Flow, Judgement
+from flanneld_masq.packet_path.flow_cases import Flow
+from flanneld_masq.packet_path.flows import Judgement
 
 from ..kube_proxy import MODES, Rules
 from .conftest import Node

@@ -11,7 +11,8 @@ import pytest
 from flanneld_masq.model import Family
 from flanneld_masq.packet_path.collect import collect
 from flanneld_masq.packet_path.evaluate import Node as PathNode
-from flanneld_masq.packet_path.flows import Flow, FlowResult, Judgement, flows
+from flanneld_masq.packet_path.flow_cases import Flow
+from flanneld_masq.packet_path.flows import FlowResult, Judgement, flows
 from flanneld_masq.packet_path.snapshot import from_json, to_json
 
 from .conftest import Node

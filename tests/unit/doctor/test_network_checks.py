@@ -16,7 +16,8 @@ from flanneld_masq.doctor.findings import Finding, Kind, Severity
 from flanneld_masq.doctor.host_network import HostNetwork, Link, Peer, Route, Vxlan, Way
 from flanneld_masq.model import Family, FamilyLease, Holder, Lease, Settings
 from flanneld_masq.packet_path.evaluate import Outcome, Result
-from flanneld_masq.packet_path.flows import Flow, FlowResult, Judgement, Source
+from flanneld_masq.packet_path.flow_cases import Flow
+from flanneld_masq.packet_path.flows import FlowResult, Judgement, Source
 from flanneld_masq.packet_path.packet import TCP, Endpoint, Packet
 
 IPV4 = FamilyLease((ip_network("10.244.0.0/16"),), ip_network("10.244.1.0/24"), ip_address("10.244.1.1"))

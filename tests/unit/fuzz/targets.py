@@ -910,7 +910,7 @@ TARGETS = (
         "packet-path-ip",
         _packet_path_ip,
         (SnapshotError,),
-        tuple(f"flanneld_masq.packet_path.{name}" for name in ("routing", "flows", "collect")),
+        tuple(f"flanneld_masq.packet_path.{name}" for name in ("routing", "flow_cases", "flows", "collect")),
         _JSON_WORDS,
     ),
     Target(

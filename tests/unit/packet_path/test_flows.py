@@ -11,7 +11,8 @@ import pytest
 
 from flanneld_masq.model import Family, FamilyLease, Lease, MasqueradeSettings, Settings
 from flanneld_masq.packet_path.evaluate import Node
-from flanneld_masq.packet_path.flows import Fault, Flow, FlowResult, Judgement, Source, flows
+from flanneld_masq.packet_path.flow_cases import Flow
+from flanneld_masq.packet_path.flows import Fault, FlowResult, Judgement, Source, flows
 from flanneld_masq.packet_path.rules import Hook
 from flanneld_masq.packet_path.snapshot import LEGACY, Save, Snapshot
 

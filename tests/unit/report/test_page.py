@@ -10,7 +10,8 @@ import pytest
 
 from flanneld_masq.model import Family, Settings
 from flanneld_masq.packet_path.evaluate import Node
-from flanneld_masq.packet_path.flows import Flow, Judgement, flows
+from flanneld_masq.packet_path.flow_cases import Flow
+from flanneld_masq.packet_path.flows import Judgement, flows
 from flanneld_masq.packet_path.rules import Hook
 from flanneld_masq.report.flow_data import flow_data
 from flanneld_masq.report.hooks import MAX_STATIONS, Board
