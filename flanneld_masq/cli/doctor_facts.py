@@ -78,14 +78,16 @@ def with_flows(facts: Facts, snapshot: Snapshot, exceptions: tuple[Network, ...]
     unread = "; ".join(snapshot.unread)
     found: list[FlowResult] = []
     tunnels: tuple[TunnelDrop, ...] = ()
+    losing: tuple[str, ...] = ()
     try:
         node = Node(snapshot)
+        losing = node.ruleset.losing
         for lease in facts.leases:
             found += flows(node, lease, facts.settings, exceptions=exceptions)
         tunnels = tuple(tunnel_flows.drops(node, facts.network or HostNetwork()))
     except SnapshotError as error:
         unread = str(error)
-    packets = PacketFacts(tuple(found), tunnels)
+    packets = PacketFacts(tuple(found), tunnels, losing)
     return replace(facts, packets=packets, unread=replace(facts.unread, packet_path=unread))
 
 

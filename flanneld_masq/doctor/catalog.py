@@ -342,6 +342,12 @@ TEXTS: Mapping[Kind, Text] = {
         "packets of pods keep their source address, or get one where they must not",
         "{remedy}",
     ),
+    Kind.RULES_NOT_FOLLOWED: Text(
+        NOTICE,
+        "doctor does not follow the rules of this table, some of which drop packets",
+        "packets on a bridge or a device, or ARP, may be lost to them, and no other finding says so",
+        "`nft list table {table}` shows the rules; `flanneld-masq probe` sends real packets from a pod through them",
+    ),
     Kind.RULES_UNREADABLE: Text(
         UNKNOWN,
         "the rules in the kernel cannot be read, neither the daemon's nor those of other programs",

@@ -25,6 +25,7 @@ _CHECKS = (
     daemon_checks.reported,
     daemon_checks.saved_rulesets,
     rule_checks.unread,
+    rule_checks.not_followed,
     bridge_checks.netfilter,
 )
 _OF_NETWORK = (  # their facts are subnet files, interfaces, routes, switches and packets, which can be saved
@@ -74,6 +75,7 @@ _OF_KERNEL = {  # what all other checks find
     Kind.NET_CONF_UNUSABLE,
     Kind.PLUGIN_FAILED,
     Kind.RULES_DIFFER,
+    Kind.RULES_NOT_FOLLOWED,
     Kind.RULES_UNREADABLE,
     Kind.RULES_WITHOUT_SUBNET,
     Kind.SAVED_RULESET,

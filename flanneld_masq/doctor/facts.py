@@ -85,10 +85,11 @@ class TunnelDrop:
 @dataclass(frozen=True, **SLOTS)
 class PacketFacts:
     """The fate of packets. `flows` are those that pods need. `tunnels` are the rules that drop the packets which carry
-    these between nodes."""
+    these between nodes. `losing` names tables that are not evaluated, and may drop packets."""
 
     flows: tuple[FlowResult, ...] = ()
     tunnels: tuple[TunnelDrop, ...] = ()
+    losing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, **SLOTS)

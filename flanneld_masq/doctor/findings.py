@@ -69,6 +69,7 @@ class Kind(str, enum.Enum):
     POD_ROUTE_MISSING = "pod-route-missing"
     REVERSE_PATH_STRICT = "reverse-path-strict"
     RULES_DIFFER = "rules-differ"
+    RULES_NOT_FOLLOWED = "rules-not-followed"
     RULES_UNREADABLE = "rules-unreadable"
     RULES_WITHOUT_SUBNET = "rules-without-subnet"
     SAVED_RULESET = "saved-ruleset"

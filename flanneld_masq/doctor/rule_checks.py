@@ -21,6 +21,11 @@ def unread(facts: Facts) -> Iterator[Finding]:
         yield finding(Kind.RULES_UNREADABLE, facts.unread.rules, remedy="run this as root: `sudo flanneld-masq doctor`")
 
 
+def not_followed(facts: Facts) -> Iterator[Finding]:
+    for table in facts.packets.losing:
+        yield finding(Kind.RULES_NOT_FOLLOWED, f"table {table}", table=table)
+
+
 def _backends(_: Facts, family: FamilyFacts) -> Iterator[Finding]:
     if family.unusable:
         yield finding(Kind.BACKEND_UNUSABLE, family.unusable, family.family)

@@ -6,7 +6,8 @@ iptables-nft-save, where the chain has as many rules there as here; otherwise it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,6 +28,7 @@ _FAMILIES = {"ip": frozenset({4}), "ip6": frozenset({6}), "inet": frozenset({4, 
 _HOOKS = {hook.value: hook for hook in Hook}
 _OF_DEVICES = (Hook.INGRESS.value, Hook.EGRESS.value)
 _POLICIES = {"accept": Verdict.ACCEPT, "drop": Verdict.DROP}
+_LOSES = re.compile(r'"(?:drop|reject|queue)": ?[{n]')  # a statement, or a verdict in a map
 _LEGACY_ORDER = -1  # of tables whose registration is not known
 # Priorities of NAT, in which all chains of the type run whatever their own: NF_IP_PRI_NAT_DST and _SRC.
 NAT_PRIORITY = {Hook.PREROUTING: -100, Hook.OUTPUT: -100, Hook.INPUT: 100, Hook.POSTROUTING: 100}
@@ -61,10 +63,11 @@ _XTABLES = {
 @dataclass(frozen=True, **SLOTS)
 class Ruleset:
     """Every base chain that sees packets of IP. `beside` names the tables with base chains that are not evaluated:
-    those of bridges, and of devices that are not known."""
+    those of bridges and of ARP, and of devices that are not known; `losing` are those of them that may drop packets."""
 
     bases: tuple[BaseChain, ...]
     beside: tuple[str, ...] = ()
+    losing: tuple[str, ...] = ()
 
     def at(self, hook: Hook, family: Family, *, latest_first: bool = True) -> tuple[BaseChain, ...]:
         """Return the chains of a hook in the order in which the kernel calls them, those of NAT among them.
@@ -104,19 +107,30 @@ def ruleset(snapshot: Snapshot) -> Ruleset:
         for name, chains in found.items():
             if flavour == LEGACY or (name not in read and not snapshot.ruleset):
                 bases += _saved_bases(family, flavour, name, chains, xtables)
-    beside = [f"{table.family} {table.name}" for table in tables if _is_beside(table)]
-    return Ruleset(tuple(bases), tuple(beside))
+    beside = [table for table in tables if _is_beside(table)]
+    return Ruleset(tuple(bases), _names(beside), _names(filter(_may_lose, beside)))
 
 
 def _family(table: RawTable) -> Family:
     return Family.IPV6 if table.family == "ip6" else Family.IPV4
 
 
+def _names(tables: Iterable[RawTable]) -> tuple[str, ...]:
+    return tuple(f"{table.family} {table.name}" for table in tables)
+
+
 def _is_beside(table: RawTable) -> bool:
     chains = table.chains.values()
-    if table.family == "bridge":
+    if table.family in ("bridge", "arp"):
         return any(chain.hook for chain in chains)
     return any(chain.hook in _OF_DEVICES and chain.devices is None for chain in chains)
+
+
+def _may_lose(table: RawTable) -> bool:
+    """Return True if a policy or a rule of the table drops, rejects or queues packets."""
+    rules = (rule for chain in table.chains.values() for rule in chain.rules)
+    policies = (chain.policy for chain in table.chains.values() if chain.hook)
+    return not table.dormant and ("drop" in policies or any(_LOSES.search(rule.text) for rule in rules))
 
 
 # ---- nf_tables

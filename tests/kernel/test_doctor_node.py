@@ -5,9 +5,11 @@ Where a remedy is one command, the test runs it and sees that the finding goes.
 
 from __future__ import annotations
 
+import errno
 import json
 import shlex
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -115,6 +117,14 @@ def run_remedy(node: Node, found: dict[str, Any]) -> None:
     node.tool(*shlex.split(found["remedy"]))
 
 
+def finds_its_gateway(pod: Netns) -> bool:
+    """Return True if the node answers a pod that has asked for its address again."""
+    with pod.entered(), closing(socket.socket()) as connecting:
+        subprocess.run(("ip", "neigh", "flush", "dev", "pod0"), check=True)
+        connecting.settimeout(0.5)
+        return connecting.connect_ex(("10.244.1.1", 9)) == errno.ECONNREFUSED
+
+
 def reaches_itself(pod: Netns) -> bool:
     """Connect the pod to its own service."""
     with pod.entered(), socket.create_server(("10.244.1.5", 8080)), socket.socket() as client:
@@ -198,6 +208,28 @@ class TestFlannelNode:
             flannel_node.tool("ip", *["link", "set", "veth0", "type", "bridge_slave", "hairpin", "on"])
             assert eventually(lambda: reaches_itself(pod))
             assert findings(flannel_node) == []
+
+    @pytest.mark.parametrize(
+        ("kind", "match"), [("bridge", "ether type { ip, arp }"), ("arp", "arp operation request")]
+    )
+    def test_tables_that_are_not_followed_may_lose_packets(self, flannel_node: Node, kind: str, match: str) -> None:
+        with closing(Netns.unnamed("pod")) as pod:
+            flannel_node.tool("ip", *["link", "set", "pod0", "netns", pod.path])
+            with pod.entered():
+                batch(flannel_node.run, POD)
+            rules = "table {} t {{ chain c {{ type filter hook input priority 0; {} {}; }}; }}"
+            flannel_node.tool("nft", "-f", "-", stdin=rules.format(kind, match, "accept"))
+            assert eventually(lambda: finds_its_gateway(pod))
+            assert findings(flannel_node) == [], "the table drops nothing"
+            flannel_node.tool("nft", "-f", "-", stdin=f"flush table {kind} t\n" + rules.format(kind, match, "drop"))
+            flannel_node.tool("ip", *["neigh", "flush", "dev", "cni0"])
+            assert not finds_its_gateway(pod)
+            found = only(flannel_node)
+            assert (found["id"], found["severity"], found["seen"]) == (
+                "rules-not-followed",
+                "notice",
+                f"table {kind} t",
+            )
 
     def test_policy_route_takes_packets_to_pods(self, flannel_node: Node) -> None:
         with flannel_node.entered():

@@ -203,11 +203,34 @@ def test_a_dormant_table_does_nothing(flags: object) -> None:
     assert follow(Node(snapshot(objects))).fate is Fate.DELIVERED
 
 
-def test_tables_of_bridge_and_netdev_are_named() -> None:
-    objects = [table(family="bridge"), chain("f", "forward", family="bridge", policy="drop")]
+@pytest.mark.parametrize(("family", "hook"), [("bridge", "forward"), ("arp", "input")])
+def test_tables_of_bridges_and_arp_are_named(family: str, hook: str) -> None:
+    objects = [table(family=family), chain("f", hook, family=family, policy="drop")]
     found = Node(snapshot(objects))
-    assert found.ruleset.beside == ("bridge t",)
+    assert found.ruleset.beside == found.ruleset.losing == (f"{family} t",)
     assert follow(found).fate is Fate.DELIVERED
+
+
+@pytest.mark.parametrize(
+    ("expressions", "losing"),
+    [
+        ([], ()),
+        ([ACCEPT], ()),
+        ([{"log": {"prefix": '"drop": {'}}, ACCEPT], ()),
+        ([DROP], ("bridge t",)),
+        ([{"reject": None}], ("bridge t",)),
+        ([{"vmap": {"key": SADDR, "data": {"set": [["10.244.1.5", DROP]]}}}], ("bridge t",)),
+    ],
+)
+def test_tables_that_drop_nothing_lose_nothing(expressions: list[object], losing: tuple[str, ...]) -> None:
+    objects = [table(family="bridge"), chain("f", "forward", family="bridge"), chain("c", family="bridge")]
+    found = Node(snapshot([*objects, rule("c", *expressions, family="bridge")]))
+    assert (found.ruleset.beside, found.ruleset.losing) == (("bridge t",), losing)
+
+
+def test_a_dormant_table_loses_nothing() -> None:
+    objects = [table(family="bridge", flags="dormant"), chain("f", "forward", family="bridge", policy="drop")]
+    assert Node(snapshot(objects)).ruleset.losing == ()
 
 
 def at_device(hook: str, *expressions: object, **more: Any) -> Node:
