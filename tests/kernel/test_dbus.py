@@ -62,7 +62,13 @@ def present_with_legacy(node: Node, bus: Bus) -> Iterator[Daemon]:
         with pytest.MonkeyPatch.context() as patched:
             patched.setenv("XTABLES_LOCKFILE", str(node.directory / "another.lock"))
             daemon = stack.enter_context(present(node, bus, "iptables-legacy", QUIET))
+        rests(bus)
         yield daemon
+
+
+def rests(bus: Bus) -> None:
+    """Have the daemon look now, so that it does not look later because its own tools ended: this look needs none."""
+    assert manager(bus, "Reconcile").returncode == 0
 
 
 def connected(story: Callable[[Connection], Awaitable[None]]) -> None:
@@ -79,9 +85,10 @@ def connected(story: Callable[[Connection], Awaitable[None]]) -> None:
 
 
 async def repaired(daemon: Daemon, bus: Bus, reason: str) -> None:
-    """Wait for a repair for that reason, and until the daemon has looked once more because its own tools ended."""
+    """Wait for a repair for that reason, and until the daemon has no look left to do."""
     await in_thread(daemon.logged, "drift repaired", reason)
     assert await in_thread(state, bus) == 's "synced"'
+    await in_thread(rests, bus)
 
 
 async def in_thread(call: Callable[..., Any], *arguments: Any) -> Any:
