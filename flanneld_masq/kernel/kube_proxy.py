@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from flanneld_masq.kernel import uapi
 from flanneld_masq.kernel.expressions import extension
 from flanneld_masq.kernel.fingerprint import FingerprintRequest
+from flanneld_masq.kernel.netlink_socket import Interrupted
 from flanneld_masq.kernel.netlink_wire import attributes, u32
 from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.kernel.objects import Expression, KernelRule
@@ -41,7 +42,10 @@ class MarkReader:
 
     def read(self, netlink: Nfnetlink) -> MarkEvidence | None:
         """Return the mark; None if there is no such chain, or none whose rules set or test one. Raises KernelError."""
-        answer = netlink.fingerprint(self._request)
+        try:
+            answer = netlink.fingerprint(self._request)
+        except Interrupted:  # a commit at this very moment, of the other family perhaps; a dump of rules tries again
+            return self._decode(netlink)
         if answer != self._answer:
             self._evidence = self._decode(netlink)
             self._answer = answer

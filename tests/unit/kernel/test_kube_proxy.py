@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import struct
+from unittest import mock
 
 import pytest
 
 from flanneld_masq.kernel import uapi
-from flanneld_masq.kernel.kube_proxy import keeps_mark, mark_of
+from flanneld_masq.kernel.kube_proxy import NFT_CHAINS, NFT_TABLE, MarkReader, keeps_mark, mark_of
+from flanneld_masq.kernel.netlink_socket import Interrupted
 from flanneld_masq.kernel.netlink_wire import be32
+from flanneld_masq.kernel.nfnetlink import Nfnetlink
 from flanneld_masq.kernel.objects import Expression, KernelRule
-from flanneld_masq.model import Mark
+from flanneld_masq.model import Family, Mark
 
 from .test_expressions import RETURN, bitwise, cmp, counter, host, masq, meta, rule, verdict, xt
 
@@ -80,3 +83,12 @@ def test_chain_that_clears_the_mark(clears: Expression, masquerades: KernelRule)
     assert keeps_mark([tested, masquerades])
     assert not keeps_mark([tested])
     assert not keeps_mark([])
+
+
+def test_the_mark_is_read_while_others_commit() -> None:
+    netlink = mock.Mock(spec=Nfnetlink)
+    netlink.fingerprint.side_effect = Interrupted("fingerprinting the ruleset", "the ruleset changed meanwhile")
+    netlink.rules.return_value = [rule(counter(), target(0x8000, 0x8000))]
+    evidence = MarkReader(Family.IPV6, NFT_TABLE, NFT_CHAINS).read(netlink)
+    assert evidence is not None
+    assert evidence.mark == Mark(0x8000, 0x8000)
