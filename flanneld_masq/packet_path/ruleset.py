@@ -120,6 +120,8 @@ def _names(tables: Iterable[RawTable]) -> tuple[str, ...]:
 
 
 def _is_beside(table: RawTable) -> bool:
+    if table.dormant:
+        return False
     chains = table.chains.values()
     if table.family in ("bridge", "arp"):
         return any(chain.hook for chain in chains)
@@ -130,7 +132,7 @@ def _may_lose(table: RawTable) -> bool:
     """Return True if a policy or a rule of the table drops, rejects or queues packets."""
     rules = (rule for chain in table.chains.values() for rule in chain.rules)
     policies = (chain.policy for chain in table.chains.values() if chain.hook)
-    return not table.dormant and ("drop" in policies or any(_LOSES.search(rule.text) for rule in rules))
+    return "drop" in policies or any(_LOSES.search(rule.text) for rule in rules)
 
 
 # ---- nf_tables

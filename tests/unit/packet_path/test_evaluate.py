@@ -228,9 +228,10 @@ def test_tables_that_drop_nothing_lose_nothing(expressions: list[object], losing
     assert (found.ruleset.beside, found.ruleset.losing) == (("bridge t",), losing)
 
 
-def test_a_dormant_table_loses_nothing() -> None:
+def test_a_dormant_table_is_not_named() -> None:
     objects = [table(family="bridge", flags="dormant"), chain("f", "forward", family="bridge", policy="drop")]
-    assert Node(snapshot(objects)).ruleset.losing == ()
+    found = Node(snapshot(objects)).ruleset
+    assert found.beside == found.losing == ()
 
 
 def at_device(hook: str, *expressions: object, **more: Any) -> Node:
