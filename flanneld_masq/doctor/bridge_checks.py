@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from flanneld_masq.doctor.catalog import finding
 from flanneld_masq.doctor.facts import Facts
-from flanneld_masq.doctor.findings import Finding, Kind
+from flanneld_masq.doctor.findings import Finding, Kind, listed
 from flanneld_masq.doctor.host_network import HostNetwork, Link
 from flanneld_masq.doctor.interfaces import BRIDGES, DOCKER, of_family, pod_links, with_gateway
 from flanneld_masq.inputs.text import Interface
@@ -67,9 +67,8 @@ def mtu(facts: Facts) -> Iterator[Finding]:
         for link in with_gateway(network, (lease,)):
             large = [port for port in network.ports(link.name) if lease.mtu and port.mtu > lease.mtu]
             if large:
-                ports = ", ".join(f"{port.name} ({port.mtu})" for port in large[:_SHOWN])
-                more = f" and {len(large) - _SHOWN} more" if len(large) > _SHOWN else ""
-                seen = f"ports of {link.name}: {ports}{more}; {lease.path} says FLANNEL_MTU={lease.mtu}"
+                ports = listed([f"{port.name} ({port.mtu})" for port in large], _SHOWN)
+                seen = f"ports of {link.name}: {ports}; {lease.path} says FLANNEL_MTU={lease.mtu}"
                 yield finding(Kind.BRIDGE_MTU_TOO_LARGE, seen, port=large[0].name, mtu=lease.mtu)
 
 
@@ -101,9 +100,8 @@ def hairpin(facts: Facts) -> Iterator[Finding]:
             off = bool(ports) and all(port.hairpin is False for port in ports)
             pod = _pod_of_service(facts, family, link.name)
             if pod and off and not link.promiscuous and (called or family in link.calls):
-                names = ", ".join(port.name for port in ports[:_SHOWN])
-                more = f" and {len(ports) - _SHOWN} more" if len(ports) > _SHOWN else ""
-                seen = f"hairpin is off on the ports of {link.name}: {names}{more}; a service leads to {pod}"
+                names = listed([port.name for port in ports], _SHOWN)
+                seen = f"hairpin is off on the ports of {link.name}: {names}; a service leads to {pod}"
                 yield finding(Kind.BRIDGE_HAIRPIN_OFF, seen, family, device=link.name)
 
 

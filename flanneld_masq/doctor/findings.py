@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -134,3 +134,9 @@ def text_of(findings: Iterable[Finding], *, colour: bool = False) -> Iterator[st
         names = ("seen", "owner", "why", "remedy", "persist")
         parts = {name: getattr(finding, name) for name in names}
         yield from (f"  {f'{name}:':<8} {text}" for name, text in parts.items() if text)
+
+
+def listed(texts: Sequence[str], shown: int) -> str:
+    """Return the first of these texts, and the number of the others."""
+    more = f" and {len(texts) - shown} more" if len(texts) > shown else ""
+    return ", ".join(texts[:shown]) + more

@@ -13,7 +13,7 @@ from typing import Optional
 from flanneld_masq.doctor import flow_remedies
 from flanneld_masq.doctor.catalog import finding
 from flanneld_masq.doctor.facts import Facts
-from flanneld_masq.doctor.findings import Finding, Kind
+from flanneld_masq.doctor.findings import Finding, Kind, listed
 from flanneld_masq.doctor.flow_remedies import NO_RULE, Remedy, Traffic
 from flanneld_masq.doctor.interfaces import of_family
 from flanneld_masq.model import SLOTS, Address, Family, FamilyLease
@@ -155,10 +155,7 @@ def _packet(result: FlowResult) -> Optional[Packet]:
 
 
 def _seen(decision: _Decision) -> str:
-    named = [_flow_text(one) for one in decision.flows[:_SHOWN]]
-    more = len(decision.flows) - len(named)
-    flows_text = ", ".join(named) + (f" and {more} more" if more else "")
-    return f"{flows_text}: {_what(decision)}"
+    return f"{listed([_flow_text(one) for one in decision.flows], _SHOWN)}: {_what(decision)}"
 
 
 def _flow_text(one: FlowResult) -> str:

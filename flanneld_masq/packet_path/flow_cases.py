@@ -107,10 +107,7 @@ class Cases:
             (Flow.HOST_TO_REMOTE_POD, self._host_to_remote_pod),
             (Flow.REMOTE_HOST_TO_POD, self._from_remote_host),
         ):
-            yield (
-                flow,
-                make(*self._remote) if self._remote is not None else _NO_REMOTE,
-            )
+            yield flow, make(*self._remote) if self._remote is not None else _NO_REMOTE
         yield Flow.HOST_TO_POD, self._host_to_pod()
         yield Flow.POD_TO_HOST, self._to_host()
         yield Flow.POD_TO_SERVICE, self._to_service()
